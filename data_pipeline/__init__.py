@@ -1,0 +1,1 @@
+"""Bytes on disk to batches: frame stores and the tf.data loader."""

@@ -1,0 +1,5 @@
+"""The error of this package that a user can mend."""
+
+
+class DataError(Exception):
+    """A fault in a dataset or a frame store; its message is one clear line."""

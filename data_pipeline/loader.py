@@ -1,0 +1,252 @@
+"""Batches of transitions from a frame store, by tf.data.
+
+    step -> rows drawn with (seed, step) -> frames of the stacks -> random shift -> prefetch
+
+Nothing depends on what was drawn before, so a run continues at any step. Frames are gathered from
+the memory-mapped file itself, and only by TensorFlow's own ops (Python ones hang at exit).
+"""
+
+import mmap
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.errors import DataError
+from data_pipeline.frame_store import ALIGNMENT, Split
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+
+import tensorflow as tf
+
+tf.config.set_visible_devices([], 'GPU')  # GPU memory is JAX's.
+
+ACTION_LIMIT = 1 - 1e-5
+
+# Streams of random numbers within a step: (seed, 4 * step + stream).
+_ROWS, _SHIFTS, _COIN = range(3)
+_STREAMS = 4
+
+# Without it, a private mapping larger than memory is refused. Python names it from 3.13 on.
+_MAP_NORESERVE = getattr(mmap, 'MAP_NORESERVE', 0x4000 if sys.platform == 'linux' else 0)
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """What a batch is made of.
+
+    batch_size: transitions per batch, over all processes
+    frame_stack: frames per observation
+    shift_pad: largest random shift, in pixels
+    shift_probability: probability that a batch is shifted at all
+    seed: of all that is drawn
+    process_index, process_count: which equal part of each batch this process loads; the parts of
+        all processes, in order, are the batch that one process alone would load
+    """
+
+    batch_size: int
+    frame_stack: int = 1
+    shift_pad: int = 3
+    shift_probability: float = 0.5
+    seed: int = 0
+    process_index: int = 0
+    process_count: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.frame_stack < 1 or self.shift_pad < 0:
+            raise DataError(f'{self}: batch_size and frame_stack are at least 1, shift_pad 0')
+        if not 0 <= self.shift_probability <= 1:
+            raise DataError(f'{self}: shift_probability is within [0, 1]')
+        if not 0 <= self.process_index < self.process_count:
+            raise DataError(f'{self}: process_index is within [0, process_count)')
+        if self.batch_size % self.process_count:
+            raise DataError(f'{self}: batch_size is a multiple of process_count')
+
+    @property
+    def local_size(self) -> int:
+        """Transitions of a batch that this process loads."""
+        return self.batch_size // self.process_count
+
+
+def make_batches(
+    split: Split,
+    rewards: np.ndarray,
+    masks: np.ndarray,
+    config: LoaderConfig,
+    start_step: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches, the first one that of `start_step`; batch n depends on (seed, n) only.
+
+    Args:
+        rewards, masks: (n,) float32, one for each row of the split.
+
+    Yields:
+        Read-only arrays, for b = batch_size / process_count transitions, of a batch drawn uniformly
+        with replacement:
+        frames: (b, frame_stack + 1, *observation shape) as in the store; `[:, :-1]` is the stack
+            of the observation, `[:, 1:]` that of the next one, both oldest first and filled up with
+            the first frame of the trajectory.
+        actions: (b, a) float32, clipped to +-(1 - 1e-5).
+        rewards, masks: (b,) float32.
+        indices: (b,) int64, rows of the split.
+        shifts: (b, 2) int32, row and column of the crop in the image edge-padded by `shift_pad`;
+            (shift_pad, shift_pad) is no shift.
+
+    Raises:
+        DataError: fewer transitions than `batch_size`, or images not larger than `shift_pad`.
+    """
+    rows, shape = len(split.observations), split.observations.shape[1:]
+    if len(rewards) != rows or len(masks) != rows:
+        raise ValueError(f'{len(rewards)} rewards and {len(masks)} masks for {rows} rows')
+    valid_rows = split.valid_rows
+    if config.batch_size > len(valid_rows):
+        raise DataError(
+            f'{split.path}: {len(valid_rows)} transitions are too few for batch_size '
+            f'{config.batch_size}'
+        )
+    is_shifting = len(shape) == 3 and config.shift_pad > 0 and config.shift_probability > 0
+    if is_shifting and config.shift_pad >= min(shape[:2]):
+        raise DataError(f'{split.path}: shift_pad {config.shift_pad} for images of {shape}')
+
+    frames = map_frames(split.path / 'observations.npy')
+    valid = tf.constant(valid_rows, tf.int64)
+    first = tf.constant(split.first_rows, tf.int64)
+    columns = {
+        'actions': tf.constant(np.clip(split.actions, -ACTION_LIMIT, ACTION_LIMIT), tf.float32),
+        'rewards': tf.constant(rewards, tf.float32),
+        'masks': tf.constant(masks, tf.float32),
+    }
+
+    def make_batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
+        indices = sample_rows(valid, config, step)
+        stack = stack_rows(indices, first, config.frame_stack)
+        if is_shifting:
+            coin = flip_coin(config, step)
+            shifts = tf.where(coin, sample_shifts(config, step), config.shift_pad)
+            images = tf.cond(
+                coin,
+                lambda: gather_shifted(frames, stack, shape, shifts, config.shift_pad),
+                lambda: gather_frames(frames, stack, shape),
+            )
+        else:
+            shifts = tf.fill([config.local_size, 2], config.shift_pad)
+            images = gather_frames(frames, stack, shape)
+        batch = {name: tf.gather(values, indices) for name, values in columns.items()}
+        return {'frames': images, **batch, 'indices': indices, 'shifts': shifts}
+
+    options = tf.data.Options()
+    options.experimental_optimization.apply_default_optimizations = False  # They copy the frames.
+    dataset = tf.data.Dataset.counter(start_step).map(
+        make_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+    )
+    return dataset.prefetch(2).with_options(options).as_numpy_iterator()
+
+
+def map_frames(path: Path) -> tf.Tensor:
+    """A `.npy` file as a tensor (n, values per row), without reading or copying it.
+
+    The tensor holds the array and so the mapping. DLPack takes writable arrays only: the mapping is
+    a private one, which can never alter the file.
+    """
+    layout = np.load(path, mmap_mode='r', allow_pickle=False)
+    with open(path, 'rb') as file:
+        mapping = mmap.mmap(
+            file.fileno(),
+            0,
+            flags=mmap.MAP_PRIVATE | _MAP_NORESERVE,
+            prot=mmap.PROT_READ | mmap.PROT_WRITE,
+        )
+    values = np.frombuffer(mapping, layout.dtype, layout.size, layout.offset)
+    assert values.ctypes.data % ALIGNMENT == 0  # TensorFlow does not check, and aborts.
+    return tf.experimental.dlpack.from_dlpack(values.reshape(len(layout), -1).__dlpack__())
+
+
+def sample_rows(valid: tf.Tensor, config: LoaderConfig, step: tf.Tensor) -> tf.Tensor:
+    """(b,) int64: this process's part of the batch's rows of `valid`."""
+    places = tf.random.stateless_uniform(
+        [config.batch_size],
+        _stream(config, step, _ROWS),
+        minval=0,
+        maxval=len(valid),
+        dtype=tf.int64,
+        alg='philox',
+    )
+    return tf.gather(valid, local_part(places, config))
+
+
+def local_part(drawn: tf.Tensor, config: LoaderConfig) -> tf.Tensor:
+    """This process's samples of what was drawn for the whole batch."""
+    first = config.process_index * config.local_size
+    return drawn[first : first + config.local_size]
+
+
+def flip_coin(config: LoaderConfig, step: tf.Tensor) -> tf.Tensor:
+    """Whether the batch of this step is shifted."""
+    draw = tf.random.stateless_uniform([], _stream(config, step, _COIN), alg='philox')
+    return draw < config.shift_probability
+
+
+def sample_shifts(config: LoaderConfig, step: tf.Tensor) -> tf.Tensor:
+    """(b, 2) int32 row and column offsets, uniform in 0..2 * shift_pad; this process's part."""
+    offsets = tf.random.stateless_uniform(
+        [config.batch_size, 2],
+        _stream(config, step, _SHIFTS),
+        minval=0,
+        maxval=2 * config.shift_pad + 1,
+        dtype=tf.int32,
+        alg='philox',
+    )
+    return local_part(offsets, config)
+
+
+def stack_rows(indices: tf.Tensor, first: tf.Tensor, frame_stack: int) -> tf.Tensor:
+    """(b, frame_stack + 1) int64: rows of both stacks, clamped to their trajectory's first row."""
+    offsets = tf.range(1 - frame_stack, 2, dtype=tf.int64)
+    return tf.maximum(indices[:, None] + offsets, tf.gather(first, indices)[:, None])
+
+
+def gather_frames(frames: tf.Tensor, stack: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
+    """(b, frame_stack + 1, *shape): the frames of the rows `stack`."""
+    return tf.reshape(tf.gather(frames, stack), [*stack.shape, *shape])
+
+
+def gather_shifted(
+    frames: tf.Tensor, stack: tf.Tensor, shape: tuple[int, ...], shifts: tf.Tensor, pad: int
+) -> tf.Tensor:
+    """`gather_frames` of images (h, w, c), all those of a sample shifted by its offset.
+
+    An edge-padded crop is a gather with clamped indices. For the rows of an image that is how it is
+    read from the file; for the columns, samples of one offset are cut and edged together, which is
+    several times faster than a gather of pixels.
+    """
+    height, width, channels = shape
+    row_offsets = tf.cast(shifts[:, :1] - pad, tf.int64)
+    image_rows = tf.clip_by_value(tf.range(height, dtype=tf.int64) + row_offsets, 0, height - 1)
+    lines = tf.reshape(stack[:, :, None] * height + image_rows[:, None, :], [len(stack), -1])
+    pixels = tf.reshape(frames, [-1, width * channels])
+    samples = tf.dynamic_partition(tf.range(len(stack)), shifts[:, 1], 2 * pad + 1)
+    groups = [
+        shift_columns(tf.gather(pixels, tf.gather(lines, group)), offset - pad, channels)
+        for offset, group in enumerate(samples)
+    ]
+    return tf.reshape(tf.dynamic_stitch(samples, groups), [*stack.shape, *shape])
+
+
+def shift_columns(lines: tf.Tensor, offset: int, channels: int) -> tf.Tensor:
+    """(..., w * c) lines of pixels: column j is made column j + `offset`, or the edge beyond it."""
+    repeats = [1, 1, abs(offset)]
+    cut = offset * channels
+    if offset < 0:
+        return tf.concat([tf.tile(lines[..., :channels], repeats), lines[..., :cut]], axis=-1)
+    if offset > 0:
+        return tf.concat([lines[..., cut:], tf.tile(lines[..., -channels:], repeats)], axis=-1)
+    return lines
+
+
+def _stream(config: LoaderConfig, step: tf.Tensor, stream: int) -> tf.Tensor:
+    """The seed of one of the streams of random numbers of a step."""
+    return tf.stack([tf.constant(config.seed, tf.int64), _STREAMS * step + stream])

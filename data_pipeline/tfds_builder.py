@@ -1,0 +1,156 @@
+"""Frame stores as RLDS datasets in TFDS's format, for others to read without this code.
+
+    <out>/ogbench/<dataset>/1.0.0/      ArrayRecord files, dataset_info.json, features.json
+
+    tfds.data_source('ogbench/visual-cube-single-play-v0', data_dir=out)
+    tfds.builder_from_directory(folder).as_data_source('train')
+
+Such a dataset is made of any store, and so of every OGBench dataset. An episode's last step is its
+last row: an observation, and an action that leads nowhere. OGBench's data are free of goals, so
+rewards are 0, discounts 1, and no step is terminal; rewards of a task follow from qpos (see
+`data_pipeline.labels`).
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.errors import DataError
+from data_pipeline.frame_store import FrameStore, Progress, Split, atomic_folder, remove_leftovers
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.dataset_info import DatasetIdentity
+
+DATASET = 'ogbench'
+VERSION = '1.0.0'
+_SHARD_BYTES = 1 << 30  # of frames; compressed, a fraction of it
+_STEP_NAMES = {'observations': 'observation', 'actions': 'action'}
+
+
+def export_tfds(store: FrameStore, out: Path, progress: Progress | None = None) -> Path:
+    """Writes all splits of a store as `<out>/ogbench/<dataset>/1.0.0`, which is returned.
+
+    Memory stays at that of some episodes. Arrays are stored as their bytes, so that reading gives
+    them back exactly.
+
+    Args:
+        store: an open store.
+        out: the TFDS data folder.
+        progress: called as `progress(done_rows, all_rows)` after each episode.
+
+    Raises:
+        DataError: the dataset exists there already, or cannot be written.
+    """
+    target = Path(out) / DATASET / store.manifest['dataset'] / VERSION
+    if target.exists():
+        raise DataError(f'{target} exists; delete it or name another folder')
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target)
+        with atomic_folder(target) as folder:
+            _write(store, folder, progress or (lambda done, total: None))
+    except FileExistsError as error:
+        raise DataError(f'{target} exists; delete it or name another folder') from error
+    except OSError as error:
+        raise DataError(f'{target}: cannot be written: {error.strerror or error}') from error
+    return target
+
+
+def step_features(split: Split) -> Any:
+    """TFDS's features of one step."""
+    tensors = {
+        _STEP_NAMES.get(name, name): tfds.features.Tensor(
+            shape=array.shape[1:], dtype=array.dtype, encoding=tfds.features.Encoding.BYTES
+        )
+        for name, array in split.arrays.items()
+        if name != 'terminals'
+    }
+    return tfds.features.FeaturesDict(
+        {
+            **tensors,
+            'reward': np.float32,
+            'discount': np.float32,
+            'is_first': np.bool_,
+            'is_last': np.bool_,
+            'is_terminal': np.bool_,
+        }
+    )
+
+
+def _write(store: FrameStore, folder: Path, progress: Progress) -> None:
+    name = store.manifest['dataset']
+    splits = store.splits
+    info = tfds.core.DatasetInfo(
+        builder=DatasetIdentity(
+            name=DATASET,
+            version=tfds.core.Version(VERSION),
+            data_dir=str(folder),
+            module_name=__name__,
+            config_name=name,
+        ),
+        description=(
+            f'{name} in RLDS form, made from a file in the format of OGBench. Rewards are 0 and '
+            "discounts 1: the data are free of goals. An episode's last action leads nowhere."
+        ),
+        features=tfds.features.FeaturesDict(
+            {'steps': tfds.features.Dataset(step_features(splits['train']))}
+        ),
+        homepage='https://github.com/seohongpark/ogbench',
+        citation=_CITATION,
+        metadata=tfds.core.MetadataDict(sources=store.manifest['sources']),
+    )
+    total = sum(len(split.terminals) for split in splits.values())
+    done = 0
+
+    def advance(rows: int) -> None:
+        nonlocal done
+        done += rows
+        progress(done, total)
+
+    frames = splits['train'].observations
+    longest = max(int(split.lengths.max()) for split in splits.values())
+    writer = tfds.core.SequentialWriter(
+        info,
+        max_examples_per_shard=max(1, _SHARD_BYTES // (longest * frames[0].nbytes)),
+        file_format='array_record',
+    )
+    writer.initialize_splits(list(splits))
+    for split_name, split in splits.items():
+        writer.add_examples({split_name: _episodes(split, advance)})
+    writer.close_all()
+
+
+def _episodes(split: Split, advance: Callable[[int], None]) -> Iterator[dict[str, Any]]:
+    """RLDS episodes, of T + 1 steps each."""
+    ends = np.cumsum(split.lengths)
+    for steps, end in zip(split.lengths, ends, strict=True):
+        places = np.arange(steps)
+        yield {
+            'steps': {
+                **{
+                    _STEP_NAMES.get(name, name): array[end - steps : end]
+                    for name, array in split.arrays.items()
+                    if name != 'terminals'
+                },
+                'reward': np.zeros(steps, np.float32),
+                'discount': np.ones(steps, np.float32),
+                'is_first': places == 0,
+                'is_last': places == steps - 1,
+                'is_terminal': np.zeros(steps, bool),
+            }
+        }
+        advance(int(steps))
+
+
+_CITATION = """@inproceedings{ogbench_park2025,
+  title={OGBench: Benchmarking Offline Goal-Conditioned RL},
+  author={Park, Seohong and Frans, Kevin and Eysenbach, Benjamin and Levine, Sergey},
+  booktitle={International Conference on Learning Representations (ICLR)},
+  year={2025},
+}"""

@@ -1,0 +1,1 @@
+"""Flow Q-Learning (Park, Li, Levine, ICML 2025): the algorithm."""

@@ -1,0 +1,377 @@
+"""Checkpoints of the whole training state, through Orbax.
+
+A checkpoint is a folder named by its step. Orbax writes it in the background and commits it by a
+rename; then it is sealed here with a checksum of every file, since Orbax itself keeps none. What
+was damaged later is found when it is read, and the newest sound checkpoint is used instead.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from fql.devices import wait_for_all_processes
+from fql.errors import FQLError
+from fql.networks import Params
+from fql.train_state import TrainState
+
+logging.getLogger('absl').setLevel(logging.ERROR)
+
+COMMITTED = 'commit_success.txt'
+CHECKSUMS = 'checksums.json'
+SUCCESS = 'success'
+
+
+def finished_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in `folder` that were written to their end, ascending."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        int(path.name)
+        for path in folder.iterdir()
+        if path.name.isdigit() and (path / COMMITTED).exists()
+    )
+
+
+class CheckpointWriter:
+    """Saves training states; a context manager, which waits for the last save when left.
+
+    Kept are the latest `keep_latest`, the best by success, and those of every `keep_interval`
+    updates (0: none for ever). The online parameters are an item of their own (`params`), so that
+    evaluation reads no optimiser state; the rest of the state is `training`.
+    """
+
+    def __init__(self, folder: Path, keep_latest: int, keep_interval: int = 0) -> None:
+        """Opens `folder`, which is made if need be."""
+        policies = ocp.checkpoint_managers
+        preserve: list[Any] = [
+            policies.LatestN(keep_latest),
+            policies.BestN(get_metric_fn=_success, n=1, keep_checkpoints_without_metrics=False),
+        ]
+        if keep_interval:
+            preserve.append(policies.EveryNSteps(keep_interval))
+        self._folder = folder.absolute()
+        with self._faults('open'):
+            self._manager = ocp.CheckpointManager(
+                self._folder,
+                options=ocp.CheckpointManagerOptions(
+                    cleanup_tmp_directories=True,
+                    # Without it Orbax does not write metrics, and forgets the best on a restart.
+                    best_fn=_success,
+                    preservation_policy=policies.AnyPreservationPolicy(preserve),
+                ),
+            )
+        self._sealer = ThreadPoolExecutor(max_workers=1)
+        self._sealing: Future[None] | None = None
+        self._unsealed: int | None = None
+
+    def save(self, state: TrainState, metadata: Mapping[str, Any], success: float | None) -> None:
+        """Saves a state under its step, in the background, unless that was done already.
+
+        Args:
+            state: may be donated to the next update as soon as this returns.
+            metadata: JSON values kept beside it.
+            success: of an evaluation at this step, if there was one.
+
+        Raises:
+            FQLError: this save or the one before it failed.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        self.wait()
+        params, training = _split(state)
+        metadata = {**metadata, 'leaves': describe_leaves(state)}
+        with self._faults(f'save step {step:,}'):
+            _check_writable(self._folder, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(params),
+                    training=ocp.args.StandardSave(training),
+                    # Serialised later by Orbax: a copy, taken now.
+                    metadata=ocp.args.JsonSave(json.loads(json.dumps(metadata))),
+                ),
+                metrics=None if success is None else {SUCCESS: float(success)},
+                force=True,
+            )
+        self._unsealed = step
+
+    def poll(self) -> None:
+        """To be called after every update: raises what went wrong in the background, and seals.
+
+        Raises:
+            FQLError: a save failed.
+        """
+        if self._manager.is_saving_in_progress():
+            return
+        with self._faults('save'):
+            self._manager.wait_until_finished()
+            if self._unsealed is not None and jax.process_index() == 0:
+                step = self._folder / str(self._unsealed)
+                self._sealing = self._sealer.submit(seal, step)
+            self._unsealed = None
+            if self._sealing is not None and self._sealing.done():
+                sealing, self._sealing = self._sealing, None
+                sealing.result()
+
+    def wait(self) -> None:
+        """Waits until the save under way is written and sealed.
+
+        Raises:
+            FQLError: it failed.
+        """
+        with self._faults('save'):
+            self._manager.wait_until_finished()
+        self.poll()
+        if self._sealing is not None:
+            with self._faults('save'):
+                self._sealing.result()
+
+    @contextmanager
+    def _faults(self, action: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise FQLError(
+                f'cannot {action} in {self._folder}: {reason} '
+                f'(finished checkpoints there: {finished_steps(self._folder)})'
+            ) from error
+
+    def __enter__(self) -> 'CheckpointWriter':
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.wait()
+            self._manager.close()
+        except Exception:
+            # An error that is on its way out must not be replaced by one met in closing.
+            if kind is None:
+                raise
+        finally:
+            self._sealer.shutdown()
+
+
+def seal(step_folder: Path) -> None:
+    """Writes a checksum of every file of a committed checkpoint beside them."""
+    checksums = json.dumps(_checksums(step_folder), indent=1)
+    temporary = step_folder / f'{CHECKSUMS}.tmp'
+    temporary.write_text(checksums)
+    temporary.replace(step_folder / CHECKSUMS)
+
+
+def find_damage(step_folder: Path) -> str | None:
+    """What is wrong with a committed checkpoint, as far as its checksums tell; None if nothing.
+
+    One that was killed between commit and seal has no checksums and counts as sound.
+    """
+    path = step_folder / CHECKSUMS
+    if not path.exists():
+        return None
+    try:
+        expected = json.loads(path.read_text())
+        found = _checksums(step_folder)
+    except (OSError, ValueError) as error:
+        return f'{path.name} cannot be checked: {error}'
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            return f'{name} is missing'
+        if expected.get(name) != found[name]:
+            return f'{name} was altered'
+    return None
+
+
+def _checksums(step_folder: Path) -> dict[str, str]:
+    digests = {}
+    for path in sorted(step_folder.rglob('*')):
+        if path.is_file() and not path.name.startswith(CHECKSUMS):
+            with path.open('rb') as file:
+                name = path.relative_to(step_folder).as_posix()
+                digests[name] = hashlib.file_digest(file, 'sha256').hexdigest()
+    return digests
+
+
+class CheckpointReader:
+    """Reads checkpoints, also while another process writes them."""
+
+    def __init__(self, folder: Path) -> None:
+        """Opens `folder`.
+
+        Raises:
+            FQLError: there is no such folder.
+        """
+        if not folder.is_dir():
+            raise FQLError(f'no checkpoints in {folder}')
+        self._folder = folder.absolute()
+        self._checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+
+    def find(self, step: int | None) -> int:
+        """`step` if it is there and sound; the newest sound one if None.
+
+        Raises:
+            FQLError: there is none, or it is damaged; names the steps there are.
+        """
+        steps = finished_steps(self._folder)
+        if not steps:
+            raise FQLError(f'no finished checkpoint in {self._folder}')
+        if step is not None and step not in steps:
+            raise FQLError(f'no checkpoint of step {step} in {self._folder}; there are {steps}')
+        damage = {}
+        for candidate in [step] if step is not None else reversed(steps):
+            fault = find_damage(self._folder / str(candidate))
+            if fault is None:
+                return candidate
+            damage[candidate] = fault
+        faults = '; '.join(f'step {candidate}: {fault}' for candidate, fault in damage.items())
+        raise FQLError(f'damaged checkpoint in {self._folder}: {faults}; there are {steps}')
+
+    def restore(self, abstract: TrainState, step: int) -> TrainState:
+        """The state saved at `step`, with the shapes, dtypes and shardings of `abstract`.
+
+        Raises:
+            FQLError: its leaves are others than those of `abstract`; names them.
+        """
+        self._check_leaves(abstract, step)
+        params, training = _split(abstract)
+        restored = self._restore(
+            step,
+            params=ocp.args.StandardRestore(params),
+            training=ocp.args.StandardRestore(training),
+        )
+        return dataclasses.replace(abstract, params=restored['params'], **restored['training'])
+
+    def restore_params(self, abstract: TrainState, step: int) -> Params:
+        """The online parameters saved at `step`; reads nothing else.
+
+        Raises:
+            FQLError: as `restore`.
+        """
+        self._check_leaves(abstract, step)
+        return self._restore(step, params=ocp.args.StandardRestore(abstract.params))['params']
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        """The JSON values that were given to `save`, and `leaves`."""
+        return self._restore(step, metadata=ocp.args.JsonRestore())['metadata']
+
+    def _restore(self, step: int, **items: Any) -> Any:
+        return self._checkpointer.restore(
+            self._folder / str(step), args=ocp.args.Composite(**items)
+        )
+
+    def _check_leaves(self, abstract: TrainState, step: int) -> None:
+        # Orbax casts another dtype in silence, and reports other shapes without saying where.
+        saved, expected = self.metadata(step)['leaves'], describe_leaves(abstract)
+        differences = [
+            f'{path}: saved {saved.get(path, "nothing")}, expected {expected.get(path, "nothing")}'
+            for path in sorted(saved.keys() | expected.keys())
+            if saved.get(path) != expected.get(path)
+        ]
+        if differences:
+            raise FQLError(
+                f'checkpoint {self._folder / str(step)} is of another agent '
+                f'({len(differences)} leaves differ): {"; ".join(differences[:5])}'
+            )
+
+
+def restore_newest(
+    folder: Path, abstract: TrainState, aside: Path
+) -> tuple[TrainState | None, list[str]]:
+    """The state of the newest sound checkpoint, for a run that goes on writing there.
+
+    Damaged checkpoints that are newer are moved into the folder `aside`: the run will write those
+    steps again.
+
+    Returns:
+        The state, None if no checkpoint was ever finished; and a line on each damaged one.
+
+    Raises:
+        FQLError: every checkpoint is damaged, or one is of another agent.
+    """
+    notices: list[str] = []
+    steps = finished_steps(folder)
+    for step in reversed(steps):
+        path = folder / str(step)
+        fault = find_damage(path)
+        if fault is None:
+            try:
+                return CheckpointReader(folder).restore(abstract, step), notices
+            except FQLError:
+                raise
+            except Exception as error:  # Orbax raises whatever the damage leads to.
+                fault = f'cannot be read: {type(error).__name__}'
+        target = aside / f'{step}-{time.strftime("%Y%m%d-%H%M%S")}'
+        wait_for_all_processes(f'judged checkpoint {step}')
+        if jax.process_index() == 0:
+            aside.mkdir(exist_ok=True)
+            path.rename(target)
+        wait_for_all_processes(f'moved checkpoint {step}')
+        notices.append(f'checkpoint of step {step:,} is damaged ({fault}); moved to {target}')
+    if steps:
+        raise FQLError(f'no sound checkpoint is left in {folder}: {"; ".join(notices)}')
+    return None, notices
+
+
+def describe_leaves(state: TrainState) -> dict[str, str]:
+    """'dtype shape' of every leaf, by its path."""
+    return {
+        jax.tree_util.keystr(path): f'{leaf.dtype} {tuple(leaf.shape)}'
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+
+
+def state_digest(state: TrainState) -> str:
+    """Hexadecimal SHA-256 over path, dtype, shape and bytes of every leaf, in tree order."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        header = f'{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}\n'
+        digest.update(header.encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def count_parameters(params: Params) -> int:
+    """Number of scalars in a tree of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _check_writable(folder: Path, nbytes: int) -> None:
+    """Raises OSError if `nbytes` can surely not be written: Orbax would wait minutes for threads
+    that never answer, and tell at its next save.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < nbytes:
+        raise OSError(f'disk full: {nbytes:,} bytes to write, {free:,} free')
+    with tempfile.TemporaryDirectory(prefix='.probe-', dir=folder) as probe:
+        Path(probe, 'file').write_bytes(b'probe')
+
+
+def _split(state: TrainState) -> tuple[Params, dict[str, Any]]:
+    training = {
+        'step': state.step,
+        'target_params': state.target_params,
+        'opt_state': state.opt_state,
+        'key': state.key,
+    }
+    return state.params, training
+
+
+def _success(metrics: Mapping[str, float]) -> float:
+    value = metrics[SUCCESS]
+    return value if math.isfinite(value) else -math.inf

@@ -1,0 +1,74 @@
+"""Data-parallel training over all devices of all processes.
+
+The batch is split along the mesh's one axis, `data`; parameters are on every device, or with
+`shard_params` the large ones are spread over the devices too and gathered where they are used
+(Rajbhandari et al. 2020, ZeRO; 'FSDP'). XLA inserts the communication.
+"""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from fql.errors import FQLError
+
+AXIS = 'data'
+LARGE = 2**16
+"""Leaves of at least this many elements are spread by `shard_params`."""
+
+Tree = TypeVar('Tree')
+
+
+def make_mesh() -> Mesh:
+    """All devices in one row."""
+    # Padding, and so the encoder, does not work with JAX's default, explicit axes.
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def one_device_mesh() -> Mesh:
+    """The first device of this process, for work that only one process does."""
+    return Mesh(np.asarray(jax.local_devices()[:1]), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def state_shardings(shapes: Tree, mesh: Mesh, shard_params: bool) -> Tree:
+    """The sharding of every leaf: replicated, or large ones split along their longest axis."""
+
+    def sharding(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        axes: list[str | None] = [None] * len(leaf.shape)
+        divisible = [i for i, n in enumerate(leaf.shape) if n % mesh.size == 0]
+        if shard_params and leaf.size >= LARGE and divisible:
+            axes[max(divisible, key=lambda i: leaf.shape[i])] = AXIS
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    return jax.tree.map(sharding, shapes)
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Raises FQLError if a batch cannot be split evenly over the devices."""
+    if batch_size % mesh.size:
+        raise FQLError(f'batch-size {batch_size} is no multiple of the {mesh.size} devices')
+
+
+def put_batch(arrays: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows of a batch, (b / processes, ...), as arrays (b, ...) over the devices."""
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in arrays.items()
+    }
+
+
+def local_copy(tree: Tree, mesh: Mesh) -> Tree:
+    """A tree of arrays as this process alone can use it; all processes have to call this."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    gathered = jax.jit(lambda tree: tree, out_shardings=replicated)(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), gathered)
+
+
+def wait_for_all_processes(name: str) -> None:
+    """Returns when every process has come to the point of this name."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

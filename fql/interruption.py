@@ -1,0 +1,57 @@
+"""Stopping a run in good order on SIGINT and SIGTERM."""
+
+import signal
+import threading
+from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
+
+EXIT_CODE = 42
+"""Exit code of a run that was asked to stop and can be resumed."""
+
+
+class Interrupted(Exception):
+    """Raised inside long work, at a place where it can be left, after a stop was requested."""
+
+
+class Interruption:
+    """While active, the first SIGINT or SIGTERM is only noted; the second acts as usual.
+
+    With several processes JAX's own notice of a SIGTERM to any of them is used, so that all stop
+    at the same step; SIGINT then acts as usual.
+    """
+
+    def __init__(self) -> None:
+        self._requested = False
+        self._previous: dict[int, object] = {}
+
+    def raise_if_requested(self, step: int) -> None:
+        """Raises Interrupted after a first signal; with several processes, all call it."""
+        if jax.process_count() > 1:
+            self._requested |= multihost_utils.reached_preemption_sync_point(step)
+        self.raise_if_noted()
+
+    def raise_if_noted(self) -> None:
+        """Raises Interrupted after a first signal to this process, which must be the only one."""
+        if self._requested:
+            raise Interrupted
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._previous = {}
+
+    def __enter__(self) -> 'Interruption':
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread and jax.process_count() == 1:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()

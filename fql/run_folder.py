@@ -1,0 +1,167 @@
+"""What lies where in a run's folder, and the file that says what the run is."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from fql.config import TrainConfig, config_from_dict, config_to_dict
+from fql.errors import FQLError
+
+FORMAT_VERSION = 1
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'ogbench', 'mujoco', 'numpy')
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run; everything it writes lies under `path`."""
+
+    path: Path
+
+    @property
+    def spec(self) -> Path:
+        """Configuration, shapes and versions, JSON."""
+        return self.path / 'config.json'
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder a step, written by Orbax."""
+        return self.path / 'checkpoints'
+
+    @property
+    def damaged(self) -> Path:
+        """Checkpoints that were found damaged at a resume."""
+        return self.path / 'damaged-checkpoints'
+
+    @property
+    def lock(self) -> Path:
+        """Held by the trainer."""
+        return self.path / 'trainer.lock'
+
+    @property
+    def watch_lock(self) -> Path:
+        """Held by `fql evaluate --watch`."""
+        return self.path / 'watcher.lock'
+
+    @property
+    def non_finite(self) -> Path:
+        """The batch and the losses of an update whose loss was not finite."""
+        return self.path / 'non-finite'
+
+    @property
+    def train_csv(self) -> Path:
+        """Metrics of updates."""
+        return self.path / 'train.csv'
+
+    @property
+    def eval_csv(self) -> Path:
+        """Metrics of evaluations."""
+        return self.path / 'eval.csv'
+
+    @property
+    def train_tensorboard(self) -> Path:
+        """Metrics of updates as event files."""
+        return self.path / 'tensorboard' / 'train'
+
+    @property
+    def eval_tensorboard(self) -> Path:
+        """Metrics of evaluations as event files."""
+        return self.path / 'tensorboard' / 'eval'
+
+    @property
+    def videos(self) -> Path:
+        """Rollouts, GIF."""
+        return self.path / 'videos'
+
+    @property
+    def evaluations(self) -> Path:
+        """Each evaluation's episodes, JSON."""
+        return self.path / 'evaluations'
+
+    @property
+    def learning_curve(self) -> Path:
+        """Success and losses against updates, PNG."""
+        return self.path / 'learning_curve.png'
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What determines an agent's networks and its state before the first update.
+
+    Attributes:
+        config: the run's settings.
+        observation_shape: of one stacked observation, (h, w, c) or (d,).
+        observation_dtype: 'uint8' or 'float32'.
+        action_dim: size of an action.
+    """
+
+    config: TrainConfig
+    observation_shape: tuple[int, ...]
+    observation_dtype: str
+    action_dim: int
+
+    @property
+    def images(self) -> bool:
+        """Whether observations are images."""
+        return len(self.observation_shape) == 3
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of the packages that numbers depend on, and of this code."""
+    return {
+        'python': platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        'git': _git_revision(),
+    }
+
+
+def _git_revision() -> str:
+    """The commit of the checkout that this code runs from; empty where there is none."""
+    command = ['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD']
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return ''
+    return done.stdout.strip()
+
+
+def write_spec(run: RunFolder, spec: RunSpec) -> None:
+    """Writes `config.json` whole or not at all."""
+    values = {
+        'format_version': FORMAT_VERSION,
+        'config': config_to_dict(spec.config),
+        'observation_shape': list(spec.observation_shape),
+        'observation_dtype': spec.observation_dtype,
+        'action_dim': spec.action_dim,
+        'versions': versions(),
+    }
+    temporary = run.spec.with_suffix('.tmp')
+    temporary.write_text(json.dumps(values, indent=2) + '\n')
+    temporary.replace(run.spec)
+
+
+def read_spec(run: RunFolder) -> RunSpec:
+    """Reads `config.json`.
+
+    Raises:
+        FQLError: when the folder is no run, or its file cannot be understood.
+    """
+    try:
+        values = json.loads(run.spec.read_text())
+    except FileNotFoundError:
+        raise FQLError(f'{run.path} is not a run folder: it has no {run.spec.name}') from None
+    except ValueError as error:
+        raise FQLError(f'{run.spec} is not valid JSON: {error}') from None
+    if values.get('format_version') != FORMAT_VERSION:
+        raise FQLError(
+            f'{run.spec}: format version {values.get("format_version")}, '
+            f'this program reads {FORMAT_VERSION}'
+        )
+    return RunSpec(
+        config=config_from_dict(values['config'], run.spec),
+        observation_shape=tuple(values['observation_shape']),
+        observation_dtype=values['observation_dtype'],
+        action_dim=values['action_dim'],
+    )

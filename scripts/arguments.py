@@ -1,0 +1,345 @@
+"""The arguments of every command. Nothing heavy is imported here: `--help` must answer at once."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from fql.config import AugmentationConfig, TrainConfig
+
+DataDir = Annotated[str, tyro.conf.arg(metavar='DIR')]
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Turn a dataset into a frame store.
+
+    fql prepare visual-cube-single-play-v0
+    fql prepare visual-cube-single-play-v0 --source visual-cube-single-play-v0.npz
+    fql prepare my-robot --tfds ~/tensorflow_datasets/my_robot/1.0.0
+        --observation-key observation/image
+
+    Without --source or --tfds, OGBench's file of that name is downloaded to DIR/downloads; a
+    download that was interrupted is continued.
+    """
+
+    dataset: tyro.conf.Positional[str]
+    """Name to give the dataset; OGBench's name, for OGBench's data."""
+    source: Path | None = None
+    """An .npz file in OGBench's format; the -val.npz beside it becomes the validation split."""
+    tfds: str | None = None
+    """An RLDS dataset: a folder that TFDS has written, or name[/config] of a dataset that TFDS
+    knows. Its actions have to be within [-1, 1]."""
+    observation_key: str = 'observation'
+    """Where an RLDS step holds images (uint8) or vectors, such as observation/image."""
+    action_key: str = 'action'
+    """Where an RLDS step holds the action."""
+    data_dir: DataDir = ''
+    """Data folder; default $FQL_DATA_DIR, else under the user's cache folder."""
+    overwrite: bool = False
+    """Replace a store of this name that was made from another source."""
+
+
+@dataclass(frozen=True)
+class ExportTfds:
+    """Write a frame store as an RLDS dataset that TFDS reads without this program.
+
+    fql export-tfds visual-cube-single-play-v0 --out ~/tensorflow_datasets
+
+    then, in Python: tfds.data_source('ogbench/visual-cube-single-play-v0'). Rewards are 0 and
+    discounts 1, as the data are free of goals.
+    """
+
+    dataset: tyro.conf.Positional[str]
+    """Name of the prepared dataset."""
+    out: Path
+    """TFDS's data folder; the dataset goes to OUT/ogbench/DATASET/1.0.0."""
+    data_dir: DataDir = ''
+    """Data folder; default $FQL_DATA_DIR, else under the user's cache folder."""
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Collect a dataset with OGBench's scripted oracles, as an .npz file of OGBench's format.
+
+    fql collect visual-cube-single-v0 --episodes 100 --val-episodes 10
+
+    fql collect puzzle-3x3-v0 --dataset-type noisy
+
+    fql collect visual-pointmaze-medium-v0 --dataset-type stitch --frame-size 32
+
+    Environments are OGBench's cube-single, cube-double, cube-triple, cube-quadruple, scene,
+    puzzle-3x3, puzzle-4x4, puzzle-4x5, puzzle-4x6, and pointmaze-medium, pointmaze-large,
+    pointmaze-giant, pointmaze-teleport. With visual- before the name, observations are images.
+
+    What is not given has the number of OGBench's dataset of that name. That is a day's work for
+    a million images on two cores without a GPU (about 10 a second; without images 1,000), so begin
+    with few episodes. An interrupted collection goes on when the command is repeated, also with
+    another number of episodes.
+    """
+
+    env: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='ENV')]
+    """The environment, such as visual-cube-single-v0, or 'module:id' for one that `module`
+    registers: the way to another camera. An id of your own has to contain cube, scene, puzzle or
+    pointmaze, and to begin with visual- if observations are images."""
+    dataset_type: Literal['play', 'noisy', 'navigate', 'stitch', 'explore', 'roam'] | None = None
+    """Cube, scene and puzzle: play (follows plans; the default) or noisy (reacts to the state, with
+    much noise). Point maze: navigate (from goal to goal; the default), stitch (short ways), explore
+    (random directions) or roam (navigate with goals anywhere, as in the quickstart)."""
+    episodes: int | None = None
+    """Trajectories to collect. OGBench: 1000; cube-triple and puzzle-4x5 3000, cube-quadruple and
+    puzzle-4x6 5000; point maze: navigate 1000 (giant 500), stitch 5000, explore 10000."""
+    val_episodes: int = 0
+    """Trajectories of the validation file, NAME-val.npz; OGBench has a tenth of EPISODES."""
+    episode_steps: int | None = None
+    """Transitions in a trajectory, which has one row more. OGBench: 1000; point maze: navigate 1000
+    (giant 2000), stitch 200, explore 500."""
+    noise: float | None = None
+    """Noise of the oracle. OGBench: 0.1; point maze: 0.5, explore 1.0."""
+    p_random_action: float | None = None
+    """Probability of a uniformly random action in place of the oracle's. OGBench: noisy 0.1, of
+    the puzzles 0.2; else 0."""
+    frame_size: int | None = None
+    """Width and height of images; default 64."""
+    env_kwargs: str = '{}'
+    """More arguments of the environment, as JSON: '{"pixel_transparent_arm": false}' shows the
+    arm."""
+    seed: int = 0
+    """Trajectory i depends on the seed, on i and on the settings above, but the numbers of
+    episodes; not on the number of workers."""
+    workers: int = 0
+    """Processes that collect (0: one for each processor)."""
+    out: Path | None = None
+    """The file to write; default: collected/NAME.npz in the data folder."""
+    overwrite: bool = False
+    """Replace files that exist; otherwise they are kept, and only the other one is collected."""
+    data_dir: DataDir = ''
+    """Data folder; default $FQL_DATA_DIR, else under the user's cache folder."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train an agent; evaluate, log and checkpoint on the way.
+
+    fql train --task visual-cube-single-play-singletask-task1-v0 --run-dir runs/cube
+    fql train --resume runs/cube
+
+    Defaults are the paper's for the task: name one to see them, fql train --task ... --help.
+    """
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name='')]
+    run_dir: Path | None = None
+    """Folder that the run writes into; it must not hold a run yet. Default: runs/TASK-TIME."""
+    resume: Path | None = None
+    """Run folder to continue, with its stored settings; of these only --steps, --data-dir,
+    --eval-workers, --keep-latest, --keep-interval, --shard-params and --wandb-project may be given
+    anew. `auto`: continue --run-dir if it holds a run, else start it (for job schedulers)."""
+    coordinator: str = ''
+    """HOST:PORT of the first of several processes that train together, each started with this
+    same command and its own --process-id; `auto` on clusters that JAX knows (Slurm, TPU pods)."""
+    num_processes: int = 1
+    """How many processes train together."""
+    process_id: int = 0
+    """Which of them this is, from 0."""
+
+    @property
+    def data_dir(self) -> str:
+        """The data folder; part of the stored settings, so that a resumed run finds it."""
+        return self.config.data_dir
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Roll out a trained policy and print its success rate.
+
+    fql evaluate runs/cube --episodes 50 --video cube.gif
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    step: int | None = None
+    """Which checkpoint; default: the latest."""
+    episodes: int = 50
+    """Number of episodes; episode i is reset with seed + i."""
+    seed: int | None = None
+    """Default: the run's eval-seed."""
+    policy: Literal['one_step', 'bc_flow', 'random'] = 'one_step'
+    """FQL's policy, the behaviour-cloned flow policy of the same run, or uniform actions."""
+    workers: int = 0
+    """Processes that run environments (0: one for each processor, at most 16)."""
+    max_episode_steps: int | None = None
+    """Longest episode (0: the environment's own limit); default: the run's."""
+    success_timing: Literal['pre', 'post'] | None = None
+    """When success is judged; default: the run's."""
+    video: Path | None = None
+    """Write the first episodes as a GIF; an existing file is not overwritten."""
+    watch: bool = False
+    """Evaluate every new checkpoint of a run that is being trained (with --eval-interval 0) and
+    write the results into its folder; ends with the run's last step."""
+    data_dir: DataDir = ''
+    """Data folder, which also keeps compiled programs; default as for fql train."""
+
+
+@dataclass(frozen=True)
+class InspectBatch:
+    """Write the batch that one update of a run sees, shifted and augmented.
+
+    fql inspect batch --task visual-cube-single-play-singletask-task1-v0 --step 7 --seed 0
+        --out batch.npz --png batch.png
+    """
+
+    task: str
+    """The task."""
+    step: int = 0
+    """Which update; the first one is update 0."""
+    seed: int = 0
+    """The run's seed."""
+    out: Path | None = None
+    """Where to write the arrays, .npz; an existing file is not overwritten."""
+    png: Path | None = None
+    """Where to draw the first transitions; an existing file is not overwritten."""
+    dataset: str | None = None
+    """As for fql train."""
+    data_dir: DataDir = ''
+    """Data folder; default $FQL_DATA_DIR, else under the user's cache folder."""
+    batch_size: int | None = None
+    """As for fql train."""
+    frame_stack: int | None = None
+    """As for fql train."""
+    shift_probability: float | None = None
+    """As for fql train."""
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+
+
+@dataclass(frozen=True)
+class InspectCheckpoint:
+    """Print a checkpoint's step, parameter count and digest as JSON.
+
+    The digest is SHA-256 over path, dtype, shape and bytes of every leaf of the training state:
+    two runs whose digests agree are in the same state, bit for bit.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    step: int | None = None
+    """Which checkpoint; default: the latest."""
+    data_dir: DataDir = ''
+    """Data folder, which also keeps compiled programs; default as for fql train."""
+
+
+@dataclass(frozen=True)
+class InspectData:
+    """Print what a frame store holds: source, trajectories, actions, and rewards of its tasks.
+
+    fql inspect data visual-cube-single-play-v0 --verify --png cube.png
+
+    Rewards are those of all tasks of a known dataset, and of every other task of which a run has
+    used it.
+    """
+
+    dataset: tyro.conf.Positional[str]
+    """Name of the prepared dataset."""
+    verify: bool = False
+    """Read every array and compare it with the checksum of when it was prepared."""
+    png: Path | None = None
+    """Where to draw some frames; NAME-histograms.png beside it gets lengths and actions. Existing
+    files are not overwritten."""
+    data_dir: DataDir = ''
+    """Data folder; default $FQL_DATA_DIR, else under the user's cache folder."""
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Look at a dataset, a batch or a checkpoint."""
+
+    what: (
+        Annotated[InspectData, tyro.conf.subcommand('data')]
+        | Annotated[InspectBatch, tyro.conf.subcommand('batch')]
+        | Annotated[InspectCheckpoint, tyro.conf.subcommand('checkpoint')]
+    )
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """Collect a small pixel task, train FQL on it and compare it with cloning and chance.
+
+    Takes some minutes on two processor cores. A second call reuses the collected data.
+    """
+
+    data_dir: DataDir = ''
+    """Data folder; default $FQL_DATA_DIR, else under the user's cache folder."""
+    run_dir: Path | None = None
+    """Folder that the run writes into. Default: runs/quickstart, or the next free number."""
+    seed: int = 0
+    """Seed of the training run."""
+
+
+@dataclass(frozen=True)
+class BenchmarkFaults:
+    """Kill a run again and again and see that it ends in the same state as one left alone.
+
+    Small networks on a prepared dataset; evaluation is off. Then the time that saving takes from
+    training is measured with the paper's networks.
+    """
+
+    task: str = 'visual-cube-single-play-singletask-task1-v0'
+    """A task whose dataset is prepared."""
+    kills: int = 30
+    """How often the run is killed (SIGKILL), at random moments."""
+    updates: int = 6_000
+    """Updates of the run."""
+    seed: int = 0
+    """Of the moments."""
+    folder: Path = Path('runs/benchmark-faults')
+    """Where the runs are made; must not exist."""
+    data_dir: DataDir = ''
+    """Data folder; default $FQL_DATA_DIR, else under the user's cache folder."""
+
+
+@dataclass(frozen=True)
+class BenchmarkData:
+    """Time the loader against the reference implementation's way of sampling, in one process.
+
+    Also: memory and start-up time with a sparse store of a million frames, and how long training
+    waits for data. Needs 12.3 GB of address space in the folder's file system, but hardly any disk.
+    """
+
+    task: str = 'visual-cube-single-play-singletask-task1-v0'
+    """A task whose dataset is prepared."""
+    rounds: int = 20
+    """How often the ways take turns; medians are reported."""
+    batches: int = 1_000
+    """Batches drawn from the sparse store while memory is watched."""
+    updates: int = 20
+    """Updates (impala_small, batch 256) timed for the share of waiting."""
+    data_dir: DataDir = ''
+    """Data folder; default $FQL_DATA_DIR, else under the user's cache folder."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Measure on this machine; prints JSON."""
+
+    what: (
+        Annotated[BenchmarkData, tyro.conf.subcommand('data')]
+        | Annotated[BenchmarkFaults, tyro.conf.subcommand('faults')]
+    )
+
+
+def command_type(train_default: TrainConfig | None) -> object:
+    """The union of all commands, with `train`'s defaults those of a task or of a stored run."""
+    if train_default is None:
+        train_default = dataclasses.replace(TrainConfig(task=''), task=tyro.MISSING)
+    default = Train(config=train_default)
+    return (
+        Annotated[Quickstart, tyro.conf.subcommand('quickstart')]
+        | Annotated[Collect, tyro.conf.subcommand('collect')]
+        | Annotated[Prepare, tyro.conf.subcommand('prepare')]
+        | Annotated[ExportTfds, tyro.conf.subcommand('export-tfds')]
+        | Annotated[Train, tyro.conf.subcommand('train', default=default)]
+        | Annotated[Evaluate, tyro.conf.subcommand('evaluate')]
+        | Annotated[Inspect, tyro.conf.subcommand('inspect')]
+        | Annotated[Benchmark, tyro.conf.subcommand('benchmark')]
+    )

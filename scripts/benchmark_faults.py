@@ -1,0 +1,137 @@
+"""`fql benchmark faults`: many kills of one run, and what saving costs."""
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from fql.agent import abstract_state, initial_state
+from fql.checkpointing import (
+    CheckpointReader,
+    CheckpointWriter,
+    finished_steps,
+    state_digest,
+)
+from fql.config import TrainConfig
+from fql.devices import make_mesh, one_device_mesh
+from fql.errors import FQLError
+from fql.run_folder import RunFolder, RunSpec, read_spec
+from scripts.arguments import BenchmarkFaults
+from scripts.progress import progress_bar
+from scripts.rollouts import recorded_steps
+from scripts.training_loop import make_train_step
+
+SETTINGS = (
+    *('--batch-size', '16', '--encoder', 'impala_debug', '--hidden-dims', '32', '32'),
+    *('--eval-interval', '0', '--save-interval', '25', '--log-interval', '10'),
+)
+KILL_WITHIN_SECONDS = 2.0
+SAVES = 5
+
+
+def run(args: BenchmarkFaults) -> int:
+    """Prints a report; the exit code is 0 only if the states agree."""
+    if args.folder.exists():
+        raise FQLError(f'{args.folder} exists; delete it or name another --folder')
+    command = [sys.executable, '-m', 'scripts.main', 'train', '--task', args.task, *SETTINGS]
+    command += ['--steps', str(args.updates)]
+    if args.data_dir:
+        command += ['--data-dir', args.data_dir]
+    alone, killed = RunFolder(args.folder / 'alone'), RunFolder(args.folder / 'killed')
+    _finish([*command, '--run-dir', str(alone.path)])
+    command += ['--run-dir', str(killed.path), '--resume', 'auto']
+    moments = random.Random(args.seed)
+    resumed_at = []
+    with progress_bar('kills', 'kill', args.kills) as bar:
+        for _ in range(args.kills):
+            resumed_at.append(max(finished_steps(killed.checkpoints), default=0))
+            # Rows up to there may be left of an update that has to be made again.
+            logged = max(recorded_steps(killed.train_csv), default=0)
+            seconds = moments.uniform(0, KILL_WITHIN_SECONDS)
+            _start_and_kill(command, killed, logged, seconds)
+            bar.update()
+    _finish(command)
+    report = {
+        'kills': args.kills,
+        'resumed_at': resumed_at,
+        'same_state': _digest(alone) == _digest(killed),
+        'same_train_csv': alone.train_csv.read_bytes() == killed.train_csv.read_bytes(),
+        'damaged_checkpoints': len(list(killed.damaged.glob('*'))),
+        'save': measure_save(args.folder / 'save'),
+    }
+    print(json.dumps(report, indent=2))
+    return 0 if report['same_state'] and report['same_train_csv'] else 1
+
+
+def _start_and_kill(command: list[str], folder: RunFolder, start: int, seconds: float) -> None:
+    """Starts the trainer, and kills it so long after it has logged an update past `start`."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while max(recorded_steps(folder.train_csv), default=0) <= start and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(seconds)
+    if process.poll() is not None:
+        raise FQLError('the run ended before it could be killed; give more --updates')
+    process.kill()
+    process.wait()
+
+
+def _finish(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
+    if done.returncode != 0:
+        raise FQLError(f'a run failed: {done.stderr.strip().splitlines()[-1]}')
+
+
+def _digest(folder: RunFolder) -> str:
+    reader = CheckpointReader(folder.checkpoints)
+    abstract = abstract_state(read_spec(folder), one_device_mesh())
+    return state_digest(reader.restore(abstract, reader.find(None)))
+
+
+def measure_save(folder: Path) -> dict[str, float]:
+    """What a save costs with the paper's networks on 64x64 images with a stack of 3.
+
+    Returns:
+        `state_megabytes`; medians of `blocking_ms`, for which training stands still, and of
+        `total_s` until the checkpoint is written and sealed; `update_ms`; and
+        `blocking_share_every_1000`, the share of time that training stands still when it saves
+        every 1,000 updates.
+    """
+    spec = RunSpec(TrainConfig(task=''), (64, 64, 9), 'uint8', 5)
+    state = initial_state(spec, make_mesh())
+    train_step = make_train_step(spec)
+    size = spec.config.batch_size
+    arrays = {
+        'frames': jnp.zeros((size, 4, 64, 64, 3), jnp.uint8),
+        'actions': jnp.zeros((size, spec.action_dim)),
+        'rewards': jnp.zeros(size),
+        'masks': jnp.zeros(size),
+    }
+    blocking, total, updates = [], [], []
+    with CheckpointWriter(folder, keep_latest=1) as writer:
+        for _ in range(SAVES):
+            state, _ = train_step(state, arrays)
+            jax.block_until_ready(state)
+            began = time.perf_counter()
+            writer.save(state, {}, None)
+            blocking.append(time.perf_counter() - began)
+            writer.wait()
+            total.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            state, _ = train_step(state, arrays)
+            jax.block_until_ready(state)
+            updates.append(time.perf_counter() - began)
+    update, block = statistics.median(updates), statistics.median(blocking)
+    return {
+        'state_megabytes': round(sum(x.nbytes for x in jax.tree.leaves(state)) / 1e6, 1),
+        'blocking_ms': round(block * 1e3, 1),
+        'total_s': round(statistics.median(total), 2),
+        'update_ms': round(update * 1e3, 1),
+        'blocking_share_every_1000': block / (block + 1000 * update),
+    }

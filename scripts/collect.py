@@ -1,0 +1,91 @@
+"""`fql collect`: OGBench's scripted oracles fill an .npz file, and one for validation."""
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.collect import collect
+from data_pipeline.data_dir import resolve_data_dir
+from data_pipeline.errors import DataError
+from data_pipeline.recipes import Recipe, dataset_name, ogbench_recipe
+from scripts.arguments import Collect
+from scripts.progress import progress_bar, progress_callback
+
+
+def run(args: Collect) -> None:
+    """Collects what is not there yet, and says what to do with it."""
+    recipe, episodes = recipe_of(args)
+    name = dataset_name(recipe)
+    out = args.out or resolve_data_dir(args.data_dir) / 'collected' / f'{name}.npz'
+    jobs = [(recipe, out, episodes if args.episodes is None else args.episodes)]
+    if args.val_episodes < 0:
+        raise DataError(f'val_episodes must not be negative: {args.val_episodes}')
+    if args.val_episodes:
+        val = out.with_name(f'{out.stem}-val.npz')
+        jobs.append((dataclasses.replace(recipe, split='val'), val, args.val_episodes))
+    if not args.overwrite:
+        kept = [path for _, path, _ in jobs if path.exists()]
+        if len(kept) == len(jobs):
+            raise DataError(
+                f'{" and ".join(map(str, kept))} exists already; --overwrite collects anew'
+            )
+        jobs = [job for job in jobs if job[1] not in kept]
+        for path in kept:
+            print(f'kept: {path}')
+    for recipe, path, number in jobs:
+        _collect_with_progress(recipe, path, number, args)
+    print(f'next: fql prepare {name} --source {out}')
+
+
+def recipe_of(args: Collect) -> tuple[Recipe, int]:
+    """OGBench's recipe and number of episodes, the recipe changed by what the user gave.
+
+    Raises:
+        DataError: no such environment or data, or a setting is unusable.
+    """
+    recipe, episodes = ogbench_recipe(args.env, args.dataset_type)
+    given = {
+        name: getattr(args, name)
+        for name in ('episode_steps', 'noise', 'p_random_action')
+        if getattr(args, name) is not None
+    }
+    recipe = dataclasses.replace(recipe, seed=args.seed, env_kwargs=_env_kwargs(args), **given)
+    recipe.check()
+    if args.frame_size is not None and not recipe.is_visual:
+        raise DataError(f'frame_size is for images, which {args.env} has not: visual-{args.env}')
+    return recipe, episodes
+
+
+def _env_kwargs(args: Collect) -> dict[str, Any]:
+    try:
+        kwargs = json.loads(args.env_kwargs)
+    except json.JSONDecodeError as error:
+        raise DataError(f'env_kwargs is not JSON: {error}: {args.env_kwargs}') from error
+    if not isinstance(kwargs, dict):
+        raise DataError(f'env_kwargs must be a JSON object {{"name": value}}: {args.env_kwargs}')
+    if args.frame_size is None:
+        return kwargs
+    if args.frame_size < 1:
+        raise DataError(f'frame_size must be at least 1, not {args.frame_size}')
+    return {**kwargs, 'width': args.frame_size, 'height': args.frame_size}
+
+
+def _collect_with_progress(recipe: Recipe, out: Path, episodes: int, args: Collect) -> None:
+    rows = episodes * (recipe.episode_steps + 1)
+    try:
+        with progress_bar(f'collect {out.stem}', 'frame') as bar:
+            collect(
+                recipe,
+                out,
+                episodes=episodes,
+                workers=args.workers or os.cpu_count() or 1,
+                overwrite=args.overwrite,
+                progress=progress_callback(bar),
+            )
+    except KeyboardInterrupt:
+        print('\nfinished episodes are kept: the same command goes on from them', file=sys.stderr)
+        raise
+    print(f'{out}: {rows:,} rows in {episodes:,} trajectories')

@@ -1,0 +1,77 @@
+"""`fql evaluate`: rolls out the policy of a run."""
+
+import dataclasses
+
+from fql.agent import abstract_state, agent_networks
+from fql.checkpointing import CheckpointReader
+from fql.devices import one_device_mesh
+from fql.errors import FQLError
+from fql.evaluation import Policy, random_policy
+from fql.policies import make_act, make_policy
+from fql.run_folder import RunFolder, RunSpec, read_spec
+from fql.video import save_gif
+from scripts.arguments import Evaluate
+from scripts.rollouts import evaluate_with_progress, start_workers
+from scripts.watch import watch
+
+GIF_EPISODES = 4
+GIF_FPS = 20
+
+
+def run(args: Evaluate) -> None:
+    """Evaluates one checkpoint and prints, or watches a run (see `scripts.watch`)."""
+    if args.episodes < 1:
+        raise FQLError('episodes must be at least 1')
+    if args.watch:
+        if args.step is not None or args.policy != 'one_step' or args.video is not None:
+            raise FQLError('--watch evaluates every checkpoint: no --step, --policy, --video')
+        watch(RunFolder(args.run), args.episodes, args.workers)
+        return
+    if args.video is not None and args.video.suffix != '.gif':
+        raise FQLError(f'{args.video}: only .gif videos are written')
+    if args.video is not None and args.video.exists():
+        raise FQLError(f'{args.video} exists; delete it or name another file')
+    run_folder = RunFolder(args.run)
+    spec = read_spec(run_folder)
+    config = spec.config
+    if args.max_episode_steps is not None:
+        config = dataclasses.replace(config, max_episode_steps=args.max_episode_steps)
+    if args.success_timing is not None:
+        config = dataclasses.replace(config, success_timing=args.success_timing)
+    seed = spec.config.eval_seed if args.seed is None else args.seed
+    if args.policy == 'random':
+        step, policy = None, random_policy(spec.action_dim, seed)
+    else:
+        step, policy = _load_policy(run_folder, spec, args, seed)
+    with start_workers(spec, config, args.episodes, args.workers) as workers:
+        result = evaluate_with_progress(
+            workers,
+            policy,
+            args.episodes,
+            seed,
+            label='evaluate',
+            record_episodes=GIF_EPISODES if args.video else 0,
+        )
+    of_step = '' if step is None else f' of step {step:,}'
+    print(
+        f'{config.task}: {args.policy} policy{of_step}: '
+        f'success {result.success:.1%} over {args.episodes} episodes '
+        f'(seeds {seed} to {seed + args.episodes - 1}, success judged '
+        f'{config.success_timing}-step), mean return {result.returns.mean():.1f}, '
+        f'mean length {result.lengths.mean():.0f}'
+    )
+    if args.video is not None:
+        args.video.parent.mkdir(parents=True, exist_ok=True)
+        save_gif(args.video, result.frames, GIF_FPS)
+        print(f'wrote {args.video}')
+
+
+def _load_policy(
+    run_folder: RunFolder, spec: RunSpec, args: Evaluate, seed: int
+) -> tuple[int, Policy]:
+    assert args.policy != 'random'
+    reader = CheckpointReader(run_folder.checkpoints)
+    step = reader.find(args.step)
+    params = reader.restore_params(abstract_state(spec, one_device_mesh()), step)
+    act = make_act(agent_networks(spec), spec.config.agent, args.policy)
+    return step, make_policy(act, params, seed)

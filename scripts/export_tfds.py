@@ -1,0 +1,16 @@
+"""`fql export-tfds`: a frame store becomes an RLDS dataset in TFDS's format."""
+
+from data_pipeline.data_dir import resolve_data_dir
+from data_pipeline.frame_store import open_store
+from scripts.arguments import ExportTfds
+from scripts.progress import progress_bar, progress_callback
+
+
+def run(args: ExportTfds) -> None:
+    """Writes the dataset and says how to read it."""
+    store = open_store(resolve_data_dir(args.data_dir) / args.dataset)
+    from data_pipeline.tfds_builder import export_tfds
+
+    with progress_bar('export', 'frames') as bar:
+        folder = export_tfds(store, args.out, progress_callback(bar))
+    print(f"wrote {folder}\nread it with tfds.builder_from_directory('{folder}').as_data_source()")

@@ -1,0 +1,66 @@
+"""`fql inspect batch`: the arrays and a picture of the batch that one update sees."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from fql.augmentation import augment_frames, check_augmentation
+from fql.batch import batch_from_frames
+from fql.config import validate_config
+from fql.errors import FQLError
+from fql.plots import plot_batch
+from fql.tasks import default_config, find_task
+from fql.train_state import run_key
+from scripts.arguments import InspectBatch
+from scripts.training_data import load_training_data, training_batches
+
+CONFIG_FIELDS = (
+    'seed',
+    'dataset',
+    'data_dir',
+    'batch_size',
+    'frame_stack',
+    'shift_probability',
+    'augmentation',
+)
+
+
+def run(args: InspectBatch) -> None:
+    """Makes the batch and writes what was asked for."""
+    if args.out is None and args.png is None:
+        raise FQLError('nothing to write: give --out batch.npz, --png batch.png, or both')
+    if args.step < 0:
+        raise FQLError('step must not be negative; the first update is 0')
+    for path in (args.out, args.png):
+        refuse_existing(path)
+    asked = {name: getattr(args, name) for name in CONFIG_FIELDS}
+    config = dataclasses.replace(
+        default_config(find_task(args.task)),
+        **{name: value for name, value in asked.items() if value is not None},
+    )
+    validate_config(config)
+    data = load_training_data(config)['train']
+    check_augmentation(config.augmentation, data.split.observations.shape[1:])
+    arrays = next(training_batches(data, config, args.step))
+    augment = jax.jit(augment_frames, static_argnames='config')
+    frames = augment(arrays['frames'], config.augmentation, run_key(config.seed), args.step)
+    arrays = {**arrays, 'frames': np.asarray(frames)}
+    batch = batch_from_frames(arrays)._asdict()
+    provenance = {'indices': arrays['indices'], 'shifts': arrays['shifts']}
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with args.out.open('wb') as file:
+            np.savez(file, allow_pickle=False, **batch, **provenance)
+        print(f'wrote {args.out}')
+    if args.png is not None:
+        args.png.parent.mkdir(parents=True, exist_ok=True)
+        plot_batch(args.png, arrays, f'update {args.step}, seed {config.seed}: {config.task}')
+        print(f'wrote {args.png}')
+
+
+def refuse_existing(path: Path | None) -> None:
+    """Raises FQLError if a file that would be written exists."""
+    if path is not None and path.exists():
+        raise FQLError(f'{path} exists; delete it or name another file')

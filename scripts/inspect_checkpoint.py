@@ -1,0 +1,24 @@
+"""`fql inspect checkpoint`: what a checkpoint holds, as JSON."""
+
+import json
+
+from fql.agent import abstract_state
+from fql.checkpointing import CheckpointReader, count_parameters, state_digest
+from fql.devices import one_device_mesh
+from fql.run_folder import RunFolder, read_spec
+from scripts.arguments import InspectCheckpoint
+
+
+def run(args: InspectCheckpoint) -> None:
+    """Prints step, parameter count and digest of one checkpoint of a run."""
+    run_folder = RunFolder(args.run)
+    spec = read_spec(run_folder)
+    reader = CheckpointReader(run_folder.checkpoints)
+    step = reader.find(args.step)
+    state = reader.restore(abstract_state(spec, one_device_mesh()), step)
+    report = {
+        'step': int(state.step),
+        'parameters': count_parameters(state.params),
+        'sha256': state_digest(state),
+    }
+    print(json.dumps(report, indent=2))

@@ -1,0 +1,92 @@
+"""The `fql` program: reads the arguments and hands them to the command's own file.
+
+Spawned processes import this module again, so that nothing heavy may be imported here.
+"""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tyro
+
+from data_pipeline.data_dir import resolve_data_dir
+from data_pipeline.errors import DataError
+from fql.config import TrainConfig
+from fql.errors import FQLError
+from fql.run_folder import RunFolder, read_spec
+from fql.tasks import default_config, find_task
+from scripts import arguments
+
+DESCRIPTION = 'Flow Q-Learning from pixels: offline reinforcement learning on image datasets.'
+
+MODULES = {
+    arguments.Quickstart: 'scripts.quickstart',
+    arguments.Collect: 'scripts.collect',
+    arguments.Prepare: 'scripts.prepare',
+    arguments.ExportTfds: 'scripts.export_tfds',
+    arguments.Train: 'scripts.train',
+    arguments.Evaluate: 'scripts.evaluate',
+    arguments.InspectData: 'scripts.inspect_data',
+    arguments.InspectBatch: 'scripts.inspect_batch',
+    arguments.InspectCheckpoint: 'scripts.inspect_checkpoint',
+    arguments.BenchmarkData: 'scripts.benchmark_data',
+    arguments.BenchmarkFaults: 'scripts.benchmark_faults',
+}
+
+
+def main() -> NoReturn:
+    """Runs a command and exits: 0 done, 1 a fault the user can mend, 2 bad arguments."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: list[str]) -> int:
+    """Runs a command and returns its exit code."""
+    try:
+        command: Any = tyro.cli(  # type: ignore[call-overload]
+            arguments.command_type(_train_default(argv)),
+            prog='fql',
+            description=DESCRIPTION,
+            args=argv,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        )
+        if isinstance(command, arguments.Inspect | arguments.Benchmark):
+            command = command.what
+        # Compiled programs are kept, so that a second start is quick.
+        cache = resolve_data_dir(command.data_dir) / 'compilation-cache'
+        os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))
+        return importlib.import_module(MODULES[type(command)]).run(command) or 0
+    except (FQLError, DataError) as error:
+        print(f'fql: {error}', file=sys.stderr)
+        return 1
+    except OSError as error:  # A full disk, a folder that must not be written, and the like.
+        print(f'fql: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('\nfql: interrupted', file=sys.stderr)
+        return 130
+
+
+def _train_default(argv: list[str]) -> TrainConfig | None:
+    """What `fql train` starts from: the stored run to resume, or the task's own settings."""
+    if argv[:1] != ['train']:
+        return None
+    resume = _value_of(argv, '--resume')
+    if resume and resume != 'auto':
+        return read_spec(RunFolder(Path(resume))).config
+    task = _value_of(argv, '--task')
+    return default_config(find_task(task)) if task else None
+
+
+def _value_of(argv: list[str], flag: str) -> str | None:
+    for argument, following in zip(argv, [*argv[1:], ''], strict=True):
+        if argument == flag:
+            return following
+        if argument.startswith(f'{flag}='):
+            return argument.removeprefix(f'{flag}=')
+    return None
+
+
+if __name__ == '__main__':
+    main()

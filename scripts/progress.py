@@ -1,0 +1,33 @@
+"""Progress bars with rate and time left."""
+
+import sys
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+TERMINAL_SECONDS, LOG_SECONDS = 0.5, 30.0
+
+
+def progress_bar(desc: str, unit: str, total: int | None = None, initial: int = 0) -> tqdm:
+    """A bar on standard error: lively on a terminal, a line now and then in a log file."""
+    is_terminal = sys.stderr.isatty()
+    return tqdm(
+        desc=desc,
+        unit=unit,
+        unit_scale=unit == 'B',
+        total=total,
+        initial=initial,
+        dynamic_ncols=True,
+        mininterval=TERMINAL_SECONDS if is_terminal else LOG_SECONDS,
+        delay=0.2,
+    )
+
+
+def progress_callback(bar: tqdm) -> Callable[[int, int], None]:
+    """A function (done, total) that moves the bar."""
+
+    def progress(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    return progress

@@ -1,0 +1,80 @@
+"""A task's transitions, from the frame store to endless batches."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_pipeline.data_dir import resolve_data_dir
+from data_pipeline.errors import DataError
+from data_pipeline.frame_store import Split, open_store
+from data_pipeline.labels import task_labels
+from data_pipeline.loader import LoaderConfig, make_batches
+from fql.config import TrainConfig
+from fql.run_folder import RunSpec
+from fql.tasks import find_task
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledSplit:
+    """A split of a dataset, labelled for a task.
+
+    Attributes:
+        split: frames and actions.
+        rewards, masks: (n,) float32, one for each row of the split.
+    """
+
+    split: Split
+    rewards: np.ndarray
+    masks: np.ndarray
+
+
+def load_training_data(config: TrainConfig) -> dict[str, LabelledSplit]:
+    """Opens the store of a run's dataset and labels its splits, `train` and perhaps `val`.
+
+    Raises:
+        DataError: no store, or data that are not of the task's environment.
+    """
+    task = find_task(config.task)
+    dataset = config.dataset or task.dataset
+    path = resolve_data_dir(config.data_dir) / dataset
+    if not path.exists():
+        raise DataError(
+            f'no dataset {dataset} in {path.parent}; make it with fql prepare {dataset} '
+            f'[--source FILE.npz], or name its folder with --data-dir'
+        )
+    store = open_store(path)
+    return {
+        name: LabelledSplit(split, *task_labels(store, name, task.label_env_id, {}))
+        for name, split in store.splits.items()
+    }
+
+
+def training_batches(
+    data: LabelledSplit,
+    config: TrainConfig,
+    start_step: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of a run from update `start_step` on; see `data_pipeline.loader.make_batches`."""
+    loader_config = LoaderConfig(
+        batch_size=config.batch_size,
+        frame_stack=config.frame_stack,
+        shift_probability=config.shift_probability,
+        seed=config.seed,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    return make_batches(data.split, data.rewards, data.masks, loader_config, start_step)
+
+
+def run_spec(data: LabelledSplit, config: TrainConfig) -> RunSpec:
+    """The specification of a run of `config` on these data."""
+    *leading, last = data.split.observations.shape[1:]
+    return RunSpec(
+        config=config,
+        observation_shape=(*leading, last * config.frame_stack),
+        observation_dtype=str(data.split.observations.dtype),
+        action_dim=data.split.actions.shape[1],
+    )

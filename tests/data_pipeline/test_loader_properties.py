@@ -1,0 +1,115 @@
+"""The loader's index arithmetic against plain Python, for trajectories of any lengths."""
+
+import itertools
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.frame_store import Split
+from data_pipeline.loader import LoaderConfig, local_part, make_batches, stack_rows
+
+LENGTHS = st.lists(st.integers(2, 12), min_size=1, max_size=8)
+STACKS = st.integers(1, 6)
+
+
+@st.composite
+def divisions(draw) -> tuple[int, int]:
+    """A number of processes and a batch size that it divides."""
+    processes, local = draw(st.integers(1, 6)), draw(st.integers(1, 5))
+    return processes, processes * local
+
+
+def make_split(lengths: list[int], path: Path = Path('unused')) -> Split:
+    """Rows that are numbered: observation, action and qpos of row i are made of i."""
+    rows = sum(lengths)
+    terminals = np.zeros(rows, bool)
+    terminals[np.cumsum(lengths) - 1] = True
+    observations = np.arange(rows, dtype=np.uint8).reshape(rows, 1, 1, 1)
+    actions = np.linspace(-1, 1, rows, dtype=np.float32)[:, None]
+    return Split('train', path, observations, actions, terminals, {})
+
+
+def plain_trajectories(lengths: list[int]) -> list[list[int]]:
+    """The rows of each trajectory."""
+    rows = itertools.count()
+    return [[next(rows) for _ in range(length)] for length in lengths]
+
+
+def plain_stack(trajectory: list[int], place: int, frame_stack: int) -> list[int]:
+    """Rows of both stacks of the transition at a place of a trajectory, by walking back."""
+    stack = [trajectory[place]]
+    for back in range(1, frame_stack):
+        stack.insert(0, trajectory[place - back] if place >= back else trajectory[0])
+    return [*stack, trajectory[place + 1]]
+
+
+@given(LENGTHS)
+def test_rows_of_trajectories(lengths):
+    split, trajectories = make_split(lengths), plain_trajectories(lengths)
+    assert split.lengths.tolist() == lengths
+    assert split.first_rows.tolist() == [rows[0] for rows in trajectories for _ in rows]
+    assert split.valid_rows.tolist() == [row for rows in trajectories for row in rows[:-1]]
+    assert split.valid_rows.dtype == split.first_rows.dtype == np.int64
+
+
+@settings(deadline=None)  # TensorFlow's first call is slow.
+@given(LENGTHS, STACKS)
+def test_stacks_stay_in_their_trajectory(lengths, frame_stack):
+    split = make_split(lengths)
+    stacks = stack_rows(tf.constant(split.valid_rows), tf.constant(split.first_rows), frame_stack)
+    assert stacks.dtype == tf.int64
+    assert stacks.numpy().tolist() == [
+        plain_stack(rows, place, frame_stack)
+        for rows in plain_trajectories(lengths)
+        for place in range(len(rows) - 1)
+    ]
+
+
+@settings(deadline=None)
+@given(divisions())
+def test_parts_of_all_processes_are_the_batch(division):
+    processes, batch_size = division
+    drawn = tf.range(batch_size)
+    parts = [
+        local_part(drawn, LoaderConfig(batch_size, process_index=i, process_count=processes))
+        for i in range(processes)
+    ]
+    assert tf.concat(parts, axis=0).numpy().tolist() == list(range(batch_size))
+    assert {len(part) for part in parts} == {batch_size // processes}
+
+
+# A loader is built for every process, which takes a tenth of a second.
+@settings(max_examples=12, deadline=None)
+@given(LENGTHS, STACKS, divisions(), st.integers(0, 2**31 - 1), st.integers(0, 10**6))
+def test_batches_of_all_processes_are_the_batch(lengths, frame_stack, division, seed, step):
+    processes, batch_size = division
+    # Enough transitions for a batch.
+    lengths = [*lengths, batch_size + 1]
+    with tempfile.TemporaryDirectory() as folder:
+        split = make_split(lengths, Path(folder))
+        np.save(split.path / 'observations.npy', split.observations)
+        labels = np.arange(sum(lengths), dtype=np.float32)
+
+        def batch(**part: int) -> dict[str, np.ndarray]:
+            config = LoaderConfig(
+                batch_size, frame_stack=frame_stack, shift_probability=0, seed=seed, **part
+            )
+            return next(make_batches(split, labels, -labels, config, step))
+
+        whole = batch()
+        parts = [batch(process_index=i, process_count=processes) for i in range(processes)]
+        for name, values in whole.items():
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), values)
+        stacks = {
+            rows[place]: plain_stack(rows, place, frame_stack)
+            for rows in plain_trajectories(lengths)
+            for place in range(len(rows) - 1)
+        }
+        expected = [stacks[row] for row in whole['indices'].tolist()]
+        assert whole['frames'].reshape(batch_size, -1).tolist() == expected
+        np.testing.assert_array_equal(whole['rewards'], whole['indices'])
+        np.testing.assert_array_equal(whole['masks'], -whole['indices'])

@@ -1,0 +1,138 @@
+"""`fql collect` as a user calls it: two files, what is kept, what goes on, what is refused."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipeline.data_dir import resolve_data_dir
+from data_pipeline.frame_store import open_store
+from data_pipeline.labels import task_labels
+from fql.tasks import find_task
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = 'puzzle-3x3-noisy-v0'
+PUZZLE = ('collect', 'puzzle-3x3-v0', '--dataset-type', 'noisy', '--episode-steps', 20)
+
+
+def test_from_nothing_to_labels(assert_one_line, fql):
+    folder = resolve_data_dir('')
+    train, val = (folder / 'collected' / f'{NAME}{suffix}.npz' for suffix in ('', '-val'))
+    train.unlink(missing_ok=True)
+    numbers = ('--episodes', 2, '--val-episodes', 1)
+    done = fql(*PUZZLE, *numbers)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f'{train}: 42 rows in 2 trajectories',
+        f'{val}: 21 rows in 1 trajectories',
+        f'next: fql prepare {NAME} --source {train}',
+    ]
+    with np.load(train) as ours, np.load(val) as theirs:
+        assert not np.array_equal(ours['qpos'][:21], theirs['qpos'])
+
+    prepared = fql('prepare', NAME, '--source', train)
+    assert prepared.returncode == 0, prepared.stderr
+    store = open_store(folder / NAME)
+    assert set(store.splits) == {'train', 'val'}
+    task = find_task('puzzle-3x3-noisy-singletask-task1-v0')
+    rewards, masks = task_labels(store, 'train', task.label_env_id, {'success_timing': 'pre'})
+    assert rewards.shape == masks.shape == (42,)
+    assert rewards.min() >= -9
+
+    assert_one_line(fql(*PUZZLE, *numbers), str(train), str(val), '--overwrite')
+    before = train.read_bytes()
+    val.unlink()
+    done = fql(*PUZZLE, *numbers)
+    assert done.stdout.splitlines()[0] == f'kept: {train}'
+    assert val.exists()
+    done = fql(*PUZZLE, '--episodes', 1, '--overwrite')
+    assert done.returncode == 0, done.stderr
+    with np.load(train) as arrays:
+        assert len(arrays['terminals']) == 21
+    assert train.read_bytes() != before
+
+
+def test_pixels_of_another_size(fql, opengl, tmp_path):
+    out = tmp_path / 'maze.npz'
+    done = fql(
+        *('collect', 'visual-pointmaze-medium-v0', '--frame-size', 16, '--episodes', 1),
+        *('--episode-steps', 3, '--out', out, '--workers', 1),
+        *('--env-kwargs', '{"maze_type": "large"}'),
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(out) as arrays:
+        assert arrays['observations'].shape == (4, 16, 16, 3)
+        assert arrays['observations'].dtype == np.uint8
+        assert (arrays['observations'].std(axis=(0, 1, 2)) > 1).all()
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(environment, tmp_path):
+    out = tmp_path / 'maze.npz'
+    parts = Path(f'{out}.parts')
+    command = [
+        *(sys.executable, '-m', 'scripts.main', 'collect', 'pointmaze-medium-v0', '--workers', '2'),
+        *('--episode-steps', '100', '--out', str(out), '--episodes'),
+    ]
+    process = subprocess.Popen(
+        [*command, '5000'],
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(list(parts.glob('episode-*.npz'))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert 'the same command goes on' in stderr
+    assert 'Traceback' not in stderr
+    kept = set(parts.glob('*'))
+    assert 4 <= len(kept) < 5000
+    time.sleep(0.5)
+    assert set(parts.glob('*')) == kept, 'a worker goes on'
+    assert not out.exists()
+    subprocess.run([*command, '4'], env=environment, check=True, capture_output=True)
+    with np.load(out) as arrays:
+        assert arrays['terminals'].sum() == 4
+    assert not parts.exists()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (('visual-cube-singel-v0', '--dataset-type', 'navigate'), ("no data of type 'navigate'",)),
+        (('antmaze-medium-v0',), ('no oracle', 'pointmaze-medium-v0')),
+        (('cube-single-v0', '--frame-size', 32), ('frame_size', 'visual-cube-single-v0')),
+        (('visual-cube-single-v0', '--frame-size', 0), ('frame_size must be at least 1',)),
+        (('cube-single-v0', '--env-kwargs', 'front'), ('env_kwargs is not JSON',)),
+        (('cube-single-v0', '--env-kwargs', '[1]'), ('env_kwargs must be a JSON object',)),
+        (('cube-single-v0', '--episodes', 0), ('episodes must be at least 1',)),
+        (('cube-single-v0', '--val-episodes', -1), ('val_episodes must not be negative',)),
+        (('cube-single-v0', '--workers', -1), ('workers must be at least 1',)),
+    ],
+)
+def test_what_cannot_be_collected_gives_one_line(arguments, words, fql, assert_one_line):
+    assert_one_line(fql('collect', *arguments), *words)
+
+
+def test_what_is_not_given_has_ogbenchs_number(fql, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        'scripts.collect.collect', lambda recipe, out, **rest: calls.append((recipe, out, rest))
+    )
+    fql('collect', 'visual-cube-triple-v0', '--val-episodes', 300, '--seed', 5, '--noise', 0)
+    (train, out, settings), (val, val_out, val_settings) = calls
+    assert (settings['episodes'], val_settings['episodes']) == (3000, 300)
+    assert (train.episode_steps, train.noise, train.seed, train.split) == (1000, 0, 5, 'train')
+    assert (val.episode_steps, val.noise, val.seed, val.split) == (1000, 0, 5, 'val')
+    assert settings['workers'] == os.cpu_count()
+    assert out.name == 'visual-cube-triple-play-v0.npz'
+    assert val_out.name == 'visual-cube-triple-play-v0-val.npz'

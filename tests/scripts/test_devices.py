@@ -1,0 +1,79 @@
+"""Data-parallel training: on 8 virtual devices, in 2 processes, and back on 1."""
+
+import csv
+import json
+import socket
+
+import numpy as np
+import pytest
+
+from fql.checkpointing import finished_steps
+from fql.tasks import QUICKSTART_TASK
+
+SETTINGS = (
+    *('--task', QUICKSTART_TASK, '--batch-size', 16, '--hidden-dims', 64, 64),
+    *('--eval-interval', 0, '--log-interval', 1, '--save-interval', 4),
+)
+EIGHT = {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('prepared')]
+
+
+def losses(run):
+    with (run / 'train.csv').open() as file:
+        return np.array([float(row['loss']) for row in csv.DictReader(file)])
+
+
+def finish(*processes):
+    for process in processes:
+        output, errors = process.communicate(timeout=250)
+        assert process.returncode == 0, errors
+    return output
+
+
+@pytest.fixture(scope='module')
+def on_one_device(fql_process, prepared, tmp_path_factory):
+    run = tmp_path_factory.mktemp('one') / 'run'
+    done = fql_process('train', *SETTINGS, '--steps', 8, '--run-dir', run)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+def test_eight_devices_give_the_losses_of_one(start_fql, on_one_device, tmp_path):
+    run = tmp_path / 'run'
+    # With the large parameters spread over the devices; the small ones have copies on each.
+    spread = ('--shard-params', '--steps', 4, '--run-dir', run)
+    finish(start_fql('train', *SETTINGS, *spread, **EIGHT))
+    # Saved on 8, continued on 1, and back on 8.
+    finish(start_fql('train', '--resume', run, '--no-shard-params', '--steps', 8))
+    np.testing.assert_allclose(losses(run), losses(on_one_device), rtol=1e-4, atol=1e-5)
+    finish(start_fql('train', '--resume', run, '--steps', 10, **EIGHT))
+    assert finished_steps(run / 'checkpoints') == [4, 8, 10]
+
+
+def test_two_processes_give_the_losses_of_one(fql, start_fql, on_one_device, tmp_path):
+    run = tmp_path / 'run'
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    finish(
+        *(
+            start_fql(
+                *('train', *SETTINGS, '--steps', 4, '--run-dir', run),
+                *('--coordinator', f'127.0.0.1:{port}', '--num-processes', 2, '--process-id', i),
+            )
+            for i in range(2)
+        )
+    )
+    finish(start_fql('train', '--resume', run, '--steps', 8))
+    np.testing.assert_allclose(losses(run), losses(on_one_device), rtol=1e-4, atol=1e-5)
+    assert json.loads(fql('inspect', 'checkpoint', run).stdout)['step'] == 8
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(start_fql, tmp_path):
+    run = tmp_path / 'run'
+    process = start_fql('train', *SETTINGS, '--batch-size', 12, '--run-dir', run, **EIGHT)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert 'batch-size 12 is no multiple of the 8 devices' in errors
+    assert not run.exists()

@@ -1,0 +1,113 @@
+"""Wrong input: one clear line, a non-zero exit, nothing half-written."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fql.tasks import QUICKSTART_TASK
+
+CUBE_TASK = 'visual-cube-single-play-singletask-task1-v0'
+SMALL = ('--steps', 2, '--batch-size', 8, '--hidden-dims', 8, '--eval-interval', 0)
+
+
+@pytest.fixture(scope='module')
+def finished_run(fql_process, prepared, tmp_path_factory):
+    run = tmp_path_factory.mktemp('runs') / 'run'
+    done = fql_process('train', '--task', QUICKSTART_TASK, *SMALL, '--run-dir', run)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+def test_unknown_task(assert_one_line, fql, tmp_path):
+    done = fql('train', '--task', 'visual-cube-singel-play-singletask-task1-v0')
+    assert_one_line(done, 'unknown task', CUBE_TASK)
+
+
+def test_missing_dataset_says_how_to_make_it(assert_one_line, fql, tmp_path):
+    run = tmp_path / 'run'
+    done = fql('train', '--task', CUBE_TASK, '--run-dir', run)
+    assert_one_line(done, 'fql prepare visual-cube-single-play-v0')
+    assert not run.exists()
+
+
+def test_missing_source(assert_one_line, fql):
+    assert_one_line(fql('prepare', 'd', '--source', '/nowhere/d.npz'), '/nowhere/d.npz')
+
+
+def test_truncated_source(assert_one_line, fql, maze_npz, tmp_path, environment):
+    cut = tmp_path / 'cut.npz'
+    cut.write_bytes(maze_npz.read_bytes()[:100_000])
+    assert_one_line(
+        fql('prepare', 'cut', '--source', cut, '--data-dir', tmp_path / 'data'), 'cut.npz'
+    )
+    assert not list((tmp_path / 'data').glob('*cut*'))
+
+
+def test_dataset_of_another_environment(assert_one_line, fql, prepared, tmp_path):
+    run = tmp_path / 'run'
+    done = fql('train', '--task', CUBE_TASK, '--dataset', prepared, *SMALL, '--run-dir', run)
+    assert_one_line(done, prepared, 'cube-single')
+    assert not run.exists()
+
+
+def test_batch_larger_than_the_data(assert_one_line, fql, prepared, tmp_path):
+    run = tmp_path / 'run'
+    done = fql(
+        *('train', '--task', QUICKSTART_TASK, *SMALL, '--run-dir', run, '--batch-size', 100_000)
+    )
+    assert_one_line(done, 'batch_size 100000')
+    assert not run.exists()
+
+
+def test_no_opengl(assert_one_line, fql, prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv('MUJOCO_GL', 'bogus')
+    run = tmp_path / 'run'
+    done = fql(
+        *('train', '--task', QUICKSTART_TASK, *SMALL, '--run-dir', run, '--eval-interval', 1)
+    )
+    assert_one_line(done, 'OpenGL', 'MUJOCO_GL')
+    assert not run.exists()
+
+
+def test_an_existing_run_is_not_overwritten(assert_one_line, fql, finished_run):
+    before = (finished_run / 'config.json').read_text()
+    done = fql('train', '--task', QUICKSTART_TASK, *SMALL, '--run-dir', finished_run)
+    assert_one_line(done, f'--resume {finished_run}')
+    assert (finished_run / 'config.json').read_text() == before
+
+
+def test_resume_with_other_settings_names_them(assert_one_line, fql, finished_run):
+    done = fql('train', '--resume', finished_run, '--batch-size', 16, '--alpha', 3)
+    assert_one_line(done, 'batch_size: stored 8, asked 16', 'alpha: stored 0.5, asked 3')
+
+
+def test_resume_of_something_else(assert_one_line, fql, tmp_path):
+    assert_one_line(fql('train', '--resume', tmp_path), 'is not a run folder')
+
+
+def test_a_finished_run_can_be_extended(assert_one_line, fql, finished_run):
+    done = fql('train', '--resume', finished_run, '--steps', 3)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(fql('inspect', 'checkpoint', finished_run).stdout)['step'] == 3
+    assert_one_line(fql('train', '--resume', finished_run, '--steps', 2), 'step 3 already')
+
+
+@pytest.mark.parametrize('command', ['evaluate', ('inspect', 'checkpoint')])
+def test_commands_on_a_run_that_is_none(assert_one_line, fql, tmp_path, command):
+    words = (command,) if isinstance(command, str) else command
+    assert_one_line(fql(*words, tmp_path), 'is not a run folder')
+
+
+def test_unknown_checkpoint(assert_one_line, fql, finished_run):
+    done = fql('inspect', 'checkpoint', finished_run, '--step', 77)
+    assert_one_line(done, 'no checkpoint of step 77', 'there are [')
+
+
+def test_nan_actions(assert_one_line, fql, maze_npz, tmp_path):
+    with np.load(maze_npz) as file:
+        arrays = dict(file)
+    arrays['actions'][5, 1] = np.nan
+    np.savez(tmp_path / 'nan.npz', **arrays)
+    done = fql('prepare', 'nan', '--source', tmp_path / 'nan.npz', '--data-dir', tmp_path / 'data')
+    assert_one_line(done, 'nan.npz', 'actions')

@@ -1,0 +1,117 @@
+"""`fql inspect batch` against a NumPy computation from the source file."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from fql.agent import initial_state
+from fql.config import AugmentationConfig
+from fql.devices import one_device_mesh
+from fql.tasks import QUICKSTART_TASK, default_config, find_task
+from scripts import training_loop
+from scripts.training_data import load_training_data, run_spec, training_batches
+from scripts.training_loop import LOADED_FIELDS, make_train_step
+
+PAD = 3
+
+
+def frame(source, row, shift):
+    padded = np.pad(source['observations'][row], ((PAD, PAD), (PAD, PAD), (0, 0)), mode='edge')
+    height, width = source['observations'].shape[1:3]
+    return padded[shift[0] : shift[0] + height, shift[1] : shift[1] + width]
+
+
+@pytest.mark.usefixtures('prepared')
+def test_batch_is_what_the_source_gives(fql, maze_npz, tmp_path):
+    arguments = ('--task', QUICKSTART_TASK, '--seed', 3, '--batch-size', 64, '--frame-stack', 3)
+    shifted = []
+    for step in range(3):
+        out = tmp_path / f'{step}.npz'
+        done = fql(
+            *('inspect', 'batch', *arguments, '--shift-probability', 0.5),
+            *('--step', step, '--out', out, '--png', tmp_path / f'{step}.png'),
+        )
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / f'{step}.png').stat().st_size > 10_000
+        with np.load(out, allow_pickle=False) as batch, np.load(maze_npz) as source:
+            source = dict(source)
+            firsts = np.concatenate([[0], np.flatnonzero(source['terminals'])[:-1] + 1])
+            for i, (t, shift) in enumerate(zip(batch['indices'], batch['shifts'], strict=True)):
+                first = firsts[firsts <= t].max()
+                rows = [max(t - 2, first), max(t - 1, first), t, t + 1]
+                frames = [frame(source, row, shift) for row in rows]
+                np.testing.assert_array_equal(
+                    batch['observations'][i], np.concatenate(frames[:3], axis=-1)
+                )
+                np.testing.assert_array_equal(
+                    batch['next_observations'][i],
+                    np.concatenate([*frames[1:3], frames[3]], axis=-1),
+                )
+                assert not source['terminals'][t]
+            limit = 1 - 1e-5
+            np.testing.assert_array_equal(
+                batch['actions'], np.clip(source['actions'][batch['indices']], -limit, limit)
+            )
+            # The goal of the quickstart: cell (3, 4), at (12, 8), within 1.
+            distance = np.linalg.norm(source['qpos'][batch['indices']] - [12, 8], axis=-1)
+            np.testing.assert_array_equal(batch['masks'], distance > 1)
+            np.testing.assert_array_equal(batch['rewards'], (distance <= 1) - 1.0)
+            shifted.append(bool(np.any(batch['shifts'] != PAD)))
+    assert len(shifted) == 3
+
+
+def test_nothing_is_overwritten(fql, tmp_path):
+    out = tmp_path / 'batch.npz'
+    out.write_text('mine')
+    done = fql('inspect', 'batch', '--task', QUICKSTART_TASK, '--out', out)
+    assert done.returncode == 1
+    assert 'exists' in done.stderr
+    assert out.read_text() == 'mine'
+
+
+@pytest.mark.filterwarnings('ignore:Some donated buffers')  # The state is not returned.
+@pytest.mark.usefixtures('prepared')
+def test_augmented_batch_is_what_the_update_sees(fql, tmp_path, monkeypatch):
+    """Against the batch that the training step itself hands to the update, at a later step."""
+    seed, step = 5, 2
+    flags = ('--brightness', 0.2, '--hue', 0.1, '--blur-probability', 0.5)
+    flags = (*flags, '--cutout-probability', 0.5)
+    arguments = ('inspect', 'batch', '--task', QUICKSTART_TASK, '--seed', seed, '--step', step)
+    arguments = (*arguments, '--batch-size', 8, '--frame-stack', 3)
+    plain, augmented = tmp_path / 'plain.npz', tmp_path / 'augmented.npz'
+    done = fql(*arguments, *flags, '--out', augmented, '--png', tmp_path / 'batch.png')
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'batch.png').stat().st_size > 10_000
+    assert fql(*arguments, '--out', plain).returncode == 0
+
+    config = dataclasses.replace(
+        default_config(find_task(QUICKSTART_TASK)),
+        seed=seed,
+        batch_size=8,
+        frame_stack=3,
+        augmentation=AugmentationConfig(
+            brightness=0.2, hue=0.1, blur_probability=0.5, cutout_probability=0.5
+        ),
+    )
+    data = load_training_data(config)['train']
+    spec = run_spec(data, config)
+    arrays = next(training_batches(data, config, step))
+    state = initial_state(spec, one_device_mesh())
+    state = dataclasses.replace(state, step=state.step + step)
+    monkeypatch.setattr(training_loop, 'update', lambda networks, config, state, batch: batch)
+    seen = make_train_step(spec)(state, {name: arrays[name] for name in LOADED_FIELDS})
+
+    with np.load(augmented, allow_pickle=False) as file, np.load(plain) as without:
+        assert without['observations'].dtype == np.uint8
+        assert file['observations'].dtype == np.float32
+        changed = np.abs(file['observations'] * 255 - without['observations'])
+        assert (changed.max(axis=(1, 2, 3)) > 1).all()
+        for name, values in seen._asdict().items():
+            np.testing.assert_allclose(file[name], values, rtol=0, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.usefixtures('prepared')
+def test_senseless_augmentation_is_refused(fql, assert_one_line, tmp_path):
+    arguments = ('inspect', 'batch', '--task', QUICKSTART_TASK, '--out', tmp_path / 'batch.npz')
+    assert_one_line(fql(*arguments, '--hue', 0.7), 'hue', '0.5')

@@ -1,0 +1,143 @@
+"""`fql prepare` and `fql export-tfds`: from every source, and from sources that are not sound."""
+
+import functools
+import hashlib
+import json
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipeline.frame_store import FORMAT_VERSION
+
+MAZE = 'visual-pointmaze-quickstart-navigate-v0'
+
+
+@pytest.fixture
+def maze(maze_npz) -> dict[str, np.ndarray]:
+    with np.load(maze_npz) as file:
+        return dict(file)
+
+
+def array_entries(data_dir: Path, name: str) -> dict:
+    manifest = json.loads((data_dir / name / 'manifest.json').read_text())
+    return {split: entry['arrays'] for split, entry in manifest['splits'].items()}
+
+
+def test_through_tfds_and_back(assert_one_line, fql, maze_npz, tmp_path):
+    data = ('--data-dir', tmp_path)
+    assert fql('prepare', MAZE, '--source', maze_npz, *data).returncode == 0
+    done = fql('export-tfds', MAZE, '--out', tmp_path / 'tfds', *data)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / 'tfds' / 'ogbench' / MAZE / '1.0.0'
+    assert str(folder) in done.stdout
+    done = fql('prepare', 'again', '--tfds', folder, *data)
+    assert done.returncode == 0, done.stderr
+    assert array_entries(tmp_path, 'again') == array_entries(tmp_path, MAZE)
+    assert_one_line(fql('export-tfds', MAZE, '--out', tmp_path / 'tfds', *data), 'exists')
+
+
+def test_download(fql, maze_npz, tmp_path, monkeypatch):
+    site = tmp_path / 'site'
+    site.mkdir()
+    for name in (f'{MAZE}.npz', f'{MAZE}-val.npz'):
+        (site / name).write_bytes(maze_npz.read_bytes())
+    monkeypatch.setattr(SimpleHTTPRequestHandler, 'log_message', lambda *arguments: None)
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=site)
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        mirrors = ['http://127.0.0.1:9/{file}', f'http://127.0.0.1:{server.server_port}/{{file}}']
+        monkeypatch.setattr('data_pipeline.download.MIRRORS', mirrors)
+        done = fql('prepare', MAZE, '--data-dir', tmp_path)
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert array_entries(tmp_path, MAZE).keys() == {'train', 'val'}
+    record = json.loads((tmp_path / 'downloads' / f'{MAZE}.npz.json').read_text())
+    assert record['sha256'] == hashlib.sha256(maze_npz.read_bytes()).hexdigest()
+
+    (tmp_path / 'downloads' / f'{MAZE}.npz').unlink()
+    done = fql('prepare', MAZE, '--data-dir', tmp_path)  # Nothing is asked of the mirrors.
+    assert done.returncode == 0, done.stderr
+    assert 'transitions' in done.stdout
+
+
+def test_no_mirror(assert_one_line, fql, tmp_path, monkeypatch):
+    monkeypatch.setattr('data_pipeline.download.MIRRORS', ['http://127.0.0.1:9/{file}'])
+    done = fql('prepare', MAZE, '--data-dir', tmp_path)
+    assert_one_line(done, f'http://127.0.0.1:9/{MAZE}', '--source')
+
+
+def test_two_sources(assert_one_line, fql, tmp_path):
+    assert_one_line(fql('prepare', 'd', '--source', 'd.npz', '--tfds', 'd'), '--source and --tfds')
+
+
+def test_unknown_tfds_dataset(assert_one_line, fql, tmp_path):
+    done = fql('prepare', 'd', '--tfds', 'no_such_dataset', '--data-dir', tmp_path)
+    assert_one_line(done, 'no_such_dataset', 'not found')
+
+
+def without_terminals(arrays):
+    del arrays['terminals']
+
+
+def float_images(arrays):
+    arrays['observations'] = arrays['observations'] / np.float32(255)
+
+
+def ragged(arrays):
+    rows = np.empty(len(arrays['actions']), object)
+    rows[:] = [np.zeros(i % 3) for i in range(len(rows))]
+    arrays['actions'] = rows
+
+
+def unequal(arrays):
+    arrays['qpos'] = arrays['qpos'][:-7]
+
+
+def black(arrays):
+    arrays['observations'][30:60] = 0
+
+
+def large_action(arrays):
+    arrays['actions'][77, 1] = 2
+
+
+BAD_ARRAYS = {
+    without_terminals: 'lacks terminals',
+    float_images: 'observations is float32',
+    ragged: 'actions holds Python objects',
+    unequal: 'arrays differ in length',
+    black: 'all images of trajectory 1 (rows 30 to 59)',
+    large_action: 'actions reach 2 in row 77',
+}
+
+
+@pytest.mark.parametrize('spoil', BAD_ARRAYS)
+def test_bad_arrays_leave_the_old_store(assert_one_line, fql, maze_npz, maze, tmp_path, spoil):
+    data = ('--data-dir', tmp_path / 'data')
+    assert fql('prepare', MAZE, '--source', maze_npz, *data).returncode == 0
+    before = (tmp_path / 'data' / MAZE / 'manifest.json').read_bytes()
+    spoil(maze)
+    np.savez(tmp_path / 'bad.npz', allow_pickle=True, **maze)
+    done = fql('prepare', MAZE, '--source', tmp_path / 'bad.npz', '--overwrite', *data)
+    assert_one_line(done, 'bad.npz', BAD_ARRAYS[spoil])
+    assert (tmp_path / 'data' / MAZE / 'manifest.json').read_bytes() == before
+    assert [path.name for path in (tmp_path / 'data').iterdir()] == [MAZE]
+    assert fql('inspect', 'data', MAZE, '--verify', *data).returncode == 0
+
+
+def test_store_of_a_newer_version(assert_one_line, fql, maze_npz, tmp_path):
+    data = ('--data-dir', tmp_path)
+    assert fql('prepare', 'd', '--source', maze_npz, *data).returncode == 0
+    path = tmp_path / 'd' / 'manifest.json'
+    newer = json.loads(path.read_text()) | {'format_version': FORMAT_VERSION + 1}
+    path.write_text(json.dumps(newer))
+    for command in (
+        ('inspect', 'data', 'd'),
+        ('prepare', 'd', '--source', maze_npz),
+        ('export-tfds', 'd', '--out', tmp_path / 'tfds'),
+    ):
+        assert_one_line(fql(*command, *data), 'is newer than this code')
+    assert json.loads(path.read_text()) == newer

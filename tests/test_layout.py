@@ -1,0 +1,58 @@
+"""The dependency rules of the house, read from the imports of the code itself."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ('encoders', 'fql', 'data_pipeline', 'scripts')
+ALLOWED = {
+    'encoders': {'encoders'},
+    'fql': {'fql', 'encoders'},
+    'data_pipeline': {'data_pipeline'},
+    'scripts': set(PACKAGES),
+}
+TENSORFLOW = {'tensorflow', 'tensorflow_datasets', 'tensorflow_probability', 'distrax', 'tfp'}
+
+
+def imported_modules(path: Path) -> set[str]:
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name.split('.')[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f'{path}: relative import'
+            modules.add(str(node.module).split('.')[0])
+    return modules
+
+
+@pytest.mark.parametrize('package', PACKAGES)
+def test_dependencies_run_one_way(package):
+    for path in (ROOT / package).rglob('*.py'):
+        modules = imported_modules(path)
+        assert modules & set(PACKAGES) <= ALLOWED[package], path
+        if package != 'data_pipeline':
+            assert not modules & TENSORFLOW, path
+        assert 'pickle' not in modules, path
+
+
+@pytest.mark.parametrize(
+    'modules',
+    [
+        'fql.environments, fql.env_workers, fql.pointmaze, data_pipeline.collect, '
+        'data_pipeline.labels',
+        'scripts.main',
+    ],
+)
+def test_what_spawned_processes_import_stays_light(modules):
+    """A process that renders must not import TensorFlow; JAX would only slow its start."""
+    code = (
+        f'import sys, {modules}\n'
+        'heavy = {"tensorflow", "jax", "flax", "orbax", "mujoco", "ogbench"}\n'
+        'heavy = (heavy | {"tensorflow_datasets"}) & set(sys.modules)\n'
+        'assert not heavy, heavy'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
