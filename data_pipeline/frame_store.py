@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -251,13 +252,19 @@ def write_array(path: Path, array: np.ndarray) -> dict[str, Any]:
 
 
 class ArrayWriter:
-    """A `.npy` file that grows by blocks of rows, however many there will be."""
+    """A `.npy` file that grows by blocks of rows, however many there will be.
+
+    Blocks are written, and their checksum taken, in a thread while the next is decompressed; what
+    goes wrong there is raised by the next call.
+    """
 
     def __init__(self, path: Path, row_shape: tuple[int, ...], dtype: np.dtype) -> None:
         self._row_shape = row_shape
         self._dtype = np.dtype(dtype)
         self._rows = 0
         self._digest = hashlib.sha256()
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._writing: Future[None] | None = None
         self._file = open(path, 'xb')  # noqa: SIM115  (closed by __exit__)
         self._write_header()
         self._data_start = self._file.tell()
@@ -267,19 +274,20 @@ class ArrayWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._thread.shutdown()
         self._file.close()
 
     def append(self, block: np.ndarray) -> None:
         """Writes rows, which must have the file's type and row shape."""
         assert block.dtype == self._dtype
         assert block.shape[1:] == self._row_shape
-        data = np.ascontiguousarray(block).data
-        self._file.write(data)
-        self._digest.update(data)
+        self._wait()  # No more than one block is in memory besides the new one.
+        self._writing = self._thread.submit(self._write, np.ascontiguousarray(block).data)
         self._rows += len(block)
 
     def finish(self) -> dict[str, Any]:
         """Writes the number of rows into the header and syncs; the array's manifest entry."""
+        self._wait()
         nbytes = self._file.tell()
         self._file.seek(0)
         self._write_header()
@@ -291,6 +299,14 @@ class ArrayWriter:
             'file_bytes': nbytes,
             'sha256': self._digest.hexdigest(),
         }
+
+    def _write(self, data: memoryview) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
 
     def _write_header(self) -> None:
         header = {

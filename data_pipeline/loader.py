@@ -6,9 +6,12 @@ Nothing depends on what was drawn before, so a run continues at any step. Frames
 the memory-mapped file itself, and only by TensorFlow's own ops (Python ones hang at exit).
 """
 
+import ctypes
 import mmap
 import os
+import platform
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +31,15 @@ tf.config.set_visible_devices([], 'GPU')  # GPU memory is JAX's.
 ACTION_LIMIT = 1 - 1e-5
 
 # Streams of random numbers within a step: (seed, 4 * step + stream).
-_ROWS, _SHIFTS, _COIN = range(3)
+_ROWS, _SHIFTS, _COIN, _COPIES = range(4)
 _STREAMS = 4
+
+# Of glibc's mallopt, see `keep_freed_memory`.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_MMAP_THRESHOLD = 32 << 20  # glibc refuses more.
+_TRIM_THRESHOLD = 32 << 20
+
+_READ_AHEAD_BYTES = 8 << 20
 
 # Without it, a private mapping larger than memory is refused. Python names it from 3.13 on.
 _MAP_NORESERVE = getattr(mmap, 'MAP_NORESERVE', 0x4000 if sys.platform == 'linux' else 0)
@@ -43,6 +53,8 @@ class LoaderConfig:
     frame_stack: frames per observation
     shift_pad: largest random shift, in pixels
     shift_probability: probability that a batch is shifted at all
+    copies: how many shifted copies of all rows of the split, one behind the other, its file of
+        observations holds behind them; where there are any, a shifted batch reads these
     seed: of all that is drawn
     process_index, process_count: which equal part of each batch this process loads; the parts of
         all processes, in order, are the batch that one process alone would load
@@ -52,13 +64,14 @@ class LoaderConfig:
     frame_stack: int = 1
     shift_pad: int = 3
     shift_probability: float = 0.5
+    copies: int = 0
     seed: int = 0
     process_index: int = 0
     process_count: int = 1
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.frame_stack < 1 or self.shift_pad < 0:
-            raise DataError(f'{self}: batch_size and frame_stack are at least 1, shift_pad 0')
+        if self.batch_size < 1 or self.frame_stack < 1 or min(self.shift_pad, self.copies) < 0:
+            raise DataError(f'{self}: batch_size and frame_stack are at least 1, the rest 0')
         if not 0 <= self.shift_probability <= 1:
             raise DataError(f'{self}: shift_probability is within [0, 1]')
         if not 0 <= self.process_index < self.process_count:
@@ -116,14 +129,21 @@ def make_batches(
     valid = tf.constant(valid_rows, tf.int64)
     first = tf.constant(split.first_rows, tf.int64)
     columns = {
-        'actions': tf.constant(np.clip(split.actions, -ACTION_LIMIT, ACTION_LIMIT), tf.float32),
+        'actions': tf.constant(split.actions, tf.float32),
         'rewards': tf.constant(rewards, tf.float32),
         'masks': tf.constant(masks, tf.float32),
     }
 
+    keep_freed_memory()  # Not before: what was used up to here is given back.
+
+    # Nothing in it needs AutoGraph, whose conversion would take longer than all else before the
+    # first batch.
+    @tf.autograph.experimental.do_not_convert
     def make_batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
         indices = sample_rows(valid, config, step)
         stack = stack_rows(indices, first, config.frame_stack)
+        if config.copies:
+            stack += rows * sample_copies(config, step)[:, None]
         if is_shifting:
             coin = flip_coin(config, step)
             shifts = tf.where(coin, sample_shifts(config, step), config.shift_pad)
@@ -136,6 +156,7 @@ def make_batches(
             shifts = tf.fill([config.local_size, 2], config.shift_pad)
             images = gather_frames(frames, stack, shape)
         batch = {name: tf.gather(values, indices) for name, values in columns.items()}
+        batch['actions'] = tf.clip_by_value(batch['actions'], -ACTION_LIMIT, ACTION_LIMIT)
         return {'frames': images, **batch, 'indices': indices, 'shifts': shifts}
 
     options = tf.data.Options()
@@ -143,7 +164,7 @@ def make_batches(
     dataset = tf.data.Dataset.counter(start_step).map(
         make_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
     )
-    return dataset.prefetch(2).with_options(options).as_numpy_iterator()
+    return dataset.prefetch(1).with_options(options).as_numpy_iterator()
 
 
 def map_frames(path: Path) -> tf.Tensor:
@@ -151,6 +172,10 @@ def map_frames(path: Path) -> tf.Tensor:
 
     The tensor holds the array and so the mapping. DLPack takes writable arrays only: the mapping is
     a private one, which can never alter the file.
+
+    Around every page that is touched for the first time, the system would read as much as it does
+    for files read in order, up to 8 MB on some disks: gigabytes for one batch of random rows. It
+    reads single pages instead, and `read_ahead` the whole file in the background.
     """
     layout = np.load(path, mmap_mode='r', allow_pickle=False)
     with open(path, 'rb') as file:
@@ -160,9 +185,44 @@ def map_frames(path: Path) -> tf.Tensor:
             flags=mmap.MAP_PRIVATE | _MAP_NORESERVE,
             prot=mmap.PROT_READ | mmap.PROT_WRITE,
         )
+    if hasattr(mmap, 'MADV_RANDOM'):
+        mapping.madvise(mmap.MADV_RANDOM)
+    threading.Thread(target=read_ahead, args=(path,), daemon=True).start()
     values = np.frombuffer(mapping, layout.dtype, layout.size, layout.offset)
     assert values.ctypes.data % ALIGNMENT == 0  # TensorFlow does not check, and aborts.
     return tf.experimental.dlpack.from_dlpack(values.reshape(len(layout), -1).__dlpack__())
+
+
+def read_ahead(path: Path) -> None:
+    """Has the system read a file into its cache, if it fills no more than half of what is free."""
+    if not hasattr(os, 'posix_fadvise') or path.stat().st_size > available_memory() / 2:
+        return
+    with open(path, 'rb') as file:
+        for start in range(0, path.stat().st_size, _READ_AHEAD_BYTES):
+            os.posix_fadvise(file.fileno(), start, _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+
+
+def available_memory() -> int:
+    """Bytes that the system could give to processes and its cache; 0 where it does not tell."""
+    try:
+        lines = Path('/proc/meminfo').read_text(encoding='ascii').splitlines()
+    except OSError:
+        return 0
+    return next((int(x.split()[1]) << 10 for x in lines if x.startswith('MemAvailable:')), 0)
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc use a batch's memory again for the next one.
+
+    By itself it gives blocks of this size back to the system at once, and every batch waits for
+    fresh pages, which takes about as long as to fill them. Elsewhere than on Linux with glibc
+    nothing is done. The setting is the process's; what is kept is at most `_TRIM_THRESHOLD` for
+    each of its few arenas.
+    """
+    if platform.libc_ver()[0] == 'glibc':
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+        libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
 
 
 def sample_rows(valid: tf.Tensor, config: LoaderConfig, step: tf.Tensor) -> tf.Tensor:
@@ -171,7 +231,7 @@ def sample_rows(valid: tf.Tensor, config: LoaderConfig, step: tf.Tensor) -> tf.T
         [config.batch_size],
         _stream(config, step, _ROWS),
         minval=0,
-        maxval=len(valid),
+        maxval=tf.shape(valid, tf.int64)[0],
         dtype=tf.int64,
         alg='philox',
     )
@@ -203,6 +263,21 @@ def sample_shifts(config: LoaderConfig, step: tf.Tensor) -> tf.Tensor:
     return local_part(offsets, config)
 
 
+def sample_copies(config: LoaderConfig, step: tf.Tensor) -> tf.Tensor:
+    """(b,) int64: the copies that this process's samples read; 0, the rows themselves, for all of a
+    batch that is not shifted, else uniform in 1..copies.
+    """
+    copies = tf.random.stateless_uniform(
+        [config.batch_size],
+        _stream(config, step, _COPIES),
+        minval=1,
+        maxval=config.copies + 1,
+        dtype=tf.int64,
+        alg='philox',
+    )
+    return tf.where(flip_coin(config, step), local_part(copies, config), tf.constant(0, tf.int64))
+
+
 def stack_rows(indices: tf.Tensor, first: tf.Tensor, frame_stack: int) -> tf.Tensor:
     """(b, frame_stack + 1) int64: rows of both stacks, clamped to their trajectory's first row."""
     offsets = tf.range(1 - frame_stack, 2, dtype=tf.int64)
@@ -226,9 +301,9 @@ def gather_shifted(
     height, width, channels = shape
     row_offsets = tf.cast(shifts[:, :1] - pad, tf.int64)
     image_rows = tf.clip_by_value(tf.range(height, dtype=tf.int64) + row_offsets, 0, height - 1)
-    lines = tf.reshape(stack[:, :, None] * height + image_rows[:, None, :], [len(stack), -1])
+    lines = tf.reshape(stack[:, :, None] * height + image_rows[:, None, :], [stack.shape[0], -1])
     pixels = tf.reshape(frames, [-1, width * channels])
-    samples = tf.dynamic_partition(tf.range(len(stack)), shifts[:, 1], 2 * pad + 1)
+    samples = tf.dynamic_partition(tf.range(stack.shape[0]), shifts[:, 1], 2 * pad + 1)
     groups = [
         shift_columns(tf.gather(pixels, tf.gather(lines, group)), offset - pad, channels)
         for offset, group in enumerate(samples)
@@ -238,12 +313,11 @@ def gather_shifted(
 
 def shift_columns(lines: tf.Tensor, offset: int, channels: int) -> tf.Tensor:
     """(..., w * c) lines of pixels: column j is made column j + `offset`, or the edge beyond it."""
-    repeats = [1, 1, abs(offset)]
     cut = offset * channels
     if offset < 0:
-        return tf.concat([tf.tile(lines[..., :channels], repeats), lines[..., :cut]], axis=-1)
+        return tf.concat([lines[..., :channels]] * -offset + [lines[..., :cut]], axis=-1)
     if offset > 0:
-        return tf.concat([lines[..., cut:], tf.tile(lines[..., -channels:], repeats)], axis=-1)
+        return tf.concat([lines[..., cut:]] + [lines[..., -channels:]] * offset, axis=-1)
     return lines
 
 

@@ -2,8 +2,11 @@
 
     <out>/ogbench/<dataset>/1.0.0/      ArrayRecord files, dataset_info.json, features.json
 
-    tfds.data_source('ogbench/visual-cube-single-play-v0', data_dir=out)
+    tfds.data_source('ogbench/visual-cube-single-play-v0', split='train', data_dir=out)
+    tfds.builder('ogbench/visual-cube-single-play-v0', data_dir=out).as_data_source('train')
     tfds.builder_from_directory(folder).as_data_source('train')
+
+`tfds.load` and `as_dataset` do not: TFDS gives ArrayRecord files as data sources only.
 
 Such a dataset is made of any store, and so of every OGBench dataset. An episode's last step is its
 last row: an observation, and an action that leads nowhere. OGBench's data are free of goals, so

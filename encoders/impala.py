@@ -1,11 +1,12 @@
 """The IMPALA convolutional encoder (Espeholt et al. 2018), in the form FQL's reference uses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from encoders.mlp import MLP
 from encoders.pooling import max_pool
@@ -16,16 +17,18 @@ class ImpalaStack(nn.Module):
 
     features: int
     num_blocks: int
+    dtype: DTypeLike
+    pool: Callable[[jax.Array], jax.Array]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(b, h, w, c) float -> (b, ceil(h/2), ceil(w/2), features) float."""
+        """(b, h, w, c) float -> (b, ceil(h/2), ceil(w/2), features) of `dtype`."""
 
         def conv(x: jax.Array, index: int) -> jax.Array:
-            init = nn.initializers.xavier_uniform()
-            return nn.Conv(self.features, (3, 3), kernel_init=init, name=f'conv_{index}')(x)
+            init, name = nn.initializers.xavier_uniform(), f'conv_{index}'
+            return nn.Conv(self.features, (3, 3), kernel_init=init, dtype=self.dtype, name=name)(x)
 
-        x = max_pool(conv(x, 0))
+        x = self.pool(conv(x, 0))
         for i in range(self.num_blocks):
             residual = x
             x = conv(nn.relu(x), 2 * i + 1)
@@ -42,11 +45,15 @@ class ImpalaEncoder(nn.Module):
         num_blocks: residual blocks in each stack.
         hidden_dims: widths of the dense layers (GELU after each) behind the convolutions; the
             last one is the size of the latents.
+        dtype: of the computation; parameters are float32.
+        pool: max pooling, 3x3 with stride 2.
     """
 
     stack_sizes: Sequence[int] = (16, 32, 32)
     num_blocks: int = 1
     hidden_dims: Sequence[int] = (512,)
+    dtype: DTypeLike = jnp.float32
+    pool: Callable[[jax.Array], jax.Array] = max_pool
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -63,15 +70,16 @@ class ImpalaEncoder(nn.Module):
             TypeError: when the images are neither uint8 nor float.
         """
         if images.dtype == jnp.uint8:
-            x = images.astype(jnp.float32) / 255.0
+            x = images.astype(self.dtype) / 255.0
         elif jnp.issubdtype(images.dtype, jnp.floating):
-            x = images
+            x = images.astype(self.dtype)
         else:
             raise TypeError(f'images must be uint8 or float in [0, 1], got {images.dtype}')
         for i, features in enumerate(self.stack_sizes):
-            x = ImpalaStack(features, self.num_blocks, name=f'stack_{i}')(x)
+            stack = ImpalaStack(features, self.num_blocks, self.dtype, self.pool, name=f'stack_{i}')
+            x = stack(x)
         x = rearrange(nn.relu(x), 'b h w c -> b (h w c)')
-        return MLP(self.hidden_dims, activate_final=True, name='mlp')(x)
+        return MLP(self.hidden_dims, activate_final=True, dtype=self.dtype, name='mlp')(x)
 
 
 ENCODERS = {

@@ -13,9 +13,10 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ logging.getLogger('absl').setLevel(logging.ERROR)
 
 COMMITTED = 'commit_success.txt'
 CHECKSUMS = 'checksums.json'
-SUCCESS = 'success'
 
 
 def finished_steps(folder: Path) -> list[int]:
@@ -49,18 +49,27 @@ def finished_steps(folder: Path) -> list[int]:
 class CheckpointWriter:
     """Saves training states; a context manager, which waits for the last save when left.
 
-    Kept are the latest `keep_latest`, the best by success, and those of every `keep_interval`
-    updates (0: none for ever). The online parameters are an item of their own (`params`), so that
+    Kept are the latest `keep_latest`, the best, and those of every `keep_interval` updates (0: none
+    for ever). The online parameters are an item of their own (`params`), so that
     evaluation reads no optimiser state; the rest of the state is `training`.
     """
 
-    def __init__(self, folder: Path, keep_latest: int, keep_interval: int = 0) -> None:
-        """Opens `folder`, which is made if need be."""
+    def __init__(
+        self,
+        folder: Path,
+        keep_latest: int,
+        keep_interval: int = 0,
+        successes: Callable[[], Mapping[int, float]] = dict,
+    ) -> None:
+        """Opens `folder`, which is made if need be.
+
+        Args:
+            successes: gives the success of each step that was evaluated so far, NaN where there is
+                none. Asked whenever a checkpoint may have to go, since an evaluation can end after
+                its checkpoint was saved: one made again at a resume, or one of a watcher.
+        """
         policies = ocp.checkpoint_managers
-        preserve: list[Any] = [
-            policies.LatestN(keep_latest),
-            policies.BestN(get_metric_fn=_success, n=1, keep_checkpoints_without_metrics=False),
-        ]
+        preserve: list[Any] = [policies.LatestN(keep_latest), _Best(successes)]
         if keep_interval:
             preserve.append(policies.EveryNSteps(keep_interval))
         self._folder = folder.absolute()
@@ -69,8 +78,6 @@ class CheckpointWriter:
                 self._folder,
                 options=ocp.CheckpointManagerOptions(
                     cleanup_tmp_directories=True,
-                    # Without it Orbax does not write metrics, and forgets the best on a restart.
-                    best_fn=_success,
                     preservation_policy=policies.AnyPreservationPolicy(preserve),
                 ),
             )
@@ -78,13 +85,12 @@ class CheckpointWriter:
         self._sealing: Future[None] | None = None
         self._unsealed: int | None = None
 
-    def save(self, state: TrainState, metadata: Mapping[str, Any], success: float | None) -> None:
+    def save(self, state: TrainState, metadata: Mapping[str, Any]) -> None:
         """Saves a state under its step, in the background, unless that was done already.
 
         Args:
             state: may be donated to the next update as soon as this returns.
             metadata: JSON values kept beside it.
-            success: of an evaluation at this step, if there was one.
 
         Raises:
             FQLError: this save or the one before it failed.
@@ -105,7 +111,6 @@ class CheckpointWriter:
                     # Serialised later by Orbax: a copy, taken now.
                     metadata=ocp.args.JsonSave(json.loads(json.dumps(metadata))),
                 ),
-                metrics=None if success is None else {SUCCESS: float(success)},
                 force=True,
             )
         self._unsealed = step
@@ -165,6 +170,26 @@ class CheckpointWriter:
                 raise
         finally:
             self._sealer.shutdown()
+
+
+@dataclass(frozen=True)
+class _Best:
+    """Orbax's policy that keeps the checkpoint of the highest success, of equal ones the latest.
+
+    Orbax's own policy knows only metrics that were given with a save, and these never change.
+    """
+
+    successes: Callable[[], Mapping[int, float]]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
+        found = self.successes()
+        ranks = {
+            checkpoint.step: (found[checkpoint.step], checkpoint.step)
+            for checkpoint in checkpoints
+            if math.isfinite(found.get(checkpoint.step, math.nan))
+        }
+        best = max(ranks, key=lambda step: ranks[step], default=None)
+        return [checkpoint.step == best for checkpoint in checkpoints]
 
 
 def seal(step_folder: Path) -> None:
@@ -370,8 +395,3 @@ def _split(state: TrainState) -> tuple[Params, dict[str, Any]]:
         'key': state.key,
     }
     return state.params, training
-
-
-def _success(metrics: Mapping[str, float]) -> float:
-    value = metrics[SUCCESS]
-    return value if math.isfinite(value) else -math.inf

@@ -3,11 +3,14 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from fql.errors import FQLError
 
 EncoderName = Literal['impala_debug', 'impala_small', 'impala', 'impala_large']
+EncoderMode = Literal['scratch', 'finetune', 'frozen']
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,16 @@ class AgentConfig:
     """One encoder for the critic and both policies, or one each as in the reference."""
     bc_flow_trains_encoder: bool = True
     """Whether the BC-flow loss trains the shared encoder, as the critic loss always does."""
+    precision: Literal['float32', 'bfloat16'] = 'float32'
+    """Of the networks' computation; parameters, losses and optimiser are float32 always."""
+    encoder_from: Annotated[str, tyro.conf.arg(name='encoder.from', metavar='DIR')] = ''
+    """Folder of a saved encoder to start from; read when the run starts, never afterwards."""
+    encoder_mode: Annotated[EncoderMode, tyro.conf.arg(name='encoder.mode')] = 'scratch'
+    """Train a fresh encoder, train the saved one on, or leave that one as it is."""
+    encoder_lr_multiplier: Annotated[float, tyro.conf.arg(name='encoder.lr-multiplier')] = 1.0
+    """Finetune: the encoder's learning rate is this times lr."""
+    encoder_unfreeze_step: Annotated[int, tyro.conf.arg(name='encoder.unfreeze-step')] = 0
+    """Finetune: the encoder is trained from this update on."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,14 @@ class TrainConfig:
     """Frames in an image observation (1: no stacking)."""
     shift_probability: float = 0.5
     """Probability that a batch's images are randomly shifted (up to 3 pixels)."""
+    latent_cache: Literal['off', 'float32', 'float16'] = 'float32'
+    """Of a frozen encoder: compute the latents of all rows once and train on these, in files of
+    this type beside the data; where images are changed at random only with latent-copies."""
+    latent_copies: int = 0
+    """Cache latents of so many randomly shifted copies too, from which shifted batches are drawn
+    (0: shifted batches need the encoder in every update)."""
+    updates_per_call: int = 1
+    """Updates that one call of the compiled step makes; more save time where updates are short."""
     log_interval: int = 1_000
     """Updates between rows of train.csv (0: none)."""
     eval_interval: int = 100_000
@@ -119,6 +140,7 @@ RESUMABLE_FIELDS = frozenset(
     {
         'data_dir',
         'steps',
+        'updates_per_call',
         'eval_workers',
         'keep_latest',
         'keep_interval',
@@ -136,6 +158,7 @@ def validate_config(config: TrainConfig) -> None:
         'seed must lie in [0, 2^31)': 0 <= config.seed < 2**31,
         'steps must be at least 1': config.steps >= 1,
         'batch-size must be at least 1': config.batch_size >= 1,
+        'updates-per-call must be at least 1': config.updates_per_call >= 1,
         'frame-stack must be at least 1': config.frame_stack >= 1,
         'shift-probability must lie in [0, 1]': 0 <= config.shift_probability <= 1,
         'intervals, episodes and workers must not be negative': min(
@@ -158,15 +181,54 @@ def validate_config(config: TrainConfig) -> None:
         'tau must lie in [0, 1]': 0 <= agent.tau <= 1,
         'alpha must not be negative': agent.alpha >= 0,
         'flow-steps must be at least 1': agent.flow_steps >= 1,
+        'encoder.from needs --encoder.mode finetune or frozen': (
+            not agent.encoder_from or agent.encoder_mode != 'scratch'
+        ),
+        f'encoder.mode {agent.encoder_mode} needs --encoder.from': (
+            bool(agent.encoder_from) or agent.encoder_mode == 'scratch'
+        ),
+        'encoder.mode frozen needs --encoder-sharing shared: one encoder, kept as it is': (
+            agent.encoder_mode != 'frozen' or agent.encoder_sharing == 'shared'
+        ),
+        'encoder.lr-multiplier must be positive': agent.encoder_lr_multiplier > 0,
+        'encoder.unfreeze-step must not be negative': agent.encoder_unfreeze_step >= 0,
+        'encoder.lr-multiplier and encoder.unfreeze-step need --encoder.mode finetune': (
+            agent.encoder_mode == 'finetune'
+            or (agent.encoder_lr_multiplier == 1 and agent.encoder_unfreeze_step == 0)
+        ),
+        'latent-copies must not be negative': config.latent_copies >= 0,
+        'latent-copies needs --encoder.mode frozen, a latent-cache and shift-probability above 0': (
+            config.latent_copies == 0
+            or (
+                agent.encoder_mode == 'frozen'
+                and config.latent_cache != 'off'
+                and config.shift_probability > 0
+            )
+        ),
+        'latent-copies are of shifted images: set all other augmentations to 0, or latent-copies': (
+            config.latent_copies == 0 or not augmentation.is_on
+        ),
         'hidden-dims must be one or more positive widths': (
             len(agent.hidden_dims) > 0 and min(agent.hidden_dims) >= 1
         ),
-        'hue must lie in [0, 0.5]': 0 <= augmentation.hue <= 0.5,
+        **augmentation_checks(augmentation),
+    }
+    raise_unless(checks)
+
+
+def augmentation_checks(config: AugmentationConfig) -> dict[str, bool]:
+    """What must hold, each with the message for when it does not."""
+    return {
+        'hue must lie in [0, 0.5]': 0 <= config.hue <= 0.5,
         **{
             f'{name.replace("_", "-")} must lie in [0, 1]': 0 <= value <= 1
-            for name, value in dataclasses.asdict(augmentation).items()
+            for name, value in dataclasses.asdict(config).items()
         },
     }
+
+
+def raise_unless(checks: dict[str, bool]) -> None:
+    """Raises FQLError with the first message whose check does not hold."""
     for message, holds in checks.items():
         if not holds:
             raise FQLError(message)
@@ -185,9 +247,9 @@ def config_from_dict(values: dict[str, Any], origin: Path) -> TrainConfig:
     Raises:
         FQLError: when fields are missing or unknown, with their names and `origin`.
     """
-    _check_fields(TrainConfig, values, origin)
-    _check_fields(AgentConfig, values['agent'], origin)
-    _check_fields(AugmentationConfig, values['augmentation'], origin)
+    check_fields(TrainConfig, values, origin)
+    check_fields(AgentConfig, values['agent'], origin)
+    check_fields(AugmentationConfig, values['augmentation'], origin)
     agent_values = {**values['agent'], 'hidden_dims': tuple(values['agent']['hidden_dims'])}
     nested = {
         'agent': AgentConfig(**agent_values),
@@ -196,7 +258,8 @@ def config_from_dict(values: dict[str, Any], origin: Path) -> TrainConfig:
     return TrainConfig(**{**values, **nested})
 
 
-def _check_fields(cls: type, values: dict[str, Any], origin: Path) -> None:
+def check_fields(cls: type, values: dict[str, Any], origin: Path) -> None:
+    """Raises FQLError, naming them and `origin`, if `values` lack or add fields to a dataclass."""
     expected = {f.name for f in dataclasses.fields(cls)}
     if missing := sorted(expected - values.keys()):
         raise FQLError(f'{origin}: no field {", ".join(missing)} (written by another version?)')
@@ -204,8 +267,12 @@ def _check_fields(cls: type, values: dict[str, Any], origin: Path) -> None:
         raise FQLError(f'{origin}: unknown field {", ".join(unknown)} (another version?)')
 
 
-def differing_fields(stored: TrainConfig, asked: TrainConfig) -> list[str]:
-    """Lines 'field: stored X, asked Y' for every field that must not differ on resume."""
+def differing_fields(stored: Any, asked: Any) -> list[str]:
+    """Lines 'field: stored X, asked Y' for every field that must not differ on resume.
+
+    Args:
+        stored, asked: configurations of one class.
+    """
     before, after = _flat(stored), _flat(asked)
     return [
         f'{name}: stored {before[name]!r}, asked {after[name]!r}'
@@ -214,7 +281,9 @@ def differing_fields(stored: TrainConfig, asked: TrainConfig) -> list[str]:
     ]
 
 
-def _flat(config: TrainConfig) -> dict[str, Any]:
-    values = dataclasses.asdict(config)
-    agent, augmentation = values.pop('agent'), values.pop('augmentation')
-    return {**values, **agent, **augmentation}
+def _flat(config: Any) -> dict[str, Any]:
+    """The fields of a configuration and of those nested in it, by name."""
+    flat: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(config).items():
+        flat |= value if isinstance(value, dict) else {name: value}
+    return flat

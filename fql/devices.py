@@ -22,10 +22,16 @@ LARGE = 2**16
 Tree = TypeVar('Tree')
 
 
-def make_mesh() -> Mesh:
-    """All devices in one row."""
+def make_mesh(num_devices: int | None = None) -> Mesh:
+    """The first `num_devices` in one row; all of them by default."""
+    devices = jax.devices()[:num_devices]
     # Padding, and so the encoder, does not work with JAX's default, explicit axes.
-    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def local_mesh() -> Mesh:
+    """All devices of this process."""
+    return Mesh(np.asarray(jax.local_devices()), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def one_device_mesh() -> Mesh:
@@ -46,10 +52,30 @@ def state_shardings(shapes: Tree, mesh: Mesh, shard_params: bool) -> Tree:
     return jax.tree.map(sharding, shapes)
 
 
+def abstract_on(shapes: Tree, mesh: Mesh, shard_params: bool) -> Tree:
+    """Shapes and dtypes with the shardings of `state_shardings`."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        state_shardings(shapes, mesh, shard_params),
+    )
+
+
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Raises FQLError if a batch cannot be split evenly over the devices."""
     if batch_size % mesh.size:
         raise FQLError(f'batch-size {batch_size} is no multiple of the {mesh.size} devices')
+
+
+def compiler_options() -> dict[str, str]:
+    """What XLA is told when it compiles an update.
+
+    On CPUs it would hand convolutions to YNNPACK, whose weight gradients take some twice as long
+    as Eigen's; of YNNPACK only the matrix products are kept.
+    """
+    if jax.default_backend() != 'cpu':
+        return {}
+    return {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'}
 
 
 def put_batch(arrays: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -5,11 +5,16 @@
 its own, whose latents of o' also feed the policy there: each observation is encoded once.
 
 `separate`: an encoder for the critic, the flow and the one-step policy each, as in the reference.
+
+A frozen encoder is a shared one that no loss trains: both observations are encoded with it, and the
+target network has none. As its latents never change, a batch may hold them in place of images: then
+observations are (b, d), float16 or float32, and are not encoded (`scripts.latent_cache`).
 """
 
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from fql.batch import Batch
 from fql.config import AgentConfig
@@ -34,9 +39,16 @@ class Latents(NamedTuple):
 def encode_observations(
     networks: Networks, config: AgentConfig, params: Params, network: str, observations: jax.Array
 ) -> jax.Array:
-    """The latents (b, d) that `network` ('critic', 'bc_flow', 'one_step_policy') reads."""
+    """The latents (b, d) that `network` ('critic', 'bc_flow', 'one_step_policy') reads.
+
+    Args:
+        observations: images (b, h, w, c), or vectors (b, d), which are latents already.
+    """
     if networks.encoder is None:
         return observations
+    if observations.ndim == 2:
+        assert config.encoder_mode == 'frozen'
+        return observations.astype(jnp.float32)
     return networks.encode(params['encoders'][encoder_of(config, network)], observations)
 
 
@@ -50,7 +62,8 @@ def encode_batch(
 
     stop = jax.lax.stop_gradient
     critic = encode(params, 'critic', batch.observations)
-    next_target_critic = stop(encode(target_params, 'critic', batch.next_observations))
+    next_params = params if config.encoder_mode == 'frozen' else target_params
+    next_target_critic = stop(encode(next_params, 'critic', batch.next_observations))
     if networks.encoder is None or config.encoder_sharing == 'shared':
         return Latents(
             critic=critic,

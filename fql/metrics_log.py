@@ -4,7 +4,7 @@ import csv
 import io
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -45,9 +45,15 @@ class MetricsLog:
         # whose faults cannot be caught.
         self._events = EventsWriter(str(tensorboard / 'events'))
         rows = [row for row in read_csv(path) if step is None or int(row['step']) <= step]
-        path.unlink(missing_ok=True)
+        # At once, since another process may be reading: it must not find the rows gone.
+        if rows:
+            temporary = path.with_suffix('.tmp')
+            temporary.write_text(_as_csv(rows))
+            temporary.replace(path)
+        else:
+            path.unlink(missing_ok=True)
         for row in rows:
-            self._append(row)
+            self._write_events(row)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds a row; every row of a file has the same names."""
@@ -56,13 +62,12 @@ class MetricsLog:
             self._mirror(step, metrics)
 
     def _append(self, row: Mapping[str, str]) -> None:
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, list(row), lineterminator='\n')
-        if not self._path.exists():
-            writer.writeheader()
-        writer.writerow(row)
+        text = _as_csv([row])
         with self._path.open('a') as file:
-            file.write(buffer.getvalue())
+            file.write(text if file.tell() == 0 else text[text.index('\n') + 1 :])
+        self._write_events(row)
+
+    def _write_events(self, row: Mapping[str, str]) -> None:
         for name, value in row.items():
             if name != 'step':
                 summary = scalar(name, float(value))
@@ -78,6 +83,17 @@ class MetricsLog:
         # What could not be written is made anew of the CSV file when the run is resumed.
         with suppress(OSError):
             self._events.close()
+
+
+def _as_csv(rows: Sequence[Mapping[str, str]]) -> str:
+    """The rows with a header; nothing if there are none."""
+    if not rows:
+        return ''
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -7,6 +7,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from encoders.impala import ENCODERS
 from encoders.mlp import MLP
@@ -21,6 +22,7 @@ class Critic(nn.Module):
 
     hidden_dims: Sequence[int]
     layer_norm: bool
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, latents: jax.Array, actions: jax.Array) -> jax.Array:
@@ -33,8 +35,9 @@ class Critic(nn.Module):
             out_axes=0,
             axis_size=NUM_CRITICS,
         )
-        mlp = ensemble((*self.hidden_dims, 1), layer_norm=self.layer_norm, name='mlp')
-        return mlp(jnp.concatenate([latents, actions], axis=-1)).squeeze(-1)
+        features = (*self.hidden_dims, 1)
+        mlp = ensemble(features, layer_norm=self.layer_norm, dtype=self.dtype, name='mlp')
+        return mlp(latents, actions).squeeze(-1)
 
 
 class VectorField(nn.Module):
@@ -43,6 +46,7 @@ class VectorField(nn.Module):
     hidden_dims: Sequence[int]
     action_dim: int
     layer_norm: bool
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -50,8 +54,8 @@ class VectorField(nn.Module):
     ) -> jax.Array:
         """(b, d), (b, a), (b, 1) or None -> (b, a), all float."""
         inputs = [latents, actions] if time is None else [latents, actions, time]
-        mlp = MLP((*self.hidden_dims, self.action_dim), layer_norm=self.layer_norm, name='mlp')
-        return mlp(jnp.concatenate(inputs, axis=-1))
+        features = (*self.hidden_dims, self.action_dim)
+        return MLP(features, layer_norm=self.layer_norm, dtype=self.dtype, name='mlp')(*inputs)
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,11 @@ def _apply(module: nn.Module, params: Params, *inputs: jax.Array) -> jax.Array:
 
 def make_networks(config: AgentConfig, action_dim: int, images: bool) -> Networks:
     """The networks of a configuration, for image or vector observations."""
-    actor = VectorField(config.hidden_dims, action_dim, config.actor_layer_norm)
+    dtype = jnp.dtype(config.precision)
+    actor = VectorField(config.hidden_dims, action_dim, config.actor_layer_norm, dtype)
     return Networks(
-        encoder=ENCODERS[config.encoder] if images else None,
-        critic=Critic(config.hidden_dims, config.critic_layer_norm),
+        encoder=ENCODERS[config.encoder].clone(dtype=dtype) if images else None,
+        critic=Critic(config.hidden_dims, config.critic_layer_norm, dtype),
         bc_flow=actor,
         one_step_policy=actor,
     )

@@ -6,6 +6,7 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fql.config import TrainConfig, config_from_dict, config_to_dict
 from fql.errors import FQLError
@@ -24,6 +25,16 @@ class RunFolder:
     def spec(self) -> Path:
         """Configuration, shapes and versions, JSON."""
         return self.path / 'config.json'
+
+    @property
+    def pretrain_spec(self) -> Path:
+        """The same of a pretraining, JSON."""
+        return self.path / 'pretraining.json'
+
+    @property
+    def encoder(self) -> Path:
+        """The saved encoder that a pretraining ends with."""
+        return self.path / 'encoder'
 
     @property
     def checkpoints(self) -> Path:
@@ -137,9 +148,14 @@ def write_spec(run: RunFolder, spec: RunSpec) -> None:
         'action_dim': spec.action_dim,
         'versions': versions(),
     }
-    temporary = run.spec.with_suffix('.tmp')
+    write_json(run.spec, values)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes a file whole or not at all, in place of what is there."""
+    temporary = path.with_suffix('.tmp')
     temporary.write_text(json.dumps(values, indent=2) + '\n')
-    temporary.replace(run.spec)
+    temporary.replace(path)
 
 
 def read_spec(run: RunFolder) -> RunSpec:

@@ -10,7 +10,7 @@ from fql.config import AgentConfig
 from fql.latents import encode_batch
 from fql.losses import Draws, Metrics, sample_draws, total_loss
 from fql.networks import Networks, Params
-from fql.train_state import TrainState, critic_params, make_optimizer
+from fql.train_state import TrainState, critic_params, make_optimizer, trainable_params
 
 
 def losses(
@@ -34,12 +34,12 @@ def loss_and_grads(
     batch: Batch,
     draws: Draws,
 ) -> tuple[Params, Metrics]:
-    """Gradient of the total loss (critic + actor) with respect to `params`, and the metrics."""
+    """Gradient of the total loss (critic + actor) in the `trainable_params`, and the metrics."""
 
-    def loss(params: Params) -> tuple[jax.Array, Metrics]:
-        return losses(networks, config, params, target_params, batch, draws)
+    def loss(trainable: Params) -> tuple[jax.Array, Metrics]:
+        return losses(networks, config, {**params, **trainable}, target_params, batch, draws)
 
-    return jax.grad(loss, has_aux=True)(params)
+    return jax.grad(loss, has_aux=True)(trainable_params(config, params))
 
 
 def update_with_draws(
@@ -52,11 +52,12 @@ def update_with_draws(
     grads, metrics = loss_and_grads(
         networks, config, state.params, state.target_params, batch, draws
     )
-    updates, opt_state = make_optimizer(config).update(grads, state.opt_state, state.params)
+    trainable = trainable_params(config, state.params)
+    updates, opt_state = make_optimizer(config).update(grads, state.opt_state, trainable)
     new_state = dataclasses.replace(
         state,
         step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
+        params={**state.params, **optax.apply_updates(trainable, updates)},
         target_params=optax.incremental_update(
             critic_params(config, state.params), state.target_params, config.tau
         ),

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fql.config import AugmentationConfig, TrainConfig
+from fql.config import AugmentationConfig, EncoderName, TrainConfig
+from fql.pretrain_config import PretrainConfig
 
 DataDir = Annotated[str, tyro.conf.arg(metavar='DIR')]
 
@@ -134,8 +135,9 @@ class Train:
     """Folder that the run writes into; it must not hold a run yet. Default: runs/TASK-TIME."""
     resume: Path | None = None
     """Run folder to continue, with its stored settings; of these only --steps, --data-dir,
-    --eval-workers, --keep-latest, --keep-interval, --shard-params and --wandb-project may be given
-    anew. `auto`: continue --run-dir if it holds a run, else start it (for job schedulers)."""
+    --updates-per-call, --eval-workers, --keep-latest, --keep-interval, --shard-params and
+    --wandb-project may be given anew. `auto`: continue --run-dir if it holds a run, else start it
+    (for job schedulers)."""
     coordinator: str = ''
     """HOST:PORT of the first of several processes that train together, each started with this
     same command and its own --process-id; `auto` on clusters that JAX knows (Slurm, TPU pods)."""
@@ -148,6 +150,74 @@ class Train:
     def data_dir(self) -> str:
         """The data folder; part of the stored settings, so that a resumed run finds it."""
         return self.config.data_dir
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Train an encoder alone, without rewards; it ends as a folder, RUN/encoder.
+
+    fql pretrain --dataset visual-cube-single-play-v0 --run-dir runs/cube-encoder
+    fql pretrain --resume runs/cube-encoder
+
+    then: fql train --task ... --encoder.from runs/cube-encoder/encoder --encoder.mode frozen
+    """
+
+    config: Annotated[PretrainConfig, tyro.conf.arg(name='')]
+    run_dir: Path | None = None
+    """Folder that the run writes into; it must not hold a run yet. Default:
+    runs/pretrain-DATASET-OBJECTIVE-TIME."""
+    resume: Path | None = None
+    """Run folder to continue, with its stored settings; of these only --steps, --data-dir,
+    --updates-per-call, --keep-latest and --keep-interval may be given anew. `auto`: continue
+    --run-dir if it holds a run, else start it (for job schedulers)."""
+
+    @property
+    def data_dir(self) -> str:
+        """The data folder; part of the stored settings, so that a resumed run finds it."""
+        return self.config.data_dir
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Print how well robot and objects can be read off an encoder's latents by a linear map.
+
+    fql probe runs/cube-encoder/encoder
+
+    For every column of qpos, R^2 on the validation split of a ridge regression fitted to the
+    training split: from the saved encoder's latents, from those of a random one of the same size,
+    and from the images' pixels, averaged to at most 16x16.
+    """
+
+    encoder: tyro.conf.Positional[Path]
+    """Folder of a saved encoder."""
+    dataset: str | None = None
+    """Name of a prepared dataset; default: the one that the encoder was trained on."""
+    target: tuple[int, ...] = ()
+    """Columns of qpos; default: all."""
+    rows: int = 20_000
+    """Rows of each split that are used at most, evenly spaced."""
+    data_dir: DataDir = ''
+    """Data folder; default $FQL_DATA_DIR, else under the user's cache folder."""
+
+
+@dataclass(frozen=True)
+class ExportEncoder:
+    """Write the encoder of a run as a folder of its own, for fql train --encoder.from.
+
+    fql export-encoder runs/cube --out encoders/cube
+
+    Of an agent with --encoder-sharing separate it is the critic's. Of a pretraining, the encoder
+    of an earlier checkpoint can be had.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run folder of fql train or fql pretrain."""
+    out: Path
+    """The folder to write; must not exist."""
+    step: int | None = None
+    """Which checkpoint; default: the latest."""
+    data_dir: DataDir = ''
+    """Data folder, which also keeps compiled programs; default as for fql train."""
 
 
 @dataclass(frozen=True)
@@ -302,43 +372,138 @@ class BenchmarkFaults:
 class BenchmarkData:
     """Time the loader against the reference implementation's way of sampling, in one process.
 
-    Also: memory and start-up time with a sparse store of a million frames, and how long training
-    waits for data. Needs 12.3 GB of address space in the folder's file system, but hardly any disk.
+    Also: memory and start-up time with a sparse store of a million frames (a file of 12.3 GB that
+    takes hardly any disk); the dataset's own frames prepared and exported anew, in the folder for
+    temporary files; how long training waits for data. Takes some minutes.
     """
 
     task: str = 'visual-cube-single-play-singletask-task1-v0'
     """A task whose dataset is prepared."""
     rounds: int = 20
     """How often the ways take turns; medians are reported."""
-    batches: int = 1_000
+    batches: int = 10_000
     """Batches drawn from the sparse store while memory is watched."""
     updates: int = 20
     """Updates (impala_small, batch 256) timed for the share of waiting."""
+    json: Path | None = None
+    """Write the numbers here too; an existing file is not overwritten."""
+    data_dir: DataDir = ''
+    """Data folder; default $FQL_DATA_DIR, else under the user's cache folder."""
+
+
+@dataclass(frozen=True)
+class BenchmarkUpdate:
+    """Time one update in every mode, in turns, and count its work.
+
+    fql benchmark update --rounds 10 --json update.json
+    fql benchmark update --against precision=bfloat16
+
+    GFLOP and GB (read and written) are those that XLA counts in the compiled program, on one
+    device. The peak is that of a product of two large matrices.
+    """
+
+    modes: tuple[Literal['reference', 'separate', 'shared', 'frozen', 'latents'], ...] = (
+        *('reference', 'separate', 'shared', 'frozen', 'latents'),
+    )
+    """reference: as the reference implementation computes an update (three encoders, XLA's max
+    pooling, one update per call). separate, shared: --encoder-sharing. frozen: no gradient into
+    the encoder; latents: the same on cached latents. The first one is what others are compared
+    with."""
+    against: tuple[str, ...] = ()
+    """Compare two configurations instead: A as given here, B with these NAME=VALUE settings of
+    fql train changed."""
+    rounds: int = 10
+    """How often the ways take turns; medians are reported."""
+    batch_size: int = 256
+    """As for fql train."""
+    frame_stack: int = 3
+    """As for fql train."""
+    image_size: int = 64
+    """Height and width of the images."""
+    encoder: EncoderName = 'impala_small'
+    """As for fql train."""
+    hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    """As for fql train."""
+    precision: Literal['float32', 'bfloat16'] = 'float32'
+    """As for fql train."""
+    updates_per_call: int = 1
+    """As for fql train."""
+    json: Path | None = None
+    """Also write all numbers to this file, which must not exist."""
+    data_dir: DataDir = ''
+    """Data folder, which also keeps compiled programs; default as for fql train."""
+
+
+@dataclass(frozen=True)
+class BenchmarkScaling:
+    """Time an update against batch size, image size, frame stack, encoder and devices.
+
+    On CPUs there are 8 virtual devices, which share the cores: what to look at is their work, which
+    should be an eighth each.
+    """
+
+    out: Path = Path('runs/benchmark-scaling')
+    """Folder that gets scaling.json and scaling.png, which must not exist."""
+    encoder: EncoderName = 'impala_small'
+    """Size of the encoder, where that is not varied."""
+    rounds: int = 5
+    """How often the values take turns; medians are reported."""
+    data_dir: DataDir = ''
+    """Data folder, which also keeps compiled programs; default as for fql train."""
+
+
+@dataclass(frozen=True)
+class BenchmarkTrain:
+    """Time the training loop against bare updates on one batch, and how soon it starts."""
+
+    task: str = 'visual-cube-single-play-singletask-task1-v0'
+    """A task whose dataset is prepared."""
+    updates: int = 20
+    """Updates in a turn."""
+    updates_per_call: int = 1
+    """As for fql train."""
+    rounds: int = 5
+    """How often the two take turns; medians are reported."""
+    json: Path | None = None
+    """Also write all numbers to this file, which must not exist."""
     data_dir: DataDir = ''
     """Data folder; default $FQL_DATA_DIR, else under the user's cache folder."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Measure on this machine; prints JSON."""
+    """Measure on this machine."""
 
     what: (
-        Annotated[BenchmarkData, tyro.conf.subcommand('data')]
+        Annotated[BenchmarkUpdate, tyro.conf.subcommand('update')]
+        | Annotated[BenchmarkScaling, tyro.conf.subcommand('scaling')]
+        | Annotated[BenchmarkTrain, tyro.conf.subcommand('train')]
+        | Annotated[BenchmarkData, tyro.conf.subcommand('data')]
         | Annotated[BenchmarkFaults, tyro.conf.subcommand('faults')]
     )
 
 
-def command_type(train_default: TrainConfig | None) -> object:
-    """The union of all commands, with `train`'s defaults those of a task or of a stored run."""
+def command_type(
+    train_default: TrainConfig | None, pretrain_default: PretrainConfig | None
+) -> object:
+    """The union of all commands, with `train`'s defaults those of a task or of a stored run, and
+    `pretrain`'s those of a stored run.
+    """
     if train_default is None:
         train_default = dataclasses.replace(TrainConfig(task=''), task=tyro.MISSING)
+    if pretrain_default is None:
+        pretrain_default = dataclasses.replace(PretrainConfig(dataset=''), dataset=tyro.MISSING)
     default = Train(config=train_default)
+    pretrain = Pretrain(config=pretrain_default)
     return (
         Annotated[Quickstart, tyro.conf.subcommand('quickstart')]
         | Annotated[Collect, tyro.conf.subcommand('collect')]
         | Annotated[Prepare, tyro.conf.subcommand('prepare')]
         | Annotated[ExportTfds, tyro.conf.subcommand('export-tfds')]
         | Annotated[Train, tyro.conf.subcommand('train', default=default)]
+        | Annotated[Pretrain, tyro.conf.subcommand('pretrain', default=pretrain)]
+        | Annotated[Probe, tyro.conf.subcommand('probe')]
+        | Annotated[ExportEncoder, tyro.conf.subcommand('export-encoder')]
         | Annotated[Evaluate, tyro.conf.subcommand('evaluate')]
         | Annotated[Inspect, tyro.conf.subcommand('inspect')]
         | Annotated[Benchmark, tyro.conf.subcommand('benchmark')]

@@ -1,13 +1,12 @@
 """`fql benchmark data`: the loader against the reference implementation's way of sampling."""
 
 import dataclasses
-import json
-import re
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,37 +18,96 @@ from fql.agent import initial_state
 from fql.config import TrainConfig
 from fql.devices import make_mesh, put_batch
 from fql.tasks import default_config, find_task
+from fql.train_step import LOADED_FIELDS, make_train_step
 from scripts.arguments import BenchmarkData
+from scripts.benchmark_sources import anonymous_megabytes, measure_sources
+from scripts.measuring import check_new, format_table, median_ratio, write_json
 from scripts.training_data import (
     LabelledSplit,
     load_training_data,
     run_spec,
     training_batches,
 )
-from scripts.training_loop import LOADED_FIELDS, make_train_step
 
 MILLION = 1_000_000
 TRAJECTORY = 1_001
 PAD = 3
+TIMED = 8
+PREFETCHED = 4
+"""Batches that the loader may have ready from the other ways' turns; not timed."""
+
+Report = dict[str, Any]
 
 
 def run(args: BenchmarkData) -> None:
-    """Measures and prints a report."""
+    """Measures, prints a table and writes the numbers as JSON if asked to."""
+    check_new(args.json)
     config = dataclasses.replace(default_config(find_task(args.task)), data_dir=args.data_dir)
     data = load_training_data(config)['train']
-    report = {
-        'batch_size': config.batch_size,
-        'frame_stack': config.frame_stack,
-        **compare_samplers(data, config, args.rounds),
-        'bytes_to_device_ratio': (config.frame_stack + 1) / (2 * config.frame_stack),
-        'million_frames': measure_million_frames(config, args.batches),
-        'training_waits_for_data_share': measure_waiting(data, config, args.updates),
-    }
-    print(json.dumps(report, indent=2))
+    with tempfile.TemporaryDirectory() as folder:
+        report: Report = {
+            'batch_size': config.batch_size,
+            'frame_stack': config.frame_stack,
+            **compare_samplers(data, config, args.rounds),
+            'bytes_to_device_ratio': (config.frame_stack + 1) / (2 * config.frame_stack),
+            'million_frames': measure_million_frames(config, args.batches, Path(folder)),
+            'sources': measure_sources(data.split, Path(folder)),
+            'training_waits_for_data_share': measure_waiting(data, config, args.updates),
+        }
+    print(format_report(report))
+    write_json(args.json, report)
 
 
-def compare_samplers(data: LabelledSplit, config: TrainConfig, rounds: int) -> dict[str, object]:
-    """Host milliseconds per batch: medians of `rounds` turns of each way, and their ratios."""
+def format_report(report: Report) -> str:
+    """The figures beside what is asked of them, one a line."""
+    milliseconds, faster = report['ms_per_batch'], report['times_faster']
+    million, sources = report['million_frames'], report['sources']
+    growth = million['anonymous_growth_mb']
+    batches = max(growth)
+    lines = [
+        ('host time per batch, the reference way', f'{milliseconds["reference"]:.1f} ms', ''),
+        ('  loader', f'{milliseconds["loader"]:.1f} ms', ''),
+        ('  loader without shift', f'{milliseconds["loader_without_shift"]:.1f} ms', ''),
+        ('  loader, times less', f'{faster["loader"]:.1f}', '>= 15'),
+        ('  loader without shift, times less', f'{faster["loader_without_shift"]:.1f}', '>= 25'),
+        (
+            'bytes to the device, against two whole stacks',
+            f'{report["bytes_to_device_ratio"]:.2f}',
+            '<= 0.67',
+        ),
+        ('a million frames (12.3 GB): first batch', f'{million["first_batch_s"]:.2f} s', '< 1 s'),
+        ('  at step 900,000', f'{million["first_batch_at_step_900000_s"]:.2f} s', '< 1 s'),
+        *(
+            (f'  anonymous memory after {n:,} batches', f'{megabytes:+.0f} MB', '< 150 MB')
+            for n, megabytes in growth.items()
+        ),
+        ('  of it since 1,000', f'{growth[batches] - growth[min(1_000, batches)]:+.0f} MB', '0 MB'),
+        *(
+            line
+            for name, label, least in (
+                ('prepare', 'prepare from .npz', '>= 20,000'),
+                ('export', 'export to TFDS', '>= 5,000'),
+            )
+            for line in (
+                (label, f'{sources[name]["frames_per_second"]:,} frames/s', least),
+                (
+                    '  peak of anonymous memory',
+                    f'{sources[name]["peak_anonymous_growth_mb"]:+.0f} MB',
+                    '< 200 MB',
+                ),
+            )
+        ),
+        (
+            'share of training time that waits for data',
+            f'{report["training_waits_for_data_share"]:.2%}',
+            '< 1 %',
+        ),
+    ]
+    return format_table(('', 'measured', 'asked'), lines)
+
+
+def compare_samplers(data: LabelledSplit, config: TrainConfig, rounds: int) -> Report:
+    """Host milliseconds per batch and how many times less: medians of `rounds` turns of each."""
     shifted, plain = (
         training_batches(data, dataclasses.replace(config, shift_probability=probability), 0)
         for probability in (0.5, 0.0)
@@ -63,17 +121,17 @@ def compare_samplers(data: LabelledSplit, config: TrainConfig, rounds: int) -> d
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(-2, rounds):
         for name, way in ways.items():
+            for _ in range(PREFETCHED):
+                way()
             began = time.perf_counter()
-            for _ in range(8):
+            for _ in range(TIMED):
                 way()
             if turn >= 0:
-                seconds[name].append((time.perf_counter() - began) / 8)
+                seconds[name].append((time.perf_counter() - began) / TIMED)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         'ms_per_batch': {name: round(value * 1e3, 2) for name, value in medians.items()},
-        'times_faster': {
-            name: round(medians['reference'] / value, 1) for name, value in medians.items()
-        },
+        'times_faster': {name: round(median_ratio(seconds, 'reference', name), 1) for name in ways},
     }
 
 
@@ -113,48 +171,38 @@ def reference_sampler(data: LabelledSplit, config: TrainConfig) -> Callable[[], 
     return sample
 
 
-def measure_million_frames(config: TrainConfig, batches: int) -> dict[str, float]:
-    """Seconds to the first batch and growth of anonymous memory, with a sparse 12.3 GB store."""
+def measure_million_frames(config: TrainConfig, batches: int, folder: Path) -> Report:
+    """Seconds to the first batch and growth of anonymous memory, with a sparse 12.3 GB store.
+
+    Returns:
+        `first_batch_s` and `first_batch_at_step_900000_s`, from an open store;
+        `anonymous_growth_mb` by number of batches drawn.
+    """
     terminals = np.arange(MILLION) % TRAJECTORY == TRAJECTORY - 1
     terminals[-1] = True
-    with tempfile.TemporaryDirectory() as folder:
-        observations = np.lib.format.open_memmap(
-            Path(folder) / 'observations.npy', 'w+', np.uint8, (MILLION, 64, 64, 3)
-        )
-        split = Split(
-            name='train',
-            path=Path(folder),
-            observations=observations,
-            actions=np.zeros((MILLION, 5), np.float32),
-            terminals=terminals,
-            info={},
-        )
-        zeros = np.zeros(MILLION, np.float32)
-        loader_config = LoaderConfig(batch_size=config.batch_size, frame_stack=config.frame_stack)
-        before = anonymous_megabytes()
-        seconds = {}
-        for step in (0, 900_000):
-            began = time.perf_counter()
-            stream = make_batches(split, zeros, zeros, loader_config, step)
-            next(stream)
-            seconds[step] = time.perf_counter() - began
-        opened = anonymous_megabytes()
-        for _ in range(batches):
-            next(stream)
-        return {
-            'first_batch_s': round(seconds[0], 2),
-            'first_batch_at_step_900000_s': round(seconds[900_000], 2),
-            'anonymous_growth_of_opening_mb': round(opened - before, 1),
-            'batches': batches,
-            'anonymous_growth_over_batches_mb': round(anonymous_megabytes() - opened, 1),
-        }
-
-
-def anonymous_megabytes() -> float:
-    """This process's anonymous memory (RssAnon); NaN where the system does not tell."""
-    status = Path('/proc/self/status')
-    found = re.search(r'RssAnon:\s+(\d+) kB', status.read_text()) if status.exists() else None
-    return int(found.group(1)) / 1e3 if found else float('nan')
+    observations = np.lib.format.open_memmap(
+        folder / 'observations.npy', 'w+', np.uint8, (MILLION, 64, 64, 3)
+    )
+    actions, zeros = np.zeros((MILLION, 5), np.float32), np.zeros(MILLION, np.float32)
+    split = Split('train', folder, observations, actions, terminals, {})
+    loader_config = LoaderConfig(batch_size=config.batch_size, frame_stack=config.frame_stack)
+    seconds, growth = {}, {}
+    before = anonymous_megabytes()
+    for step in (0, 900_000):
+        began = time.perf_counter()
+        stream = make_batches(split, zeros, zeros, loader_config, step)
+        next(stream)
+        seconds[step] = time.perf_counter() - began
+        growth[1] = round(anonymous_megabytes() - before, 1)
+    for drawn in range(2, batches + 1):
+        next(stream)
+        if drawn in (1_000, batches):
+            growth[drawn] = round(anonymous_megabytes() - before, 1)
+    return {
+        'first_batch_s': round(seconds[0], 2),
+        'first_batch_at_step_900000_s': round(seconds[900_000], 2),
+        'anonymous_growth_mb': growth,
+    }
 
 
 def measure_waiting(data: LabelledSplit, config: TrainConfig, updates: int) -> float:
@@ -170,8 +218,7 @@ def measure_waiting(data: LabelledSplit, config: TrainConfig, updates: int) -> f
         asked = time.perf_counter()
         arrays = next(batches)
         waiting += time.perf_counter() - asked
-        state, metrics = train_step(
-            state, put_batch({name: arrays[name] for name in LOADED_FIELDS}, mesh)
-        )
+        batch = put_batch({name: arrays[name] for name in LOADED_FIELDS}, mesh)
+        state, metrics = train_step(state, [batch])
         jax.block_until_ready(metrics)
     return round(waiting / (time.perf_counter() - began), 4)

@@ -23,10 +23,10 @@ from fql.config import TrainConfig
 from fql.devices import make_mesh, one_device_mesh
 from fql.errors import FQLError
 from fql.run_folder import RunFolder, RunSpec, read_spec
+from fql.train_step import make_train_step
 from scripts.arguments import BenchmarkFaults
 from scripts.progress import progress_bar
 from scripts.rollouts import recorded_steps
-from scripts.training_loop import make_train_step
 
 SETTINGS = (
     *('--batch-size', '16', '--encoder', 'impala_debug', '--hidden-dims', '32', '32'),
@@ -116,15 +116,15 @@ def measure_save(folder: Path) -> dict[str, float]:
     blocking, total, updates = [], [], []
     with CheckpointWriter(folder, keep_latest=1) as writer:
         for _ in range(SAVES):
-            state, _ = train_step(state, arrays)
+            state, _ = train_step(state, [arrays])
             jax.block_until_ready(state)
             began = time.perf_counter()
-            writer.save(state, {}, None)
+            writer.save(state, {})
             blocking.append(time.perf_counter() - began)
             writer.wait()
             total.append(time.perf_counter() - began)
             began = time.perf_counter()
-            state, _ = train_step(state, arrays)
+            state, _ = train_step(state, [arrays])
             jax.block_until_ready(state)
             updates.append(time.perf_counter() - began)
     update, block = statistics.median(updates), statistics.median(blocking)

@@ -9,8 +9,11 @@ from scripts.progress import progress_bar, progress_callback
 def run(args: ExportTfds) -> None:
     """Writes the dataset and says how to read it."""
     store = open_store(resolve_data_dir(args.data_dir) / args.dataset)
-    from data_pipeline.tfds_builder import export_tfds
+    from data_pipeline.tfds_builder import DATASET, export_tfds
 
     with progress_bar('export', 'frames') as bar:
         folder = export_tfds(store, args.out, progress_callback(bar))
-    print(f"wrote {folder}\nread it with tfds.builder_from_directory('{folder}').as_data_source()")
+    name = f'{DATASET}/{args.dataset}'
+    print(f'wrote {folder}; read it, without this program, with')
+    print(f"  tfds.data_source('{name}', split='train', data_dir='{args.out}')")
+    print(f"  tfds.builder_from_directory('{folder}').as_data_source('train')")

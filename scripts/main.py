@@ -13,8 +13,10 @@ import tyro
 
 from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.errors import DataError
+from encoders.errors import EncoderError
 from fql.config import TrainConfig
 from fql.errors import FQLError
+from fql.pretrain_config import PretrainConfig, read_pretrain_spec
 from fql.run_folder import RunFolder, read_spec
 from fql.tasks import default_config, find_task
 from scripts import arguments
@@ -27,10 +29,16 @@ MODULES = {
     arguments.Prepare: 'scripts.prepare',
     arguments.ExportTfds: 'scripts.export_tfds',
     arguments.Train: 'scripts.train',
+    arguments.Pretrain: 'scripts.pretrain',
+    arguments.Probe: 'scripts.probe',
+    arguments.ExportEncoder: 'scripts.export_encoder',
     arguments.Evaluate: 'scripts.evaluate',
     arguments.InspectData: 'scripts.inspect_data',
     arguments.InspectBatch: 'scripts.inspect_batch',
     arguments.InspectCheckpoint: 'scripts.inspect_checkpoint',
+    arguments.BenchmarkUpdate: 'scripts.benchmark_update',
+    arguments.BenchmarkScaling: 'scripts.benchmark_scaling',
+    arguments.BenchmarkTrain: 'scripts.benchmark_train',
     arguments.BenchmarkData: 'scripts.benchmark_data',
     arguments.BenchmarkFaults: 'scripts.benchmark_faults',
 }
@@ -45,7 +53,7 @@ def run(argv: list[str]) -> int:
     """Runs a command and returns its exit code."""
     try:
         command: Any = tyro.cli(  # type: ignore[call-overload]
-            arguments.command_type(_train_default(argv)),
+            arguments.command_type(_train_default(argv), _pretrain_default(argv)),
             prog='fql',
             description=DESCRIPTION,
             args=argv,
@@ -57,7 +65,7 @@ def run(argv: list[str]) -> int:
         cache = resolve_data_dir(command.data_dir) / 'compilation-cache'
         os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))
         return importlib.import_module(MODULES[type(command)]).run(command) or 0
-    except (FQLError, DataError) as error:
+    except (FQLError, DataError, EncoderError) as error:
         print(f'fql: {error}', file=sys.stderr)
         return 1
     except OSError as error:  # A full disk, a folder that must not be written, and the like.
@@ -77,6 +85,14 @@ def _train_default(argv: list[str]) -> TrainConfig | None:
         return read_spec(RunFolder(Path(resume))).config
     task = _value_of(argv, '--task')
     return default_config(find_task(task)) if task else None
+
+
+def _pretrain_default(argv: list[str]) -> PretrainConfig | None:
+    """What `fql pretrain` starts from: the stored run to resume, if any."""
+    resume = _value_of(argv, '--resume') if argv[:1] == ['pretrain'] else None
+    if resume and resume != 'auto':
+        return read_pretrain_spec(RunFolder(Path(resume))).config
+    return None
 
 
 def _value_of(argv: list[str], flag: str) -> str | None:

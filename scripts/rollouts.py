@@ -112,6 +112,11 @@ def record_evaluation(
     )
 
 
+def recorded_successes(path: Path) -> dict[int, float]:
+    """The success of each step in a metrics file of evaluations."""
+    return {int(row['step']): float(row['evaluation/success']) for row in read_csv(path)}
+
+
 def recorded_steps(path: Path) -> set[int]:
     """The steps that have a row in a metrics file."""
     return {int(row['step']) for row in read_csv(path)}

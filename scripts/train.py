@@ -1,16 +1,19 @@
 """`fql train`: starts or continues a run."""
 
 import dataclasses
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import datetime
 from pathlib import Path
-from typing import Literal
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
 
 from data_pipeline.data_dir import resolve_data_dir
-from fql.agent import abstract_state, initial_state
+from encoders.loading import load_encoder, read_encoder
+from fql.agent import abstract_state, agent_networks, initial_state
 from fql.augmentation import check_augmentation
 from fql.checkpointing import (
     CheckpointWriter,
@@ -18,17 +21,31 @@ from fql.checkpointing import (
     finished_steps,
     restore_newest,
 )
-from fql.config import TrainConfig, config_to_dict, differing_fields, validate_config
-from fql.devices import check_batch_size, make_mesh, wait_for_all_processes
+from fql.config import TrainConfig, config_to_dict, validate_config
+from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_processes
+from fql.env_workers import EnvWorkers
 from fql.errors import FQLError
 from fql.interruption import Interruption
-from fql.metrics_log import MetricsLog, Mirror
-from fql.run_folder import RunFolder, RunSpec, read_spec, write_spec
+from fql.metrics_log import MetricsLog, Mirror, read_csv
+from fql.networks import Params
+from fql.plots import plot_learning_curve
+from fql.policies import make_act, make_policy
+from fql.run_folder import RunFolder, RunSpec, read_spec, versions, write_spec
 from fql.run_lock import lock_run
 from fql.tasks import PAPER_HYPERPARAMETERS, QUICKSTART_TASK, find_task
 from fql.train_state import TrainState
+from fql.train_step import LOADED_FIELDS, make_train_step, make_validation
 from scripts.arguments import Train
-from scripts.rollouts import recorded_steps, start_workers
+from scripts.latent_cache import cached_data, check_room, describe_cache, uses_cache
+from scripts.rollouts import (
+    VIDEO_EPISODES,
+    evaluate_with_progress,
+    record_evaluation,
+    recorded_steps,
+    recorded_successes,
+    start_workers,
+)
+from scripts.run_start import Resume, check_run_folder, choose_folder
 from scripts.training_data import (
     LabelledSplit,
     load_training_data,
@@ -37,26 +54,19 @@ from scripts.training_data import (
 )
 from scripts.training_loop import Trainer, is_due
 
-Resume = Literal['never', 'auto', 'always']
-
 
 def run(args: Train) -> int:
     """Starts or resumes a run; returns the exit code."""
     if args.coordinator:
         connect_processes(args)
-    # Stored as an absolute path, so that the run can be resumed from any folder.
+    # Stored as absolute paths, so that the run can be resumed from any folder.
     data_dir = str(resolve_data_dir(args.config.data_dir))
-    config = dataclasses.replace(args.config, data_dir=data_dir)
-    if args.resume is None:
-        name = f'{config.task}-{datetime.now():%Y%m%d-%H%M%S}'
-        return train(config, args.run_dir or Path('runs') / name, resume='never')
-    if args.resume == Path('auto'):
-        if args.run_dir is None:
-            raise FQLError('--resume auto needs --run-dir')
-        return train(config, args.run_dir, resume='auto')
-    if args.run_dir not in (None, args.resume):
-        raise FQLError('--resume names the run folder; leave --run-dir out')
-    return train(config, args.resume, resume='always')
+    agent = args.config.agent
+    if agent.encoder_from:
+        encoder_from = str(Path(agent.encoder_from).expanduser().absolute())
+        agent = dataclasses.replace(agent, encoder_from=encoder_from)
+    config = dataclasses.replace(args.config, data_dir=data_dir, agent=agent)
+    return train(config, *choose_folder(args.run_dir, args.resume, config.task))
 
 
 def connect_processes(args: Train) -> None:
@@ -71,23 +81,28 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
     """Trains to `config.steps` in the run folder `path`.
 
     Args:
-        resume: continue the run there ('always'), refuse if there is one ('never'), or continue
-            it if there is one ('auto').
+        resume: see `scripts.run_start.choose_folder`.
 
     Returns:
         0 when done, `EXIT_CODE` after SIGINT or SIGTERM, when the state was saved.
 
     Raises:
-        FQLError, DataError: what the user asked for cannot be done; nothing was written then.
+        FQLError, DataError, EncoderError: what the user asked for cannot be done; nothing was
+            written then.
     """
     validate_config(config)
     mesh = make_mesh()
     check_batch_size(config.batch_size, mesh)
     folder = RunFolder(path.absolute())
-    check_run_folder(folder, config, resume)
+    check_run_folder(folder, config, resume, lambda run: read_spec(run).config, 'fql train')
     data = load_training_data(config)
     check_augmentation(config.augmentation, data['train'].split.observations.shape[1:])
     spec = run_spec(data['train'], config)
+    encoder = None
+    if config.agent.encoder_from and not finished_steps(folder.checkpoints):
+        encoder = read_starting_encoder(config, data['train'])
+        if uses_cache(config):
+            check_room(data, spec, encoder)
     is_main = jax.process_index() == 0
     part = {'process_index': jax.process_index(), 'process_count': jax.process_count()}
     with ExitStack() as stack:
@@ -106,7 +121,7 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
         state, notices = restore_newest(
             folder.checkpoints, abstract_state(spec, mesh), folder.damaged
         )
-        state = initial_state(spec, mesh) if state is None else state
+        state = initial_state(spec, mesh, encoder) if state is None else state
         start = int(state.step)
         is_evaluation_missing = (
             start > 0
@@ -115,11 +130,20 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
         )
         wait_for_all_processes('state')
         writer = stack.enter_context(
-            CheckpointWriter(folder.checkpoints, config.keep_latest, config.keep_interval)
+            CheckpointWriter(
+                folder.checkpoints,
+                config.keep_latest,
+                config.keep_interval,
+                lambda: recorded_successes(folder.eval_csv),
+            )
         )
+        frozen = None
+        if uses_cache(config):
+            frozen = local_copy(state.params['encoders']['shared'], mesh)
         train_log = eval_log = None
         if is_main:
-            print('\n'.join([*notices, start_summary(spec, data, state, folder)]), flush=True)
+            summary = start_summary(spec, data, state, folder, frozen)
+            print('\n'.join([*notices, summary]), flush=True)
             mirror = wandb_mirror(config, folder) if config.wandb_project else None
             train_log = stack.enter_context(
                 MetricsLog(folder.train_csv, folder.train_tensorboard, start, mirror)
@@ -128,52 +152,116 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
                 eval_log = stack.enter_context(
                     MetricsLog(folder.eval_csv, folder.eval_tensorboard, start, mirror)
                 )
+        if frozen is not None:
+            data = cached_data(data, spec, frozen)
         val_batches = None
         if 'val' in data and len(data['val'].split.valid_rows) >= config.batch_size:
             done = start // config.log_interval if config.log_interval else 0
             val_batches = training_batches(data['val'], config, done, **part)
+        interruption = stack.enter_context(Interruption())
         trainer = Trainer(
-            spec=spec,
+            schedule=config,
             mesh=mesh,
             folder=folder,
-            workers=workers,
+            fields=LOADED_FIELDS,
+            train_step=make_train_step(spec),
+            validate=make_validation(spec),
+            evaluate=make_evaluation(spec, mesh, folder, workers, eval_log, interruption),
+            metadata={'config': config_to_dict(config), 'versions': versions()},
             writer=writer,
             train_log=train_log,
-            eval_log=eval_log,
-            interruption=stack.enter_context(Interruption()),
+            interruption=interruption,
+            resume_command=f'fql train --resume {folder.path}',
         )
-        return trainer.train(
-            state,
-            training_batches(data['train'], config, start, **part),
-            val_batches,
-            is_evaluation_missing,
-        )
+        began = time.monotonic()
+        batches = training_batches(data['train'], config, start, **part)
+        code = trainer.train(state, batches, val_batches, is_evaluation_missing)
+    if code == 0 and is_main:
+        plot_learning_curve(folder, config.task)
+        print(end_summary(folder, config.steps - start, time.monotonic() - began), flush=True)
+    return code
 
 
-def check_run_folder(folder: RunFolder, config: TrainConfig, resume: Resume) -> None:
-    """Raises FQLError if a run there would be overwritten, or continued with other settings."""
-    is_new = not folder.path.exists() or not any(folder.path.iterdir())
-    if resume == 'never' and not is_new:
-        raise FQLError(
-            f'{folder.path} exists; continue it with fql train --resume {folder.path}, '
-            'or choose another --run-dir'
+def make_evaluation(
+    spec: RunSpec,
+    mesh: Mesh,
+    folder: RunFolder,
+    workers: EnvWorkers | None,
+    log: MetricsLog | None,
+    interruption: Interruption,
+) -> Callable[[TrainState], None]:
+    """The function that evaluates a state, in the first process, and writes the results.
+
+    All processes have to call it. Those without `workers` and `log` do nothing but give their part
+    of the parameters.
+    """
+    config = spec.config
+    act = make_act(agent_networks(spec), config.agent, 'one_step')
+
+    def evaluate(state: TrainState) -> None:
+        params = local_copy(state.params, mesh)
+        if workers is None or log is None:
+            return
+        step = int(state.step)
+        is_alone = jax.process_count() == 1
+        result = evaluate_with_progress(
+            workers,
+            make_policy(act, params, config.eval_seed),
+            config.eval_episodes,
+            config.eval_seed,
+            label=f'evaluate step {step:,}',
+            record_episodes=VIDEO_EPISODES if spec.images else 0,
+            between=interruption.raise_if_noted if is_alone else lambda: None,
         )
-    if resume == 'never' or (resume == 'auto' and is_new):
-        return
-    if differences := differing_fields(read_spec(folder).config, config):
-        raise FQLError(f'{folder.path} was made with other settings: {"; ".join(differences)}')
-    latest = max(finished_steps(folder.checkpoints), default=0)
-    if latest > config.steps:
-        raise FQLError(
-            f'{folder.path} is at step {latest:,} already, past --steps {config.steps:,}'
-        )
+        record_evaluation(folder, log, step, result)
+        tqdm.write(f'step {step:,}: success {result.success:.1%} ({config.eval_episodes} episodes)')
+
+    return evaluate
+
+
+def read_starting_encoder(config: TrainConfig, data: LabelledSplit) -> Params:
+    """The parameters of the saved encoder that a run starts from, NumPy arrays.
+
+    Raises:
+        FQLError, EncoderError: it cannot be that run's encoder.
+    """
+    frame_shape = data.split.observations.shape[1:]
+    if len(frame_shape) != 3:
+        raise FQLError('observations are vectors, which have no encoder: leave out --encoder.from')
+    agent = config.agent
+    params = load_encoder(Path(agent.encoder_from), agent.encoder, frame_shape, config.frame_stack)
+    return jax.tree.map(np.asarray, params)
+
+
+def describe_encoder(spec: RunSpec, state: TrainState) -> str:
+    """Its size, and where it comes from."""
+    agent = spec.config.agent
+    if not spec.images:
+        return 'none'
+    text = f'{agent.encoder}, {agent.encoder_sharing}'
+    if agent.encoder_mode == 'scratch':
+        return text
+    text += f', {agent.encoder_mode}, from {agent.encoder_from}'
+    if int(state.step) > 0:  # The folder is no longer needed.
+        return text
+    saved = read_encoder(Path(agent.encoder_from))
+    return f'{text} ({saved.objective} on {saved.dataset}, {saved.step:,} updates)'
 
 
 def start_summary(
-    spec: RunSpec, data: dict[str, LabelledSplit], state: TrainState, folder: RunFolder
+    spec: RunSpec,
+    data: dict[str, LabelledSplit],
+    state: TrainState,
+    folder: RunFolder,
+    frozen: Params | None,
 ) -> str:
-    """What is about to happen, on one screen."""
+    """What is about to happen, on one screen.
+
+    Args:
+        frozen: parameters of the frozen encoder whose latents are cached, if there is one.
+    """
     config, agent = spec.config, spec.config.agent
+    is_frozen = agent.encoder_mode == 'frozen'
     split = data['train'].split
     completed = np.mean(data['train'].masks[split.valid_rows] == 0)
     size = 'x'.join(str(n) for n in spec.observation_shape)
@@ -197,7 +285,8 @@ def start_summary(
             + ', '.join(f'{name} {count:,}' for name, count in counts.items())
             + ')'
         ),
-        'encoder': f'{agent.encoder}, {agent.encoder_sharing}' if spec.images else 'none',
+        'encoder': describe_encoder(spec, state),
+        **({'latents': describe_cache(data, spec, frozen)} if is_frozen else {}),
         'training': (
             f'updates {int(state.step):,} to {config.steps:,}, batch {config.batch_size}, '
             f'seed {config.seed}, alpha {agent.alpha:g}{hint}'
@@ -206,6 +295,22 @@ def start_summary(
             f'{jax.device_count()} ({jax.devices()[0].device_kind}) '
             f'in {jax.process_count()} process(es)'
         ),
+        'run folder': str(folder.path),
+    }
+    return '\n'.join(f'{name:>13}: {text}' for name, text in lines.items())
+
+
+def end_summary(folder: RunFolder, updates: int, seconds: float) -> str:
+    """What was done, and where it lies."""
+    successes = [
+        f'{int(row["step"]):,}: {float(row["evaluation/success"]):.1%}'
+        for row in read_csv(folder.eval_csv)
+    ]
+    lines = {
+        'done': f'{updates:,} updates in {seconds / 60:.1f} min, evaluations included',
+        'success': ', '.join(successes) or 'not evaluated',
+        'curves': str(folder.learning_curve),
+        'videos': str(folder.videos) if folder.videos.exists() else 'none',
         'run folder': str(folder.path),
     }
     return '\n'.join(f'{name:>13}: {text}' for name, text in lines.items())

@@ -7,7 +7,7 @@ import numpy as np
 
 from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.errors import DataError
-from data_pipeline.frame_store import Split, open_store
+from data_pipeline.frame_store import FrameStore, Split, open_store
 from data_pipeline.labels import task_labels
 from data_pipeline.loader import LoaderConfig, make_batches
 from fql.config import TrainConfig
@@ -22,11 +22,29 @@ class LabelledSplit:
     Attributes:
         split: frames and actions.
         rewards, masks: (n,) float32, one for each row of the split.
+        has_latents: observations are latents of the stacks that end in their rows, and of shifted
+            copies, in place of frames (`scripts.latent_cache`).
     """
 
     split: Split
     rewards: np.ndarray
     masks: np.ndarray
+    has_latents: bool = False
+
+
+def open_dataset(dataset: str, data_dir: str) -> FrameStore:
+    """Opens the store of a prepared dataset.
+
+    Raises:
+        DataError: there is none; says how to make it.
+    """
+    path = resolve_data_dir(data_dir) / dataset
+    if not path.exists():
+        raise DataError(
+            f'no dataset {dataset} in {path.parent}; make it with fql prepare {dataset} '
+            f'[--source FILE.npz], or name its folder with --data-dir'
+        )
+    return open_store(path)
 
 
 def load_training_data(config: TrainConfig) -> dict[str, LabelledSplit]:
@@ -37,13 +55,7 @@ def load_training_data(config: TrainConfig) -> dict[str, LabelledSplit]:
     """
     task = find_task(config.task)
     dataset = config.dataset or task.dataset
-    path = resolve_data_dir(config.data_dir) / dataset
-    if not path.exists():
-        raise DataError(
-            f'no dataset {dataset} in {path.parent}; make it with fql prepare {dataset} '
-            f'[--source FILE.npz], or name its folder with --data-dir'
-        )
-    store = open_store(path)
+    store = open_dataset(dataset, config.data_dir)
     return {
         name: LabelledSplit(split, *task_labels(store, name, task.label_env_id, {}))
         for name, split in store.splits.items()
@@ -60,8 +72,9 @@ def training_batches(
     """The batches of a run from update `start_step` on; see `data_pipeline.loader.make_batches`."""
     loader_config = LoaderConfig(
         batch_size=config.batch_size,
-        frame_stack=config.frame_stack,
+        frame_stack=1 if data.has_latents else config.frame_stack,
         shift_probability=config.shift_probability,
+        copies=config.latent_copies if data.has_latents else 0,
         seed=config.seed,
         process_index=process_index,
         process_count=process_count,

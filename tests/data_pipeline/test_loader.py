@@ -1,11 +1,14 @@
 import gc
 import itertools
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from data_pipeline import loader
 from data_pipeline.errors import DataError
 from data_pipeline.frame_store import FrameStore, Split, prepare_store
 from data_pipeline.loader import LoaderConfig, make_batches
@@ -302,3 +305,34 @@ def test_labels_of_another_split(make_split):
     split = make_split()
     with pytest.raises(ValueError, match='13 rewards and 14 masks for 14 rows'):
         make_batches(split, row_rewards(13), row_rewards(14), LoaderConfig(8))
+
+
+@pytest.mark.skipif(not Path('/proc/self/smaps').exists(), reason='reads /proc/self/smaps')
+def test_single_pages_are_read_where_frames_are_drawn(make_split):
+    """The system's own reading ahead could amount to gigabytes for one batch."""
+    split = make_split()
+    labels = row_rewards(len(split.actions))
+    batches = make_batches(split, labels, labels, LoaderConfig(8))
+    next(batches)
+    mappings = re.split(
+        r'^(?=[0-9a-f]+-[0-9a-f]+ )', Path('/proc/self/smaps').read_text(), flags=re.M
+    )
+    path = str(split.path / 'observations.npy')
+    # The loader's is the private, writable one.
+    (flags,) = (
+        re.search('VmFlags: (.*)', text)[1].split()
+        for text in mappings
+        if path in text and ' rw-p ' in text.splitlines()[0]
+    )
+    assert 'rr' in flags  # MADV_RANDOM
+
+
+@pytest.mark.parametrize(('free', 'is_read'), [(400, False), (10**9, True)])
+def test_only_files_that_fit_are_read_ahead(tmp_path, monkeypatch, free, is_read):
+    path = tmp_path / 'file'
+    path.write_bytes(bytes(1000))
+    asked = []
+    monkeypatch.setattr(loader, 'available_memory', lambda: free)
+    monkeypatch.setattr(os, 'posix_fadvise', lambda *arguments: asked.append(arguments[1:3]))
+    loader.read_ahead(path)
+    assert bool(asked) == is_read

@@ -53,7 +53,7 @@ def saved(tmp_path, state_at):
     folder = tmp_path / 'checkpoints'
     with CheckpointWriter(folder, keep_latest=3) as writer:
         for step in (1, 2, 3):
-            writer.save(state_at(step), {'note': step}, success=None)
+            writer.save(state_at(step), {'note': step})
     return folder
 
 
@@ -74,20 +74,32 @@ def test_round_trip_is_bit_exact(saved, abstract, state_at):
 
 
 def test_kept_are_the_latest_the_best_and_every_nth(tmp_path, state_at):
-    successes = {1: 0.2, 2: 0.9, 3: math.nan, 4: None, 5: 0.3, 6: 0.4, 7: math.nan, 8: None}
+    successes = {1: 0.2, 2: 0.9, 3: math.nan, 5: 0.3, 6: 0.4, 7: math.nan}
     for resumed in (1, 5):  # A restart in between must not forget the best.
-        with CheckpointWriter(tmp_path, keep_latest=2, keep_interval=5) as writer:
+        with CheckpointWriter(tmp_path, 2, 5, lambda: successes) as writer:
             for step in range(resumed, resumed + 4):
-                writer.save(state_at(step), {}, successes[step])
+                writer.save(state_at(step), {})
     assert finished_steps(tmp_path) == [2, 5, 7, 8]
+
+
+def test_an_evaluation_that_ends_after_the_save_counts(tmp_path, state_at):
+    """One made again after an interruption, or by a watcher; of equal ones the latest is kept."""
+    successes = {}
+    with CheckpointWriter(tmp_path, 2, 0, lambda: successes) as writer:
+        for step in range(1, 8):
+            writer.save(state_at(step), {})
+            successes |= {2: {1: 0.5}, 4: {3: 0.5}, 6: {6: 0.1}}.get(step, {})
+            if step == 3:
+                assert finished_steps(tmp_path)[0] == 1
+    assert finished_steps(tmp_path) == [3, 6, 7]
 
 
 def test_a_step_is_saved_once_even_while_its_save_is_under_way(tmp_path, state_at):
     with CheckpointWriter(tmp_path, keep_latest=2) as writer:
-        writer.save(state_at(1), {}, None)
-        writer.save(state_at(1), {}, None)
+        writer.save(state_at(1), {})
+        writer.save(state_at(1), {})
         writer.wait()
-        writer.save(state_at(1), {}, None)
+        writer.save(state_at(1), {})
     assert finished_steps(tmp_path) == [1]
 
 
@@ -132,7 +144,7 @@ def test_damage_falls_back_to_the_newest_sound_step(saved, abstract, state_at, t
     assert finished_steps(saved) == [1]
     assert len(list((tmp_path / 'aside').iterdir())) == 2
     with CheckpointWriter(saved, keep_latest=3) as writer:  # The steps are free again.
-        writer.save(state_at(2), {}, None)
+        writer.save(state_at(2), {})
     assert CheckpointReader(saved).find(None) == 2
 
 
@@ -166,7 +178,7 @@ def test_a_failed_save_is_told_and_earlier_ones_stay(saved, state_at):
         with CheckpointWriter(saved, keep_latest=3) as writer:
             saved.rename(saved.with_name('moved'))
             saved.write_text('in the way')
-            writer.save(state_at(4), {}, None)
+            writer.save(state_at(4), {})
 
     with pytest.raises(FQLError, match=r'cannot save step 4'):
         save_into_nothing()

@@ -83,6 +83,22 @@ def wait_for_checkpoint() -> Callable[['subprocess.Popen[str]', Path, int], None
 
 
 @pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of 24 MB."""
+    disk = tmp_path / 'disk'
+    disk.mkdir()
+    command = ['mount', '-t', 'tmpfs', '-o', 'size=24m', 'tmpfs', str(disk)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        pytest.skip(f'no mount: {error}')
+    if done.returncode != 0:
+        pytest.skip(f'a small file system cannot be mounted: {done.stderr.strip()}')
+    yield disk
+    subprocess.run(['umount', '-l', str(disk)], check=True)
+
+
+@pytest.fixture
 def fql(environment, monkeypatch, capfd) -> Callable[..., 'subprocess.CompletedProcess[str]']:
     """The same within this process, which saves the imports; sees what spawned processes print."""
     for name in ('FQL_DATA_DIR', 'PYTHONPATH'):

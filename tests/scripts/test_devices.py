@@ -2,12 +2,14 @@
 
 import csv
 import json
+import signal
 import socket
 
 import numpy as np
 import pytest
 
-from fql.checkpointing import finished_steps
+from fql.checkpointing import CheckpointReader, finished_steps
+from fql.interruption import EXIT_CODE
 from fql.tasks import QUICKSTART_TASK
 
 SETTINGS = (
@@ -51,20 +53,32 @@ def test_eight_devices_give_the_losses_of_one(start_fql, on_one_device, tmp_path
     assert finished_steps(run / 'checkpoints') == [4, 8, 10]
 
 
-def test_two_processes_give_the_losses_of_one(fql, start_fql, on_one_device, tmp_path):
-    run = tmp_path / 'run'
+def start_two(start_fql, *arguments):
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
-    finish(
-        *(
-            start_fql(
-                *('train', *SETTINGS, '--steps', 4, '--run-dir', run),
-                *('--coordinator', f'127.0.0.1:{port}', '--num-processes', 2, '--process-id', i),
-            )
-            for i in range(2)
-        )
-    )
+    together = ('--coordinator', f'127.0.0.1:{port}', '--num-processes', 2, '--process-id')
+    return [start_fql(*arguments, *together, i) for i in range(2)]
+
+
+@pytest.mark.timeout(600)
+def test_a_signal_to_one_of_two_processes_stops_both(start_fql, wait_for_checkpoint, tmp_path):
+    run = tmp_path / 'run'
+    settings = ('--steps', 100_000, '--log-interval', 0, '--run-dir', run)
+    processes = start_two(start_fql, 'train', *SETTINGS, *settings)
+    wait_for_checkpoint(processes[0], run, 4)
+    processes[1].send_signal(signal.SIGTERM)
+    output, errors = processes[0].communicate(timeout=250)
+    assert processes[0].returncode == EXIT_CODE, errors
+    _, errors = processes[1].communicate(timeout=250)
+    assert processes[1].returncode == EXIT_CODE, errors
+    step = CheckpointReader(run / 'checkpoints').find(None)
+    assert f'stopped; step {step:,} is saved' in output
+
+
+def test_two_processes_give_the_losses_of_one(fql, start_fql, on_one_device, tmp_path):
+    run = tmp_path / 'run'
+    finish(*start_two(start_fql, 'train', *SETTINGS, '--steps', 4, '--run-dir', run))
     finish(start_fql('train', '--resume', run, '--steps', 8))
     np.testing.assert_allclose(losses(run), losses(on_one_device), rtol=1e-4, atol=1e-5)
     assert json.loads(fql('inspect', 'checkpoint', run).stdout)['step'] == 8
@@ -73,7 +87,7 @@ def test_two_processes_give_the_losses_of_one(fql, start_fql, on_one_device, tmp
 def test_a_batch_that_the_devices_cannot_share_is_refused(start_fql, tmp_path):
     run = tmp_path / 'run'
     process = start_fql('train', *SETTINGS, '--batch-size', 12, '--run-dir', run, **EIGHT)
-    _, errors = process.communicate(timeout=100)
+    _, errors = process.communicate(timeout=250)
     assert process.returncode == 1
     assert 'batch-size 12 is no multiple of the 8 devices' in errors
     assert not run.exists()

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import subprocess
 
 import numpy as np
 import pytest
@@ -35,6 +34,8 @@ def test_a_second_trainer_refuses(fql, start_fql, wait_for_checkpoint, tmp_path)
 
 def test_resume_auto_starts_and_then_continues(fql, tmp_path):
     run = tmp_path / 'run'
+    run.mkdir()
+    (run / 'trainer.lock').touch()  # As left by a trainer that was killed in its first moments.
     command = ('train', *SMALL, '--run-dir', run, '--resume', 'auto', '--steps')
     assert fql(*command, 10).returncode == 0
     digest = fql('inspect', 'checkpoint', run, '--step', 10).stdout
@@ -86,31 +87,16 @@ def test_a_loss_that_is_not_finite_stops_the_run(fql, tmp_path):
             np.testing.assert_array_equal(written['actions'], expected['actions'])
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 24 MB."""
-    disk = tmp_path / 'disk'
-    disk.mkdir()
-    command = ['mount', '-t', 'tmpfs', '-o', 'size=24m', 'tmpfs', str(disk)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError as error:
-        pytest.skip(f'no mount: {error}')
-    if done.returncode != 0:
-        pytest.skip(f'a small file system cannot be mounted: {done.stderr.strip()}')
-    yield disk
-    subprocess.run(['umount', '-l', str(disk)], check=True)
-
-
 def test_a_full_disk(fql, start_fql, wait_for_checkpoint, small_disk):
     run = small_disk / 'run'
     settings = ('--save-interval', 100, '--log-interval', 0, '--steps', 100_000)
     process = start_fql('train', *SMALL, *settings, '--run-dir', run)
     wait_for_checkpoint(process, run, 100)
-    with (small_disk / 'filler').open('wb') as filler, contextlib.suppress(OSError):
-        while True:
-            filler.write(bytes(2**16))
-    _, errors = process.communicate(timeout=60)
+    # Unbuffered: closing a buffered file would raise again what its last write did.
+    with (small_disk / 'filler').open('wb', buffering=0) as filler, contextlib.suppress(OSError):
+        while filler.write(bytes(2**16)):
+            pass
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == 1
     assert 'Traceback' not in errors, errors
     (line,) = [line for line in errors.splitlines() if 'fql: ' in line]

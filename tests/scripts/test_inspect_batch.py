@@ -5,13 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
+from fql import train_step
 from fql.agent import initial_state
 from fql.config import AugmentationConfig
 from fql.devices import one_device_mesh
 from fql.tasks import QUICKSTART_TASK, default_config, find_task
-from scripts import training_loop
+from fql.train_step import LOADED_FIELDS, make_train_step
 from scripts.training_data import load_training_data, run_spec, training_batches
-from scripts.training_loop import LOADED_FIELDS, make_train_step
 
 PAD = 3
 
@@ -99,8 +99,8 @@ def test_augmented_batch_is_what_the_update_sees(fql, tmp_path, monkeypatch):
     arrays = next(training_batches(data, config, step))
     state = initial_state(spec, one_device_mesh())
     state = dataclasses.replace(state, step=state.step + step)
-    monkeypatch.setattr(training_loop, 'update', lambda networks, config, state, batch: batch)
-    seen = make_train_step(spec)(state, {name: arrays[name] for name in LOADED_FIELDS})
+    monkeypatch.setattr(train_step, 'update', lambda networks, config, state, batch: (state, batch))
+    _, seen = make_train_step(spec)(state, [{name: arrays[name] for name in LOADED_FIELDS}])
 
     with np.load(augmented, allow_pickle=False) as file, np.load(plain) as without:
         assert without['observations'].dtype == np.uint8
@@ -108,7 +108,7 @@ def test_augmented_batch_is_what_the_update_sees(fql, tmp_path, monkeypatch):
         changed = np.abs(file['observations'] * 255 - without['observations'])
         assert (changed.max(axis=(1, 2, 3)) > 1).all()
         for name, values in seen._asdict().items():
-            np.testing.assert_allclose(file[name], values, rtol=0, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(file[name], values[0], rtol=0, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.usefixtures('prepared')

@@ -1,0 +1,215 @@
+"""Saved encoders: small folders that describe themselves, and are loaded strictly.
+
+    <folder>/encoder.json    what the encoder is, what it was trained on, and a digest
+    <folder>/params/         its parameters, written by Orbax
+
+A folder stands whole or not at all: it is written beside its place and renamed into it.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from encoders.errors import EncoderError
+from encoders.impala import ENCODERS
+
+logging.getLogger('absl').setLevel(logging.ERROR)
+
+FORMAT_VERSION = 1
+DESCRIPTION = 'encoder.json'
+PARAMS = 'params'
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SavedEncoder:
+    """What an encoder's folder says of it.
+
+    Attributes:
+        encoder: its size, a key of `ENCODERS`.
+        image_shape: (h, w, c) of one frame.
+        frame_stack: frames along the channels of its input.
+        objective: what it was trained for: a name of `encoders.pretraining`, or 'fql'.
+        dataset: the name of the data it was trained on.
+        step: updates it was trained for.
+        versions: of the packages it was trained with.
+        digest: `params_digest` of its parameters; `save_encoder` fills it in.
+    """
+
+    encoder: str
+    image_shape: tuple[int, int, int]
+    frame_stack: int
+    objective: str
+    dataset: str
+    step: int
+    versions: Mapping[str, str] = field(default_factory=dict)
+    digest: str = ''
+
+
+def save_encoder(folder: Path, params: Params, saved: SavedEncoder) -> SavedEncoder:
+    """Writes an encoder's folder, whole or not at all.
+
+    Args:
+        folder: must not exist.
+        params: of the encoder alone, float32.
+        saved: what it is; its digest is filled in.
+
+    Returns:
+        `saved` with the digest.
+
+    Raises:
+        EncoderError: the folder exists, or the parameters are not those of such an encoder.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists():
+        raise EncoderError(f'{folder} exists; choose another folder or move it away')
+    _check_leaves(folder, _describe_leaves(params), saved)
+    saved = dataclasses.replace(saved, digest=params_digest(params))
+    temporary = folder.with_name(f'.{folder.name}.incomplete-{os.getpid()}')
+    shutil.rmtree(temporary, ignore_errors=True)  # Of a killed process that had this number.
+    temporary.mkdir(parents=True)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(temporary / PARAMS, jax.tree.map(np.asarray, params))
+        values = {'format_version': FORMAT_VERSION, **dataclasses.asdict(saved)}
+        (temporary / DESCRIPTION).write_text(json.dumps(values, indent=2) + '\n')
+        try:
+            temporary.rename(folder)
+        except OSError:
+            raise EncoderError(f'{folder} was made meanwhile by another process') from None
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return saved
+
+
+def read_encoder(folder: Path) -> SavedEncoder:
+    """What the encoder in `folder` is; reads no parameters.
+
+    Raises:
+        EncoderError: no encoder's folder, or one that this version cannot read.
+    """
+    path = Path(folder) / DESCRIPTION
+    try:
+        values = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise EncoderError(f'{folder} is no saved encoder: it has no {DESCRIPTION}') from None
+    except ValueError as error:
+        raise EncoderError(f'{path} is not valid JSON: {error}') from None
+    version = values.pop('format_version', None) if isinstance(values, dict) else None
+    if version != FORMAT_VERSION:
+        raise EncoderError(f'{path}: format version {version}, this program reads {FORMAT_VERSION}')
+    expected = {entry.name for entry in dataclasses.fields(SavedEncoder)}
+    if values.keys() != expected:
+        wrong = ', '.join(sorted(values.keys() ^ expected))
+        raise EncoderError(f'{path}: missing or unknown: {wrong} (written by another version?)')
+    return SavedEncoder(**{**values, 'image_shape': tuple(values['image_shape'])})
+
+
+def load_encoder(
+    folder: Path, encoder: str, image_shape: tuple[int, ...], frame_stack: int
+) -> Params:
+    """The parameters of a saved encoder, if it is just the one that is expected.
+
+    Args:
+        encoder: a key of `ENCODERS`.
+        image_shape: (h, w, c) of one frame.
+        frame_stack: frames of a stack.
+
+    Returns:
+        The tree that `ENCODERS[encoder].init` makes, of float32 NumPy arrays.
+
+    Raises:
+        EncoderError: no saved encoder, a damaged one, or another one; names all that differs.
+    """
+    folder = Path(folder).absolute()
+    saved = read_encoder(folder)
+    wanted = {'encoder': encoder, 'image_shape': tuple(image_shape), 'frame_stack': frame_stack}
+    differences = [
+        f'{name}: saved {getattr(saved, name)}, expected {value}'
+        for name, value in wanted.items()
+        if getattr(saved, name) != value
+    ]
+    if differences:
+        raise EncoderError(f'{folder} is another encoder: {"; ".join(differences)}')
+    abstract = abstract_params(saved)
+    # Orbax raises whatever the damage leads to.
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            metadata = checkpointer.metadata(folder / PARAMS).item_metadata.tree
+    except Exception as error:
+        raise _damaged(folder, type(error).__name__) from error
+    # Orbax casts another dtype in silence, and reports other shapes without saying where.
+    _check_leaves(folder, _describe_leaves(metadata), saved)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            params = checkpointer.restore(folder / PARAMS, abstract)
+    except Exception as error:
+        raise _damaged(folder, type(error).__name__) from error
+    if params_digest(params) != saved.digest:
+        raise _damaged(folder, 'the parameters are not those that were written (digest differs)')
+    return params
+
+
+def abstract_params(saved: SavedEncoder) -> Params:
+    """Shapes and dtypes of the parameters of such an encoder.
+
+    Raises:
+        EncoderError: there is no encoder of this name.
+    """
+    if saved.encoder not in ENCODERS:
+        names = ', '.join(ENCODERS)
+        raise EncoderError(f'unknown encoder {saved.encoder}; there are {names}')
+    height, width, channels = saved.image_shape
+    images = jax.ShapeDtypeStruct((1, height, width, channels * saved.frame_stack), jnp.uint8)
+    return jax.eval_shape(ENCODERS[saved.encoder].init, jax.random.key(0), images)['params']
+
+
+def params_digest(params: Params) -> str:
+    """Hexadecimal SHA-256 over path, dtype, shape and bytes of every leaf, in tree order."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.asarray(leaf)
+        digest.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n'.encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _check_leaves(folder: Path, found: Mapping[str, str], saved: SavedEncoder) -> None:
+    """Raises EncoderError, naming the leaves, if they are not those of such an encoder."""
+    expected = _describe_leaves(abstract_params(saved))
+    differences = [
+        f'{path}: saved {found.get(path, "nothing")}, expected {expected.get(path, "nothing")}'
+        for path in sorted(found.keys() | expected.keys())
+        if found.get(path) != expected.get(path)
+    ]
+    if differences:
+        raise EncoderError(
+            f'{folder}: parameters are not those of {saved.encoder} ({len(differences)} leaves '
+            f'differ): {"; ".join(differences[:5])}'
+        )
+
+
+def _describe_leaves(params: Params) -> dict[str, str]:
+    """'dtype shape' of every leaf, by its path."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator='/'): f'{leaf.dtype} {tuple(leaf.shape)}'
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+
+
+def _damaged(folder: Path, fault: str) -> EncoderError:
+    return EncoderError(f'{folder}: damaged encoder: {fault}')

@@ -1,0 +1,55 @@
+"""`fql export-encoder`: the encoder of a run's checkpoint, as a folder of its own."""
+
+from encoders.loading import SavedEncoder, save_encoder
+from fql.agent import abstract_state
+from fql.checkpointing import CheckpointReader
+from fql.devices import one_device_mesh
+from fql.errors import FQLError
+from fql.networks import Params, encoder_of
+from fql.pretrain_config import read_pretrain_spec
+from fql.run_folder import RunFolder, RunSpec, read_spec
+from fql.tasks import find_task
+from scripts.arguments import ExportEncoder
+from scripts.pretrain import read_pretrained
+
+
+def run(args: ExportEncoder) -> None:
+    """Writes the folder; says what is in it.
+
+    Raises:
+        FQLError: no run, no sound checkpoint, or an agent without an encoder.
+        EncoderError: the folder exists.
+    """
+    folder = RunFolder(args.run)
+    if folder.pretrain_spec.exists():
+        step = CheckpointReader(folder.checkpoints).find(args.step)
+        params, saved = read_pretrained(folder, read_pretrain_spec(folder), step)
+    else:
+        params, saved = read_trained(folder, read_spec(folder), args.step)
+    save_encoder(args.out, params, saved)
+    print(
+        f'{args.out}: {saved.encoder}, {saved.frame_stack} frame(s) of '
+        f'{"x".join(map(str, saved.image_shape))}, {saved.objective} on {saved.dataset}, '
+        f'{saved.step:,} updates'
+    )
+
+
+def read_trained(folder: RunFolder, spec: RunSpec, step: int | None) -> tuple[Params, SavedEncoder]:
+    """The encoder of an agent's critic, which with sharing is the only one, and what it is."""
+    config = spec.config
+    if not spec.images:
+        raise FQLError(f'{folder.path}: its observations are vectors, so that it has no encoder')
+    reader = CheckpointReader(folder.checkpoints)
+    step = reader.find(step)
+    params = reader.restore_params(abstract_state(spec, one_device_mesh()), step)
+    height, width, channels = spec.observation_shape
+    saved = SavedEncoder(
+        encoder=config.agent.encoder,
+        image_shape=(height, width, channels // config.frame_stack),
+        frame_stack=config.frame_stack,
+        objective='fql',
+        dataset=config.dataset or find_task(config.task).dataset,
+        step=step,
+        versions=reader.metadata(step)['versions'],
+    )
+    return params['encoders'][encoder_of(config.agent, 'critic')], saved

@@ -1,0 +1,66 @@
+"""What the benchmarks share: taking turns, tables, and results as JSON."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fql.errors import FQLError
+from scripts.progress import progress_bar
+
+WARM_UP = 2
+"""Turns that are not counted."""
+
+
+def take_turns(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way, A B A B: what slows the machine for a while slows all of them.
+
+    Args:
+        ways: each does its work once and returns when that is done.
+        rounds: turns of each.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    with progress_bar('measure', 'turn', rounds + WARM_UP) as bar:
+        for turn in range(rounds + WARM_UP):
+            for name, way in ways.items():
+                began = time.perf_counter()
+                way()
+                if turn >= WARM_UP:
+                    seconds[name].append(time.perf_counter() - began)
+            bar.update()
+    return seconds
+
+
+def median_ratio(seconds: Mapping[str, Sequence[float]], slow: str, fast: str) -> float:
+    """How many times faster `fast` is than `slow`: the median over the turns of both."""
+    pairs = zip(seconds[slow], seconds[fast], strict=True)
+    return statistics.median(a / b for a, b in pairs)
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as they need to be; the first one left-aligned."""
+    lines = [header, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return '\n'.join(
+        '  '.join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def check_new(path: Path | None) -> None:
+    """Raises FQLError if a file that is to be written exists."""
+    if path is not None and path.exists():
+        raise FQLError(f'{path} exists; delete it or name another file')
+
+
+def write_json(path: Path | None, report: Mapping[str, Any]) -> None:
+    """Writes a report and says where, if a path is given."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=2) + '\n')
+        print(f'written: {path}')

@@ -1,0 +1,204 @@
+"""`fql pretrain`: starts or continues a pretraining, which ends with a saved encoder."""
+
+import dataclasses
+import shutil
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import jax
+
+from data_pipeline.data_dir import resolve_data_dir
+from data_pipeline.frame_store import FrameStore
+from data_pipeline.loader import LoaderConfig
+from data_pipeline.windows import check_windows, make_windows
+from encoders.loading import SavedEncoder, read_encoder, save_encoder
+from fql.augmentation import check_augmentation
+from fql.checkpointing import (
+    CheckpointReader,
+    CheckpointWriter,
+    count_parameters,
+    restore_newest,
+)
+from fql.devices import check_batch_size, make_mesh, one_device_mesh
+from fql.interruption import Interruption
+from fql.metrics_log import MetricsLog
+from fql.networks import Params
+from fql.pretrain_config import (
+    PretrainConfig,
+    PretrainSpec,
+    read_pretrain_spec,
+    validate_pretrain_config,
+    write_pretrain_spec,
+)
+from fql.pretraining import (
+    WINDOW_FIELDS,
+    abstract_pretrain_state,
+    initial_pretrain_state,
+    make_pretrain_step,
+    make_pretrain_validation,
+)
+from fql.run_folder import RunFolder, versions
+from fql.run_lock import lock_run
+from fql.train_state import TrainState
+from scripts.arguments import Pretrain
+from scripts.run_start import Resume, check_run_folder, choose_folder
+from scripts.training_data import open_dataset
+from scripts.training_loop import Trainer
+
+
+def run(args: Pretrain) -> int:
+    """Starts or resumes a pretraining; returns the exit code."""
+    # Stored as an absolute path, so that the run can be resumed from any folder.
+    data_dir = str(resolve_data_dir(args.config.data_dir))
+    config = dataclasses.replace(args.config, data_dir=data_dir)
+    name = f'pretrain-{config.dataset}-{config.objective}'
+    return pretrain(config, *choose_folder(args.run_dir, args.resume, name))
+
+
+def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
+    """Pretrains to `config.steps` in the run folder `path`, then writes the encoder there.
+
+    Args:
+        resume: see `scripts.run_start.choose_folder`.
+
+    Returns:
+        0 when done, `EXIT_CODE` after SIGINT or SIGTERM, when the state was saved.
+
+    Raises:
+        FQLError, DataError: what the user asked for cannot be done; nothing was written then.
+    """
+    validate_pretrain_config(config)
+    mesh = make_mesh()
+    check_batch_size(config.batch_size, mesh)
+    folder = RunFolder(path.absolute())
+    check_run_folder(
+        folder, config, resume, lambda run: read_pretrain_spec(run).config, 'fql pretrain'
+    )
+    store = open_dataset(config.dataset, config.data_dir)
+    train = store.splits['train']
+    check_windows(train, loader_config(config), config.horizon)
+    check_augmentation(config.augmentation, train.observations.shape[1:])
+    height, width, channels = train.observations.shape[1:]
+    spec = PretrainSpec(config, (height, width, channels), train.actions.shape[1])
+    with ExitStack() as stack:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(lock_run(folder.lock))
+        write_pretrain_spec(folder, spec)
+        state, notices = restore_newest(
+            folder.checkpoints, abstract_pretrain_state(spec, mesh), folder.damaged
+        )
+        state = initial_pretrain_state(spec, mesh) if state is None else state
+        start = int(state.step)
+        print('\n'.join([*notices, start_summary(spec, store, state, folder)]), flush=True)
+        val_windows = None
+        if 'val' in store.splits and len(store.splits['val'].valid_rows) >= config.batch_size:
+            done = start // config.log_interval if config.log_interval else 0
+            val_windows = make_windows(
+                store.splits['val'], loader_config(config), config.horizon, done
+            )
+        trainer = Trainer(
+            schedule=config,
+            mesh=mesh,
+            folder=folder,
+            fields=WINDOW_FIELDS,
+            train_step=make_pretrain_step(spec),
+            validate=make_pretrain_validation(spec),
+            evaluate=lambda state: None,
+            metadata={'config': dataclasses.asdict(config), 'versions': versions()},
+            writer=stack.enter_context(
+                CheckpointWriter(folder.checkpoints, config.keep_latest, config.keep_interval)
+            ),
+            train_log=stack.enter_context(
+                MetricsLog(folder.train_csv, folder.train_tensorboard, start)
+            ),
+            interruption=stack.enter_context(Interruption()),
+            resume_command=f'fql pretrain --resume {folder.path}',
+        )
+        began = time.monotonic()
+        batches = make_windows(train, loader_config(config), config.horizon, start)
+        code = trainer.train(state, batches, val_windows, is_evaluation_missing=False)
+        if code == 0:
+            write_final_encoder(folder, spec)
+            print(end_summary(folder, config, config.steps - start, time.monotonic() - began))
+    return code
+
+
+def loader_config(config: PretrainConfig) -> LoaderConfig:
+    """What the batches of a run are made of."""
+    return LoaderConfig(
+        batch_size=config.batch_size,
+        frame_stack=config.frame_stack,
+        shift_probability=config.shift_probability,
+        seed=config.seed,
+    )
+
+
+def read_pretrained(
+    folder: RunFolder, spec: PretrainSpec, step: int
+) -> tuple[Params, SavedEncoder]:
+    """The encoder's parameters in a run's checkpoint, and what it is."""
+    reader = CheckpointReader(folder.checkpoints)
+    params = reader.restore_params(abstract_pretrain_state(spec, one_device_mesh()), step)
+    saved = SavedEncoder(
+        encoder=spec.config.encoder,
+        image_shape=spec.image_shape,
+        frame_stack=spec.config.frame_stack,
+        objective=spec.config.objective,
+        dataset=spec.config.dataset,
+        step=step,
+        versions=reader.metadata(step)['versions'],
+    )
+    return params['encoder'], saved
+
+
+def write_final_encoder(folder: RunFolder, spec: PretrainSpec) -> None:
+    """Writes the encoder of a run's last checkpoint into its folder.
+
+    A run that was extended replaces the one it had.
+    """
+    if folder.encoder.exists():
+        if read_encoder(folder.encoder).step == spec.config.steps:
+            return
+        shutil.rmtree(folder.encoder)
+    save_encoder(folder.encoder, *read_pretrained(folder, spec, spec.config.steps))
+
+
+def start_summary(
+    spec: PretrainSpec, store: FrameStore, state: TrainState, folder: RunFolder
+) -> str:
+    """What is about to happen, on one screen."""
+    config, split = spec.config, store.splits['train']
+    size = 'x'.join(str(n) for n in spec.stack_shape)
+    lines = {
+        'objective': f'{config.objective}, {size} images, offsets up to {config.horizon}',
+        'dataset': (
+            f'{store.path}: {len(split.valid_rows):,} transitions in '
+            f'{split.terminals.sum():,} trajectories'
+        ),
+        'encoder': f'{config.encoder}, {count_parameters(state.params["encoder"]):,} parameters',
+        'heads': f'{count_parameters(state.params["heads"]):,} parameters',
+        'training': (
+            f'updates {int(state.step):,} to {config.steps:,}, batch {config.batch_size}, '
+            f'seed {config.seed}'
+        ),
+        'devices': f'{jax.device_count()} ({jax.devices()[0].device_kind})',
+        'run folder': str(folder.path),
+    }
+    if 'val' not in store.splits:
+        lines['validation'] = 'none: the dataset has no validation split'
+    return '\n'.join(f'{name:>13}: {text}' for name, text in lines.items())
+
+
+def end_summary(folder: RunFolder, config: PretrainConfig, updates: int, seconds: float) -> str:
+    """What was done, and how to use it."""
+    lines = {
+        'done': f'{updates:,} updates in {seconds / 60:.1f} min',
+        'encoder': str(folder.encoder),
+        'look at it': f'fql probe {folder.encoder}',
+        'use it': (
+            f'fql train --task ... --encoder {config.encoder} --frame-stack {config.frame_stack} '
+            f'--encoder.from {folder.encoder} --encoder.mode frozen'
+        ),
+    }
+    return '\n'.join(f'{name:>13}: {text}' for name, text in lines.items())

@@ -1,0 +1,70 @@
+"""How a run of updates is started or continued: the folder, and what must not be overwritten."""
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from fql.checkpointing import finished_steps
+from fql.config import differing_fields
+from fql.errors import FQLError
+from fql.run_folder import RunFolder
+
+Resume = Literal['never', 'auto', 'always']
+
+
+def choose_folder(run_dir: Path | None, resume: Path | None, name: str) -> tuple[Path, Resume]:
+    """The run folder that `--run-dir` and `--resume` ask for, and whether to continue it.
+
+    Args:
+        name: begins the name of a folder of which neither says anything.
+
+    Returns:
+        The folder; and to continue the run there ('always'), to refuse if there is one ('never'),
+        or to continue it if there is one ('auto').
+
+    Raises:
+        FQLError: they contradict each other.
+    """
+    if resume is None:
+        return run_dir or Path('runs') / f'{name}-{datetime.now():%Y%m%d-%H%M%S}', 'never'
+    if resume == Path('auto'):
+        if run_dir is None:
+            raise FQLError('--resume auto needs --run-dir')
+        return run_dir, 'auto'
+    if run_dir not in (None, resume):
+        raise FQLError('--resume names the run folder; leave --run-dir out')
+    return resume, 'always'
+
+
+def check_run_folder(
+    folder: RunFolder,
+    config: Any,
+    resume: Resume,
+    read_config: Callable[[RunFolder], Any],
+    command: str,
+) -> None:
+    """Raises FQLError if a run there would be overwritten, or continued with other settings.
+
+    Args:
+        config: of the run that is asked for.
+        read_config: the stored one of a folder.
+        command: that continues a run, 'fql train'.
+    """
+    # A run that was killed in its first moments leaves its lock, and no more.
+    left = {folder.lock, folder.spec.with_suffix('.tmp')}
+    is_new = not folder.path.exists() or set(folder.path.iterdir()) <= left
+    if resume == 'never' and not is_new:
+        raise FQLError(
+            f'{folder.path} exists; continue it with {command} --resume {folder.path}, '
+            'or choose another --run-dir'
+        )
+    if resume == 'never' or (resume == 'auto' and is_new):
+        return
+    if differences := differing_fields(read_config(folder), config):
+        raise FQLError(f'{folder.path} was made with other settings: {"; ".join(differences)}')
+    latest = max(finished_steps(folder.checkpoints), default=0)
+    if latest > config.steps:
+        raise FQLError(
+            f'{folder.path} is at step {latest:,} already, past --steps {config.steps:,}'
+        )

@@ -1,0 +1,212 @@
+"""Pretraining as a user runs it: resumed, probed, exported; and what it refuses."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from data_pipeline.frame_store import open_store
+from encoders.impala import ENCODERS
+from encoders.loading import load_encoder, params_digest, read_encoder
+from fql.agent import initial_state
+from fql.checkpointing import CheckpointReader, CheckpointWriter, finished_steps, state_digest
+from fql.config import AgentConfig, TrainConfig
+from fql.devices import one_device_mesh
+from fql.interruption import EXIT_CODE, Interrupted, Interruption
+from fql.pretrain_config import read_pretrain_spec
+from fql.pretraining import abstract_pretrain_state
+from fql.run_folder import RunFolder, RunSpec, write_spec
+from fql.tasks import QUICKSTART_TASK
+from scripts.pretrain import write_final_encoder
+from scripts.probe import probe
+
+DATASET = 'visual-pointmaze-dots-v0'
+SETTINGS = (
+    *('--dataset', DATASET, '--objective', 'temporal_contrast', '--encoder', 'impala_debug'),
+    *('--frame-stack', 2, '--horizon', 3, '--hidden-dims', 8, '--batch-size', 8, '--steps', 4),
+    *('--log-interval', 1, '--save-interval', 2, '--keep-latest', 9),
+)
+
+
+class LinearEncoder(nn.Module):
+    """Compiles at once."""
+
+    dtype: Any = np.float32
+
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(8, name='dense')(images.reshape(len(images), -1) / 255)
+
+
+@pytest.fixture
+def small_encoder(monkeypatch):
+    monkeypatch.setitem(ENCODERS, 'impala_debug', LinearEncoder())
+
+
+@pytest.fixture(scope='module')
+def dots(fql_process, tmp_path_factory):
+    """A prepared dataset, with validation: a dot wanders, and qpos says where it is."""
+    folder = tmp_path_factory.mktemp('dots')
+    for seed, (name, rows) in enumerate({'dots.npz': 160, 'dots-val.npz': 80}.items()):
+        rng = np.random.default_rng(seed)
+        steps = rng.integers(-1, 2, (rows, 2))
+        place = 1 + np.abs((np.cumsum(steps, axis=0) + 7) % 26 - 13)
+        frames = np.zeros((rows, 16, 16, 3), np.uint8)
+        for i, (row, column) in enumerate(place):
+            frames[i, row - 1 : row + 2, column - 1 : column + 2] = 200
+        actions = np.concatenate([steps[1:], steps[:1]]).astype(np.float32)
+        np.savez(
+            folder / name,
+            observations=frames,
+            actions=actions,
+            terminals=np.arange(rows) % 40 == 39,
+            qpos=place.astype(np.float32),
+            qvel=np.zeros((rows, 2), np.float32),
+        )
+    done = fql_process('prepare', DATASET, '--source', folder / 'dots.npz')
+    assert done.returncode == 0, done.stderr
+    return DATASET
+
+
+def state_of(folder, step):
+    run = RunFolder(folder)
+    abstract = abstract_pretrain_state(read_pretrain_spec(run), one_device_mesh())
+    return CheckpointReader(run.checkpoints).restore(abstract, step)
+
+
+@pytest.mark.usefixtures('small_encoder')
+def test_a_run_that_was_broken_off_ends_as_one_that_was_not(
+    assert_one_line, fql, dots, tmp_path, monkeypatch
+):
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    done = fql('pretrain', *SETTINGS, '--run-dir', whole)
+    assert done.returncode == 0, done.stderr
+    assert f'--encoder.from {whole / "encoder"} --encoder.mode frozen' in done.stdout
+    params = load_encoder(whole / 'encoder', 'impala_debug', (16, 16, 3), 2)
+    assert params_digest(params) == params_digest(state_of(whole, 4).params['encoder'])
+    assert finished_steps(whole / 'checkpoints') == [2, 4]
+    header, *rows = (whole / 'train.csv').read_text().splitlines()
+    assert [row.split(',')[0] for row in rows] == list('1234')
+    for name in ('validation/features/effective_rank', 'validation/loss', 'features/std'):
+        assert name in header.split(',')
+
+    # As a kill leaves it: with rows of metrics later than its last checkpoint.
+    shutil.copytree(whole, broken)
+    shutil.rmtree(broken / 'encoder')
+    shutil.rmtree(broken / 'checkpoints' / '4')
+    # It is resumed, stopped after step 3, and resumed again.
+    with monkeypatch.context() as patch:
+
+        def stop(_, step):
+            if step == 3:
+                raise Interrupted
+
+        patch.setattr(Interruption, 'raise_if_requested', stop)
+        done = fql('pretrain', '--resume', broken)
+        assert done.returncode == EXIT_CODE, done.stderr
+        assert f'fql pretrain --resume {broken}' in done.stdout
+    assert finished_steps(broken / 'checkpoints') == [2, 3]
+    assert not (broken / 'encoder').exists()
+    done = fql('pretrain', '--resume', 'auto', '--run-dir', broken, *SETTINGS)
+    assert done.returncode == 0, done.stderr
+    assert state_digest(state_of(broken, 4)) == state_digest(state_of(whole, 4))
+    assert read_encoder(broken / 'encoder') == read_encoder(whole / 'encoder')
+    assert (broken / 'train.csv').read_text() == (whole / 'train.csv').read_text()
+    # The comparison can fail.
+    assert state_digest(state_of(broken, 3)) != state_digest(state_of(whole, 4))
+
+    assert_one_line(fql('pretrain', *SETTINGS, '--run-dir', whole), f'--resume {whole}')
+    done = fql('pretrain', '--resume', whole, '--horizon', 2)
+    assert_one_line(done, 'horizon: stored 3, asked 2')
+    assert_one_line(fql('train', '--resume', whole), 'is not a run folder')
+
+    # A run of other length replaces its encoder; those of earlier steps can be had.
+    config = dataclasses.replace(read_pretrain_spec(RunFolder(whole)).config, steps=2)
+    spec = dataclasses.replace(read_pretrain_spec(RunFolder(whole)), config=config)
+    write_final_encoder(RunFolder(whole), spec)
+    assert read_encoder(whole / 'encoder').step == 2
+    done = fql('export-encoder', whole, '--step', 4, '--out', tmp_path / 'four')
+    assert done.returncode == 0, done.stderr
+    assert read_encoder(tmp_path / 'four') == read_encoder(broken / 'encoder')
+
+    done = fql('probe', whole / 'encoder')
+    assert done.returncode == 0, done.stderr
+    lines = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line}
+    assert lines['saved'] == ['random', 'pixels']
+    scores = {name: [float(x) for x in lines[name]] for name in ('position', 'qpos[0]', 'qpos[1]')}
+    assert scores['position'][2] > 0.9  # The pixels tell where the dot is.
+    np.testing.assert_allclose(
+        scores['position'], np.mean([scores['qpos[0]'], scores['qpos[1]']], axis=0), atol=2e-3
+    )
+    assert_one_line(fql('probe', whole / 'encoder', '--target', 5), 'columns 0 to 1')
+
+
+@pytest.mark.usefixtures('small_encoder')
+@pytest.mark.parametrize('sharing', ['shared', 'separate'])
+def test_the_encoder_of_an_agent(assert_one_line, fql, tmp_path, sharing):
+    agent = AgentConfig(hidden_dims=(8,), encoder='impala_debug', encoder_sharing=sharing)
+    config = TrainConfig(task=QUICKSTART_TASK, frame_stack=2, agent=agent)
+    spec = RunSpec(config, (8, 8, 6), 'uint8', 2)
+    run, out = RunFolder(tmp_path / 'run'), tmp_path / 'encoder'
+    run.path.mkdir()
+    write_spec(run, spec)
+    state = initial_state(spec, one_device_mesh())
+    with CheckpointWriter(run.checkpoints, keep_latest=1) as writer:
+        writer.save(dataclasses.replace(state, step=state.step + 9), {'versions': {'a': '1'}})
+    done = fql('export-encoder', run.path, '--out', out)
+    assert done.returncode == 0, done.stderr
+    saved = read_encoder(out)
+    name = 'shared' if sharing == 'shared' else 'critic'
+    assert saved.digest == params_digest(state.params['encoders'][name])
+    assert (saved.objective, saved.step) == ('fql', 9)
+    assert (saved.image_shape, saved.frame_stack) == ((8, 8, 3), 2)
+    assert saved.versions == {'a': '1'}
+    assert_one_line(fql('export-encoder', run.path, '--out', out), f'{out} exists')
+    done = fql('export-encoder', run.path, '--out', tmp_path / 'other', '--step', 4)
+    assert_one_line(done, 'no checkpoint of step 4')
+
+
+def test_what_cannot_be_done_is_told_in_one_line(assert_one_line, fql, dots, prepared, tmp_path):
+    run = tmp_path / 'run'
+    done = fql('pretrain', '--dataset', 'nothing-v0', '--run-dir', run)
+    assert_one_line(done, 'fql prepare nothing-v0')
+    done = fql('pretrain', *SETTINGS, '--run-dir', run, '--batch-size', 1000)
+    assert_one_line(done, 'too few for batch_size 1000')
+    done = fql('pretrain', *SETTINGS, '--run-dir', run, '--save-interval', 0)
+    assert_one_line(done, 'save-interval')
+    assert not run.exists()
+    for words in (('pretrain', '--resume'), ('probe',), ('export-encoder', '--out', run / 'e')):
+        done = fql(*words, tmp_path)
+        assert_one_line(done, str(tmp_path), 'no')
+    (tmp_path / 'encoder.json').write_text(json.dumps({'format_version': 99}))
+    assert_one_line(fql('probe', tmp_path), 'format version 99')
+
+
+REAL = Path(__file__).resolve().parents[3] / 'shared' / 'data' / 'visual-cube-single-play-v0.npz'
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.exists(), reason=f'{REAL} is absent: not part of the repository')
+def test_the_cube_can_be_read_off_a_pretrained_encoder(fql, tmp_path):
+    """Real frames: a short contrast leaves clearly less unexplained than random weights do."""
+    name, data, run = 'visual-cube-single-play-v0', tmp_path / 'data', tmp_path / 'run'
+    assert fql('prepare', name, '--source', REAL, '--data-dir', data).returncode == 0
+    done = fql(
+        *('pretrain', '--dataset', name, '--data-dir', data, '--run-dir', run, '--steps', 100),
+        *('--objective', 'temporal_contrast', '--frame-stack', 1, '--batch-size', 64),
+        *('--lr', 1e-3, '--log-interval', 50),
+    )
+    assert done.returncode == 0, done.stderr
+    store = open_store(data / name)
+    saved = read_encoder(run / 'encoder')
+    params = load_encoder(run / 'encoder', 'impala_small', (64, 64, 3), 1)
+    result = probe(store, saved, params, (14, 15, 16), rows=4_000)
+    trained, fresh = result.scores['saved'], result.scores['random']
+    print(f'R^2 of x, y, z: {trained} trained, {fresh} fresh')
+    assert trained.mean() > 0.85
+    assert (1 - trained).mean() < 0.8 * (1 - fresh).mean()

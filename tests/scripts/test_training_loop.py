@@ -1,0 +1,144 @@
+"""The loop around updates, with stand-ins for the agent: what is saved when something fails."""
+
+import dataclasses
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fql.checkpointing import CheckpointReader, CheckpointWriter, finished_steps
+from fql.devices import one_device_mesh
+from fql.errors import FQLError
+from fql.interruption import Interruption
+from fql.run_folder import RunFolder
+from fql.train_state import TrainState
+from scripts.training_loop import Trainer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def count_up(state, batches):
+    """An update that only counts."""
+    step = state.step + len(batches)
+    return dataclasses.replace(state, step=step), {'loss': np.zeros(len(batches))}
+
+
+def train(path, evaluate, eval_interval):
+    """Ten such updates, each saved; `evaluate` is called with the state and the writer."""
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params={'w': jnp.zeros(3)},
+        target_params={},
+        opt_state={},
+        key=jax.random.key(0),
+    )
+    schedule = SimpleNamespace(
+        steps=10, log_interval=0, eval_interval=eval_interval, save_interval=1, updates_per_call=1
+    )
+    folder = RunFolder(path)
+    with CheckpointWriter(folder.checkpoints, keep_latest=3) as writer, Interruption() as stop:
+        trainer = Trainer(
+            schedule=schedule,
+            mesh=one_device_mesh(),
+            folder=folder,
+            fields=('x',),
+            train_step=count_up,
+            validate=lambda state, batch: {},
+            evaluate=lambda state: evaluate(state, writer),
+            metadata={},
+            writer=writer,
+            train_log=None,
+            interruption=stop,
+            resume_command='',
+        )
+        return trainer.train(state, itertools.repeat({'x': np.zeros(1)}), None, False)
+
+
+def test_all_goes_well(tmp_path):
+    evaluated = []
+    assert train(tmp_path, lambda state, _: evaluated.append(int(state.step)), 4) == 0
+    assert evaluated == [4, 8, 10]
+    assert finished_steps(tmp_path / 'checkpoints') == [8, 9, 10]
+
+
+def test_an_exception_saves_the_step_it_came_in(tmp_path):
+    def die(state, writer):
+        raise FQLError('a worker died')
+
+    with pytest.raises(FQLError, match='a worker died'):
+        train(tmp_path, die, 4)
+    # Step 4 would have been saved after its evaluation.
+    assert CheckpointReader(tmp_path / 'checkpoints').find(None) == 4
+
+
+def test_a_folder_that_becomes_read_only(small_disk):
+    def remount(option):
+        subprocess.run(['mount', '-o', f'remount,{option}', str(small_disk)], check=True)
+
+    def make_read_only(state, writer):
+        writer.wait()
+        remount('ro')
+
+    try:
+        with pytest.raises(FQLError, match=r'cannot save step 4 .*Read-only file system'):
+            train(small_disk / 'run', make_read_only, 4)
+        reader = CheckpointReader(small_disk / 'run' / 'checkpoints')
+        assert finished_steps(small_disk / 'run' / 'checkpoints') == [1, 2, 3]
+        assert reader.find(None) == 3
+    finally:
+        remount('rw')
+
+
+BLOCKED = """
+import sys, time
+from pathlib import Path
+from tests.scripts.test_training_loop import train
+
+def block(state, writer):
+    writer.wait()
+    print('blocked', flush=True)
+    time.sleep(600)
+
+train(Path(sys.argv[1]), block, 4)
+"""
+
+
+def is_caught(process, number):
+    """Whether the process has a handler for a signal."""
+    status = Path(f'/proc/{process.pid}/status').read_text()
+    caught = int(status.split('SigCgt:')[1].split()[0], 16)
+    return bool(caught >> (number - 1) & 1)
+
+
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='reads /proc/PID/status')
+def test_a_second_signal_leaves_at_once(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, '-c', BLOCKED, str(tmp_path)],
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == 'blocked\n'
+        assert is_caught(process, signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 120
+        while is_caught(process, signal.SIGTERM):  # Until the first one was noted.
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == -signal.SIGTERM
+    finally:
+        process.kill()
+        process.communicate()
+    assert CheckpointReader(tmp_path / 'checkpoints').find(None) == 3
