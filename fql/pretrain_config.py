@@ -48,7 +48,7 @@ class PretrainConfig:
     """Number of updates."""
     batch_size: int = 256
     """Windows in a batch."""
-    lr: float = 3e-4
+    lr: float = 1e-3
     """Adam's learning rate."""
     tau: float = 0.01
     """Rate at which the momentum target of temporal_contrast and self_prediction follows."""
