@@ -2,13 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help quickstart test format clean
+.PHONY: help quickstart test test-all format clean
 
 help:
 	@echo 'make quickstart  install into .venv, collect a pixel task, train FQL on it, evaluate'
 	@echo 'make test        install into .venv, lint, check types, run the tests'
+	@echo 'make test-all    run also the tests that take minutes'
 	@echo 'make format      format the code'
 	@echo 'make clean       remove .venv'
 
@@ -19,7 +21,10 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m 'not long'
+
+test-all: $(VENV)/installed-test
+	$(PYTEST)
 
 format: $(VENV)/installed-test
 	$(BIN)/ruff check --fix

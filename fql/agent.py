@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from fql.devices import abstract_on, state_shardings
+from fql.devices import abstract_on, run_once_options, state_shardings
 from fql.networks import Networks, Params, make_networks
 from fql.run_folder import RunSpec
 from fql.train_state import TrainState, init_state
@@ -22,7 +22,12 @@ def initial_state(spec: RunSpec, mesh: Mesh, encoder: Params | None = None) -> T
         encoder: NumPy arrays, the parameters that the encoder starts with if not fresh ones.
     """
     shardings = state_shardings(_shapes(spec), mesh, spec.config.shard_params)
-    return jax.jit(lambda encoder: _init(spec, encoder), out_shardings=shardings)(encoder)
+    init = jax.jit(
+        lambda encoder: _init(spec, encoder),
+        out_shardings=shardings,
+        compiler_options=run_once_options(),
+    )
+    return init(encoder)
 
 
 def abstract_state(spec: RunSpec, mesh: Mesh) -> TrainState:

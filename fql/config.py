@@ -107,7 +107,8 @@ class TrainConfig:
     """Cache latents of so many randomly shifted copies too, from which shifted batches are drawn
     (0: shifted batches need the encoder in every update)."""
     updates_per_call: int = 1
-    """Updates that one call of the compiled step makes; more save time where updates are short."""
+    """Updates that one call of the compiled step makes; more save time where updates are short. On
+    CPUs it is always one."""
     log_interval: int = 1_000
     """Updates between rows of train.csv (0: none)."""
     eval_interval: int = 100_000

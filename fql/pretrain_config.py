@@ -60,7 +60,8 @@ class PretrainConfig:
     """Probability that a batch's images are randomly shifted (up to 3 pixels); the two
     observations of a window are shifted apart."""
     updates_per_call: int = 1
-    """Updates that one call of the compiled step makes; more save time where updates are short."""
+    """Updates that one call of the compiled step makes; more save time where updates are short. On
+    CPUs it is always one."""
     log_interval: int = 1_000
     """Updates between rows of train.csv (0: none)."""
     save_interval: int = 5_000

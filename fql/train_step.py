@@ -24,8 +24,8 @@ TrainStep = Callable[[TrainState, Sequence[Arrays]], tuple[TrainState, Metrics]]
 def make_train_step(spec: RunSpec) -> TrainStep:
     """The jitted function (state, batches) -> (state, metrics): one update for each batch.
 
-    Several batches are several updates in one call (a `lax.scan`, but on CPUs), which saves the
-    cost of starting each; the state is bit for bit that of single calls. The metrics are
+    Several batches are several updates in one call (`lax.scan`), which saves the cost of starting
+    each; how many a call makes does not change a bit of the state. The metrics are
     (len(batches),) arrays. The state given is used up (donated).
     """
     networks = agent_networks(spec)
@@ -38,6 +38,13 @@ def make_train_step(spec: RunSpec) -> TrainStep:
     return scan_updates(one_update)
 
 
+def runs_best_alone() -> bool:
+    """Whether a call should make one update only, as on CPUs, where convolutions inside a loop run
+    on one thread.
+    """
+    return jax.default_backend() == 'cpu'
+
+
 def scan_updates(
     one_update: Callable[[TrainState, Arrays], tuple[TrainState, Metrics]],
 ) -> TrainStep:
@@ -47,14 +54,10 @@ def scan_updates(
         return jnp.stack(leaves)
 
     def train_step(state: TrainState, batches: Sequence[Arrays]) -> tuple[TrainState, Metrics]:
-        if len(batches) > 1 and jax.default_backend() != 'cpu':
-            return jax.lax.scan(one_update, state, jax.tree.map(stack, *batches))
-        # On CPUs, convolutions inside a loop run on one thread.
-        rows = []
-        for arrays in batches:
-            state, metrics = one_update(state, arrays)
-            rows.append(metrics)
-        return state, jax.tree.map(stack, *rows)
+        if len(batches) == 1 and runs_best_alone():
+            state, metrics = one_update(state, batches[0])
+            return state, jax.tree.map(stack, metrics)
+        return jax.lax.scan(one_update, state, jax.tree.map(stack, *batches))
 
     return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options())
 

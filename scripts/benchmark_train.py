@@ -25,7 +25,7 @@ from fql.train_step import LOADED_FIELDS, make_train_step, make_validation
 from scripts.arguments import BenchmarkTrain
 from scripts.measuring import check_new, format_table, median_ratio, take_turns, write_json
 from scripts.training_data import load_training_data, run_spec, training_batches
-from scripts.training_loop import Trainer
+from scripts.training_loop import Trainer, updates_in_call
 
 
 def run(args: BenchmarkTrain) -> None:
@@ -65,7 +65,7 @@ def compare_loops(config: TrainConfig, folder: Path, rounds: int) -> dict[str, l
     batch = put_batch({name: arrays[name] for name in LOADED_FIELDS}, mesh)
     # The loader runs ahead while the other way has its turn; one for each would only start cold.
     batches = training_batches(data, config, 0)
-    count = config.updates_per_call
+    count = updates_in_call(config, 0)
 
     def bare_updates() -> None:
         state = initial_state(spec, mesh)

@@ -23,7 +23,7 @@ from fql.losses import Metrics
 from fql.networks import Networks, Params
 from fql.run_folder import RunSpec
 from fql.train_state import TrainState
-from fql.train_step import make_train_step
+from fql.train_step import make_train_step, runs_best_alone
 from fql.update import update
 from scripts.arguments import BenchmarkUpdate
 from scripts.measuring import check_new, format_table, median_ratio, take_turns, write_json
@@ -135,7 +135,7 @@ def latents_way(config: TrainConfig, image_size: int) -> Way:
 
 def train_step_way(spec: RunSpec, arrays: Arrays, mesh: Mesh) -> Way:
     """`fql.train_step` on the same batch again and again."""
-    count = spec.config.updates_per_call
+    count = 1 if runs_best_alone() else spec.config.updates_per_call
     train_step = make_train_step(spec)
     state = initial_state(spec, mesh)
     batches = [put_batch(arrays, mesh)] * count

@@ -20,7 +20,7 @@ from fql.losses import Metrics
 from fql.metrics_log import MetricsLog
 from fql.run_folder import RunFolder
 from fql.train_state import TrainState
-from fql.train_step import TrainStep
+from fql.train_step import TrainStep, runs_best_alone
 from scripts.progress import progress_bar
 
 MAX_IN_FLIGHT = 2
@@ -206,7 +206,7 @@ def updates_in_call(schedule: Schedule, step: int) -> int:
     Calls begin at multiples of `updates_per_call`; one that would pass a step where something is
     due is made of single updates, so that only two programs are ever compiled.
     """
-    count = schedule.updates_per_call
+    count = 1 if runs_best_alone() else schedule.updates_per_call
     if step % count or step + count > schedule.steps:
         return 1
     is_any_due = any(

@@ -13,12 +13,14 @@ from fql.devices import one_device_mesh
 from fql.run_folder import RunSpec
 from fql.train_step import make_train_step
 
-TOLERANCE = 0.05
-"""Of each loss over three updates, relative to float32; one rounding to bfloat16 is up to 0.4 %."""
+TOLERANCE = 0.02
+"""Of each loss, relative to float32; one rounding to bfloat16 is up to 0.4 %."""
 
 
 def spec(precision):
-    agent = AgentConfig(hidden_dims=(64, 64), encoder='impala_debug', precision=precision)
+    agent = AgentConfig(
+        hidden_dims=(64, 64), encoder='impala_debug', flow_steps=2, precision=precision
+    )
     return RunSpec(TrainConfig(task='', frame_stack=1, agent=agent), (16, 16, 3), 'uint8', 2)
 
 
@@ -37,9 +39,7 @@ def test_losses_stay_near_those_of_float32(arrays):
     metrics, states = {}, {}
     for precision in ('float32', 'bfloat16'):
         state = initial_state(spec(precision), one_device_mesh())
-        states[precision], metrics[precision] = make_train_step(spec(precision))(
-            state, [arrays] * 3
-        )
+        states[precision], metrics[precision] = make_train_step(spec(precision))(state, [arrays])
     for name in ('critic/loss', 'actor/bc_flow_loss', 'actor/distill_loss', 'loss'):
         exact, rounded = (np.asarray(metrics[p][name]) for p in ('float32', 'bfloat16'))
         np.testing.assert_allclose(rounded, exact, rtol=TOLERANCE, err_msg=name)
@@ -59,6 +59,6 @@ def test_the_networks_compute_in_bfloat16(arrays):
         for line in lowered.as_text().splitlines()
         if 'stablehlo.dot_general' in line or 'stablehlo.convolution' in line
     ]
-    assert len(products) > 50
+    assert len(products) > 20
     for line in products:
         assert line.split(':')[-1].count('bf16') == 3, line

@@ -1,6 +1,5 @@
-"""Several updates in one call against as many single ones."""
+"""Several updates in one call against fewer in each of more calls."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,7 +12,9 @@ from fql.train_step import make_train_step
 
 SPEC = RunSpec(
     config=TrainConfig(
-        task='', frame_stack=2, agent=AgentConfig(hidden_dims=(16,), encoder='impala_debug')
+        task='',
+        frame_stack=2,
+        agent=AgentConfig(hidden_dims=(16,), flow_steps=1, encoder='impala_debug'),
     ),
     observation_shape=(16, 16, 6),
     observation_dtype='uint8',
@@ -31,13 +32,13 @@ def random_arrays(seed):
     }
 
 
-def test_one_call_of_several_updates_is_bit_for_bit_several_calls():
+def test_how_many_updates_a_call_makes_changes_no_bit():
     batches = [random_arrays(seed) for seed in range(4)]
     train_step = make_train_step(SPEC)
     states = [initial_state(SPEC, one_device_mesh()) for _ in range(3)]
     losses = []
-    for arrays in batches:
-        states[0], metrics = train_step(states[0], [arrays])
+    for arrays in (batches[:2], batches[2:]):
+        states[0], metrics = train_step(states[0], arrays)
         losses.append(np.asarray(metrics['loss']))
     states[1], metrics = train_step(states[1], batches)
     assert state_digest(states[0]) == state_digest(states[1])
@@ -46,4 +47,3 @@ def test_one_call_of_several_updates_is_bit_for_bit_several_calls():
     # The comparison can fail: another order is another state.
     states[2], _ = train_step(states[2], batches[::-1])
     assert state_digest(states[2]) != state_digest(states[0])
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(states[1].params))

@@ -23,9 +23,9 @@ from scripts.benchmark_update import (
 
 CONFIG = TrainConfig(
     task='',
-    batch_size=32,
+    batch_size=8,
     frame_stack=2,
-    agent=AgentConfig(encoder='impala_debug', hidden_dims=(16,)),
+    agent=AgentConfig(encoder='impala_small', hidden_dims=(16,), flow_steps=1),
 )
 SIZE = 32
 
@@ -42,30 +42,32 @@ def encoder_flops(config):
     images = random_images((config.batch_size, *spec.observation_shape))
 
     def forward_and_backward(params, images):
-        return jax.vjp(lambda p: networks.encode(p, images), params)[1](np.ones((32, 512), 'f'))
+        return jax.vjp(lambda p: networks.encode(p, images), params)[1](np.ones((8, 512), 'f'))
 
     forward = jax.jit(networks.encode).lower(params, images).compile()
     both = jax.jit(forward_and_backward).lower(params, images).compile()
     return forward.cost_analysis()['flops'], both.cost_analysis()['flops']
 
 
+@pytest.mark.long
 def test_no_observation_is_encoded_twice(flops):
     forward, forward_and_backward = encoder_flops(CONFIG)
     # o with gradient, o' without; what is left is the heads' work.
     heads = flops['latents']
-    assert flops['shared'] == pytest.approx(forward_and_backward + forward + heads, rel=0.05)
-    assert flops['frozen'] == pytest.approx(2 * forward + heads, rel=0.05)
+    assert flops['shared'] == pytest.approx(forward_and_backward + forward + heads, rel=0.08)
+    assert flops['frozen'] == pytest.approx(2 * forward + heads, rel=0.08)
     # Three encoders on o, and on o' those of the target critic and of the one-step policy.
     assert flops['separate'] == pytest.approx(
-        3 * forward_and_backward + 2 * forward + heads, rel=0.05
+        3 * forward_and_backward + 2 * forward + heads, rel=0.08
     )
 
 
+@pytest.mark.long
 def test_the_reference_mode_computes_the_same_update():
     config = with_agent(CONFIG, encoder_sharing='separate')
     spec = run_spec(config, SIZE)
     networks = agent_networks(spec)
-    arrays = {'frames': random_images((32, 3, SIZE, SIZE, 3)), **random_vectors(32)}
+    arrays = {'frames': random_images((8, 3, SIZE, SIZE, 3)), **random_vectors(8)}
     states, losses = [], []
     for kind in (networks, ReferenceNetworks(**vars(networks))):
         state, metrics = jax.jit(
@@ -83,7 +85,7 @@ def test_what_is_written(fql, assert_one_line, tmp_path):
     out = tmp_path / 'update.json'
     small = ('--image-size', 16, '--batch-size', 8, '--encoder', 'impala_debug', '--rounds', 1)
     small = (*small, '--hidden-dims', 8, '--frame-stack', 1)
-    command = ('benchmark', 'update', *small, '--against', 'flow_steps=1', 'frame-stack=1')
+    command = ('benchmark', 'update', *small, '--against', 'flow_steps=1', 'hidden-dims=[4]')
     done = fql(*command, '--json', out)
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())

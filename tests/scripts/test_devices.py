@@ -13,7 +13,7 @@ from fql.interruption import EXIT_CODE
 from fql.tasks import QUICKSTART_TASK
 
 SETTINGS = (
-    *('--task', QUICKSTART_TASK, '--batch-size', 16, '--hidden-dims', 64, 64),
+    *('--task', QUICKSTART_TASK, '--batch-size', 16, '--flow-steps', 1, '--hidden-dims', 256),
     *('--eval-interval', 0, '--log-interval', 1, '--save-interval', 4),
 )
 EIGHT = {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
@@ -61,6 +61,7 @@ def start_two(start_fql, *arguments):
     return [start_fql(*arguments, *together, i) for i in range(2)]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_signal_to_one_of_two_processes_stops_both(start_fql, wait_for_checkpoint, tmp_path):
     run = tmp_path / 'run'

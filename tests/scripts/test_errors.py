@@ -8,7 +8,18 @@ import pytest
 from fql.tasks import QUICKSTART_TASK
 
 CUBE_TASK = 'visual-cube-single-play-singletask-task1-v0'
-SMALL = ('--steps', 2, '--batch-size', 8, '--hidden-dims', 8, '--eval-interval', 0)
+SMALL = (
+    '--steps',
+    2,
+    '--batch-size',
+    8,
+    '--hidden-dims',
+    8,
+    '--flow-steps',
+    1,
+    '--eval-interval',
+    0,
+)
 
 
 @pytest.fixture(scope='module')

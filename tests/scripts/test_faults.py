@@ -10,8 +10,8 @@ from fql.checkpointing import CheckpointReader, finished_steps
 from fql.tasks import QUICKSTART_TASK
 
 SMALL = (
-    *('--task', QUICKSTART_TASK, '--batch-size', 8, '--hidden-dims', 8, '--eval-interval', 0),
-    *('--log-interval', 5, '--save-interval', 10),
+    *('--task', QUICKSTART_TASK, '--batch-size', 8, '--hidden-dims', 8, '--flow-steps', 1),
+    *('--eval-interval', 0, '--log-interval', 5, '--save-interval', 10),
 )
 
 pytestmark = pytest.mark.usefixtures('prepared')

@@ -191,7 +191,7 @@ def test_what_cannot_be_done_is_told_in_one_line(assert_one_line, fql, dots, pre
 REAL = Path(__file__).resolve().parents[3] / 'shared' / 'data' / 'visual-cube-single-play-v0.npz'
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not REAL.exists(), reason=f'{REAL} is absent: not part of the repository')
 def test_robot_and_cube_can_be_read_off_a_pretrained_encoder(fql, tmp_path):
     """Real frames, at half their size: what a linear map of the latents leaves unexplained."""

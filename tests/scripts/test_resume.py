@@ -12,6 +12,7 @@ from fql.tasks import QUICKSTART_TASK
 STEPS = 120
 SETTINGS = (
     *('--task', QUICKSTART_TASK, '--steps', STEPS, '--batch-size', 16, '--hidden-dims', 16, 16),
+    *('--flow-steps', 2),
     *('--log-interval', 7, '--save-interval', 10, '--eval-interval', 40),
     *('--eval-episodes', 2, '--max-episode-steps', 4, '--shift-probability', 0.5),
 )
