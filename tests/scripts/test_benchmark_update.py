@@ -81,6 +81,7 @@ def test_the_reference_mode_computes_the_same_update():
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=2e-4)
 
 
+@pytest.mark.long
 def test_what_is_written(fql, assert_one_line, tmp_path):
     out = tmp_path / 'update.json'
     small = ('--image-size', 16, '--batch-size', 8, '--encoder', 'impala_debug', '--rounds', 1)
