@@ -25,7 +25,7 @@ from encoders.pretraining import (
 )
 from fql.augmentation import augment_frames
 from fql.batch import stack_frames
-from fql.devices import abstract_on, state_shardings
+from fql.devices import abstract_on, run_once_options, state_shardings
 from fql.losses import Metrics
 from fql.pretrain_config import PretrainConfig, PretrainSpec
 from fql.train_state import TrainState, split_seed
@@ -52,7 +52,8 @@ def pretraining_networks(spec: PretrainSpec) -> PretrainingNetworks:
 def initial_pretrain_state(spec: PretrainSpec, mesh: Mesh) -> TrainState:
     """The state before the first update, on the devices of `mesh`; the target starts as a copy."""
     shardings = state_shardings(_shapes(spec), mesh, shard_params=False)
-    return jax.jit(lambda: _init(spec), out_shardings=shardings)()
+    options = run_once_options()
+    return jax.jit(lambda: _init(spec), out_shardings=shardings, compiler_options=options)()
 
 
 def abstract_pretrain_state(spec: PretrainSpec, mesh: Mesh) -> TrainState:

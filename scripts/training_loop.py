@@ -28,6 +28,8 @@ MAX_IN_FLIGHT = 2
 
 Arrays = dict[str, np.ndarray]
 Batches = Iterator[Arrays]
+InFlight = deque[tuple[int, Metrics, list[Arrays]]]
+"""Calls whose losses were not looked at yet: the step before, metrics, batches."""
 
 
 class NotFiniteError(FQLError):
@@ -111,7 +113,7 @@ class Trainer:
         """
         schedule = self.schedule
         step = int(state.step)
-        in_flight: deque[tuple[int, Metrics, list[Arrays]]] = deque()
+        in_flight: InFlight = deque()
         try:
             with progress_bar('train', 'update', schedule.steps, initial=step) as bar:
                 if is_evaluation_missing:
@@ -130,8 +132,7 @@ class Trainer:
                         is_due(step, interval, schedule.steps) for interval in _intervals(schedule)
                     )
                     if is_log_due or is_evaluation_due or is_save_due:
-                        while in_flight:
-                            self._check_finite(*in_flight.popleft())
+                        self._check_all(in_flight)
                     if is_log_due:
                         self._log(step, state, metrics, val_batches)
                     if is_evaluation_due:
@@ -141,8 +142,7 @@ class Trainer:
                     self.writer.poll()
                     self.interruption.raise_if_requested(step)
         except Interrupted:
-            while in_flight:
-                self._check_finite(*in_flight.popleft())
+            self._check_all(in_flight)
             self.writer.save(state, self.metadata)
             self.writer.wait()
             if jax.process_index() == 0:
@@ -157,8 +157,7 @@ class Trainer:
         except Exception:
             # What can be saved is saved; the fault to be told is the first one.
             with suppress(Exception):
-                while in_flight:
-                    self._check_finite(*in_flight.popleft())
+                self._check_all(in_flight)
                 self.writer.save(state, self.metadata)
                 self.writer.wait()
             raise
@@ -168,6 +167,11 @@ class Trainer:
     def _next(self, batches: Batches) -> Arrays:
         arrays = next(batches)
         return {name: arrays[name] for name in self.fields}
+
+    def _check_all(self, in_flight: InFlight) -> None:
+        """Waits for all calls that were given to the device."""
+        while in_flight:
+            self._check_finite(*in_flight.popleft())
 
     def _check_finite(self, step: int, metrics: Metrics, batches: list[Arrays]) -> None:
         """Waits for the updates from `step` on; stops the run if a loss is NaN or infinite."""
