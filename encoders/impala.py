@@ -1,6 +1,6 @@
 """The IMPALA convolutional encoder (Espeholt et al. 2018), in the form FQL's reference uses."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,8 @@ from einops import rearrange
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from encoders.convolution import Convolution
 from encoders.mlp import MLP
-from encoders.pooling import max_pool
 
 
 class ImpalaStack(nn.Module):
@@ -18,17 +18,17 @@ class ImpalaStack(nn.Module):
     features: int
     num_blocks: int
     dtype: DTypeLike
-    pool: Callable[[jax.Array], jax.Array]
+    plain: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(b, h, w, c) float -> (b, ceil(h/2), ceil(w/2), features) of `dtype`."""
+        """(b, h, w, c) -> (b, ceil(h / 2), ceil(w / 2), features) of `dtype`."""
 
-        def conv(x: jax.Array, index: int) -> jax.Array:
-            init, name = nn.initializers.xavier_uniform(), f'conv_{index}'
-            return nn.Conv(self.features, (3, 3), kernel_init=init, dtype=self.dtype, name=name)(x)
+        def conv(x: jax.Array, index: int, pooled: bool = False) -> jax.Array:
+            name = f'conv_{index}'
+            return Convolution(self.features, self.dtype, pooled, self.plain, name=name)(x)
 
-        x = self.pool(conv(x, 0))
+        x = conv(x, 0, pooled=True)
         for i in range(self.num_blocks):
             residual = x
             x = conv(nn.relu(x), 2 * i + 1)
@@ -46,14 +46,14 @@ class ImpalaEncoder(nn.Module):
         hidden_dims: widths of the dense layers (GELU after each) behind the convolutions; the
             last one is the size of the latents.
         dtype: of the computation; parameters are float32.
-        pool: max pooling, 3x3 with stride 2.
+        plain: compute convolutions and pooling with XLA's own operations on every backend.
     """
 
     stack_sizes: Sequence[int] = (16, 32, 32)
     num_blocks: int = 1
     hidden_dims: Sequence[int] = (512,)
     dtype: DTypeLike = jnp.float32
-    pool: Callable[[jax.Array], jax.Array] = max_pool
+    plain: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -69,14 +69,13 @@ class ImpalaEncoder(nn.Module):
         Raises:
             TypeError: when the images are neither uint8 nor float.
         """
-        if images.dtype == jnp.uint8:
-            x = images.astype(self.dtype) / 255.0
-        elif jnp.issubdtype(images.dtype, jnp.floating):
-            x = images.astype(self.dtype)
-        else:
+        if images.dtype != jnp.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
             raise TypeError(f'images must be uint8 or float in [0, 1], got {images.dtype}')
+        x = images
         for i, features in enumerate(self.stack_sizes):
-            stack = ImpalaStack(features, self.num_blocks, self.dtype, self.pool, name=f'stack_{i}')
+            stack = ImpalaStack(
+                features, self.num_blocks, self.dtype, self.plain, name=f'stack_{i}'
+            )
             x = stack(x)
         x = rearrange(nn.relu(x), 'b h w c -> b (h w c)')
         return MLP(self.hidden_dims, activate_final=True, dtype=self.dtype, name='mlp')(x)

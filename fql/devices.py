@@ -68,14 +68,19 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 
 
 def compiler_options() -> dict[str, str]:
-    """What XLA is told when it compiles an update.
+    """What XLA is told when it compiles what runs an encoder many times.
 
     On CPUs it would hand convolutions to YNNPACK, whose weight gradients take some twice as long
-    as Eigen's; of YNNPACK only the matrix products are kept.
+    as Eigen's: of YNNPACK only the matrix products are kept. And optimisation barriers stay until
+    code is generated. Otherwise they are gone before operations are fused, and max pooling is
+    computed again, element by element in transposed order, by everything that reads it.
     """
     if jax.default_backend() != 'cpu':
         return {}
-    return {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'}
+    return {
+        'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT',
+        'xla_disable_hlo_passes': 'cse_barrier_expander',
+    }
 
 
 def run_once_options() -> dict[str, int]:

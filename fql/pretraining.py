@@ -25,7 +25,7 @@ from encoders.pretraining import (
 )
 from fql.augmentation import augment_frames
 from fql.batch import stack_frames
-from fql.devices import abstract_on, run_once_options, state_shardings
+from fql.devices import abstract_on, compiler_options, run_once_options, state_shardings
 from fql.losses import Metrics
 from fql.pretrain_config import PretrainConfig, PretrainSpec
 from fql.train_state import TrainState, split_seed
@@ -134,7 +134,7 @@ def make_pretrain_validation(
         metrics = {**metrics, 'features/effective_rank': rank}
         return {f'validation/{name}': value for name, value in metrics.items()}
 
-    return jax.jit(validate)
+    return jax.jit(validate, compiler_options=compiler_options())
 
 
 def windows_from_frames(arrays: Arrays) -> Windows:

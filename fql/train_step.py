@@ -69,4 +69,4 @@ def make_validation(spec: RunSpec) -> Callable[[TrainState, Arrays], Metrics]:
     def validate(state: TrainState, arrays: Arrays) -> Metrics:
         return validation_metrics(networks, spec.config.agent, state, batch_from_frames(arrays))
 
-    return jax.jit(validate)
+    return jax.jit(validate, compiler_options=compiler_options())

@@ -13,7 +13,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from encoders.impala import ImpalaEncoder
-from encoders.pooling import plain_max_pool
 from fql.agent import agent_networks, initial_state
 from fql.batch import Batch, batch_from_frames
 from fql.config import AgentConfig, TrainConfig, validate_config
@@ -176,8 +175,8 @@ class ReferenceNetworks(Networks):
     """The same networks and parameters, computed as the reference implementation does."""
 
     def encode(self, encoder_params: Params, observations: jax.Array) -> jax.Array:
-        """With XLA's gradient of max pooling."""
-        encoder = cast(ImpalaEncoder, self.encoder).clone(pool=plain_max_pool)
+        """With XLA's own convolutions and max pooling."""
+        encoder = cast(ImpalaEncoder, self.encoder).clone(plain=True)
         return cast(jax.Array, encoder.apply({'params': encoder_params}, observations))
 
     def qs(self, params: Params, latents: jax.Array, actions: jax.Array) -> jax.Array:
