@@ -12,6 +12,7 @@ own for the plain forms.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 from jax.typing import DTypeLike
@@ -118,8 +119,8 @@ def blocked_convolve_and_pool(x: jax.Array, kernel: jax.Array) -> jax.Array:
     blocks = convolve_blocks(to_blocks(x, (top + 1, left + 1)), kernel)
     if top or left:
         batch, rows, columns, _ = blocks.shape
-        outside = jnp.zeros((rows, 2, columns, 2), bool)
-        outside = outside.at[0, :top].set(True).at[:, :, 0, :left].set(True)
+        outside = np.zeros((rows, 2, columns, 2), bool)
+        outside[0, :top] = outside[:, :, 0, :left] = True
         outside = outside.swapaxes(1, 2).reshape(rows, columns, 4, 1)
         pixels = blocks.reshape(batch, rows, columns, 4, -1)
         blocks = jnp.where(outside, -jnp.inf, pixels).reshape(blocks.shape)
@@ -163,11 +164,9 @@ def convolve_blocks(blocks: jax.Array, kernel: jax.Array) -> jax.Array:
         (b, r, s, 4 * o).
     """
     _, _, channels, features = kernel.shape
-    # Rows and columns of two blocks, channels; rows and columns of one block, features.
-    wide = jnp.zeros((4, 4, channels, 2, 2, features), kernel.dtype)
-    for i in range(2):
-        for j in range(2):
-            wide = wide.at[i : i + SIZE, j : j + SIZE, :, i, j].set(kernel)
+    # Rows and columns of two blocks, channels, pixels of one block, features.
+    shifts = [((i, 1 - i), (j, 1 - j), (0, 0), (0, 0)) for i in range(2) for j in range(2)]
+    wide = jnp.stack([jnp.pad(kernel, shift) for shift in shifts], axis=3)
     wide = wide.reshape(2, 2, 2, 2, channels, 4 * features).swapaxes(1, 2)
     wide = wide.reshape(2, 2, 4 * channels, 4 * features)
     blocks = lax.optimization_barrier(to_float(blocks, kernel.dtype))

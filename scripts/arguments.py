@@ -396,19 +396,25 @@ class BenchmarkUpdate:
     """Time one update in every mode, in turns, and count its work.
 
     fql benchmark update --rounds 10 --json update.json
+
     fql benchmark update --against precision=bfloat16
 
     GFLOP and GB (read and written) are those that XLA counts in the compiled program, on one
     device. The peak is that of a product of two large matrices.
     """
 
-    modes: tuple[Literal['reference', 'separate', 'shared', 'frozen', 'latents'], ...] = (
-        *('reference', 'separate', 'shared', 'frozen', 'latents'),
+    modes: tuple[Literal['reference', 'separate', 'plain', 'shared', 'frozen', 'latents'], ...] = (
+        'reference',
+        'separate',
+        'plain',
+        'shared',
+        'frozen',
+        'latents',
     )
     """reference: as the reference implementation computes an update (three encoders, XLA's max
-    pooling, one update per call). separate, shared: --encoder-sharing. frozen: no gradient into
-    the encoder; latents: the same on cached latents. The first one is what others are compared
-    with."""
+    pooling, one update per call). separate, shared: --encoder-sharing. plain: shared, with XLA's
+    own convolutions and max pooling. frozen: no gradient into the encoder; latents: the same on
+    cached latents. The first one is what others are compared with."""
     against: tuple[str, ...] = ()
     """Compare two configurations instead: A as given here, B with these NAME=VALUE settings of
     fql train changed."""

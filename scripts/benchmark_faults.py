@@ -45,7 +45,9 @@ def run(args: BenchmarkFaults) -> int:
     if args.data_dir:
         command += ['--data-dir', args.data_dir]
     alone, killed = RunFolder(args.folder / 'alone'), RunFolder(args.folder / 'killed')
+    print(f'1/3 a run of {args.updates:,} updates that is left alone', flush=True)
     _finish([*command, '--run-dir', str(alone.path)])
+    print('2/3 the same run, killed and continued', flush=True)
     command += ['--run-dir', str(killed.path), '--resume', 'auto']
     moments = random.Random(args.seed)
     resumed_at = []
@@ -58,6 +60,7 @@ def run(args: BenchmarkFaults) -> int:
             _start_and_kill(command, killed, logged, seconds)
             bar.update()
     _finish(command)
+    print('3/3 the cost of saving', flush=True)
     report = {
         'kills': args.kills,
         'resumed_at': resumed_at,

@@ -22,7 +22,7 @@ from fql.losses import Metrics
 from fql.networks import Networks, Params
 from fql.run_folder import RunSpec
 from fql.train_state import TrainState
-from fql.train_step import make_train_step, runs_best_alone
+from fql.train_step import TrainStep, make_train_step, runs_best_alone, scan_updates
 from fql.update import update
 from scripts.arguments import BenchmarkUpdate
 from scripts.measuring import check_new, format_table, median_ratio, take_turns, write_json
@@ -114,10 +114,19 @@ def our_way(config: TrainConfig, image_size: int, num_devices: int | None = None
     mesh = make_mesh(num_devices)
     check_batch_size(config.batch_size, mesh)
     spec = run_spec(config, image_size)
-    frame = (image_size, image_size, CHANNELS)
-    frames = random_images((config.batch_size, config.frame_stack + 1, *frame))
-    arrays = {'frames': frames, **random_vectors(config.batch_size)}
-    return train_step_way(spec, arrays, mesh)
+    return train_step_way(spec, make_train_step(spec), random_arrays(config, image_size), mesh)
+
+
+def plain_way(config: TrainConfig, image_size: int) -> Way:
+    """The same step with XLA's own convolutions and max pooling, see `encoders.convolution`."""
+    spec = run_spec(config, image_size)
+    networks = agent_networks(spec)
+    encoder = cast(ImpalaEncoder, networks.encoder).clone(plain=True)
+    networks = dataclasses.replace(networks, encoder=encoder)
+    train_step = scan_updates(
+        lambda state, arrays: update(networks, config.agent, state, batch_from_frames(arrays))
+    )
+    return train_step_way(spec, train_step, random_arrays(config, image_size), make_mesh())
 
 
 def latents_way(config: TrainConfig, image_size: int) -> Way:
@@ -129,13 +138,12 @@ def latents_way(config: TrainConfig, image_size: int) -> Way:
     shape = jax.eval_shape(encoder.init_with_output, jax.random.key(0), observations)[0].shape
     latents = np.random.default_rng(0).normal(size=(config.batch_size, 2, shape[-1]))
     arrays = {'frames': latents.astype(np.float32), **random_vectors(config.batch_size)}
-    return train_step_way(spec, arrays, make_mesh())
+    return train_step_way(spec, make_train_step(spec), arrays, make_mesh())
 
 
-def train_step_way(spec: RunSpec, arrays: Arrays, mesh: Mesh) -> Way:
-    """`fql.train_step` on the same batch again and again."""
+def train_step_way(spec: RunSpec, train_step: TrainStep, arrays: Arrays, mesh: Mesh) -> Way:
+    """A train step on the same batch again and again."""
     count = 1 if runs_best_alone() else spec.config.updates_per_call
-    train_step = make_train_step(spec)
     state = initial_state(spec, mesh)
     batches = [put_batch(arrays, mesh)] * count
     compiled = train_step.lower(state, batches).compile()  # type: ignore[attr-defined]
@@ -154,9 +162,7 @@ def reference_way(config: TrainConfig, image_size: int) -> Way:
     """
     spec = run_spec(with_agent(config, encoder_sharing='separate', precision='float32'), image_size)
     networks = ReferenceNetworks(**vars(agent_networks(spec)))
-    frame = (image_size, image_size, CHANNELS)
-    frames = random_images((config.batch_size, config.frame_stack + 1, *frame))
-    batch = batch_from_frames({'frames': frames, **random_vectors(config.batch_size)})
+    batch = batch_from_frames(random_arrays(config, image_size))
     mesh = make_mesh()
     state = initial_state(spec, mesh)
 
@@ -229,6 +235,13 @@ def with_agent(config: TrainConfig, **changes: Any) -> TrainConfig:
     return dataclasses.replace(config, agent=dataclasses.replace(config.agent, **changes))
 
 
+def random_arrays(config: TrainConfig, image_size: int) -> Arrays:
+    """A batch as the loader gives it."""
+    frame = (image_size, image_size, CHANNELS)
+    frames = random_images((config.batch_size, config.frame_stack + 1, *frame))
+    return {'frames': frames, **random_vectors(config.batch_size)}
+
+
 def random_images(shape: tuple[int, ...]) -> np.ndarray:
     """Noise; no time depends on what the images show."""
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -247,6 +260,7 @@ def random_vectors(batch_size: int) -> Arrays:
 MODES: dict[str, Callable[[TrainConfig, int], Way]] = {
     'reference': reference_way,
     'separate': lambda config, size: our_way(with_agent(config, encoder_sharing='separate'), size),
+    'plain': plain_way,
     'shared': our_way,
     'frozen': lambda config, size: our_way(with_agent(config, encoder_mode='frozen'), size),
     'latents': latents_way,

@@ -14,7 +14,8 @@ from encoders.convolution import (
 )
 from encoders.impala import ImpalaEncoder
 
-SHAPES = [(2, 8, 8, 3), (1, 7, 9, 2), (2, 5, 4, 1), (1, 4, 5, 4), (1, 1, 1, 1), (1, 2, 3, 2)]
+SHAPES = [(2, 8, 6, 3), (1, 5, 4, 16), (1, 7, 9, 2), (1, 1, 2, 1)]
+QUICKLY = {'xla_backend_optimization_level': 0}
 
 
 def plain_convolve_and_pool(x, kernel):
@@ -23,11 +24,7 @@ def plain_convolve_and_pool(x, kernel):
 
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize('ties', [False, True])
-@pytest.mark.parametrize(
-    ('blocked', 'plain'),
-    [(blocked_convolve, convolve), (blocked_convolve_and_pool, plain_convolve_and_pool)],
-)
-def test_same_as_plain_form(blocked, plain, shape, ties):
+def test_same_as_plain_form(shape, ties):
     rng = np.random.default_rng(0)
     # Sums of few whole numbers are exact in either order, so that ties are ties in both forms.
     x = rng.integers(0, 2, shape) if ties else rng.normal(size=shape)
@@ -45,10 +42,11 @@ def test_same_as_plain_form(blocked, plain, shape, ties):
         (_, result), grads = jax.value_and_grad(weighted, (0, 1), has_aux=True)(x, kernel)
         return result, *grads
 
-    plain_results, blocked_results = jax.jit(
-        lambda: (result_and_gradients(plain), result_and_gradients(blocked))
+    forms = (blocked_convolve, blocked_convolve_and_pool, convolve, plain_convolve_and_pool)
+    results = jax.jit(
+        lambda: [result_and_gradients(form) for form in forms], compiler_options=QUICKLY
     )()
-    for ours, expected in zip(blocked_results, plain_results, strict=True):
+    for ours, expected in zip(results[0] + results[1], results[2] + results[3], strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -61,7 +59,7 @@ def test_gradient_of_a_constant_image_goes_to_the_first_of_each_window():
 def test_an_encoder_is_the_same_in_both_forms(size):
     encoder = ImpalaEncoder(stack_sizes=(4, 16), num_blocks=1, hidden_dims=(8,))
     images = np.random.default_rng(0).integers(0, 256, (2, size, size + 1, 6), np.uint8)
-    params = jax.jit(encoder.init)(jax.random.key(0), images)
+    params = jax.jit(encoder.init, compiler_options=QUICKLY)(jax.random.key(0), images)
 
     def latents_and_gradients(encoder):
         def loss(params):
@@ -72,7 +70,8 @@ def test_an_encoder_is_the_same_in_both_forms(size):
         return jax.tree.leaves((latents, grads))
 
     blocked, plain = jax.jit(
-        lambda: (latents_and_gradients(encoder), latents_and_gradients(encoder.clone(plain=True)))
+        lambda: (latents_and_gradients(encoder), latents_and_gradients(encoder.clone(plain=True))),
+        compiler_options=QUICKLY,
     )()
     for ours, expected in zip(blocked, plain, strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)

@@ -1,6 +1,7 @@
 """Which parameters receive gradient from which loss, for every way to share encoders."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from encoders.impala import ImpalaEncoder
 from fql.batch import Batch
 from fql.config import AgentConfig
+from fql.devices import run_once_options
 from fql.latents import encode_batch
 from fql.losses import bc_flow_loss, critic_loss, distill_loss, q_loss, sample_draws
 from fql.networks import make_networks
@@ -23,6 +25,12 @@ SHARED_CRITIC_ONLY = dataclasses.replace(SMALL, bc_flow_trains_encoder=False)
 SEPARATE = dataclasses.replace(SMALL, encoder_sharing='separate')
 
 
+def jit(function):
+    """Compiled at once rather than well."""
+    return jax.jit(function, compiler_options=run_once_options())
+
+
+@functools.cache
 def make(config):
     networks = dataclasses.replace(
         make_networks(config, ACTION_DIM, images=True),
@@ -36,46 +44,46 @@ def make(config):
         masks=jnp.asarray([1.0, 1.0, 0.0, 1.0]),
         next_observations=jnp.asarray(rng.integers(0, 256, (4, 8, 8, 3), np.uint8)),
     )
-    state = init_state(0, networks, config, batch.observations, ACTION_DIM)
+    state = jit(lambda: init_state(0, networks, config, batch.observations, ACTION_DIM))()
     return networks, batch, state
 
 
-def trained_parts(config, loss_name):
-    """Names of the parts of the parameters with a gradient other than zero."""
+@functools.cache
+def jit_update(config):
+    networks = make(config)[0]
+    return jit(lambda state, batch: update(networks, config, state, batch))
+
+
+@functools.cache
+def trained_parts(config):
+    """Of each loss, the names of the parts of the parameters with a gradient other than zero."""
     networks, batch, state = make(config)
     draws = sample_draws(jax.random.key(1), 4, ACTION_DIM)
 
-    def loss(params):
+    def losses(params):
         latents = encode_batch(params, state.target_params, networks, config, batch)
-        policy_actions = networks.one_step(params, latents.one_step_policy, draws.policy_noise)
-        losses = {
-            'critic': lambda: critic_loss(
-                params,
-                state.target_params,
-                networks,
-                config,
-                latents,
-                batch,
-                draws.next_action_noise,
-            ),
-            'bc_flow': lambda: bc_flow_loss(
-                params, networks, latents, batch, draws.flow_noise, draws.flow_time
-            ),
-            'distill': lambda: distill_loss(
-                params, networks, config, latents, policy_actions, draws.policy_noise
-            ),
-            'q': lambda: q_loss(params, networks, config, latents, policy_actions),
+        actions = networks.one_step(params, latents.one_step_policy, draws.policy_noise)
+        noise, time = draws.flow_noise, draws.flow_time
+        target, next_noise = state.target_params, draws.next_action_noise
+        return {
+            'critic': critic_loss(params, target, networks, config, latents, batch, next_noise)[0],
+            'bc_flow': bc_flow_loss(params, networks, latents, batch, noise, time)[0],
+            'distill': distill_loss(params, networks, config, latents, actions, draws.policy_noise)[
+                0
+            ],
+            'q': q_loss(params, networks, config, latents, actions)[0],
         }
-        return losses[loss_name]()[0]
 
-    grads = jax.grad(loss)(state.params)
-    parts = {f'encoder:{name}': tree for name, tree in grads['encoders'].items()}
-    parts |= {name: grads[name] for name in ('critic', 'bc_flow', 'one_step_policy')}
-    return {
-        name
-        for name, tree in parts.items()
-        if any(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(tree))
-    }
+    found = {}
+    for loss, grads in jit(jax.jacrev(losses))(state.params).items():
+        parts = {f'encoder:{name}': tree for name, tree in grads['encoders'].items()}
+        parts |= {name: grads[name] for name in ('critic', 'bc_flow', 'one_step_policy')}
+        found[loss] = {
+            name
+            for name, tree in parts.items()
+            if any(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(tree))
+        }
+    return found
 
 
 @pytest.mark.parametrize(
@@ -95,16 +103,16 @@ def trained_parts(config, loss_name):
     ],
 )
 def test_loss_trains_exactly(config, loss, trained):
-    assert trained_parts(config, loss) == trained
+    assert trained_parts(config)[loss] == trained
 
 
 @pytest.mark.parametrize('config', [SHARED, SEPARATE])
 def test_target_network_follows_the_critic_before_the_step(config):
-    networks, batch, state = make(config)
+    _, batch, state = make(config)
     state = dataclasses.replace(
         state, target_params=jax.tree.map(jnp.zeros_like, state.target_params)
     )
-    new_state, _ = update(networks, config, state, batch)
+    new_state, _ = jit_update(config)(state, batch)
     name = 'shared' if config.encoder_sharing == 'shared' else 'critic'
     assert new_state.target_params['encoders'].keys() == {name}
     for target, source in [
@@ -118,10 +126,11 @@ def test_target_network_follows_the_critic_before_the_step(config):
 
 
 def test_draws_depend_on_the_step_alone():
-    networks, batch, state = make(SHARED)
-    once, _ = update(networks, SHARED, state, batch)
-    again, _ = update(networks, SHARED, state, batch)
-    later, _ = update(networks, SHARED, dataclasses.replace(state, step=state.step + 1), batch)
+    _, batch, state = make(SHARED)
+    compiled = jit_update(SHARED)
+    once, _ = compiled(state, batch)
+    again, _ = compiled(state, batch)
+    later, _ = compiled(dataclasses.replace(state, step=state.step + 1), batch)
     equal = jax.tree.map(lambda a, b: bool(jnp.all(a == b)), once.params, again.params)
     assert all(jax.tree.leaves(equal))
     same = jax.tree.map(lambda a, b: bool(jnp.all(a == b)), once.params, later.params)

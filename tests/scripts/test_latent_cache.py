@@ -232,7 +232,7 @@ def saved(encoder, tmp_path_factory):
 
 def settings(saved, *more):
     return (
-        *('train', '--task', QUICKSTART_TASK, '--batch-size', 16, '--hidden-dims', 8),
+        *('train', '--task', QUICKSTART_TASK, '--batch-size', 8, '--hidden-dims', 8),
         *(
             '--eval-interval',
             0,

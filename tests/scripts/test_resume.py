@@ -9,11 +9,11 @@ from fql.checkpointing import finished_steps
 from fql.interruption import EXIT_CODE
 from fql.tasks import QUICKSTART_TASK
 
-STEPS = 120
+STEPS = 60
 SETTINGS = (
-    *('--task', QUICKSTART_TASK, '--steps', STEPS, '--batch-size', 16, '--hidden-dims', 16, 16),
-    *('--flow-steps', 2),
-    *('--log-interval', 7, '--save-interval', 10, '--eval-interval', 40),
+    *('--task', QUICKSTART_TASK, '--steps', STEPS, '--batch-size', 8, '--hidden-dims', 8),
+    *('--flow-steps', 1),
+    *('--log-interval', 7, '--save-interval', 10, '--eval-interval', 30),
     *('--eval-episodes', 2, '--max-episode-steps', 4, '--shift-probability', 0.5),
 )
 
@@ -34,13 +34,13 @@ def test_killed_and_stopped_runs_end_in_the_same_state(
     assert done.returncode == 0, done.stderr
 
     process = start_fql('train', *SETTINGS, '--run-dir', broken)
-    wait_for_checkpoint(process, broken, 20)
+    wait_for_checkpoint(process, broken, 10)
     process.kill()
     process.communicate()
     assert max(finished_steps(broken / 'checkpoints')) < STEPS
 
     process = start_fql('train', '--resume', broken)
-    wait_for_checkpoint(process, broken, 60)
+    wait_for_checkpoint(process, broken, 30)
     process.send_signal(signal.SIGTERM)
     output, errors = process.communicate()
     assert process.returncode == EXIT_CODE, errors
@@ -53,8 +53,8 @@ def test_killed_and_stopped_runs_end_in_the_same_state(
     for name in ('train.csv', 'eval.csv'):
         assert (broken / name).read_text() == (whole / name).read_text(), name
     steps = [line.split(',')[0] for line in (whole / 'eval.csv').read_text().splitlines()]
-    assert steps == ['step', '40', '80', '120']
-    for name in ('learning_curve.png', 'videos/120.gif', 'evaluations/120.json'):
+    assert steps == ['step', '30', '60']
+    for name in ('learning_curve.png', 'videos/60.gif', 'evaluations/60.json'):
         assert (broken / name).exists(), name
 
     # The comparison can fail: another seed is another state.
