@@ -1,6 +1,6 @@
 """Pictures of a run and of a batch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,26 @@ def plot_learning_curve(
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
     figure.savefig(run.learning_curve, dpi=110)
+
+
+def plot_successes(path: Path, curves: Mapping[str, tuple[Sequence[int], np.ndarray]]) -> None:
+    """Draws success against updates: the mean of each group of runs, and from least to largest.
+
+    Args:
+        path: the PNG to write.
+        curves: by the group's name, steps (n,) and success (runs, n).
+    """
+    figure = Figure(figsize=(8, 4.5), layout='constrained')
+    axes = figure.subplots()
+    for i, (name, (steps, success)) in enumerate(curves.items()):
+        color, style = f'C{i % 10}', '-' if i < 10 else '--'
+        axes.plot(steps, success.mean(axis=0), style, color=color, marker='o', label=name)
+        axes.fill_between(steps, success.min(axis=0), success.max(axis=0), color=color, alpha=0.12)
+    axes.set(xlabel='updates', ylabel='success rate', ylim=(-0.03, 1.03))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
 
 
 def _line(axes: Axes, rows: list[dict[str, str]], name: str, label: str, marker: str = '') -> None:

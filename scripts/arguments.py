@@ -284,6 +284,22 @@ class InspectBatch:
 
 
 @dataclass(frozen=True)
+class Compare:
+    """Draw the success of several runs over their updates, and print a table.
+
+    fql compare runs/scratch-0 runs/scratch-1 runs/frozen-0 runs/frozen-1 --out curves.png
+
+    Folders whose names differ only in a number at the end are one group: its mean is drawn, and
+    the range of its runs.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders of fql train."""
+    out: Path = Path('comparison.png')
+    """The picture to write; must not exist."""
+
+
+@dataclass(frozen=True)
 class InspectCheckpoint:
     """Print a checkpoint's step, parameter count and digest as JSON.
 
@@ -511,6 +527,7 @@ def command_type(
         | Annotated[Probe, tyro.conf.subcommand('probe')]
         | Annotated[ExportEncoder, tyro.conf.subcommand('export-encoder')]
         | Annotated[Evaluate, tyro.conf.subcommand('evaluate')]
+        | Annotated[Compare, tyro.conf.subcommand('compare')]
         | Annotated[Inspect, tyro.conf.subcommand('inspect')]
         | Annotated[Benchmark, tyro.conf.subcommand('benchmark')]
     )

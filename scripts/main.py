@@ -33,6 +33,7 @@ MODULES = {
     arguments.Probe: 'scripts.probe',
     arguments.ExportEncoder: 'scripts.export_encoder',
     arguments.Evaluate: 'scripts.evaluate',
+    arguments.Compare: 'scripts.compare',
     arguments.InspectData: 'scripts.inspect_data',
     arguments.InspectBatch: 'scripts.inspect_batch',
     arguments.InspectCheckpoint: 'scripts.inspect_checkpoint',
@@ -61,9 +62,10 @@ def run(argv: list[str]) -> int:
         )
         if isinstance(command, arguments.Inspect | arguments.Benchmark):
             command = command.what
-        # Compiled programs are kept, so that a second start is quick.
-        cache = resolve_data_dir(command.data_dir) / 'compilation-cache'
-        os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))
+        if hasattr(command, 'data_dir'):
+            # Compiled programs are kept, so that a second start is quick.
+            cache = resolve_data_dir(command.data_dir) / 'compilation-cache'
+            os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))
         return importlib.import_module(MODULES[type(command)]).run(command) or 0
     except (FQLError, DataError, EncoderError) as error:
         print(f'fql: {error}', file=sys.stderr)
