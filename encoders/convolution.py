@@ -79,8 +79,8 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
 
 def _add_bias_backward(residuals: None, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
     del residuals
-    over_batch = lax.optimization_barrier(cotangent.sum(axis=0))
-    return cotangent, over_batch.sum(axis=(0, 1))
+    over_batch = lax.optimization_barrier(cotangent.sum(axis=0, dtype=jnp.float32))
+    return cotangent, over_batch.sum(axis=(0, 1)).astype(cotangent.dtype)
 
 
 add_bias.defvjp(lambda x, bias: (x + bias, None), _add_bias_backward)

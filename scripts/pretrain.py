@@ -198,7 +198,7 @@ def end_summary(folder: RunFolder, config: PretrainConfig, updates: int, seconds
         'look at it': f'fql probe {folder.encoder}',
         'use it': (
             f'fql train --task ... --encoder {config.encoder} --frame-stack {config.frame_stack} '
-            f'--encoder.from {folder.encoder} --encoder.mode frozen'
+            f'--encoder.from {folder.encoder} --encoder.mode frozen --shift-probability 0'
         ),
     }
     return '\n'.join(f'{name:>13}: {text}' for name, text in lines.items())
