@@ -141,6 +141,7 @@ class Trainer:
                         self.writer.save(state, self.metadata)
                     self.writer.poll()
                     self.interruption.raise_if_requested(step)
+                self._check_all(in_flight)
         except Interrupted:
             self._check_all(in_flight)
             self.writer.save(state, self.metadata)

@@ -142,3 +142,32 @@ def test_a_second_signal_leaves_at_once(tmp_path):
         process.kill()
         process.communicate()
     assert CheckpointReader(tmp_path / 'checkpoints').find(None) == 3
+
+
+def test_the_last_update_is_looked_at_when_nothing_is_due(tmp_path):
+    def diverge(state, batches):
+        state, metrics = count_up(state, batches)
+        return state, {'loss': metrics['loss'] + (np.nan if int(state.step) == 3 else 0)}
+
+    state = TrainState(jnp.zeros((), jnp.int32), {}, {}, {}, jax.random.key(0))
+    folder = RunFolder(tmp_path)
+    with CheckpointWriter(folder.checkpoints, keep_latest=1) as writer, Interruption() as stop:
+        trainer = Trainer(
+            schedule=SimpleNamespace(
+                steps=3, log_interval=0, eval_interval=0, save_interval=0, updates_per_call=1
+            ),
+            mesh=one_device_mesh(),
+            folder=folder,
+            fields=('x',),
+            train_step=diverge,
+            validate=lambda state, batch: {},
+            evaluate=lambda state: None,
+            metadata={},
+            writer=writer,
+            train_log=None,
+            interruption=stop,
+            resume_command='',
+        )
+        batches = itertools.repeat({'x': np.zeros(1)})
+        with pytest.raises(FQLError, match='step 3 is not finite'):
+            trainer.train(state, batches, None, is_evaluation_missing=False)
