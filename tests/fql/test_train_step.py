@@ -1,5 +1,6 @@
 """Several updates in one call against fewer in each of more calls."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -47,3 +48,4 @@ def test_how_many_updates_a_call_makes_changes_no_bit():
     # The comparison can fail: another order is another state.
     states[2], _ = train_step(states[2], batches[::-1])
     assert state_digest(states[2]) != state_digest(states[0])
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(states[1].params))
