@@ -1,15 +1,14 @@
 """Batches of transitions from a frame store, by tf.data.
 
-    step -> rows drawn with (seed, step) -> frames of the stacks -> random shift -> prefetch
+    step -> rows drawn with (seed, step) -> frames of the stacks, randomly shifted -> transforms
+         -> prefetch
 
 Nothing depends on what was drawn before, so a run continues at any step. Frames are gathered from
 the memory-mapped file itself, and only by TensorFlow's own ops (Python ones hang at exit).
 """
 
-import ctypes
 import mmap
 import os
-import platform
 import sys
 import threading
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import numpy as np
 
 from data_pipeline.errors import DataError
 from data_pipeline.frame_store import ALIGNMENT, Split
+from data_pipeline.transforms import PARAMETERS, Transform, transform_frames
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
@@ -33,11 +33,6 @@ ACTION_LIMIT = 1 - 1e-5
 # Streams of random numbers within a step: (seed, 4 * step + stream).
 _ROWS, _SHIFTS, _COIN, _COPIES = range(4)
 _STREAMS = 4
-
-# Of glibc's mallopt, see `keep_freed_memory`.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGEST_MMAP_THRESHOLD = 32 << 20  # glibc refuses more.
-_TRIM_THRESHOLD = 32 << 20
 
 _READ_AHEAD_BYTES = 8 << 20
 
@@ -53,6 +48,7 @@ class LoaderConfig:
     frame_stack: frames per observation
     shift_pad: largest random shift, in pixels
     shift_probability: probability that a batch is shifted at all
+    transforms: further changes of images, made one after the other
     copies: how many shifted copies of all rows of the split, one behind the other, its file of
         observations holds behind them; where there are any, a shifted batch reads these
     seed: of all that is drawn
@@ -64,6 +60,7 @@ class LoaderConfig:
     frame_stack: int = 1
     shift_pad: int = 3
     shift_probability: float = 0.5
+    transforms: tuple[Transform, ...] = ()
     copies: int = 0
     seed: int = 0
     process_index: int = 0
@@ -110,7 +107,8 @@ def make_batches(
             (shift_pad, shift_pad) is no shift.
 
     Raises:
-        DataError: fewer transitions than `batch_size`, or images not larger than `shift_pad`.
+        DataError: fewer transitions than `batch_size`, images not larger than `shift_pad`, or
+            transforms of vectors.
     """
     rows, shape = len(split.observations), split.observations.shape[1:]
     if len(rewards) != rows or len(masks) != rows:
@@ -121,6 +119,8 @@ def make_batches(
             f'{split.path}: {len(valid_rows)} transitions are too few for batch_size '
             f'{config.batch_size}'
         )
+    if config.transforms and len(shape) != 3:
+        raise DataError(f'{split.path}: observations are vectors, which no transform changes')
     is_shifting = len(shape) == 3 and config.shift_pad > 0 and config.shift_probability > 0
     if is_shifting and config.shift_pad >= min(shape[:2]):
         raise DataError(f'{split.path}: shift_pad {config.shift_pad} for images of {shape}')
@@ -133,8 +133,6 @@ def make_batches(
         'rewards': tf.constant(rewards, tf.float32),
         'masks': tf.constant(masks, tf.float32),
     }
-
-    keep_freed_memory()  # Not before: what was used up to here is given back.
 
     # Nothing in it needs AutoGraph, whose conversion would take longer than all else before the
     # first batch.
@@ -155,6 +153,7 @@ def make_batches(
         else:
             shifts = tf.fill([config.local_size, 2], config.shift_pad)
             images = gather_frames(frames, stack, shape)
+        images = transformed(images, config, step)
         batch = {name: tf.gather(values, indices) for name, values in columns.items()}
         batch['actions'] = tf.clip_by_value(batch['actions'], -ACTION_LIMIT, ACTION_LIMIT)
         return {'frames': images, **batch, 'indices': indices, 'shifts': shifts}
@@ -211,20 +210,6 @@ def available_memory() -> int:
     return next((int(x.split()[1]) << 10 for x in lines if x.startswith('MemAvailable:')), 0)
 
 
-def keep_freed_memory() -> None:
-    """Lets glibc use a batch's memory again for the next one.
-
-    By itself it gives blocks of this size back to the system at once, and every batch waits for
-    fresh pages, which takes about as long as to fill them. Elsewhere than on Linux with glibc
-    nothing is done. The setting is the process's; what is kept is at most `_TRIM_THRESHOLD` for
-    each of its few arenas.
-    """
-    if platform.libc_ver()[0] == 'glibc':
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
-        libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
-
-
 def sample_rows(valid: tf.Tensor, config: LoaderConfig, step: tf.Tensor) -> tf.Tensor:
     """(b,) int64: this process's part of the batch's rows of `valid`."""
     places = tf.random.stateless_uniform(
@@ -276,6 +261,18 @@ def sample_copies(config: LoaderConfig, step: tf.Tensor) -> tf.Tensor:
         alg='philox',
     )
     return tf.where(flip_coin(config, step), local_part(copies, config), tf.constant(0, tf.int64))
+
+
+def transformed(images: tf.Tensor, config: LoaderConfig, step: tf.Tensor) -> tf.Tensor:
+    """Images (b, t, h, w, c) after all transforms."""
+    for place, transform in enumerate(config.transforms):
+        draws = tf.random.stateless_uniform(
+            [config.batch_size, 1 + PARAMETERS],
+            tf.random.fold_in(_stream(config, step, _ROWS), place),
+            alg='philox',
+        )
+        images = transform_frames(images, transform, local_part(draws, config))
+    return images
 
 
 def stack_rows(indices: tf.Tensor, first: tf.Tensor, frame_stack: int) -> tf.Tensor:

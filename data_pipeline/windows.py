@@ -1,6 +1,7 @@
 """Windows of trajectories from a frame store, by tf.data: what encoders are pretrained on.
 
-    step -> rows t and offsets k drawn with (seed, step) -> stacks at t and t + k -> random shifts
+    step -> rows t and offsets k drawn with (seed, step) -> stacks at t and t + k, shifted
+         -> transforms
 
 As in `data_pipeline.loader`, of whose functions it is made, nothing depends on what was drawn
 before, and frames are gathered from the memory-mapped file itself.
@@ -20,12 +21,12 @@ from data_pipeline.loader import (
     flip_coin,
     gather_frames,
     gather_shifted,
-    keep_freed_memory,
     local_part,
     map_frames,
     sample_rows,
     sample_shifts,
     stack_rows,
+    transformed,
 )
 
 # Seeds of runs lie below it: with it added, a step has random numbers that no run's loader draws.
@@ -68,8 +69,6 @@ def make_windows(
     actions = tf.constant(split.actions, tf.float32)
     later_config = dataclasses.replace(config, seed=config.seed + _MORE_SEEDS)
 
-    keep_freed_memory()
-
     @tf.autograph.experimental.do_not_convert  # Nothing in it needs AutoGraph, which is slow.
     def make_batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
         indices = sample_rows(valid, config, step)
@@ -93,8 +92,8 @@ def make_windows(
             ),
         )
         return {
-            'frames': images,
-            'later_frames': later_images,
+            'frames': transformed(images, config, step),
+            'later_frames': transformed(later_images, later_config, step),
             'actions': gather_actions(actions, indices, offsets, horizon),
             'offsets': tf.cast(offsets, tf.int32),
             'indices': indices,

@@ -1,7 +1,8 @@
 """Photometric augmentation of a batch's images, on the device, inside the training step.
 
 Every sample gets changes of its own, the same for all its frames, so that the observation and the
-next one stay of one world. (The random shift is the data pipeline's.)
+next one stay of one world. (Random shift, flip and
+window are the data pipeline's.)
 """
 
 import dm_pix
@@ -42,7 +43,7 @@ def check_augmentation(config: AugmentationConfig, frame_shape: tuple[int, ...])
 def augment_frames(
     frames: jax.Array, config: AugmentationConfig, key: jax.Array, step: jax.Array | int
 ) -> jax.Array:
-    """Augments the unique frames of a batch; returns them untouched if all is off.
+    """Augments the unique frames of a batch; returns them untouched if nothing is on here.
 
     Args:
         frames: (b, t, h, w, c) uint8.
@@ -52,7 +53,7 @@ def augment_frames(
     Returns:
         (b, t, h, w, c) float32 in [0, 1], or `frames` themselves.
     """
-    if not config.is_on:
+    if not config.is_on_device:
         return frames
     key = jax.random.fold_in(jax.random.fold_in(key, step), _STREAM)
     keys = jax.random.split(key, len(frames))

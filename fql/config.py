@@ -73,11 +73,22 @@ class AugmentationConfig:
     """Probability that a sample's images are blurred, by a Gaussian of up to 1 pixel."""
     cutout_probability: float = 0.0
     """Probability that a rectangle a quarter as high and as wide as the images is blackened."""
+    flip_probability: float = 0.0
+    """Probability that a sample's images are mirrored, left to right; its action stays as it is."""
+    window_probability: float = 0.0
+    """Probability that all but a window of a sample's images, at least half as high and as wide, is
+    blackened."""
 
     @property
     def is_on(self) -> bool:
         """Whether anything is changed at all."""
         return self != AugmentationConfig()
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether anything is changed in the training step, not only by the data pipeline."""
+        on_device = dataclasses.replace(self, flip_probability=0.0, window_probability=0.0)
+        return on_device != AugmentationConfig()
 
 
 @dataclass(frozen=True)

@@ -73,12 +73,12 @@ def one(config: TrainConfig, image_size: int) -> Way:
 def measure_axis(name: str, axis: Axis, rounds: int) -> list[Point]:
     """A point for each value; all but the number of devices are measured on one."""
     print(f'{name}: {", ".join(map(str, axis.values))}', flush=True)
-    ways = {str(value): axis.way(value) for value in axis.values}
-    seconds = take_turns({value: way.run for value, way in ways.items()}, rounds)
+    ways = {value: axis.way(value) for value in axis.values}
+    seconds = take_turns({str(value): way.run for value, way in ways.items()}, rounds)
     return [
         {
             'value': value,
-            'ms_per_update': 1e3 * statistics.median(seconds[value]),
+            'ms_per_update': 1e3 * statistics.median(seconds[str(value)]),
             'gflop_per_device': way.flops / 1e9,
             'gigabytes_per_device': way.bytes_accessed / 1e9,
         }
@@ -116,6 +116,7 @@ def plot_points(points: Mapping[str, list[Point]], path: Path) -> None:
         ):
             panels[row, i].plot(values, [point[key] for point in series], 'o-')
             panels[row, i].set_ylim(bottom=0)
+            panels[row, i].set_xticks(values)
             panels[row, i].grid(alpha=0.3)
             if i == 0:
                 panels[row, i].set_ylabel(label)

@@ -5,6 +5,7 @@ For processes of their own, so that nothing but the work is in their memory.
 
 import multiprocessing
 import re
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from data_pipeline.frame_store import Split, open_store, write_store
 from data_pipeline.ogbench import npz_splits
 
 POLL_SECONDS = 0.01
+RUNS = 3
+"""Of each kind; the median is taken, as the disk may be busy with what was written before."""
 
 
 def measure_sources(split: Split, folder: Path) -> dict[str, dict[str, float]]:
@@ -30,12 +33,13 @@ def measure_sources(split: Split, folder: Path) -> dict[str, dict[str, float]]:
     np.savez_compressed(source, allow_pickle=False, **split.arrays)
     spawn = multiprocessing.get_context('spawn')
     results = {}
-    for name, work, places in (
-        ('prepare', prepare, (source, store)),
-        ('export', export, (store, folder / 'tfds')),
-    ):
-        with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as executor:
-            results[name] = executor.submit(measure, work, *places).result()
+    for name, work, origin in (('prepare', prepare, source), ('export', export, store)):
+        runs = []
+        for run in range(RUNS):
+            target = store if name == 'prepare' and run == 0 else folder / f'{name}-{run}'
+            with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as executor:
+                runs.append(executor.submit(measure, work, origin, target).result())
+        results[name] = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
     return results
 
 

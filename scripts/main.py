@@ -20,6 +20,7 @@ from fql.pretrain_config import PretrainConfig, read_pretrain_spec
 from fql.run_folder import RunFolder, read_spec
 from fql.tasks import default_config, find_task
 from scripts import arguments
+from scripts.host_memory import keep_freed_memory
 
 DESCRIPTION = 'Flow Q-Learning from pixels: offline reinforcement learning on image datasets.'
 
@@ -47,6 +48,7 @@ MODULES = {
 
 def main() -> NoReturn:
     """Runs a command and exits: 0 done, 1 a fault the user can mend, 2 bad arguments."""
+    keep_freed_memory()
     sys.exit(run(sys.argv[1:]))
 
 

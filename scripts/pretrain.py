@@ -43,7 +43,7 @@ from fql.run_lock import lock_run
 from fql.train_state import TrainState
 from scripts.arguments import Pretrain
 from scripts.run_start import Resume, check_run_folder, choose_folder
-from scripts.training_data import open_dataset
+from scripts.training_data import host_transforms, open_dataset
 from scripts.training_loop import Trainer
 
 
@@ -95,7 +95,10 @@ def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
         if 'val' in store.splits and len(store.splits['val'].valid_rows) >= config.batch_size:
             done = start // config.log_interval if config.log_interval else 0
             val_windows = make_windows(
-                store.splits['val'], loader_config(config), config.horizon, done
+                store.splits['val'],
+                dataclasses.replace(loader_config(config), transforms=()),
+                config.horizon,
+                done,
             )
         trainer = Trainer(
             schedule=config,
@@ -130,6 +133,7 @@ def loader_config(config: PretrainConfig) -> LoaderConfig:
         batch_size=config.batch_size,
         frame_stack=config.frame_stack,
         shift_probability=config.shift_probability,
+        transforms=host_transforms(config.augmentation),
         seed=config.seed,
     )
 

@@ -21,7 +21,7 @@ from fql.checkpointing import (
     finished_steps,
     restore_newest,
 )
-from fql.config import TrainConfig, config_to_dict, validate_config
+from fql.config import AugmentationConfig, TrainConfig, config_to_dict, validate_config
 from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_processes
 from fql.env_workers import EnvWorkers
 from fql.errors import FQLError
@@ -157,7 +157,8 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
         val_batches = None
         if 'val' in data and len(data['val'].split.valid_rows) >= config.batch_size:
             done = start // config.log_interval if config.log_interval else 0
-            val_batches = training_batches(data['val'], config, done, **part)
+            unaugmented = dataclasses.replace(config, augmentation=AugmentationConfig())
+            val_batches = training_batches(data['val'], unaugmented, done, **part)
         interruption = stack.enter_context(Interruption())
         trainer = Trainer(
             schedule=config,

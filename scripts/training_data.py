@@ -10,7 +10,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.frame_store import FrameStore, Split, open_store
 from data_pipeline.labels import task_labels
 from data_pipeline.loader import LoaderConfig, make_batches
-from fql.config import TrainConfig
+from data_pipeline.transforms import Transform
+from fql.config import AugmentationConfig, TrainConfig
 from fql.run_folder import RunSpec
 from fql.tasks import find_task
 
@@ -74,12 +75,19 @@ def training_batches(
         batch_size=config.batch_size,
         frame_stack=1 if data.has_latents else config.frame_stack,
         shift_probability=config.shift_probability,
+        transforms=host_transforms(config.augmentation),
         copies=config.latent_copies if data.has_latents else 0,
         seed=config.seed,
         process_index=process_index,
         process_count=process_count,
     )
     return make_batches(data.split, data.rewards, data.masks, loader_config, start_step)
+
+
+def host_transforms(config: AugmentationConfig) -> tuple[Transform, ...]:
+    """What of an augmentation the data pipeline does, in this order."""
+    probabilities = {'flip': config.flip_probability, 'window': config.window_probability}
+    return tuple(Transform(name, value) for name, value in probabilities.items() if value)
 
 
 def run_spec(data: LabelledSplit, config: TrainConfig) -> RunSpec:

@@ -5,8 +5,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # Nearly all of the suite's time is compilation. The processes of pytest-xdist, and those that tests
 # start, inherit these variables: what one of them has compiled, none compiles again.
@@ -36,3 +40,23 @@ def opengl() -> None:
     )
     if probe.returncode != 0:
         pytest.skip(f'no EGL (apt-get install libegl1 libgl1): {probe.stderr.strip()[-200:]}')
+
+
+@pytest.fixture
+def run_python() -> Callable[..., 'subprocess.CompletedProcess[str]']:
+    """run_python(code, *arguments): a fresh interpreter that can import the repository."""
+
+    def run(
+        code: str, *arguments: object, timeout: float = 180
+    ) -> 'subprocess.CompletedProcess[str]':
+        # Importing the loader here has set TensorFlow's variables, which a user's shell has not.
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith('TF_')}
+        return subprocess.run(
+            [sys.executable, '-c', code, *map(str, arguments)],
+            env={**inherited, 'PYTHONPATH': str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run

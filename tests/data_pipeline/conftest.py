@@ -1,8 +1,5 @@
-"""Small OGBench-like files, the real one, and fresh interpreters."""
+"""Small OGBench-like files, and the real one."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,23 +48,3 @@ def real_source() -> Path:
     if not REAL_SOURCE.exists():
         pytest.skip(f'{REAL_SOURCE} is absent: the real dataset is not part of the repository')
     return REAL_SOURCE
-
-
-@pytest.fixture
-def run_python() -> Callable[..., 'subprocess.CompletedProcess[str]']:
-    """run_python(code, *arguments): a fresh interpreter that can import the repository."""
-
-    def run(
-        code: str, *arguments: object, timeout: float = 180
-    ) -> 'subprocess.CompletedProcess[str]':
-        # Importing the loader here has set TensorFlow's variables, which a user's shell has not.
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith('TF_')}
-        return subprocess.run(
-            [sys.executable, '-c', code, *map(str, arguments)],
-            env={**inherited, 'PYTHONPATH': str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-
-    return run
