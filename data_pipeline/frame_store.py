@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -26,7 +26,7 @@ from numpy.lib import format as npy_format
 
 from data_pipeline import ogbench
 from data_pipeline.errors import DataError
-from data_pipeline.source import INFO_ARRAYS, SourceSplit, checked_blocks
+from data_pipeline.source import INFO_ARRAYS, LABEL_ARRAYS, SourceSplit, checked_blocks
 
 FORMAT_VERSION = 1
 ALIGNMENT = 64  # bytes; TensorFlow aborts the process on a tensor that starts anywhere else
@@ -43,6 +43,7 @@ class Split:
     actions: (n, a) float32 in [-1, 1]
     terminals: (n,) bool, set on the last row of each trajectory
     info: qpos, qvel, button_states, each (n, d), where the source has them
+    labels: rewards and masks, each (n,) float32, of a task of the data's own; else empty
     """
 
     name: str
@@ -51,6 +52,7 @@ class Split:
     actions: np.ndarray
     terminals: np.ndarray
     info: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -60,6 +62,7 @@ class Split:
             'actions': self.actions,
             'terminals': self.terminals,
             **self.info,
+            **self.labels,
         }
 
     @property
@@ -363,7 +366,9 @@ def _open_split(store: Path, name: str, manifest: dict[str, Any]) -> Split:
         key: _open_array(folder / f'{key}.npy', entry) for key, entry in entries.items()
     }
     info = {key: arrays[key] for key in INFO_ARRAYS if key in arrays}
-    return Split(name, folder, arrays['observations'], arrays['actions'], arrays['terminals'], info)
+    labels = {key: arrays[key] for key in LABEL_ARRAYS if key in arrays}
+    required = (arrays['observations'], arrays['actions'], arrays['terminals'])
+    return Split(name, folder, *required, info, labels)
 
 
 def _open_array(path: Path, entry: Mapping[str, Any]) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Reads OGBench `.npz` files block by block and refuses those that are not sound.
 
 A file holds whole trajectories, one row per state. The last row of a trajectory has `terminals`
-set, and the action stored there leads nowhere. Source: https://github.com/seohongpark/ogbench
+set, and the action stored there leads nowhere. Files with `rewards` and `masks` besides, which
+OGBench's have not, hold a task of their own. Source: https://github.com/seohongpark/ogbench
 """
 
 import hashlib
@@ -18,7 +19,13 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from data_pipeline.errors import DataError
-from data_pipeline.source import INFO_ARRAYS, REQUIRED_ARRAYS, ArraySpec, SourceSplit
+from data_pipeline.source import (
+    INFO_ARRAYS,
+    LABEL_ARRAYS,
+    REQUIRED_ARRAYS,
+    ArraySpec,
+    SourceSplit,
+)
 
 _BLOCK_BYTES = 4 << 20
 
@@ -46,7 +53,9 @@ def read_members(path: Path) -> dict[str, NpzMember]:
             wrong type, rank or length.
     """
     with _faults_of(path), zipfile.ZipFile(path) as archive:
-        names = [n for n in (*REQUIRED_ARRAYS, *INFO_ARRAYS) if f'{n}.npy' in archive.namelist()]
+        held = {name.removesuffix('.npy') for name in archive.namelist()}
+        labels = LABEL_ARRAYS if held.issuperset(LABEL_ARRAYS) else ()
+        names = [n for n in (*REQUIRED_ARRAYS, *INFO_ARRAYS, *labels) if n in held]
         members = {name: _read_member(path, archive, name) for name in names}
     _check_members(path, members)
     return members
@@ -114,7 +123,8 @@ def _npz_split(path: Path) -> SourceSplit:
 def _stored_dtype(member: NpzMember) -> np.dtype:
     if member.name == 'terminals':
         return np.dtype(bool)
-    if member.name == 'observations' and member.dtype != np.uint8:
+    is_image = member.name == 'observations' and member.dtype == np.uint8
+    if member.name in ('observations', *LABEL_ARRAYS) and not is_image:
         return np.dtype(np.float32)
     return member.dtype
 
@@ -181,6 +191,8 @@ def _fitness(member: NpzMember) -> tuple[bool, str]:
             return rank == 2 and dtype == np.float32, 'float32 (n, a)'
         case 'terminals':
             return rank == 1 and dtype.kind in 'biuf', 'bool or numbers 0 and 1 (n,)'
+        case 'rewards' | 'masks':
+            return rank == 1 and dtype.kind in 'biuf', 'numbers (n,)'
         case 'button_states':
             return rank == 2 and dtype.kind in 'biuf', 'bool or numbers (n, d)'
         case _:

@@ -3,7 +3,8 @@
 An RLDS dataset holds episodes, and an episode its steps. A step is an observation and the action
 taken there; the last step of an episode is the observation that ended it, and its action leads
 nowhere. That is OGBench's layout of rows: a step becomes a row, and the last one's `terminals` is
-set. Rewards and discounts are not kept: rewards of OGBench tasks come from `data_pipeline.labels`.
+set. Rewards are kept where they are asked for; those of OGBench tasks come from
+`data_pipeline.labels`.
 Source: https://github.com/google-research/rlds
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.source import INFO_ARRAYS, ArraySpec, SourceSplit
+from data_pipeline.source import INFO_ARRAYS, LABEL_ARRAYS, ArraySpec, SourceSplit
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
@@ -35,12 +36,15 @@ class RldsKeys:
 
     observation: images uint8 (h, w, c), or vectors float32 or float64 (d,)
     action: float32 or float64 (a,), within [-1, 1]
+    reward: a number; '' to keep none. A transition's mask is then 0 where `discount` is 0 or the
+        step that follows has `is_terminal` set, else 1.
 
     Steps' `qpos`, `qvel` and `button_states`, each (d,), are kept where there are such.
     """
 
     observation: str = 'observation'
     action: str = 'action'
+    reward: str = ''
 
 
 def rlds_splits(dataset: str, keys: RldsKeys) -> dict[str, SourceSplit]:
@@ -100,11 +104,15 @@ def _array_paths(dataset: str, builder: Any, keys: RldsKeys) -> dict[str, str]:
         raise DataError(f'{dataset}: not an RLDS dataset: its examples have no `steps`')
     leaves = _leaves(features['steps'].feature)
     paths = {'observations': keys.observation, 'actions': keys.action}
+    ends = ['is_last']
+    if keys.reward:
+        paths['rewards'] = keys.reward
+        ends += ['discount', 'is_terminal']
     for name, path in paths.items():
         if path not in leaves:
             found = ', '.join(sorted(leaves))
             raise DataError(f'{dataset}: no {name} at {path!r}; steps have {found}')
-    return paths | {name: name for name in (*INFO_ARRAYS, 'is_last') if name in leaves}
+    return paths | {name: name for name in (*INFO_ARRAYS, *ends) if name in leaves}
 
 
 def _leaves(feature: Any, prefix: str = '') -> dict[str, Any]:
@@ -138,7 +146,7 @@ def _rlds_split(
             'bytes': sum(file.stat().st_size for file in files),
             'sha256': _digest(files, keys),
             'tfds': f'{builder.info.full_name}, split {name}',
-            'keys': asdict(keys),
+            'keys': _named(keys),
         },
         arrays={
             array: ArraySpec(rows.shape[1:], _stored_dtype(origin, array, rows))
@@ -199,6 +207,12 @@ def _as_rows(origin: str, columns: Mapping[str, np.ndarray]) -> dict[str, np.nda
     if len(early):
         raise DataError(f'{origin}: is_last is set at step {early[0]} of {steps}')
     rows['terminals'] = np.arange(steps) == steps - 1
+    discounts = rows.pop('discount', np.ones(steps))
+    is_terminal = rows.pop('is_terminal', np.zeros(steps, bool))
+    if 'rewards' in rows:
+        goes_on = np.append(~is_terminal[1:].astype(bool), True)
+        rows['masks'] = ((discounts != 0) & goes_on).astype(np.float32)
+        rows['rewards'] = np.append(rows['rewards'][:-1], np.zeros_like(rows['rewards'][:1]))
     # What an environment was not given may hold anything; what may stand is kept as it is.
     last_action = rows['actions'][-1]
     if not (np.abs(last_action) <= 1).all():
@@ -220,9 +234,13 @@ def _stored_dtype(origin: str, name: str, rows: np.ndarray) -> np.dtype:
         return np.dtype(np.float32)
     if name in INFO_ARRAYS and rank == 2 and dtype.kind in 'biuf':
         return dtype
+    if name in LABEL_ARRAYS and rank == 1 and dtype.kind in 'biuf':
+        return np.dtype(np.float32)
     if name == 'terminals':
         return np.dtype(bool)
-    wanted = 'uint8 (h, w, c) or float (d,)' if name == 'observations' else 'float (d,)'
+    wanted = {'observations': 'uint8 (h, w, c) or float (d,)', 'rewards': 'a number'}.get(
+        name, 'float (d,)'
+    )
     raise DataError(f'{origin}: {name} is {dtype} {rows.shape[1:]} in a step; it must be {wanted}')
 
 
@@ -249,4 +267,8 @@ def _digest(files: Iterable[Path], keys: RldsKeys) -> str:
     for path in files:
         with open(path, 'rb') as file:
             digests.append(hashlib.file_digest(file, 'sha256').hexdigest())
-    return hashlib.sha256(json.dumps([digests, asdict(keys)]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([digests, _named(keys)]).encode()).hexdigest()
+
+
+def _named(keys: RldsKeys) -> dict[str, str]:
+    return {name: key for name, key in asdict(keys).items() if key}

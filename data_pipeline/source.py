@@ -14,6 +14,8 @@ from data_pipeline.errors import DataError
 
 REQUIRED_ARRAYS = ('observations', 'actions', 'terminals')
 INFO_ARRAYS = ('qpos', 'qvel', 'button_states')
+LABEL_ARRAYS = ('rewards', 'masks')
+"""Of a task of the data's own: both or none."""
 
 _ACTION_TOLERANCE = 1e-6
 
@@ -38,7 +40,8 @@ class SourceSplit:
     Attributes:
         origin: what errors name, for instance the file.
         description: for the manifest; `sha256` in it tells the contents.
-        arrays: the arrays to store, by name; all of `REQUIRED_ARRAYS`, any of `INFO_ARRAYS`.
+        arrays: the arrays to store, by name; all of `REQUIRED_ARRAYS`, any of `INFO_ARRAYS`,
+            and `LABEL_ARRAYS`.
         rows: how many there are; a guess where `rows_are_known` is not set.
         read: gives the arrays from their first row on as (name, rows) in blocks. An array's blocks
             are in order; different arrays' may alternate in any way.
@@ -65,7 +68,7 @@ def checked_blocks(split: SourceSplit) -> Iterator[tuple[str, np.ndarray]]:
     Raises:
         DataError: arrays of different lengths, terminals other than 0 and 1, no end of a
             trajectory, a last row that is not one, a trajectory of one row or of black images only,
-            an action not within [-1, 1], a number that is not finite.
+            an action not within [-1, 1], a mask not within [0, 1], a number that is not finite.
     """
     origin = split.origin
     rows = dict.fromkeys(split.arrays, 0)
@@ -105,6 +108,8 @@ def _check_block(origin: str, name: str, block: np.ndarray, first_row: int) -> N
         finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
         row = first_row + int(np.argmin(finite))
         raise DataError(f'{origin}: {name} holds values that are not finite, first in row {row}')
+    if name == 'masks' and not ((block >= 0) & (block <= 1)).all():
+        raise DataError(f'{origin}: masks holds values outside [0, 1]')
     if name == 'actions':
         largest = float(np.abs(block).max(initial=0))
         if largest > 1 + _ACTION_TOLERANCE:

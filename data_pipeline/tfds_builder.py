@@ -11,7 +11,8 @@
 Such a dataset is made of any store, and so of every OGBench dataset. An episode's last step is its
 last row: an observation, and an action that leads nowhere. OGBench's data are free of goals, so
 rewards are 0, discounts 1, and no step is terminal; rewards of a task follow from qpos (see
-`data_pipeline.labels`).
+`data_pipeline.labels`). Where a store has rewards and masks of its own, these are the rewards and
+discounts.
 """
 
 import os
@@ -72,7 +73,7 @@ def step_features(split: Split) -> Any:
             shape=array.shape[1:], dtype=array.dtype, encoding=tfds.features.Encoding.BYTES
         )
         for name, array in split.arrays.items()
-        if name != 'terminals'
+        if name != 'terminals' and name not in split.labels
     }
     return tfds.features.FeaturesDict(
         {
@@ -98,8 +99,8 @@ def _write(store: FrameStore, folder: Path, progress: Progress) -> None:
             config_name=name,
         ),
         description=(
-            f'{name} in RLDS form, made from a file in the format of OGBench. Rewards are 0 and '
-            "discounts 1: the data are free of goals. An episode's last action leads nowhere."
+            f"{name} in RLDS form. An episode's last action leads nowhere. Without a task of the "
+            "data's own, rewards are 0 and discounts 1."
         ),
         features=tfds.features.FeaturesDict(
             {'steps': tfds.features.Dataset(step_features(splits['train']))}
@@ -132,6 +133,8 @@ def _write(store: FrameStore, folder: Path, progress: Progress) -> None:
 def _episodes(split: Split, advance: Callable[[int], None]) -> Iterator[dict[str, Any]]:
     """RLDS episodes, of T + 1 steps each."""
     ends = np.cumsum(split.lengths)
+    rewards = split.labels.get('rewards', np.zeros(len(split.terminals), np.float32))
+    discounts = split.labels.get('masks', np.ones(len(split.terminals), np.float32))
     for steps, end in zip(split.lengths, ends, strict=True):
         places = np.arange(steps)
         yield {
@@ -139,10 +142,10 @@ def _episodes(split: Split, advance: Callable[[int], None]) -> Iterator[dict[str
                 **{
                     _STEP_NAMES.get(name, name): array[end - steps : end]
                     for name, array in split.arrays.items()
-                    if name != 'terminals'
+                    if name != 'terminals' and name not in split.labels
                 },
-                'reward': np.zeros(steps, np.float32),
-                'discount': np.ones(steps, np.float32),
+                'reward': rewards[end - steps : end],
+                'discount': discounts[end - steps : end],
                 'is_first': places == 0,
                 'is_last': places == steps - 1,
                 'is_terminal': np.zeros(steps, bool),

@@ -9,6 +9,9 @@ import tyro
 
 from fql.errors import FQLError
 
+OWN_TASK = 'own'
+"""The task whose rewards and masks are part of the dataset; it has no environment."""
+
 EncoderName = Literal['impala_debug', 'impala_small', 'impala', 'impala_large']
 EncoderMode = Literal['scratch', 'finetune', 'frozen']
 
@@ -96,7 +99,8 @@ class TrainConfig:
     """A training run. With (seed, step) it determines every batch and every update."""
 
     task: str
-    """The task, by OGBench's name: visual-cube-single-play-singletask-task1-v0."""
+    """The task, by OGBench's name: visual-cube-single-play-singletask-task1-v0. Or `own`: that of
+    the rewards in --dataset itself, without evaluations."""
     dataset: str = ''
     """Name of the prepared dataset; by default the one the task's name implies."""
     data_dir: str = ''
@@ -188,6 +192,10 @@ def validate_config(config: TrainConfig) -> None:
             config.eval_episodes >= 1 or config.eval_interval == 0
         ),
         'eval-seed must lie in [0, 2^31)': 0 <= config.eval_seed < 2**31,
+        'task own needs --dataset': config.task != OWN_TASK or config.dataset != '',
+        'task own has no environment: set eval-interval to 0': (
+            config.task != OWN_TASK or config.eval_interval == 0
+        ),
         'lr must be positive': agent.lr > 0,
         'discount must lie in [0, 1]': 0 <= agent.discount <= 1,
         'tau must lie in [0, 1]': 0 <= agent.tau <= 1,

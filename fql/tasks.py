@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from fql.config import AgentConfig, TrainConfig
+from fql.config import OWN_TASK, AgentConfig, TrainConfig
 from fql.errors import FQLError
 
 DATASET_TYPES = {
@@ -38,7 +38,7 @@ QUICKSTART_MODULE = 'fql.pointmaze'
 
 @dataclass(frozen=True)
 class Task:
-    """A single task on one dataset.
+    """A single task on one dataset; of `OWN_TASK`, all but the name is empty.
 
     Attributes:
         name: `[visual-]ENV-TYPE-singletask[-taskN]-v0`.
@@ -79,6 +79,8 @@ def find_task(name: str) -> Task:
     Raises:
         FQLError: when there is none, with the nearest names.
     """
+    if name == OWN_TASK:
+        return Task(name, env='', dataset='', env_id='', label_env_id='')
     names = task_names()
     if name not in names:
         nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
@@ -118,6 +120,8 @@ def default_config(task: Task) -> TrainConfig:
     """The paper's settings for a task; `AgentConfig`'s where the paper has none."""
     if task.name == QUICKSTART_TASK:
         return QUICKSTART_CONFIG
+    if task.name == OWN_TASK:
+        return TrainConfig(task=task.name, eval_interval=0)
     agent = dataclasses.replace(AgentConfig(), **PAPER_HYPERPARAMETERS.get(task.env, {}))
     steps = 500_000 if task.env.startswith('visual-') else 1_000_000
     return TrainConfig(task=task.name, dataset=task.dataset, steps=steps, agent=agent)

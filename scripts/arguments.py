@@ -29,7 +29,8 @@ class Prepare:
     dataset: tyro.conf.Positional[str]
     """Name to give the dataset; OGBench's name, for OGBench's data."""
     source: Path | None = None
-    """An .npz file in OGBench's format; the -val.npz beside it becomes the validation split."""
+    """An .npz file in OGBench's format; the -val.npz beside it becomes the validation split. With
+    rewards and masks (0: no value beyond this transition) in it, both (n,), there is a task own."""
     tfds: str | None = None
     """An RLDS dataset: a folder that TFDS has written, or name[/config] of a dataset that TFDS
     knows. Its actions have to be within [-1, 1]."""
@@ -37,6 +38,8 @@ class Prepare:
     """Where an RLDS step holds images (uint8) or vectors, such as observation/image."""
     action_key: str = 'action'
     """Where an RLDS step holds the action."""
+    reward_key: str = ''
+    """Where an RLDS step holds its reward, for fql train --task own."""
     data_dir: DataDir = ''
     """Data folder; default $FQL_DATA_DIR, else under the user's cache folder."""
     overwrite: bool = False
@@ -50,7 +53,7 @@ class ExportTfds:
     fql export-tfds visual-cube-single-play-v0 --out ~/tensorflow_datasets
 
     then, in Python: tfds.data_source('ogbench/visual-cube-single-play-v0'). Rewards are 0 and
-    discounts 1, as the data are free of goals.
+    discounts 1, as the data are free of goals, but where the dataset has rewards of its own.
     """
 
     dataset: tyro.conf.Positional[str]

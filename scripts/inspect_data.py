@@ -80,23 +80,31 @@ def describe_actions(split: Split) -> Iterator[str]:
 
 
 def describe_tasks(store: FrameStore, split: Split) -> Iterator[str]:
-    """Rewards and successes of the tasks that the data can be labelled for."""
+    """Rewards and successes of the data's own task and of those that they can be labelled for."""
+    if split.labels:
+        labels = (split.labels['rewards'], split.labels['masks'])
+        yield f'{split.name}, own: {describe_labels(split, *labels)}'
     for env_id, kwargs in known_tasks(store, split):
         chosen = ', '.join(f'{name}={value}' for name, value in kwargs.items())
         name = f'{split.name}, {" ".join([env_id.rpartition(":")[2], chosen]).strip()}'
         try:
-            rewards, masks = task_labels(store, split.name, env_id, kwargs)
+            labels = task_labels(store, split.name, env_id, kwargs)
         except DataError as error:
             yield f'{name}: no rewards: {error}'
             continue
-        valid = split.valid_rows
-        successes = valid[masks[valid] == 0]
-        trajectories = len(np.unique(split.first_rows[successes]))
-        yield (
-            f'{name}: success in {len(successes):,} transitions of {trajectories:,} trajectories, '
-            f'rewards {rewards[valid].min():g} to {rewards[valid].max():g}, '
-            f'mean {rewards[valid].mean():.4f}'
-        )
+        yield f'{name}: {describe_labels(split, *labels)}'
+
+
+def describe_labels(split: Split, rewards: np.ndarray, masks: np.ndarray) -> str:
+    """Successes, which are where no value is beyond a transition, and rewards."""
+    valid = split.valid_rows
+    successes = valid[masks[valid] == 0]
+    trajectories = len(np.unique(split.first_rows[successes]))
+    return (
+        f'success in {len(successes):,} transitions of {trajectories:,} trajectories, '
+        f'rewards {rewards[valid].min():g} to {rewards[valid].max():g}, '
+        f'mean {rewards[valid].mean():.4f}'
+    )
 
 
 def known_tasks(store: FrameStore, split: Split) -> list[tuple[str, dict[str, Any]]]:

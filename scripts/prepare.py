@@ -37,7 +37,8 @@ def find_source(args: Prepare) -> Mapping[str, SourceSplit]:
     if args.tfds is not None:
         from data_pipeline.rlds import RldsKeys, rlds_splits
 
-        return rlds_splits(args.tfds, RldsKeys(args.observation_key, args.action_key))
+        keys = RldsKeys(args.observation_key, args.action_key, args.reward_key)
+        return rlds_splits(args.tfds, keys)
     if args.source is not None:
         return npz_splits(args.source)
     with progress_bar('download', 'B') as bar:

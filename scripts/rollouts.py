@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fql.config import TrainConfig
+from fql.config import OWN_TASK, TrainConfig
 from fql.env_workers import EnvWorkers
 from fql.environments import EnvSpec
 from fql.errors import FQLError
@@ -34,6 +34,8 @@ def start_workers(
     Raises:
         FQLError: the environment cannot be made, or it does not give what the data hold.
     """
+    if config.task == OWN_TASK:
+        raise FQLError('the task is of the data themselves: it has no environment to evaluate in')
     kwargs: tuple[tuple[str, str | int], ...] = (('success_timing', config.success_timing),)
     if spec.images:
         # The data may have been collected at another size than the environment's own.

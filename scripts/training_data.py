@@ -10,8 +10,9 @@ from data_pipeline.errors import DataError
 from data_pipeline.frame_store import FrameStore, Split, open_store
 from data_pipeline.labels import task_labels
 from data_pipeline.loader import LoaderConfig, make_batches
+from data_pipeline.source import LABEL_ARRAYS
 from data_pipeline.transforms import Transform
-from fql.config import AugmentationConfig, TrainConfig
+from fql.config import OWN_TASK, AugmentationConfig, TrainConfig
 from fql.run_folder import RunSpec
 from fql.tasks import find_task
 
@@ -57,10 +58,27 @@ def load_training_data(config: TrainConfig) -> dict[str, LabelledSplit]:
     task = find_task(config.task)
     dataset = config.dataset or task.dataset
     store = open_dataset(dataset, config.data_dir)
+    if config.task == OWN_TASK:
+        return {name: own_labels(store, split) for name, split in store.splits.items()}
     return {
         name: LabelledSplit(split, *task_labels(store, name, task.label_env_id, {}))
         for name, split in store.splits.items()
     }
+
+
+def own_labels(store: FrameStore, split: Split) -> LabelledSplit:
+    """A split with the rewards and masks that its source has.
+
+    Raises:
+        DataError: it has none.
+    """
+    if not split.labels:
+        raise DataError(
+            f'{store.path}: split {split.name} has no rewards of its own; make it from an .npz '
+            'file with rewards and masks, or from an RLDS dataset with --reward-key'
+        )
+    rewards, masks = (np.array(split.labels[name]) for name in LABEL_ARRAYS)
+    return LabelledSplit(split, rewards, masks)
 
 
 def training_batches(

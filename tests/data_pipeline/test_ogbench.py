@@ -31,6 +31,25 @@ def test_reads_what_numpy_wrote(tmp_path, make_arrays, save):
         np.testing.assert_array_equal(found[name], array)
 
 
+def test_rewards_and_masks_are_read_together(tmp_path, make_arrays):
+    path, arrays = tmp_path / 'd.npz', make_arrays()
+    labels = {'rewards': np.arange(14) / 3, 'masks': np.arange(14) % 2}
+    np.savez(path, **arrays, **labels)
+    found = read_all(path)
+    for name, array in labels.items():
+        assert found[name].dtype == np.float32
+        np.testing.assert_array_equal(found[name], array.astype(np.float32))
+    for name, change, message in (
+        ('masks', lambda x: x + 0.5, 'masks holds values outside'),
+        ('rewards', lambda x: x[:, None], r'rewards is float64 of shape \(14, 1\)'),
+        ('rewards', lambda x: np.where(x > 2, np.nan, x), 'rewards holds values that are not fin'),
+        ('masks', lambda x: x[:13], 'arrays differ in length'),
+    ):
+        np.savez(path, **arrays, **{**labels, name: change(labels[name])})
+        with pytest.raises(DataError, match=message):
+            read_all(path)
+
+
 def test_blocks_are_small_and_in_order(tmp_path, make_arrays):
     path, arrays = tmp_path / 'd.npz', make_arrays((500, 501), (64, 64, 3))
     np.savez(path, **arrays)

@@ -224,6 +224,40 @@ def test_other_datasets(write_rlds, tmp_path, file_format):
         assert store.manifest['sources']['train']['keys']['observation'] == keys.observation
 
 
+def test_rewards_of_the_dataset(write_rlds, tmp_path):
+    step = {**STEP, 'gain': np.float32, 'discount': np.float32}
+    episodes = robot_episodes((3, 4))
+    for i, one in enumerate(step for episode in episodes for step in episode):
+        one.update(gain=i + 0.5, discount=1, is_terminal=i == 2)  # The second one was cut off.
+    episodes[0][-1]['gain'] = np.nan  # What follows the last observation may be anything.
+    episodes[1][0]['discount'] = 0
+    folder = str(write_rlds(episodes, step))
+    splits = rlds_splits(folder, dataclasses.replace(STATE, reward='gain'))
+    labels = write_store(tmp_path / 's', 'robot', splits).splits['train'].labels
+    np.testing.assert_array_equal(labels['rewards'], [0.5, 1.5, 0, 3.5, 4.5, 5.5, 0])
+    np.testing.assert_array_equal(labels['masks'], [1, 0, 1, 0, 1, 1, 1])
+    assert {array.dtype for array in labels.values()} == {np.dtype(np.float32)}
+    assert (
+        write_store(tmp_path / 't', 'robot', rlds_splits(folder, STATE)).splits['train'].labels
+        == {}
+    )
+    with pytest.raises(DataError, match="no rewards at 'loss'; steps have action, discount, gain"):
+        rlds_splits(folder, dataclasses.replace(STATE, reward='loss'))
+
+
+def test_round_trip_of_rewards(make_arrays, tmp_path):
+    arrays = make_arrays()
+    labels = {'rewards': np.arange(14.0), 'masks': np.arange(14) % 3 != 0}
+    ends = arrays['terminals']
+    labels['rewards'][ends], labels['masks'][ends] = 0, 1  # They lead nowhere.
+    np.savez(tmp_path / 'd.npz', **arrays, **labels)
+    store = prepare_store(tmp_path / 'store', 'd', tmp_path / 'd.npz')
+    folder = export_tfds(store, tmp_path / 'tfds')
+    splits = rlds_splits(str(folder), RldsKeys(reward='reward'))
+    again = write_store(tmp_path / 'again', 'd', splits)
+    assert again.manifest['splits'] == store.manifest['splits']
+
+
 @pytest.mark.parametrize('file_format', ['array_record', 'tfrecord'])
 def test_order_is_that_of_the_files(write_rlds, file_format):
     """TFDS itself takes 16 examples from a file, and then some from others."""

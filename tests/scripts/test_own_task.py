@@ -1,0 +1,53 @@
+"""Training on the rewards that a dataset has itself, without an environment."""
+
+import json
+
+import numpy as np
+import pytest
+
+SMALL = ('--batch-size', 8, '--frame-stack', 1, '--hidden-dims', 8, '--encoder', 'impala_debug')
+SMALL = (*SMALL, '--flow-steps', 2, '--steps', 2, '--log-interval', 1)
+
+
+@pytest.fixture
+def own_data(fql, maze_npz, tmp_path, environment):
+    """The name of a dataset with rewards and masks of its own, and these."""
+    with np.load(maze_npz) as file:
+        arrays = dict(file)
+    rows = np.arange(len(arrays['actions']))
+    labels = {'rewards': rows / 2, 'masks': rows % 5 != 0}
+    np.savez(tmp_path / 'own.npz', **arrays, **labels)
+    done = fql('prepare', tmp_path.name, '--source', tmp_path / 'own.npz')
+    assert done.returncode == 0, done.stderr
+    return tmp_path.name, labels
+
+
+def test_trains_on_its_rewards(fql, assert_one_line, own_data, tmp_path):
+    name, labels = own_data
+    run, out = tmp_path / 'run', tmp_path / 'batch.npz'
+    done = fql('train', '--task', 'own', '--dataset', name, '--run-dir', run, *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert 'not evaluated' in done.stdout
+    assert json.loads((run / 'config.json').read_text())['config']['eval_interval'] == 0
+    assert fql('train', '--resume', run, '--steps', 3).returncode == 0
+    done = fql('inspect', 'batch', '--task', 'own', '--dataset', name, '--out', out)
+    assert done.returncode == 0, done.stderr
+    with np.load(out) as batch:
+        for array, label in (('rewards', 'rewards'), ('masks', 'masks')):
+            expected = labels[label][batch['indices']].astype(np.float32)
+            np.testing.assert_array_equal(batch[array], expected)
+    assert_one_line(fql('evaluate', run), 'no environment')
+    done = fql('export-encoder', run, '--out', tmp_path / 'encoder')
+    assert done.returncode == 0, done.stderr
+    report = fql('inspect', 'data', name).stdout
+    assert 'train, own: success in 60 transitions of 10 trajectories' in report
+
+
+def test_what_it_needs(fql, assert_one_line, prepared, own_data, tmp_path):
+    arguments = ('train', '--task', 'own', '--run-dir', tmp_path / 'run', *SMALL)
+    assert_one_line(fql(*arguments), 'own needs --dataset')
+    assert_one_line(fql(*arguments, '--dataset', prepared), 'no rewards of its own', '--reward-key')
+    assert_one_line(
+        fql(*arguments, '--dataset', own_data[0], '--eval-interval', 1), 'eval-interval to 0'
+    )
+    assert not (tmp_path / 'run').exists()
