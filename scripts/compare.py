@@ -23,6 +23,8 @@ def run(args: Compare) -> None:
     Raises:
         FQLError: a folder has no evaluations, or the picture exists.
     """
+    if not args.runs:
+        raise FQLError('name run folders to compare')
     check_new(args.out)
     groups = {name: list(map(read_run, paths)) for name, paths in group_runs(args.runs).items()}
     print(format_groups(groups))

@@ -29,6 +29,7 @@ def test_runs_of_one_name_are_one_group(fql, tmp_path):
 
 
 def test_what_cannot_be_is_refused(fql, assert_one_line, tmp_path):
+    assert_one_line(fql('compare', '--out', tmp_path / 'none.png'), 'name run folders')
     run = write_run(tmp_path / 'run', {10: 0.0})
     (tmp_path / 'there.png').touch()
     assert_one_line(fql('compare', run, '--out', tmp_path / 'there.png'), 'there.png exists')

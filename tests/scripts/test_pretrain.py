@@ -193,8 +193,21 @@ REAL = Path(__file__).resolve().parents[3] / 'shared' / 'data' / 'visual-cube-si
 
 @pytest.mark.long
 @pytest.mark.skipif(not REAL.exists(), reason=f'{REAL} is absent: not part of the repository')
-def test_robot_and_cube_can_be_read_off_a_pretrained_encoder(fql, tmp_path):
-    """Real frames, at half their size: what a linear map of the latents leaves unexplained."""
+@pytest.mark.parametrize(
+    ('objective', 'least', 'unexplained'),
+    [
+        ('inverse_dynamics', 0.85, 0.6),
+        ('temporal_contrast', 0.77, 0.85),
+        ('reconstruction', 0.74, 0.96),
+    ],
+)
+def test_robot_and_cube_can_be_read_off_a_pretrained_encoder(
+    fql, tmp_path, objective, least, unexplained
+):
+    """Real frames, at half their size: what a linear map of the latents leaves unexplained.
+
+    The other objectives' latents tell less than a fresh encoder's after so few updates.
+    """
     name, data, run = 'visual-cube-single-play-v0', tmp_path / 'data', tmp_path / 'run'
     for path in (REAL, REAL.with_name(f'{REAL.stem}-val.npz')):
         with np.load(path) as file:
@@ -206,7 +219,7 @@ def test_robot_and_cube_can_be_read_off_a_pretrained_encoder(fql, tmp_path):
     assert fql('prepare', name, *source).returncode == 0
     done = fql(
         *('pretrain', '--dataset', name, '--data-dir', data, '--run-dir', run, '--steps', 300),
-        *('--objective', 'inverse_dynamics', '--frame-stack', 1, '--batch-size', 64),
+        *('--objective', objective, '--frame-stack', 1, '--batch-size', 64),
         *('--lr', 1e-3, '--log-interval', 100),
     )
     assert done.returncode == 0, done.stderr
@@ -217,4 +230,5 @@ def test_robot_and_cube_can_be_read_off_a_pretrained_encoder(fql, tmp_path):
     result = probe(open_store(data / name), saved, params, columns, rows=1_000)
     trained, fresh = result.scores['saved'], result.scores['random']
     print(f'R^2: {trained.round(3)} trained, {fresh.round(3)} fresh')
-    assert (1 - trained).mean() < 0.8 * (1 - fresh).mean()
+    assert trained.mean() > least
+    assert (1 - trained).mean() < unexplained * (1 - fresh).mean()
