@@ -1,7 +1,6 @@
 """Every setting of a pretraining, as frozen dataclasses, and the file that says what one is."""
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +12,7 @@ from fql.config import (
     check_fields,
     raise_unless,
 )
-from fql.errors import FQLError
-from fql.run_folder import RunFolder, versions, write_json
+from fql.run_folder import RunFolder, read_json, versions, write_json
 
 FORMAT_VERSION = 1
 
@@ -164,17 +162,7 @@ def read_pretrain_spec(run: RunFolder) -> PretrainSpec:
         FQLError: when the folder is no pretraining, or its file cannot be understood.
     """
     path = run.pretrain_spec
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise FQLError(f'{run.path} is no folder of a pretraining: it has no {path.name}') from None
-    except ValueError as error:
-        raise FQLError(f'{path} is not valid JSON: {error}') from None
-    if values.get('format_version') != FORMAT_VERSION:
-        raise FQLError(
-            f'{path}: format version {values.get("format_version")}, '
-            f'this program reads {FORMAT_VERSION}'
-        )
+    values = read_json(path, FORMAT_VERSION, 'folder of a pretraining')
     return PretrainSpec(
         config=pretrain_config_from_dict(values['config'], path),
         image_shape=tuple(values['image_shape']),

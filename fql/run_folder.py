@@ -6,7 +6,7 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fql.config import TrainConfig, config_from_dict, config_to_dict
 from fql.errors import FQLError
@@ -151,6 +151,28 @@ def write_spec(run: RunFolder, spec: RunSpec) -> None:
     write_json(run.spec, values)
 
 
+def read_json(path: Path, format_version: int, folder: str) -> dict[str, Any]:
+    """The values of a file that `write_json` has written.
+
+    Args:
+        format_version: the one that they have to name.
+        folder: what the folder of such a file is called.
+
+    Raises:
+        FQLError: no such file, or one that cannot be understood.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise FQLError(f'{path.parent} is no {folder}: it has no {path.name}') from None
+    except ValueError as error:
+        raise FQLError(f'{path} is not valid JSON: {error}') from None
+    found = values.get('format_version') if isinstance(values, dict) else None
+    if found != format_version:
+        raise FQLError(f'{path}: format version {found}, this program reads {format_version}')
+    return cast(dict[str, Any], values)
+
+
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Writes a file whole or not at all, in place of what is there."""
     temporary = path.with_suffix('.tmp')
@@ -164,17 +186,7 @@ def read_spec(run: RunFolder) -> RunSpec:
     Raises:
         FQLError: when the folder is no run, or its file cannot be understood.
     """
-    try:
-        values = json.loads(run.spec.read_text())
-    except FileNotFoundError:
-        raise FQLError(f'{run.path} is not a run folder: it has no {run.spec.name}') from None
-    except ValueError as error:
-        raise FQLError(f'{run.spec} is not valid JSON: {error}') from None
-    if values.get('format_version') != FORMAT_VERSION:
-        raise FQLError(
-            f'{run.spec}: format version {values.get("format_version")}, '
-            f'this program reads {FORMAT_VERSION}'
-        )
+    values = read_json(run.spec, FORMAT_VERSION, 'run folder')
     return RunSpec(
         config=config_from_dict(values['config'], run.spec),
         observation_shape=tuple(values['observation_shape']),
