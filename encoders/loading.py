@@ -7,7 +7,6 @@ A folder stands whole or not at all: it is written beside its place and renamed 
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ import orbax.checkpoint as ocp
 
 from encoders.errors import EncoderError
 from encoders.impala import ENCODERS
+from encoders.leaves import describe_leaves, leaf_differences, tree_digest
 
 logging.getLogger('absl').setLevel(logging.ERROR)
 
@@ -46,7 +46,7 @@ class SavedEncoder:
         dataset: the name of the data it was trained on.
         step: updates it was trained for.
         versions: of the packages it was trained with.
-        digest: `params_digest` of its parameters; `save_encoder` fills it in.
+        digest: `tree_digest` of its parameters; `save_encoder` fills it in.
     """
 
     encoder: str
@@ -76,8 +76,8 @@ def save_encoder(folder: Path, params: Params, saved: SavedEncoder) -> SavedEnco
     folder = Path(folder).absolute()
     if folder.exists():
         raise EncoderError(f'{folder} exists; choose another folder or move it away')
-    _check_leaves(folder, _describe_leaves(params), saved)
-    saved = dataclasses.replace(saved, digest=params_digest(params))
+    _check_leaves(folder, describe_leaves(params), saved)
+    saved = dataclasses.replace(saved, digest=tree_digest(params))
     temporary = folder.with_name(f'.{folder.name}.incomplete-{os.getpid()}')
     shutil.rmtree(temporary, ignore_errors=True)  # Of a killed process that had this number.
     temporary.mkdir(parents=True)
@@ -153,13 +153,13 @@ def load_encoder(
     except Exception as error:
         raise _damaged(folder, type(error).__name__) from error
     # Orbax casts another dtype in silence, and reports other shapes without saying where.
-    _check_leaves(folder, _describe_leaves(metadata), saved)
+    _check_leaves(folder, describe_leaves(metadata), saved)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             params = checkpointer.restore(folder / PARAMS, abstract)
     except Exception as error:
         raise _damaged(folder, type(error).__name__) from error
-    if params_digest(params) != saved.digest:
+    if tree_digest(params) != saved.digest:
         raise _damaged(folder, 'the parameters are not those that were written (digest differs)')
     return params
 
@@ -178,37 +178,11 @@ def abstract_params(saved: SavedEncoder) -> Params:
     return jax.eval_shape(ENCODERS[saved.encoder].init, jax.random.key(0), images)['params']
 
 
-def params_digest(params: Params) -> str:
-    """Hexadecimal SHA-256 over path, dtype, shape and bytes of every leaf, in tree order."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = np.asarray(leaf)
-        digest.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n'.encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
 def _check_leaves(folder: Path, found: Mapping[str, str], saved: SavedEncoder) -> None:
     """Raises EncoderError, naming the leaves, if they are not those of such an encoder."""
-    expected = _describe_leaves(abstract_params(saved))
-    differences = [
-        f'{path}: saved {found.get(path, "nothing")}, expected {expected.get(path, "nothing")}'
-        for path in sorted(found.keys() | expected.keys())
-        if found.get(path) != expected.get(path)
-    ]
+    differences = leaf_differences(found, describe_leaves(abstract_params(saved)))
     if differences:
-        raise EncoderError(
-            f'{folder}: parameters are not those of {saved.encoder} ({len(differences)} leaves '
-            f'differ): {"; ".join(differences[:5])}'
-        )
-
-
-def _describe_leaves(params: Params) -> dict[str, str]:
-    """'dtype shape' of every leaf, by its path."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator='/'): f'{leaf.dtype} {tuple(leaf.shape)}'
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
+        raise EncoderError(f'{folder}: parameters are not those of {saved.encoder}: {differences}')
 
 
 def _damaged(folder: Path, fault: str) -> EncoderError:

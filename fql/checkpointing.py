@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
+from encoders.leaves import describe_leaves, leaf_differences
 from fql.devices import wait_for_all_processes
 from fql.errors import FQLError
 from fql.networks import Params
@@ -300,16 +300,10 @@ class CheckpointReader:
 
     def _check_leaves(self, abstract: TrainState, step: int) -> None:
         # Orbax casts another dtype in silence, and reports other shapes without saying where.
-        saved, expected = self.metadata(step)['leaves'], describe_leaves(abstract)
-        differences = [
-            f'{path}: saved {saved.get(path, "nothing")}, expected {expected.get(path, "nothing")}'
-            for path in sorted(saved.keys() | expected.keys())
-            if saved.get(path) != expected.get(path)
-        ]
+        differences = leaf_differences(self.metadata(step)['leaves'], describe_leaves(abstract))
         if differences:
             raise FQLError(
-                f'checkpoint {self._folder / str(step)} is of another agent '
-                f'({len(differences)} leaves differ): {"; ".join(differences[:5])}'
+                f'checkpoint {self._folder / str(step)} is of another agent: {differences}'
             )
 
 
@@ -349,26 +343,6 @@ def restore_newest(
     if steps:
         raise FQLError(f'no sound checkpoint is left in {folder}: {"; ".join(notices)}')
     return None, notices
-
-
-def describe_leaves(state: TrainState) -> dict[str, str]:
-    """'dtype shape' of every leaf, by its path."""
-    return {
-        jax.tree_util.keystr(path): f'{leaf.dtype} {tuple(leaf.shape)}'
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-    }
-
-
-def state_digest(state: TrainState) -> str:
-    """Hexadecimal SHA-256 over path, dtype, shape and bytes of every leaf, in tree order."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-        header = f'{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}\n'
-        digest.update(header.encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
 
 
 def count_parameters(params: Params) -> int:

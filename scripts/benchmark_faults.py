@@ -12,12 +12,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from encoders.leaves import tree_digest
 from fql.agent import abstract_state, initial_state
 from fql.checkpointing import (
     CheckpointReader,
     CheckpointWriter,
     finished_steps,
-    state_digest,
 )
 from fql.config import TrainConfig
 from fql.devices import make_mesh, one_device_mesh
@@ -94,7 +94,7 @@ def _finish(command: list[str]) -> None:
 def _digest(folder: RunFolder) -> str:
     reader = CheckpointReader(folder.checkpoints)
     abstract = abstract_state(read_spec(folder), one_device_mesh())
-    return state_digest(reader.restore(abstract, reader.find(None)))
+    return tree_digest(reader.restore(abstract, reader.find(None)))
 
 
 def measure_save(folder: Path) -> dict[str, float]:

@@ -2,8 +2,9 @@
 
 import json
 
+from encoders.leaves import tree_digest
 from fql.agent import abstract_state
-from fql.checkpointing import CheckpointReader, count_parameters, state_digest
+from fql.checkpointing import CheckpointReader, count_parameters
 from fql.devices import one_device_mesh
 from fql.run_folder import RunFolder, read_spec
 from scripts.arguments import InspectCheckpoint
@@ -19,6 +20,6 @@ def run(args: InspectCheckpoint) -> None:
     report = {
         'step': int(state.step),
         'parameters': count_parameters(state.params),
-        'sha256': state_digest(state),
+        'sha256': tree_digest(state),
     }
     print(json.dumps(report, indent=2))

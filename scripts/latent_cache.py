@@ -28,7 +28,7 @@ from data_pipeline.latent_store import (
     make_latent_folder,
 )
 from data_pipeline.loader import LoaderConfig
-from encoders.loading import params_digest
+from encoders.leaves import tree_digest
 from fql.agent import agent_networks
 from fql.batch import stack_frames
 from fql.config import TrainConfig
@@ -61,7 +61,7 @@ def cache_place(data: dict[str, LabelledSplit], spec: RunSpec, encoder: Params) 
     config = spec.config
     encoding = {
         'encoder': config.agent.encoder,
-        'digest': params_digest(encoder),
+        'digest': tree_digest(encoder),
         'precision': config.agent.precision,
         'frame_stack': config.frame_stack,
         'dtype': config.latent_cache,

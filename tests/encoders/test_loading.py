@@ -9,12 +9,12 @@ import pytest
 
 from encoders.errors import EncoderError
 from encoders.impala import ENCODERS
+from encoders.leaves import tree_digest
 from encoders.loading import (
     DESCRIPTION,
     FORMAT_VERSION,
     SavedEncoder,
     load_encoder,
-    params_digest,
     read_encoder,
     save_encoder,
 )
@@ -46,16 +46,16 @@ def folder(tmp_path, params):
 def test_round_trip_is_bit_exact(folder, params):
     jax.tree.map(np.testing.assert_array_equal, load_encoder(folder, *EXPECTED), params)
     saved = read_encoder(folder)
-    assert saved == dataclasses.replace(SAVED, digest=params_digest(params))
+    assert saved == dataclasses.replace(SAVED, digest=tree_digest(params))
     assert [path.name for path in folder.parent.iterdir()] == ['encoder']
 
 
 def test_the_digest_sees_bits_paths_and_shapes(params):
-    digest = params_digest(params)
+    digest = tree_digest(params)
     nudged = jax.tree.map(lambda x: np.nextafter(np.asarray(x), np.float32(1)), params)
     renamed = {**{k: v for k, v in params.items() if k != 'mlp'}, 'mlq': params['mlp']}
     reshaped = jax.tree.map(lambda x: np.asarray(x)[None], params)
-    assert len({digest, *(params_digest(p) for p in (nudged, renamed, reshaped))}) == 4
+    assert len({digest, *(tree_digest(p) for p in (nudged, renamed, reshaped))}) == 4
 
 
 def test_all_that_differs_is_named(folder):

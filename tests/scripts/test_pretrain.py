@@ -13,9 +13,10 @@ from flax import linen as nn
 
 from data_pipeline.frame_store import open_store
 from encoders.impala import ENCODERS
-from encoders.loading import load_encoder, params_digest, read_encoder
+from encoders.leaves import tree_digest
+from encoders.loading import load_encoder, read_encoder
 from fql.agent import initial_state
-from fql.checkpointing import CheckpointReader, CheckpointWriter, finished_steps, state_digest
+from fql.checkpointing import CheckpointReader, CheckpointWriter, finished_steps
 from fql.config import AgentConfig, TrainConfig
 from fql.devices import one_device_mesh
 from fql.interruption import EXIT_CODE, Interrupted, Interruption
@@ -89,7 +90,7 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(
     assert done.returncode == 0, done.stderr
     assert f'--encoder.from {whole / "encoder"} --encoder.mode frozen' in done.stdout
     params = load_encoder(whole / 'encoder', 'impala_debug', (16, 16, 3), 2)
-    assert params_digest(params) == params_digest(state_of(whole, 4).params['encoder'])
+    assert tree_digest(params) == tree_digest(state_of(whole, 4).params['encoder'])
     assert finished_steps(whole / 'checkpoints') == [2, 4]
     header, *rows = (whole / 'train.csv').read_text().splitlines()
     assert [row.split(',')[0] for row in rows] == list('1234')
@@ -115,11 +116,11 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(
     assert not (broken / 'encoder').exists()
     done = fql('pretrain', '--resume', 'auto', '--run-dir', broken, *SETTINGS)
     assert done.returncode == 0, done.stderr
-    assert state_digest(state_of(broken, 4)) == state_digest(state_of(whole, 4))
+    assert tree_digest(state_of(broken, 4)) == tree_digest(state_of(whole, 4))
     assert read_encoder(broken / 'encoder') == read_encoder(whole / 'encoder')
     assert (broken / 'train.csv').read_text() == (whole / 'train.csv').read_text()
     # The comparison can fail.
-    assert state_digest(state_of(broken, 3)) != state_digest(state_of(whole, 4))
+    assert tree_digest(state_of(broken, 3)) != tree_digest(state_of(whole, 4))
 
     assert_one_line(fql('pretrain', *SETTINGS, '--run-dir', whole), f'--resume {whole}')
     done = fql('pretrain', '--resume', whole, '--horizon', 2)
@@ -163,7 +164,7 @@ def test_the_encoder_of_an_agent(assert_one_line, fql, tmp_path, sharing):
     assert done.returncode == 0, done.stderr
     saved = read_encoder(out)
     name = 'shared' if sharing == 'shared' else 'critic'
-    assert saved.digest == params_digest(state.params['encoders'][name])
+    assert saved.digest == tree_digest(state.params['encoders'][name])
     assert (saved.objective, saved.step) == ('fql', 9)
     assert (saved.image_shape, saved.frame_stack) == ((8, 8, 3), 2)
     assert saved.versions == {'a': '1'}
