@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 
 from encoders.leaves import describe_leaves, leaf_differences
 from fql.devices import wait_for_all_processes
-from fql.errors import FQLError
+from fql.errors import FQLError, first_line
 from fql.networks import Params
 from fql.train_state import TrainState
 
@@ -151,9 +151,8 @@ class CheckpointWriter:
         try:
             yield
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise FQLError(
-                f'cannot {action} in {self._folder}: {reason} '
+                f'cannot {action} in {self._folder}: {first_line(error)} '
                 f'(finished checkpoints there: {finished_steps(self._folder)})'
             ) from error
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from fql.environments import EnvSpec, first_line, make_env
-from fql.errors import FQLError
+from fql.environments import EnvSpec, make_env
+from fql.errors import FQLError, first_line
 
 _CLOSE_SECONDS = 5.0
 

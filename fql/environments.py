@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fql.errors import FQLError
+from fql.errors import FQLError, first_line
 
 if TYPE_CHECKING:
     import gymnasium
@@ -136,8 +136,3 @@ def _construction_fault(spec: EnvSpec, error: Exception) -> str:
             '(apt-get install libosmesa6)'
         )
     return f'cannot make environment {spec.env_id!r}: {type(error).__name__}: {reason}'
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type's name where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
