@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import defaultdict
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ import pytest
 from encoders.impala import ImpalaEncoder
 from fql.batch import Batch
 from fql.config import AgentConfig
+from fql.devices import compiler_options
 from fql.losses import Draws
 from fql.networks import Critic, Networks, VectorField
 from fql.train_state import TrainState, make_optimizer
@@ -120,21 +122,30 @@ def test_gradients_match_the_reference(arrays):
     state = init(config, arrays)
     batch, draws = step_inputs(arrays, 0)
     grads, _ = jax.jit(
-        lambda s: loss_and_grads(networks, config, s.params, s.target_params, batch, draws)
+        lambda s: loss_and_grads(networks, config, s.params, s.target_params, batch, draws),
+        compiler_options=compiler_options(),
     )(state)
     expected = subtree(arrays, 'step_0/grads')
     wanted = jax.tree_util.tree_leaves_with_path(to_params(expected))
     got = dict(jax.tree_util.tree_leaves_with_path(grads))
     assert len(wanted) == len(got)
+    # By layer: a bias's gradient is what remains of thousands of terms, whose rounding differs
+    # between processors.
+    squares: defaultdict[object, float] = defaultdict(float)
+    for path, value in wanted:
+        squares[path[:-1]] += float(np.sum(value**2))
     for path, value in wanted:
         error = np.linalg.norm(got[path] - value)
-        assert error <= 1e-5 * np.linalg.norm(value), jax.tree_util.keystr(path)
+        assert error <= 1e-5 * squares[path[:-1]] ** 0.5, jax.tree_util.keystr(path)
 
 
 def test_updates_match_the_reference(arrays):
     config, networks = make_agent(arrays)
     state = init(config, arrays)
-    step = jax.jit(lambda s, b, d: update_with_draws(networks, config, s, b, d))
+    step = jax.jit(
+        lambda s, b, d: update_with_draws(networks, config, s, b, d),
+        compiler_options=compiler_options(),
+    )
     for k in range(json.loads(str(arrays['config']))['updates']):
         state, metrics = step(state, *step_inputs(arrays, k))
         for theirs, ours in METRICS.items():
