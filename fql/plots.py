@@ -49,21 +49,21 @@ def plot_learning_curve(
 
 
 def plot_successes(path: Path, curves: Mapping[str, tuple[Sequence[int], np.ndarray]]) -> None:
-    """Draws success against updates: the mean of each group of runs, and from least to largest.
+    """Draws success against updates: the mean of each group of runs, and thin, the runs.
 
     Args:
         path: the PNG to write.
         curves: by the group's name, steps (n,) and success (runs, n).
     """
-    figure = Figure(figsize=(8, 4.5), layout='constrained')
+    figure = Figure(figsize=(10, 4.5), layout='constrained')
     axes = figure.subplots()
     for i, (name, (steps, success)) in enumerate(curves.items()):
         color, style = f'C{i % 10}', '-' if i < 10 else '--'
-        axes.plot(steps, success.mean(axis=0), style, color=color, marker='o', label=name)
-        axes.fill_between(steps, success.min(axis=0), success.max(axis=0), color=color, alpha=0.12)
+        axes.plot(steps, success.mean(axis=0), style, color=color, marker='o', lw=2.5, label=name)
+        axes.plot(steps, success.T, style, color=color, lw=0.8, alpha=0.35)
     axes.set(xlabel='updates', ylabel='success rate', ylim=(-0.03, 1.03))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc='outside right upper')
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

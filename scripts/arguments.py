@@ -293,7 +293,7 @@ class Compare:
     fql compare runs/scratch-0 runs/scratch-1 runs/frozen-0 runs/frozen-1 --out curves.png
 
     Folders whose names differ only in a number at the end are one group: its mean is drawn, and
-    the range of its runs.
+    thin, its runs.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
