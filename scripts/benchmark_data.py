@@ -199,18 +199,18 @@ def measure_million_frames(config: TrainConfig, batches: int, folder: Path) -> R
     loader_config = LoaderConfig(batch_size=config.batch_size, frame_stack=config.frame_stack)
     seconds, growth = {}, {}
     before = anonymous_megabytes()
-    for step in (900_000, 0):
+    for step in (0, 900_000):
         began = time.perf_counter()
         stream = make_batches(split, zeros, zeros, loader_config, step)
         next(stream)
         seconds[step] = time.perf_counter() - began
-        if step:
-            del stream  # One is open at a time, as in training.
-    growth[1] = round(anonymous_megabytes() - before, 1)
-    for drawn in range(2, batches + 1):
-        next(stream)
-        if drawn in (1_000, batches):
-            growth[drawn] = round(anonymous_megabytes() - before, 1)
+        if step == 0:  # The memory of one open stream, as in training.
+            growth[1] = round(anonymous_megabytes() - before, 1)
+            for drawn in range(2, batches + 1):
+                next(stream)
+                if drawn in (1_000, batches):
+                    growth[drawn] = round(anonymous_megabytes() - before, 1)
+            del stream
     return {
         'first_batch_s': round(seconds[0], 2),
         'first_batch_at_step_900000_s': round(seconds[900_000], 2),
