@@ -1,1 +1,7 @@
 """Bytes on disk to batches: frame stores and the tf.data loader."""
+
+import os
+
+# TensorFlow reads them when it is imported; without them it logs much that is of no use.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')

@@ -16,15 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 
 from data_pipeline.errors import DataError
 from data_pipeline.frame_store import ALIGNMENT, Split
 from data_pipeline.transforms import PARAMETERS, Transform, transform_frames
-
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
-
-import tensorflow as tf
 
 tf.config.set_visible_devices([], 'GPU')  # GPU memory is JAX's.
 

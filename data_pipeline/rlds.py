@@ -10,21 +10,16 @@ Source: https://github.com/google-research/rlds
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow_datasets as tfds
 
 from data_pipeline.errors import DataError
 from data_pipeline.source import INFO_ARRAYS, LABEL_ARRAYS, ArraySpec, SourceSplit
-
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
-
-import tensorflow_datasets as tfds
 
 SPLIT_NAMES = {'train': ('train',), 'val': ('val', 'validation')}
 """What each split of a store may be called in a dataset."""
@@ -207,9 +202,9 @@ def _as_rows(origin: str, columns: Mapping[str, np.ndarray]) -> dict[str, np.nda
     if len(early):
         raise DataError(f'{origin}: is_last is set at step {early[0]} of {steps}')
     rows['terminals'] = np.arange(steps) == steps - 1
-    discounts = rows.pop('discount', np.ones(steps))
-    is_terminal = rows.pop('is_terminal', np.zeros(steps, bool))
     if 'rewards' in rows:
+        discounts = rows.pop('discount', np.ones(steps))
+        is_terminal = rows.pop('is_terminal', np.zeros(steps, bool))
         goes_on = np.append(~is_terminal[1:].astype(bool), True)
         rows['masks'] = ((discounts != 0) & goes_on).astype(np.float32)
         rows['rewards'] = np.append(rows['rewards'][:-1], np.zeros_like(rows['rewards'][:1]))

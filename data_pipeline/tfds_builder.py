@@ -15,21 +15,16 @@ rewards are 0, discounts 1, and no step is terminal; rewards of a task follow fr
 discounts.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
 from data_pipeline.errors import DataError
 from data_pipeline.frame_store import FrameStore, Progress, Split, atomic_folder, remove_leftovers
-
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
-
-import tensorflow_datasets as tfds
-from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
 DATASET = 'ogbench'
 VERSION = '1.0.0'

@@ -4,16 +4,12 @@ Each changes a sample with a probability of its own, all its frames alike. (The 
 among them: it is part of how the loader reads frames.)
 """
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from data_pipeline.errors import DataError
-
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
-
 import tensorflow as tf
+
+from data_pipeline.errors import DataError
 
 PARAMETERS = 4
 """Uniform numbers that a change of a sample may use."""

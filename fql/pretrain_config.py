@@ -162,7 +162,7 @@ def read_pretrain_spec(run: RunFolder) -> PretrainSpec:
         FQLError: when the folder is no pretraining, or its file cannot be understood.
     """
     path = run.pretrain_spec
-    values = read_json(path, FORMAT_VERSION, 'folder of a pretraining')
+    values = read_json(path, FORMAT_VERSION, 'is no folder of a pretraining')
     return PretrainSpec(
         config=pretrain_config_from_dict(values['config'], path),
         image_shape=tuple(values['image_shape']),

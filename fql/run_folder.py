@@ -151,12 +151,12 @@ def write_spec(run: RunFolder, spec: RunSpec) -> None:
     write_json(run.spec, values)
 
 
-def read_json(path: Path, format_version: int, folder: str) -> dict[str, Any]:
+def read_json(path: Path, format_version: int, without: str) -> dict[str, Any]:
     """The values of a file that `write_json` has written.
 
     Args:
         format_version: the one that they have to name.
-        folder: what the folder of such a file is called.
+        without: what is said of a folder that has no such file.
 
     Raises:
         FQLError: no such file, or one that cannot be understood.
@@ -164,7 +164,7 @@ def read_json(path: Path, format_version: int, folder: str) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
-        raise FQLError(f'{path.parent} is no {folder}: it has no {path.name}') from None
+        raise FQLError(f'{path.parent} {without}: it has no {path.name}') from None
     except ValueError as error:
         raise FQLError(f'{path} is not valid JSON: {error}') from None
     found = values.get('format_version') if isinstance(values, dict) else None
@@ -186,7 +186,7 @@ def read_spec(run: RunFolder) -> RunSpec:
     Raises:
         FQLError: when the folder is no run, or its file cannot be understood.
     """
-    values = read_json(run.spec, FORMAT_VERSION, 'run folder')
+    values = read_json(run.spec, FORMAT_VERSION, 'is not a run folder')
     return RunSpec(
         config=config_from_dict(values['config'], run.spec),
         observation_shape=tuple(values['observation_shape']),

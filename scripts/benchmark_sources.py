@@ -29,14 +29,14 @@ def measure_sources(split: Split, folder: Path) -> dict[str, dict[str, float]]:
     Returns:
         For `prepare` and `export`, frames per second and the peak growth of anonymous memory (MB).
     """
-    source, store = folder / 'source.npz', folder / 'store'
+    source, store = folder / 'source.npz', folder / 'prepare-0'
     np.savez_compressed(source, allow_pickle=False, **split.arrays)
     spawn = multiprocessing.get_context('spawn')
     results = {}
     for name, work, origin in (('prepare', prepare, source), ('export', export, store)):
         runs = []
         for run in range(RUNS):
-            target = store if name == 'prepare' and run == 0 else folder / f'{name}-{run}'
+            target = folder / f'{name}-{run}'
             with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as executor:
                 runs.append(executor.submit(measure, work, origin, target).result())
         results[name] = {key: statistics.median(run[key] for run in runs) for key in runs[0]}

@@ -82,8 +82,7 @@ def describe_actions(split: Split) -> Iterator[str]:
 def describe_tasks(store: FrameStore, split: Split) -> Iterator[str]:
     """Rewards and successes of the data's own task and of those that they can be labelled for."""
     if split.labels:
-        labels = (split.labels['rewards'], split.labels['masks'])
-        yield f'{split.name}, own: {describe_labels(split, *labels)}'
+        yield f'{split.name}, own: {describe_labels(split, **split.labels)}'
     for env_id, kwargs in known_tasks(store, split):
         chosen = ', '.join(f'{name}={value}' for name, value in kwargs.items())
         name = f'{split.name}, {" ".join([env_id.rpartition(":")[2], chosen]).strip()}'

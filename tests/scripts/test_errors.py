@@ -94,7 +94,7 @@ def test_resume_with_other_settings_names_them(assert_one_line, fql, finished_ru
 
 
 def test_resume_of_something_else(assert_one_line, fql, tmp_path):
-    assert_one_line(fql('train', '--resume', tmp_path), 'is no run folder')
+    assert_one_line(fql('train', '--resume', tmp_path), 'is not a run folder')
 
 
 def test_a_finished_run_can_be_extended(assert_one_line, fql, finished_run):
@@ -107,7 +107,7 @@ def test_a_finished_run_can_be_extended(assert_one_line, fql, finished_run):
 @pytest.mark.parametrize('command', ['evaluate', ('inspect', 'checkpoint')])
 def test_commands_on_a_run_that_is_none(assert_one_line, fql, tmp_path, command):
     words = (command,) if isinstance(command, str) else command
-    assert_one_line(fql(*words, tmp_path), 'is no run folder')
+    assert_one_line(fql(*words, tmp_path), 'is not a run folder')
 
 
 def test_unknown_checkpoint(assert_one_line, fql, finished_run):

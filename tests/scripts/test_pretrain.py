@@ -125,7 +125,7 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(
     assert_one_line(fql('pretrain', *SETTINGS, '--run-dir', whole), f'--resume {whole}')
     done = fql('pretrain', '--resume', whole, '--horizon', 2)
     assert_one_line(done, 'horizon: stored 3, asked 2')
-    assert_one_line(fql('train', '--resume', whole), 'is no run folder')
+    assert_one_line(fql('train', '--resume', whole), 'is not a run folder')
 
     # A run of other length replaces its encoder; those of earlier steps can be had.
     config = dataclasses.replace(read_pretrain_spec(RunFolder(whole)).config, steps=2)
