@@ -411,6 +411,29 @@ class BenchmarkData:
 
 
 @dataclass(frozen=True)
+class BenchmarkLatents:
+    """Time the caching of a frozen encoder's latents against the encoder alone, in turns.
+
+    The encoder is a fresh one. Alone, it encodes one batch again and again; to cache, frames are
+    read, put on the devices and encoded, and latents are checked and written, to the folder for
+    temporary files. Both have compiled before.
+    """
+
+    task: str = 'visual-cube-single-play-singletask-task1-v0'
+    """A task whose dataset is prepared; its batch size, frame stack and encoder are taken."""
+    rows: int = 20_000
+    """Rows of a turn: the dataset's first trajectories that have no more."""
+    latent_copies: int = 0
+    """As for fql train."""
+    rounds: int = 5
+    """How often the two take turns; medians are reported."""
+    json: Path | None = None
+    """Also write all numbers to this file, which must not exist."""
+    data_dir: DataDir = ''
+    """Data folder; default $FQL_DATA_DIR, else under the user's cache folder."""
+
+
+@dataclass(frozen=True)
 class BenchmarkUpdate:
     """Time one update in every mode, in turns, and count its work.
 
@@ -504,6 +527,7 @@ class Benchmark:
         | Annotated[BenchmarkScaling, tyro.conf.subcommand('scaling')]
         | Annotated[BenchmarkTrain, tyro.conf.subcommand('train')]
         | Annotated[BenchmarkData, tyro.conf.subcommand('data')]
+        | Annotated[BenchmarkLatents, tyro.conf.subcommand('latents')]
         | Annotated[BenchmarkFaults, tyro.conf.subcommand('faults')]
     )
 

@@ -141,6 +141,8 @@ def cached_data(
     check_room(data, spec, encoder)
     make_latent_folder(folder, recipe)
     width, dtype, copies = latent_width(spec), config.latent_cache, config.latent_copies
+    mesh = local_mesh()
+    encode = make_encode(spec, mesh)
     cached = {}
     with locked(folder / 'lock'):
         for name, labelled in data.items():
@@ -148,22 +150,29 @@ def cached_data(
             if split is None:
                 rows = len(labelled.split.observations) * (copies + 1)
                 with LatentWriter(folder / name, (rows, width), dtype) as writer:
-                    write_latents(writer, labelled.split, spec, encoder)
+                    write_latents(writer, labelled.split, config, encode, encoder, mesh)
                 split = latent_split(folder, labelled.split, width, dtype, copies)
             assert split is not None
             cached[name] = dataclasses.replace(labelled, split=split, has_latents=True)
     return cached
 
 
-def write_latents(writer: LatentWriter, split: Split, spec: RunSpec, encoder: Params) -> None:
+def write_latents(
+    writer: LatentWriter,
+    split: Split,
+    config: TrainConfig,
+    encode: Encode,
+    encoder: Params,
+    mesh: Mesh,
+) -> None:
     """Computes and writes the rows that `writer` still lacks.
 
     Devices, disk and host work at the same time: the next blocks are given to the devices before
     the last one is waited for.
+
+    Args:
+        encode: of `make_encode`, for this mesh.
     """
-    config = spec.config
-    mesh = local_mesh()
-    encode = make_encode(spec, mesh)
     encoder = jax.device_put(encoder, NamedSharding(mesh, PartitionSpec()))
     rows, total = len(split.observations), len(split.observations) * (config.latent_copies + 1)
     shifts = copy_shifts(split, config)

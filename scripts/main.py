@@ -42,6 +42,7 @@ MODULES = {
     arguments.BenchmarkScaling: 'scripts.benchmark_scaling',
     arguments.BenchmarkTrain: 'scripts.benchmark_train',
     arguments.BenchmarkData: 'scripts.benchmark_data',
+    arguments.BenchmarkLatents: 'scripts.benchmark_latents',
     arguments.BenchmarkFaults: 'scripts.benchmark_faults',
 }
 
@@ -65,9 +66,10 @@ def run(argv: list[str]) -> int:
         if isinstance(command, arguments.Inspect | arguments.Benchmark):
             command = command.what
         if hasattr(command, 'data_dir'):
-            # Compiled programs are kept, so that a second start is quick.
+            # Compiled programs are kept, small ones too, so that a second start is quick.
             cache = resolve_data_dir(command.data_dir) / 'compilation-cache'
             os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))
+            os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
         return importlib.import_module(MODULES[type(command)]).run(command) or 0
     except (FQLError, DataError, EncoderError) as error:
         print(f'fql: {error}', file=sys.stderr)

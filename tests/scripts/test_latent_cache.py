@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from data_pipeline import latent_store
+from data_pipeline.errors import DataError
 from data_pipeline.frame_store import prepare_store
 from encoders.impala import ENCODERS
 from encoders.loading import SavedEncoder, save_encoder
@@ -21,6 +22,7 @@ from fql.config import AgentConfig, TrainConfig
 from fql.errors import FQLError
 from fql.tasks import QUICKSTART_TASK
 from scripts import latent_cache
+from scripts.benchmark_latents import compare_caching, first_trajectories
 from scripts.latent_cache import cache_place, cached_data, locked
 from scripts.training_data import LabelledSplit, run_spec, training_batches
 
@@ -202,6 +204,17 @@ def test_an_interrupted_cache_is_continued(data, encoder, monkeypatch):
     assert whole.read_bytes() == expected
     per_copy = -(-sum(LENGTHS['train']) // FROZEN.batch_size)
     assert len(blocks_read) < 6 + 3 * per_copy + 3 * 2
+
+
+def test_the_benchmark_caches_the_first_trajectories(data):
+    split = first_trajectories(data['train'].split, sum(LENGTHS['train'][:3]) + 1)
+    np.testing.assert_array_equal(split.lengths, LENGTHS['train'][:3])
+    report = compare_caching(split, run_spec(data['train'], COPIES), rounds=2)
+    assert report['rows'] == 3 * sum(LENGTHS['train'][:3])
+    ratios = [a / b for a, b in zip(*report['seconds'].values(), strict=True)]
+    assert report['throughput_against_encoder_alone'] == pytest.approx(np.mean(ratios))
+    with pytest.raises(DataError, match='the first trajectory has 2 rows, more than 1'):
+        first_trajectories(data['train'].split, 1)
 
 
 def test_who_comes_second_waits(data, encoder, capfd):
