@@ -4,6 +4,7 @@ import dataclasses
 import statistics
 import tempfile
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,9 @@ def compare_caching(split: Split, spec: RunSpec, rounds: int) -> dict[str, Any]:
     }
 
 
-def make_encoder_alone(spec: RunSpec, encoder: Params, mesh: Mesh, batches: int) -> Any:
+def make_encoder_alone(
+    spec: RunSpec, encoder: Params, mesh: Mesh, batches: int
+) -> Callable[[], None]:
     """A function that encodes one random batch, on the devices already, `batches` times."""
     spread = NamedSharding(mesh, PartitionSpec(AXIS))
     forward = jax.jit(
