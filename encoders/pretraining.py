@@ -232,6 +232,9 @@ def self_prediction_loss(
     """`1 - cos(q(g(z_t + f(z_t, a_t .. a_{t+k-1}, k))), gbar(zbar_{t+k}))`, mean over the batch.
 
     f predicts the later latents, g projects them and q predicts the averaged encoder's projection.
+    Both sides of the cosine are standardised over the batch. What all observations have in common
+    would otherwise give a cosine near 1 before anything is learned; the batch normalisation in
+    BYOL's projector and predictor prevents that.
 
     Sources: Schwarzer et al. 2021, 'Data-Efficient Reinforcement Learning with Self-Predictive
     Representations' (SPR, arXiv 2007.05929), equation 4, with one transition of k steps in place of
@@ -242,10 +245,10 @@ def self_prediction_loss(
     actions = rearrange(windows.actions, 'b k a -> b (k a)')
     change = networks.head(params, 'transition', latents, actions, _one_hot_offsets(windows))
     projected = networks.head(params, 'projector', latents + change)
-    predicted = networks.head(params, 'predictor', projected)
+    predicted = _direction(networks.head(params, 'predictor', projected))
     later = networks.encode(target_params, windows.later_observations)
-    targets = jax.lax.stop_gradient(networks.head(target_params, 'projector', later))
-    similarity = jnp.mean(jnp.sum(_normalise(predicted) * _normalise(targets), axis=-1))
+    targets = _direction(jax.lax.stop_gradient(networks.head(target_params, 'projector', later)))
+    similarity = jnp.mean(jnp.sum(predicted * targets, axis=-1))
     return 1 - similarity, {'self_prediction/cosine': similarity, **_feature_scale(latents)}
 
 
@@ -353,6 +356,8 @@ def _one_hot_offsets(windows: Windows) -> jax.Array:
     return jax.nn.one_hot(windows.offsets - 1, windows.actions.shape[1])
 
 
-def _normalise(vectors: jax.Array) -> jax.Array:
-    """Vectors (b, n) scaled to length 1."""
-    return vectors * jax.lax.rsqrt(jnp.sum(vectors**2, axis=-1, keepdims=True) + 1e-12)
+def _direction(vectors: jax.Array) -> jax.Array:
+    """Vectors (b, n), standardised over the batch and scaled to length 1."""
+    centred = vectors - vectors.mean(axis=0)
+    standard = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=0) + 1e-8)
+    return standard * jax.lax.rsqrt(jnp.sum(standard**2, axis=-1, keepdims=True) + 1e-12)

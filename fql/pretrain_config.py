@@ -46,7 +46,7 @@ class PretrainConfig:
     """Number of updates."""
     batch_size: int = 256
     """Windows in a batch."""
-    lr: float = 1e-3
+    lr: float = 3e-4
     """Adam's learning rate."""
     tau: float = 0.01
     """Rate at which the momentum target of temporal_contrast and self_prediction follows."""
