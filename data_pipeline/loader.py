@@ -103,26 +103,15 @@ def make_batches(
             (shift_pad, shift_pad) is no shift.
 
     Raises:
-        DataError: fewer transitions than `batch_size`, images not larger than `shift_pad`, or
-            transforms of vectors.
+        DataError: see `check_batches`.
     """
+    check_batches(split, config)
     rows, shape = len(split.observations), split.observations.shape[1:]
     if len(rewards) != rows or len(masks) != rows:
         raise ValueError(f'{len(rewards)} rewards and {len(masks)} masks for {rows} rows')
-    valid_rows = split.valid_rows
-    if config.batch_size > len(valid_rows):
-        raise DataError(
-            f'{split.path}: {len(valid_rows)} transitions are too few for batch_size '
-            f'{config.batch_size}'
-        )
-    if config.transforms and len(shape) != 3:
-        raise DataError(f'{split.path}: observations are vectors, which no transform changes')
-    is_shifting = len(shape) == 3 and config.shift_pad > 0 and config.shift_probability > 0
-    if is_shifting and config.shift_pad >= min(shape[:2]):
-        raise DataError(f'{split.path}: shift_pad {config.shift_pad} for images of {shape}')
-
+    is_shifting = shifts_images(shape, config)
     frames = map_frames(split.path / 'observations.npy')
-    valid = tf.constant(valid_rows, tf.int64)
+    valid = tf.constant(split.valid_rows, tf.int64)
     first = tf.constant(split.first_rows, tf.int64)
     columns = {
         'actions': tf.constant(split.actions, tf.float32),
@@ -160,6 +149,29 @@ def make_batches(
         make_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
     )
     return dataset.prefetch(1).with_options(options).as_numpy_iterator()
+
+
+def check_batches(split: Split, config: LoaderConfig) -> None:
+    """Raises DataError if there are no such batches.
+
+    There are fewer transitions than `batch_size`, images not larger than `shift_pad`, or transforms
+    of vectors.
+    """
+    shape, transitions = split.observations.shape[1:], len(split.valid_rows)
+    if config.batch_size > transitions:
+        raise DataError(
+            f'{split.path}: {transitions} transitions are too few for batch_size '
+            f'{config.batch_size}'
+        )
+    if config.transforms and len(shape) != 3:
+        raise DataError(f'{split.path}: observations are vectors, which no transform changes')
+    if shifts_images(shape, config) and config.shift_pad >= min(shape[:2]):
+        raise DataError(f'{split.path}: shift_pad {config.shift_pad} for images of {shape}')
+
+
+def shifts_images(shape: tuple[int, ...], config: LoaderConfig) -> bool:
+    """Whether there are batches whose observations, of this shape, are shifted."""
+    return len(shape) == 3 and config.shift_pad > 0 and config.shift_probability > 0
 
 
 def map_frames(path: Path) -> tf.Tensor:

@@ -18,6 +18,7 @@ from data_pipeline.frame_store import Split
 from data_pipeline.loader import (
     ACTION_LIMIT,
     LoaderConfig,
+    check_batches,
     flip_coin,
     gather_frames,
     gather_shifted,
@@ -112,21 +113,13 @@ def make_windows(
 def check_windows(split: Split, config: LoaderConfig, horizon: int) -> None:
     """Raises DataError if there are no such windows.
 
-    Observations are no images or not larger than `shift_pad`, there are fewer transitions than
-    `batch_size`, or `horizon` is below 1.
+    Observations are no images, `horizon` is below 1, or see `data_pipeline.loader.check_batches`.
     """
-    shape, transitions = split.observations.shape[1:], len(split.valid_rows)
-    if len(shape) != 3:
+    if split.observations.ndim != 4:
         raise DataError(f'{split.path}: observations are vectors, where images are needed')
     if horizon < 1:
         raise DataError(f'horizon {horizon} is less than 1')
-    if config.batch_size > transitions:
-        raise DataError(
-            f'{split.path}: {transitions} transitions are too few for batch_size '
-            f'{config.batch_size}'
-        )
-    if config.shift_pad >= min(shape[:2]):
-        raise DataError(f'{split.path}: shift_pad {config.shift_pad} for images of {shape}')
+    check_batches(split, config)
 
 
 def sample_offsets(limits: tf.Tensor, config: LoaderConfig, step: tf.Tensor) -> tf.Tensor:

@@ -43,7 +43,7 @@ from fql.run_lock import lock_run
 from fql.train_state import TrainState
 from scripts.arguments import Pretrain
 from scripts.run_start import Resume, check_run_folder, choose_folder
-from scripts.training_data import host_transforms, open_dataset
+from scripts.training_data import host_transforms, open_dataset, unaugmented
 from scripts.training_loop import Trainer
 
 
@@ -96,7 +96,7 @@ def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
             done = start // config.log_interval if config.log_interval else 0
             val_windows = make_windows(
                 store.splits['val'],
-                dataclasses.replace(loader_config(config), transforms=()),
+                loader_config(unaugmented(config)),
                 config.horizon,
                 done,
             )

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from data_pipeline.data_dir import resolve_data_dir
+from data_pipeline.loader import check_batches
 from encoders.loading import load_encoder, read_encoder
 from fql.agent import abstract_state, agent_networks, initial_state
 from fql.augmentation import check_augmentation
@@ -21,7 +22,7 @@ from fql.checkpointing import (
     finished_steps,
     restore_newest,
 )
-from fql.config import AugmentationConfig, TrainConfig, config_to_dict, validate_config
+from fql.config import TrainConfig, config_to_dict, validate_config
 from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_processes
 from fql.env_workers import EnvWorkers
 from fql.errors import FQLError
@@ -49,8 +50,10 @@ from scripts.run_start import Resume, check_run_folder, choose_folder
 from scripts.training_data import (
     LabelledSplit,
     load_training_data,
+    loader_config,
     run_spec,
     training_batches,
+    unaugmented,
 )
 from scripts.training_loop import Trainer, is_due
 
@@ -105,9 +108,8 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
             check_room(data, spec, encoder)
     is_main = jax.process_index() == 0
     part = {'process_index': jax.process_index(), 'process_count': jax.process_count()}
+    check_batches(data['train'].split, loader_config(data['train'], config, **part))
     with ExitStack() as stack:
-        # Fails before anything is written if the batch does not fit the data.
-        training_batches(data['train'], config, 0, **part)
         workers = None
         if config.eval_interval and is_main:
             workers = stack.enter_context(
@@ -157,8 +159,7 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
         val_batches = None
         if 'val' in data and len(data['val'].split.valid_rows) >= config.batch_size:
             done = start // config.log_interval if config.log_interval else 0
-            unaugmented = dataclasses.replace(config, augmentation=AugmentationConfig())
-            val_batches = training_batches(data['val'], unaugmented, done, **part)
+            val_batches = training_batches(data['val'], unaugmented(config), done, **part)
         interruption = stack.enter_context(Interruption())
         trainer = Trainer(
             schedule=config,

@@ -1,7 +1,9 @@
 """A task's transitions, from the frame store to endless batches."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,8 +15,11 @@ from data_pipeline.loader import LoaderConfig, make_batches
 from data_pipeline.source import LABEL_ARRAYS
 from data_pipeline.transforms import Transform
 from fql.config import OWN_TASK, AugmentationConfig, TrainConfig
+from fql.pretrain_config import PretrainConfig
 from fql.run_folder import RunSpec
 from fql.tasks import find_task
+
+Config = TypeVar('Config', TrainConfig, PretrainConfig)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +94,15 @@ def training_batches(
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
     """The batches of a run from update `start_step` on; see `data_pipeline.loader.make_batches`."""
-    loader_config = LoaderConfig(
+    loader = loader_config(data, config, process_index, process_count)
+    return make_batches(data.split, data.rewards, data.masks, loader, start_step)
+
+
+def loader_config(
+    data: LabelledSplit, config: TrainConfig, process_index: int = 0, process_count: int = 1
+) -> LoaderConfig:
+    """What the batches of a run on these data are made of."""
+    return LoaderConfig(
         batch_size=config.batch_size,
         frame_stack=1 if data.has_latents else config.frame_stack,
         shift_probability=config.shift_probability,
@@ -99,7 +112,11 @@ def training_batches(
         process_index=process_index,
         process_count=process_count,
     )
-    return make_batches(data.split, data.rewards, data.masks, loader_config, start_step)
+
+
+def unaugmented(config: Config) -> Config:
+    """The settings of a run's validation batches: as those of training, without augmentation."""
+    return dataclasses.replace(config, augmentation=AugmentationConfig())
 
 
 def host_transforms(config: AugmentationConfig) -> tuple[Transform, ...]:

@@ -1,0 +1,41 @@
+"""Validation batches: those of the val split, without the augmentation of training."""
+
+import csv
+import shutil
+
+import pytest
+
+from fql.tasks import QUICKSTART_TASK
+
+DATASET = 'visual-pointmaze-validated-v0'
+TINY = (
+    *('--steps', 1, '--log-interval', 1, '--batch-size', 8, '--hidden-dims', 8, '--frame-stack', 1),
+    *('--lr', 1e-12, '--encoder', 'impala_debug', '--dataset', DATASET),
+)
+TRAIN = ('train', '--task', QUICKSTART_TASK, '--flow-steps', 1, '--eval-interval', 0)
+
+
+@pytest.fixture(scope='module')
+def validated(fql_process, maze_npz, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('validated')
+    for name in ('m.npz', 'm-val.npz'):
+        shutil.copy(maze_npz, folder / name)
+    done = fql_process('prepare', DATASET, '--source', folder / 'm.npz')
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.usefixtures('validated')
+@pytest.mark.parametrize('words', [TRAIN, ('pretrain', '--horizon', 2)], ids=lambda x: x[0])
+def test_validation_batches_are_not_augmented(fql, tmp_path, words):
+    """An update that changes next to nothing: two runs differ by the images they see."""
+    rows = {}
+    for name, flip in (('plain', 0), ('flipped', 1)):
+        run = tmp_path / name
+        done = fql(*words, *TINY, '--flip-probability', flip, '--run-dir', run)
+        assert done.returncode == 0, done.stderr
+        with (run / 'train.csv').open() as file:
+            (row,) = csv.DictReader(file)
+        rows[name] = {key: float(value) for key, value in row.items()}
+    plain, flipped = rows['plain'], rows['flipped']
+    assert flipped['loss'] != pytest.approx(plain['loss'], rel=1e-4)
+    assert flipped['validation/loss'] == pytest.approx(plain['validation/loss'], rel=1e-6)
