@@ -22,6 +22,7 @@ from fql.train_step import LOADED_FIELDS, make_train_step
 from scripts.arguments import BenchmarkData
 from scripts.benchmark_sources import anonymous_megabytes, measure_sources
 from scripts.measuring import check_new, format_table, median_ratio, write_json
+from scripts.progress import progress_bar
 from scripts.training_data import (
     LabelledSplit,
     load_training_data,
@@ -44,20 +45,26 @@ def run(args: BenchmarkData) -> None:
     check_new(args.json)
     config = dataclasses.replace(default_config(find_task(args.task)), data_dir=args.data_dir)
     data = load_training_data(config)['train']
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, progress_bar('measure', 'part', 4) as bar:
         # Memory and disk first, while nothing else is held; but TensorFlow itself is not counted.
         sources = measure_sources(data.split, Path(folder))
+        bar.update()
         next(training_batches(data, config, 0))
         million = measure_million_frames(config, args.batches, Path(folder))
-        report: Report = {
-            'batch_size': config.batch_size,
-            'frame_stack': config.frame_stack,
-            **compare_samplers(data, config, args.rounds),
-            'bytes_to_device_ratio': (config.frame_stack + 1) / (2 * config.frame_stack),
-            'million_frames': million,
-            'sources': sources,
-            'training_waits_for_data_share': measure_waiting(data, config, args.updates),
-        }
+        bar.update()
+        samplers = compare_samplers(data, config, args.rounds)
+        bar.update()
+        waiting = measure_waiting(data, config, args.updates)
+        bar.update()
+    report: Report = {
+        'batch_size': config.batch_size,
+        'frame_stack': config.frame_stack,
+        **samplers,
+        'bytes_to_device_ratio': (config.frame_stack + 1) / (2 * config.frame_stack),
+        'million_frames': million,
+        'sources': sources,
+        'training_waits_for_data_share': waiting,
+    }
     print(format_report(report))
     write_json(args.json, report)
 
