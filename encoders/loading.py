@@ -82,7 +82,7 @@ def save_encoder(folder: Path, params: Params, saved: SavedEncoder) -> SavedEnco
     shutil.rmtree(temporary, ignore_errors=True)  # Of a killed process that had this number.
     temporary.mkdir(parents=True)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             checkpointer.save(temporary / PARAMS, jax.tree.map(np.asarray, params))
         values = {'format_version': FORMAT_VERSION, **dataclasses.asdict(saved)}
         (temporary / DESCRIPTION).write_text(json.dumps(values, indent=2) + '\n')
@@ -148,14 +148,14 @@ def load_encoder(
     abstract = abstract_params(saved)
     # Orbax raises whatever the damage leads to.
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             metadata = checkpointer.metadata(folder / PARAMS).item_metadata.tree
     except Exception as error:
         raise _damaged(folder, type(error).__name__) from error
     # Orbax casts another dtype in silence, and reports other shapes without saying where.
     _check_leaves(folder, describe_leaves(metadata), saved)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             params = checkpointer.restore(folder / PARAMS, abstract)
     except Exception as error:
         raise _damaged(folder, type(error).__name__) from error
@@ -176,6 +176,15 @@ def abstract_params(saved: SavedEncoder) -> Params:
     height, width, channels = saved.image_shape
     images = jax.ShapeDtypeStruct((1, height, width, channels * saved.frame_stack), jnp.uint8)
     return jax.eval_shape(ENCODERS[saved.encoder].init, jax.random.key(0), images)['params']
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    """One that waits for no other process: an encoder's folder is the work of one."""
+    own = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f'encoder-{own}'
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
 def _check_leaves(folder: Path, found: Mapping[str, str], saved: SavedEncoder) -> None:

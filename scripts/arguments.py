@@ -124,6 +124,19 @@ class Collect:
 
 
 @dataclass(frozen=True)
+class Processes:
+    """Several processes that train together."""
+
+    coordinator: str = ''
+    """HOST:PORT of the first of several processes that train together, each started with this
+    same command and its own --process-id; `auto` on clusters that JAX knows (Slurm, TPU pods)."""
+    num_processes: int = 1
+    """How many processes train together."""
+    process_id: int = 0
+    """Which of them this is, from 0."""
+
+
+@dataclass(frozen=True)
 class Train:
     """Train an agent; evaluate, log and checkpoint on the way.
 
@@ -141,13 +154,7 @@ class Train:
     --updates-per-call, --eval-workers, --keep-latest, --keep-interval, --shard-params and
     --wandb-project may be given anew. `auto`: continue --run-dir if it holds a run, else start it
     (for job schedulers)."""
-    coordinator: str = ''
-    """HOST:PORT of the first of several processes that train together, each started with this
-    same command and its own --process-id; `auto` on clusters that JAX knows (Slurm, TPU pods)."""
-    num_processes: int = 1
-    """How many processes train together."""
-    process_id: int = 0
-    """Which of them this is, from 0."""
+    processes: Processes = field(default_factory=Processes)
 
     @property
     def data_dir(self) -> str:
@@ -173,6 +180,7 @@ class Pretrain:
     """Run folder to continue, with its stored settings; of these only --steps, --data-dir,
     --updates-per-call, --keep-latest and --keep-interval may be given anew. `auto`: continue
     --run-dir if it holds a run, else start it (for job schedulers)."""
+    processes: Processes = field(default_factory=Processes)
 
     @property
     def data_dir(self) -> str:

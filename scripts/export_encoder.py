@@ -6,11 +6,12 @@ from fql.checkpointing import CheckpointReader
 from fql.devices import one_device_mesh
 from fql.errors import FQLError
 from fql.networks import Params, encoder_of
-from fql.pretrain_config import read_pretrain_spec
+from fql.pretrain_config import PretrainSpec, read_pretrain_spec
+from fql.pretraining import abstract_pretrain_state
 from fql.run_folder import RunFolder, RunSpec, read_spec
 from fql.tasks import find_task
 from scripts.arguments import ExportEncoder
-from scripts.pretrain import read_pretrained
+from scripts.pretrain import describe_encoder
 
 
 def run(args: ExportEncoder) -> None:
@@ -22,8 +23,7 @@ def run(args: ExportEncoder) -> None:
     """
     folder = RunFolder(args.run)
     if folder.pretrain_spec.exists():
-        step = CheckpointReader(folder.checkpoints).find(args.step)
-        params, saved = read_pretrained(folder, read_pretrain_spec(folder), step)
+        params, saved = read_pretrained(folder, read_pretrain_spec(folder), args.step)
     else:
         params, saved = read_trained(folder, read_spec(folder), args.step)
     save_encoder(args.out, params, saved)
@@ -32,6 +32,16 @@ def run(args: ExportEncoder) -> None:
         f'{"x".join(map(str, saved.image_shape))}, {saved.objective} on {saved.dataset}, '
         f'{saved.step:,} updates'
     )
+
+
+def read_pretrained(
+    folder: RunFolder, spec: PretrainSpec, step: int | None
+) -> tuple[Params, SavedEncoder]:
+    """The encoder in a pretraining's checkpoint, and what it is."""
+    reader = CheckpointReader(folder.checkpoints)
+    step = reader.find(step)
+    params = reader.restore_params(abstract_pretrain_state(spec, one_device_mesh()), step)
+    return params['encoder'], describe_encoder(spec, step, reader.metadata(step)['versions'])
 
 
 def read_trained(folder: RunFolder, spec: RunSpec, step: int | None) -> tuple[Params, SavedEncoder]:

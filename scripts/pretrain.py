@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,13 +15,8 @@ from data_pipeline.loader import LoaderConfig
 from data_pipeline.windows import check_windows, make_windows
 from encoders.loading import SavedEncoder, read_encoder, save_encoder
 from fql.augmentation import check_augmentation
-from fql.checkpointing import (
-    CheckpointReader,
-    CheckpointWriter,
-    count_parameters,
-    restore_newest,
-)
-from fql.devices import check_batch_size, make_mesh, one_device_mesh
+from fql.checkpointing import CheckpointWriter, count_parameters, restore_newest
+from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_processes
 from fql.interruption import Interruption
 from fql.metrics_log import MetricsLog
 from fql.networks import Params
@@ -42,13 +38,14 @@ from fql.run_folder import RunFolder, versions
 from fql.run_lock import lock_run
 from fql.train_state import TrainState
 from scripts.arguments import Pretrain
-from scripts.run_start import Resume, check_run_folder, choose_folder
+from scripts.run_start import Resume, check_run_folder, choose_folder, connect_processes
 from scripts.training_data import host_transforms, open_dataset, unaugmented
 from scripts.training_loop import Trainer
 
 
 def run(args: Pretrain) -> int:
     """Starts or resumes a pretraining; returns the exit code."""
+    connect_processes(args.processes, args.run_dir, args.resume)
     # Stored as an absolute path, so that the run can be resumed from any folder.
     data_dir = str(resolve_data_dir(args.config.data_dir))
     config = dataclasses.replace(args.config, data_dir=data_dir)
@@ -77,28 +74,40 @@ def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
     )
     store = open_dataset(config.dataset, config.data_dir)
     train = store.splits['train']
-    check_windows(train, loader_config(config), config.horizon)
+    loader = loader_config(config)
+    check_windows(train, loader, config.horizon)
     check_augmentation(config.augmentation, train.observations.shape[1:])
     height, width, channels = train.observations.shape[1:]
     spec = PretrainSpec(config, (height, width, channels), train.actions.shape[1])
+    is_main = jax.process_index() == 0
+    # The first process makes the folder that all have looked at before.
+    wait_for_all_processes('checks')
     with ExitStack() as stack:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(lock_run(folder.lock))
-        write_pretrain_spec(folder, spec)
+        if is_main:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock_run(folder.lock))
+            write_pretrain_spec(folder, spec)
+        wait_for_all_processes('run folder')
         state, notices = restore_newest(
             folder.checkpoints, abstract_pretrain_state(spec, mesh), folder.damaged
         )
         state = initial_pretrain_state(spec, mesh) if state is None else state
         start = int(state.step)
-        print('\n'.join([*notices, start_summary(spec, store, state, folder)]), flush=True)
+        wait_for_all_processes('state')
+        writer = stack.enter_context(
+            CheckpointWriter(folder.checkpoints, config.keep_latest, config.keep_interval)
+        )
+        train_log = None
+        if is_main:
+            print('\n'.join([*notices, start_summary(spec, store, state, folder)]), flush=True)
+            train_log = stack.enter_context(
+                MetricsLog(folder.train_csv, folder.train_tensorboard, start)
+            )
         val_windows = None
         if 'val' in store.splits and len(store.splits['val'].valid_rows) >= config.batch_size:
             done = start // config.log_interval if config.log_interval else 0
             val_windows = make_windows(
-                store.splits['val'],
-                loader_config(unaugmented(config)),
-                config.horizon,
-                done,
+                store.splits['val'], loader_config(unaugmented(config)), config.horizon, done
             )
         trainer = Trainer(
             schedule=config,
@@ -109,55 +118,52 @@ def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
             validate=make_pretrain_validation(spec),
             evaluate=lambda state: None,
             metadata={'config': dataclasses.asdict(config), 'versions': versions()},
-            writer=stack.enter_context(
-                CheckpointWriter(folder.checkpoints, config.keep_latest, config.keep_interval)
-            ),
-            train_log=stack.enter_context(
-                MetricsLog(folder.train_csv, folder.train_tensorboard, start)
-            ),
+            writer=writer,
+            train_log=train_log,
             interruption=stack.enter_context(Interruption()),
             resume_command=f'fql pretrain --resume {folder.path}',
         )
         began = time.monotonic()
-        batches = make_windows(train, loader_config(config), config.horizon, start)
-        code = trainer.train(state, batches, val_windows, is_evaluation_missing=False)
+        batches = make_windows(train, loader, config.horizon, start)
+        state, code = trainer.train(state, batches, val_windows, is_evaluation_missing=False)
         if code == 0:
-            write_final_encoder(folder, spec)
-            print(end_summary(folder, config, config.steps - start, time.monotonic() - began))
+            encoder = local_copy(state.params['encoder'], mesh)
+            if is_main:
+                write_final_encoder(folder, spec, encoder)
+                print(end_summary(folder, config, config.steps - start, time.monotonic() - began))
     return code
 
 
 def loader_config(config: PretrainConfig) -> LoaderConfig:
-    """What the batches of a run are made of."""
+    """What the batches of a run are made of, in this process."""
     return LoaderConfig(
         batch_size=config.batch_size,
         frame_stack=config.frame_stack,
         shift_probability=config.shift_probability,
         transforms=host_transforms(config.augmentation),
         seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
 
 
-def read_pretrained(
-    folder: RunFolder, spec: PretrainSpec, step: int
-) -> tuple[Params, SavedEncoder]:
-    """The encoder's parameters in a run's checkpoint, and what it is."""
-    reader = CheckpointReader(folder.checkpoints)
-    params = reader.restore_params(abstract_pretrain_state(spec, one_device_mesh()), step)
-    saved = SavedEncoder(
+def describe_encoder(
+    spec: PretrainSpec, step: int, package_versions: Mapping[str, str]
+) -> SavedEncoder:
+    """What the encoder of a run is after `step` updates."""
+    return SavedEncoder(
         encoder=spec.config.encoder,
         image_shape=spec.image_shape,
         frame_stack=spec.config.frame_stack,
         objective=spec.config.objective,
         dataset=spec.config.dataset,
         step=step,
-        versions=reader.metadata(step)['versions'],
+        versions=package_versions,
     )
-    return params['encoder'], saved
 
 
-def write_final_encoder(folder: RunFolder, spec: PretrainSpec) -> None:
-    """Writes the encoder of a run's last checkpoint into its folder.
+def write_final_encoder(folder: RunFolder, spec: PretrainSpec, encoder: Params) -> None:
+    """Writes the encoder of a finished run into its folder.
 
     A run that was extended replaces the one it had.
     """
@@ -165,7 +171,7 @@ def write_final_encoder(folder: RunFolder, spec: PretrainSpec) -> None:
         if read_encoder(folder.encoder).step == spec.config.steps:
             return
         shutil.rmtree(folder.encoder)
-    save_encoder(folder.encoder, *read_pretrained(folder, spec, spec.config.steps))
+    save_encoder(folder.encoder, encoder, describe_encoder(spec, spec.config.steps, versions()))
 
 
 def start_summary(

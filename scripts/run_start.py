@@ -5,10 +5,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
+
 from fql.checkpointing import finished_steps
 from fql.config import differing_fields
 from fql.errors import FQLError
 from fql.run_folder import RunFolder
+from scripts.arguments import Processes
 
 Resume = Literal['never', 'auto', 'always']
 
@@ -67,4 +70,22 @@ def check_run_folder(
     if latest > config.steps:
         raise FQLError(
             f'{folder.path} is at step {latest:,} already, past --steps {config.steps:,}'
+        )
+
+
+def connect_processes(processes: Processes, run_dir: Path | None, resume: Path | None) -> None:
+    """Makes this process one of several that train together, if it is meant to be.
+
+    Raises:
+        FQLError: several processes, but no folder is named that all of them would take.
+    """
+    if not processes.coordinator:
+        return
+    if run_dir is None and resume is None:
+        raise FQLError('several processes need --run-dir, or --resume: all of them use one folder')
+    if processes.coordinator == 'auto':
+        jax.distributed.initialize()
+    else:
+        jax.distributed.initialize(
+            processes.coordinator, processes.num_processes, processes.process_id
         )

@@ -46,7 +46,7 @@ from scripts.rollouts import (
     recorded_successes,
     start_workers,
 )
-from scripts.run_start import Resume, check_run_folder, choose_folder
+from scripts.run_start import Resume, check_run_folder, choose_folder, connect_processes
 from scripts.training_data import (
     LabelledSplit,
     load_training_data,
@@ -60,8 +60,7 @@ from scripts.training_loop import Trainer, is_due
 
 def run(args: Train) -> int:
     """Starts or resumes a run; returns the exit code."""
-    if args.coordinator:
-        connect_processes(args)
+    connect_processes(args.processes, args.run_dir, args.resume)
     # Stored as absolute paths, so that the run can be resumed from any folder.
     data_dir = str(resolve_data_dir(args.config.data_dir))
     agent = args.config.agent
@@ -70,14 +69,6 @@ def run(args: Train) -> int:
         agent = dataclasses.replace(agent, encoder_from=encoder_from)
     config = dataclasses.replace(args.config, data_dir=data_dir, agent=agent)
     return train(config, *choose_folder(args.run_dir, args.resume, config.task))
-
-
-def connect_processes(args: Train) -> None:
-    """Makes this process one of several that train together."""
-    if args.coordinator == 'auto':
-        jax.distributed.initialize()
-    else:
-        jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
 
 
 def train(config: TrainConfig, path: Path, resume: Resume) -> int:
@@ -109,6 +100,8 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
     is_main = jax.process_index() == 0
     part = {'process_index': jax.process_index(), 'process_count': jax.process_count()}
     check_batches(data['train'].split, loader_config(data['train'], config, **part))
+    # The first process makes the folder that all have looked at before.
+    wait_for_all_processes('checks')
     with ExitStack() as stack:
         workers = None
         if config.eval_interval and is_main:
@@ -177,7 +170,7 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
         )
         began = time.monotonic()
         batches = training_batches(data['train'], config, start, **part)
-        code = trainer.train(state, batches, val_batches, is_evaluation_missing)
+        _, code = trainer.train(state, batches, val_batches, is_evaluation_missing)
     if code == 0 and is_main:
         plot_learning_curve(folder, config.task)
         print(end_summary(folder, config.steps - start, time.monotonic() - began), flush=True)

@@ -98,8 +98,8 @@ class Trainer:
         batches: Batches,
         val_batches: Batches | None,
         is_evaluation_missing: bool,
-    ) -> int:
-        """Updates until `schedule.steps`; returns the exit code, 0 when it got there.
+    ) -> tuple[TrainState, int]:
+        """Updates until `schedule.steps`; returns the state and the exit code, 0 when it got there.
 
         Args:
             state: where to start.
@@ -152,7 +152,7 @@ class Trainer:
                     f'Continue with: {self.resume_command}',
                     flush=True,
                 )
-            return EXIT_CODE
+            return state, EXIT_CODE
         except NotFiniteError:
             raise
         except Exception:
@@ -163,7 +163,7 @@ class Trainer:
                 self.writer.wait()
             raise
         self.writer.wait()
-        return 0
+        return state, 0
 
     def _next(self, batches: Batches) -> Arrays:
         arrays = next(batches)

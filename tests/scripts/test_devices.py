@@ -1,13 +1,17 @@
 """Data-parallel training: on 8 virtual devices, in 2 processes, and back on 1."""
 
 import csv
+import dataclasses
 import json
 import signal
 import socket
+from functools import partial
 
+import jax
 import numpy as np
 import pytest
 
+from encoders.loading import load_encoder, read_encoder
 from fql.checkpointing import CheckpointReader, finished_steps
 from fql.interruption import EXIT_CODE
 from fql.tasks import QUICKSTART_TASK
@@ -83,6 +87,24 @@ def test_two_processes_give_the_losses_of_one(fql, start_fql, on_one_device, tmp
     finish(start_fql('train', '--resume', run, '--steps', 8))
     np.testing.assert_allclose(losses(run), losses(on_one_device), rtol=1e-4, atol=1e-5)
     assert json.loads(fql('inspect', 'checkpoint', run).stdout)['step'] == 8
+
+
+def test_two_processes_pretrain_the_encoder_of_one(fql, start_fql, assert_one_line, tmp_path):
+    settings = (
+        *('--dataset', 'visual-pointmaze-quickstart-navigate-v0', '--encoder', 'impala_debug'),
+        *('--objective', 'self_prediction', '--frame-stack', 1, '--batch-size', 16),
+        *('--hidden-dims', 16, '--log-interval', 1, '--save-interval', 2, '--steps', 4),
+    )
+    one, two = tmp_path / 'one', tmp_path / 'two'
+    assert fql('pretrain', *settings, '--run-dir', one).returncode == 0
+    finish(*start_two(start_fql, 'pretrain', *settings, '--run-dir', two))
+    np.testing.assert_allclose(losses(two), losses(one), rtol=1e-4, atol=1e-5)
+    saved = [read_encoder(run / 'encoder') for run in (one, two)]
+    assert dataclasses.replace(saved[0], digest='') == dataclasses.replace(saved[1], digest='')
+    trees = [load_encoder(run / 'encoder', 'impala_debug', (32, 32, 3), 1) for run in (one, two)]
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), *trees)
+    words = ('--coordinator', '127.0.0.1:1', '--num-processes', 2)
+    assert_one_line(fql('pretrain', *settings, *words), 'several processes need --run-dir')
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(start_fql, tmp_path):

@@ -24,6 +24,7 @@ from fql.pretrain_config import read_pretrain_spec
 from fql.pretraining import abstract_pretrain_state
 from fql.run_folder import RunFolder, RunSpec, write_spec
 from fql.tasks import QUICKSTART_TASK
+from scripts.export_encoder import read_pretrained
 from scripts.pretrain import write_final_encoder
 from scripts.probe import probe
 
@@ -130,7 +131,8 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(
     # A run of other length replaces its encoder; those of earlier steps can be had.
     config = dataclasses.replace(read_pretrain_spec(RunFolder(whole)).config, steps=2)
     spec = dataclasses.replace(read_pretrain_spec(RunFolder(whole)), config=config)
-    write_final_encoder(RunFolder(whole), spec)
+    params, _ = read_pretrained(RunFolder(whole), spec, 2)
+    write_final_encoder(RunFolder(whole), spec, params)
     assert read_encoder(whole / 'encoder').step == 2
     done = fql('export-encoder', whole, '--step', 4, '--out', tmp_path / 'four')
     assert done.returncode == 0, done.stderr

@@ -60,7 +60,7 @@ def train(path, evaluate, eval_interval):
             interruption=stop,
             resume_command='',
         )
-        return trainer.train(state, itertools.repeat({'x': np.zeros(1)}), None, False)
+        return trainer.train(state, itertools.repeat({'x': np.zeros(1)}), None, False)[1]
 
 
 def test_all_goes_well(tmp_path):
