@@ -35,7 +35,6 @@ def run(args: BenchmarkLatents) -> None:
         config,
         data_dir=str(resolve_data_dir(args.data_dir)),
         latent_copies=args.latent_copies,
-        agent=dataclasses.replace(config.agent, encoder_mode='frozen', encoder_from='fresh'),
     )
     data = load_training_data(config)['train']
     split = first_trajectories(data.split, args.rows)

@@ -35,10 +35,15 @@ from fql.pretraining import (
     make_pretrain_validation,
 )
 from fql.run_folder import RunFolder, versions
-from fql.run_lock import lock_run
 from fql.train_state import TrainState
 from scripts.arguments import Pretrain
-from scripts.run_start import Resume, check_run_folder, choose_folder, connect_processes
+from scripts.run_start import (
+    Resume,
+    check_run_folder,
+    choose_folder,
+    claimed_folder,
+    connect_processes,
+)
 from scripts.training_data import host_transforms, open_dataset, unaugmented
 from scripts.training_loop import Trainer
 
@@ -80,14 +85,8 @@ def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
     height, width, channels = train.observations.shape[1:]
     spec = PretrainSpec(config, (height, width, channels), train.actions.shape[1])
     is_main = jax.process_index() == 0
-    # The first process makes the folder that all have looked at before.
-    wait_for_all_processes('checks')
     with ExitStack() as stack:
-        if is_main:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(lock_run(folder.lock))
-            write_pretrain_spec(folder, spec)
-        wait_for_all_processes('run folder')
+        stack.enter_context(claimed_folder(folder, lambda: write_pretrain_spec(folder, spec)))
         state, notices = restore_newest(
             folder.checkpoints, abstract_pretrain_state(spec, mesh), folder.damaged
         )

@@ -1,6 +1,7 @@
 """How a run of updates is started or continued: the folder, and what must not be overwritten."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -9,8 +10,10 @@ import jax
 
 from fql.checkpointing import finished_steps
 from fql.config import differing_fields
+from fql.devices import wait_for_all_processes
 from fql.errors import FQLError
 from fql.run_folder import RunFolder
+from fql.run_lock import lock_run
 from scripts.arguments import Processes
 
 Resume = Literal['never', 'auto', 'always']
@@ -71,6 +74,24 @@ def check_run_folder(
         raise FQLError(
             f'{folder.path} is at step {latest:,} already, past --steps {config.steps:,}'
         )
+
+
+@contextmanager
+def claimed_folder(folder: RunFolder, write_spec: Callable[[], None]) -> Iterator[None]:
+    """Inside, the run folder is there, described, and locked by the first process.
+
+    Args:
+        write_spec: writes what the run is.
+    """
+    # The first process makes the folder that all have looked at before.
+    wait_for_all_processes('checks')
+    with ExitStack() as stack:
+        if jax.process_index() == 0:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock_run(folder.lock))
+            write_spec()
+        wait_for_all_processes('run folder')
+        yield
 
 
 def connect_processes(processes: Processes, run_dir: Path | None, resume: Path | None) -> None:

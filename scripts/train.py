@@ -32,7 +32,6 @@ from fql.networks import Params
 from fql.plots import plot_learning_curve
 from fql.policies import make_act, make_policy
 from fql.run_folder import RunFolder, RunSpec, read_spec, versions, write_spec
-from fql.run_lock import lock_run
 from fql.tasks import PAPER_HYPERPARAMETERS, QUICKSTART_TASK, find_task
 from fql.train_state import TrainState
 from fql.train_step import LOADED_FIELDS, make_train_step, make_validation
@@ -46,7 +45,13 @@ from scripts.rollouts import (
     recorded_successes,
     start_workers,
 )
-from scripts.run_start import Resume, check_run_folder, choose_folder, connect_processes
+from scripts.run_start import (
+    Resume,
+    check_run_folder,
+    choose_folder,
+    claimed_folder,
+    connect_processes,
+)
 from scripts.training_data import (
     LabelledSplit,
     load_training_data,
@@ -100,19 +105,13 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
     is_main = jax.process_index() == 0
     part = {'process_index': jax.process_index(), 'process_count': jax.process_count()}
     check_batches(data['train'].split, loader_config(data['train'], config, **part))
-    # The first process makes the folder that all have looked at before.
-    wait_for_all_processes('checks')
     with ExitStack() as stack:
         workers = None
         if config.eval_interval and is_main:
             workers = stack.enter_context(
                 start_workers(spec, config, config.eval_episodes, config.eval_workers)
             )
-        if is_main:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(lock_run(folder.lock))
-            write_spec(folder, spec)
-        wait_for_all_processes('run folder')
+        stack.enter_context(claimed_folder(folder, lambda: write_spec(folder, spec)))
         state, notices = restore_newest(
             folder.checkpoints, abstract_state(spec, mesh), folder.damaged
         )
