@@ -112,7 +112,7 @@ class TrainConfig:
     batch_size: int = 256
     """Transitions in a batch."""
     frame_stack: int = 3
-    """Frames in an image observation (1: no stacking)."""
+    """Frames, or states, in an observation (1: no stacking)."""
     shift_probability: float = 0.5
     """Probability that a batch's images are randomly shifted (up to 3 pixels)."""
     latent_cache: Literal['off', 'float32', 'float16'] = 'float32'

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,11 +67,6 @@ def task_names() -> list[str]:
     return names
 
 
-def dataset_names() -> list[str]:
-    """Every known dataset."""
-    return sorted({re.sub(r'-singletask.*', '-v0', name) for name in task_names()})
-
-
 def find_task(name: str) -> Task:
     """The task of a name.
 
@@ -116,15 +110,29 @@ PAPER_HYPERPARAMETERS: dict[str, dict[str, Any]] = {
 """What differs from `AgentConfig`'s defaults (arXiv 2502.02538, hyperparameter tables)."""
 
 
+def has_own_hyperparameters(task: Task) -> bool:
+    """Whether `default_config` was tuned for the task: by the paper, or for the quickstart."""
+    is_of_paper = task.dataset.endswith(('-navigate-v0', '-play-v0'))
+    return task.name == QUICKSTART_TASK or (is_of_paper and task.env in PAPER_HYPERPARAMETERS)
+
+
 def default_config(task: Task) -> TrainConfig:
-    """The paper's settings for a task; `AgentConfig`'s where the paper has none."""
+    """The paper's settings for a task; those for its environment, or `AgentConfig`'s, where the
+    paper has none.
+    """
     if task.name == QUICKSTART_TASK:
         return QUICKSTART_CONFIG
     if task.name == OWN_TASK:
         return TrainConfig(task=task.name, eval_interval=0)
     agent = dataclasses.replace(AgentConfig(), **PAPER_HYPERPARAMETERS.get(task.env, {}))
-    steps = 500_000 if task.env.startswith('visual-') else 1_000_000
-    return TrainConfig(task=task.name, dataset=task.dataset, steps=steps, agent=agent)
+    has_images = task.env.startswith('visual-')
+    return TrainConfig(
+        task=task.name,
+        dataset=task.dataset,
+        steps=500_000 if has_images else 1_000_000,
+        frame_stack=3 if has_images else 1,
+        agent=agent,
+    )
 
 
 QUICKSTART_CONFIG = TrainConfig(

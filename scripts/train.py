@@ -32,7 +32,7 @@ from fql.networks import Params
 from fql.plots import plot_learning_curve
 from fql.policies import make_act, make_policy
 from fql.run_folder import RunFolder, RunSpec, read_spec, versions, write_spec
-from fql.tasks import PAPER_HYPERPARAMETERS, QUICKSTART_TASK, find_task
+from fql.tasks import find_task, has_own_hyperparameters
 from fql.train_state import TrainState
 from fql.train_step import LOADED_FIELDS, make_train_step, make_validation
 from scripts.arguments import Train
@@ -264,9 +264,8 @@ def start_summary(
         for name, tree in state.params.items()
         if count_parameters(tree)
     }
-    env = find_task(config.task).env
-    is_given = env in PAPER_HYPERPARAMETERS or config.task == QUICKSTART_TASK
-    hint = '' if is_given else '  (the paper gives none for this task: tune it)'
+    is_tuned = has_own_hyperparameters(find_task(config.task))
+    hint = '' if is_tuned else '  (the paper gives none for this task: tune it)'
     lines = {
         'task': config.task,
         'dataset': (

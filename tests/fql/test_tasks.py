@@ -8,7 +8,13 @@ import pytest
 
 from fql.config import TrainConfig
 from fql.errors import FQLError
-from fql.tasks import QUICKSTART_TASK, dataset_names, default_config, find_task, task_names
+from fql.tasks import (
+    QUICKSTART_TASK,
+    default_config,
+    find_task,
+    has_own_hyperparameters,
+    task_names,
+)
 
 LIST_REGISTRY = """
 import json
@@ -49,7 +55,6 @@ def test_names_are_taken_apart():
     assert task.dataset == 'visual-cube-single-play-v0'
     assert task.env_id == 'ogbench:visual-cube-single-singletask-task3-v0'
     assert task.label_env_id == 'ogbench:cube-single-singletask-task3-v0'
-    assert task.dataset in dataset_names()
 
 
 def test_unknown_task_names_the_nearest():
@@ -58,21 +63,22 @@ def test_unknown_task_names_the_nearest():
 
 
 @pytest.mark.parametrize(
-    ('task', 'alpha', 'steps'),
+    ('task', 'alpha', 'steps', 'frame_stack'),
     [
         # The paper's table of pixel tasks.
-        ('visual-cube-single-play-singletask-task1-v0', 300, 500_000),
-        ('visual-cube-double-play-singletask-task1-v0', 100, 500_000),
-        ('visual-scene-play-singletask-task1-v0', 100, 500_000),
-        ('visual-puzzle-3x3-play-singletask-task1-v0', 300, 500_000),
-        ('visual-puzzle-4x4-play-singletask-task1-v0', 300, 500_000),
-        ('puzzle-4x4-play-singletask-v0', 1000, 1_000_000),
+        ('visual-cube-single-play-singletask-task1-v0', 300, 500_000, 3),
+        ('visual-cube-double-play-singletask-task1-v0', 100, 500_000, 3),
+        ('visual-scene-play-singletask-task1-v0', 100, 500_000, 3),
+        ('visual-puzzle-3x3-play-singletask-task1-v0', 300, 500_000, 3),
+        ('visual-puzzle-4x4-play-singletask-task1-v0', 300, 500_000, 3),
+        # And of its states, which are not stacked.
+        ('puzzle-4x4-play-singletask-v0', 1000, 1_000_000, 1),
     ],
 )
-def test_paper_hyperparameters(task, alpha, steps):
+def test_paper_hyperparameters(task, alpha, steps, frame_stack):
     config = default_config(find_task(task))
     assert (config.agent.alpha, config.steps) == (alpha, steps)
-    assert (config.batch_size, config.frame_stack, config.shift_probability) == (256, 3, 0.5)
+    assert (config.batch_size, config.frame_stack, config.shift_probability) == (256, frame_stack, 0.5)
     assert (config.agent.lr, config.agent.tau, config.agent.hidden_dims) == (
         3e-4,
         0.005,
@@ -82,3 +88,14 @@ def test_paper_hyperparameters(task, alpha, steps):
 
 def test_quickstart_has_its_own_settings():
     assert default_config(find_task(QUICKSTART_TASK)).steps < TrainConfig(task='').steps
+
+
+def test_the_paper_tuned_play_and_navigate_only():
+    tuned = {name for name in task_names() if has_own_hyperparameters(find_task(name))}
+    assert QUICKSTART_TASK in tuned
+    assert 'visual-cube-single-play-singletask-task2-v0' in tuned
+    assert 'antmaze-large-navigate-singletask-task1-v0' in tuned
+    assert 'visual-cube-single-noisy-singletask-task2-v0' not in tuned
+    assert 'antmaze-large-stitch-singletask-task1-v0' not in tuned
+    assert 'visual-cube-triple-play-singletask-task1-v0' not in tuned
+    assert not has_own_hyperparameters(find_task('own'))
