@@ -203,6 +203,9 @@ def find_damage(step_folder: Path) -> str | None:
     """What is wrong with a committed checkpoint, as far as its checksums tell; None if nothing.
 
     One that was killed between commit and seal has no checksums and counts as sound.
+
+    Raises:
+        FQLError: its files cannot be read, which tells nothing of what is in them.
     """
     path = step_folder / CHECKSUMS
     if not path.exists():
@@ -210,7 +213,9 @@ def find_damage(step_folder: Path) -> str | None:
     try:
         expected = json.loads(path.read_text())
         found = _checksums(step_folder)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise FQLError(f'{step_folder} cannot be read: {error}') from error
+    except ValueError as error:
         return f'{path.name} cannot be checked: {error}'
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
@@ -311,37 +316,50 @@ def restore_newest(
 ) -> tuple[TrainState | None, list[str]]:
     """The state of the newest sound checkpoint, for a run that goes on writing there.
 
-    Damaged checkpoints that are newer are moved into the folder `aside`: the run will write those
-    steps again.
+    Damaged checkpoints that are newer are moved into the folder `aside`, once that one was read:
+    the run will write those steps again.
 
     Returns:
         The state, None if no checkpoint was ever finished; and a line on each damaged one.
 
     Raises:
-        FQLError: every checkpoint is damaged, or one is of another agent.
+        FQLError: every checkpoint is damaged, one is of another agent, or one cannot be read for
+            another reason than damage. Nothing was moved then.
     """
-    notices: list[str] = []
-    steps = finished_steps(folder)
-    for step in reversed(steps):
+    damage: dict[int, str] = {}
+    for step in reversed(finished_steps(folder)):
         path = folder / str(step)
         fault = find_damage(path)
         if fault is None:
             try:
-                return CheckpointReader(folder).restore(abstract, step), notices
+                state = CheckpointReader(folder).restore(abstract, step)
             except FQLError:
                 raise
             except Exception as error:  # Orbax raises whatever the damage leads to.
+                if (path / CHECKSUMS).exists():
+                    raise FQLError(
+                        f'{path} cannot be read, though its files are as they were written: '
+                        f'{type(error).__name__}: {first_line(error)}'
+                    ) from error
                 fault = f'cannot be read: {type(error).__name__}'
-        target = aside / f'{step}-{time.strftime("%Y%m%d-%H%M%S")}'
-        wait_for_all_processes(f'judged checkpoint {step}')
-        if jax.process_index() == 0:
-            aside.mkdir(exist_ok=True)
-            path.rename(target)
-        wait_for_all_processes(f'moved checkpoint {step}')
-        notices.append(f'checkpoint of step {step:,} is damaged ({fault}); moved to {target}')
-    if steps:
-        raise FQLError(f'no sound checkpoint is left in {folder}: {"; ".join(notices)}')
-    return None, notices
+            else:
+                return state, [_move_aside(folder, *damaged, aside) for damaged in damage.items()]
+        damage[step] = fault
+    if damage:
+        faults = '; '.join(f'step {step:,}: {fault}' for step, fault in damage.items())
+        raise FQLError(f'no sound checkpoint is left in {folder}: {faults}')
+    return None, []
+
+
+def _move_aside(folder: Path, step: int, fault: str, aside: Path) -> str:
+    """Moves a damaged checkpoint out of the way of the one that will be written; says so."""
+    target = aside / f'{step}-{time.strftime("%Y%m%d-%H%M%S")}'
+    wait_for_all_processes(f'judged checkpoint {step}')
+    if jax.process_index() == 0:
+        aside.mkdir(exist_ok=True)
+        (folder / str(step)).rename(target)
+    wait_for_all_processes(f'moved checkpoint {step}')
+    return f'checkpoint of step {step:,} is damaged ({fault}); moved to {target}'
 
 
 def count_parameters(params: Params) -> int:

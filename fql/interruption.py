@@ -24,12 +24,21 @@ class Interruption:
 
     def __init__(self) -> None:
         self._requested = False
+        self._asked_step: int | None = None
         self._previous: dict[int, object] = {}
 
     def raise_if_requested(self, step: int) -> None:
-        """Raises Interrupted after a first signal; with several processes, all call it."""
+        """Raises Interrupted after a first signal; with several processes, all call it.
+
+        Args:
+            step: updates made, more than at the last call.
+        """
         if jax.process_count() > 1:
-            self._requested |= multihost_utils.reached_preemption_sync_point(step)
+            # The step at which all stop is any one after the signal; JAX must be asked about it.
+            first = step if self._asked_step is None else self._asked_step + 1
+            for passed in range(first, step + 1):
+                self._requested |= multihost_utils.reached_preemption_sync_point(passed)
+            self._asked_step = step
         self.raise_if_noted()
 
     def raise_if_noted(self) -> None:

@@ -26,6 +26,9 @@ from scripts.progress import progress_bar
 MAX_IN_FLIGHT = 2
 """Calls of the train step that the host may be ahead of the device; each holds its batches."""
 
+MUST_BE_FINITE = ('loss', 'update/grad_norm')
+"""Metrics of an update after which the parameters are finite if they were so before."""
+
 Arrays = dict[str, np.ndarray]
 Batches = Iterator[Arrays]
 InFlight = deque[tuple[int, Metrics, list[Arrays]]]
@@ -33,7 +36,7 @@ InFlight = deque[tuple[int, Metrics, list[Arrays]]]
 
 
 class NotFiniteError(FQLError):
-    """The loss of an update is NaN or infinite."""
+    """The loss of an update, or its gradient, is NaN or infinite."""
 
 
 class Schedule(Protocol):
@@ -108,7 +111,7 @@ class Trainer:
             is_evaluation_missing: whether the evaluation due at that step is still to be made.
 
         Raises:
-            NotFiniteError: a loss was NaN or infinite; the state is not saved then.
+            NotFiniteError: a loss or a gradient was NaN or infinite; the state is not saved then.
             FQLError: a save failed, or an environment's worker.
         """
         schedule = self.schedule
@@ -156,11 +159,13 @@ class Trainer:
         except NotFiniteError:
             raise
         except Exception:
-            # What can be saved is saved; the fault to be told is the first one.
-            with suppress(Exception):
-                self._check_all(in_flight)
-                self.writer.save(state, self.metadata)
-                self.writer.wait()
+            # What can be saved is saved; the fault to be told is the first one. A save needs all
+            # processes, of which the others know nothing of the fault.
+            if jax.process_count() == 1:
+                with suppress(Exception):
+                    self._check_all(in_flight)
+                    self.writer.save(state, self.metadata)
+                    self.writer.wait()
             raise
         self.writer.wait()
         return state, 0
@@ -175,23 +180,25 @@ class Trainer:
             self._check_finite(*in_flight.popleft())
 
     def _check_finite(self, step: int, metrics: Metrics, batches: list[Arrays]) -> None:
-        """Waits for the updates from `step` on; stops the run if a loss is NaN or infinite."""
-        losses = np.asarray(metrics['loss'])
-        if np.isfinite(losses).all():
+        """Waits for the updates from `step` on; stops the run if one was not finite."""
+        checked = np.stack([np.asarray(metrics[name]) for name in MUST_BE_FINITE])
+        are_finite = np.isfinite(checked).all(axis=0)
+        if are_finite.all():
             return
-        place = int(np.argmin(np.isfinite(losses)))
+        place = int(np.argmin(are_finite))
         number = step + place + 1
         terms = {name: float(values[place]) for name, values in metrics.items()}
+        self.folder.non_finite.mkdir(exist_ok=True)
+        part = f'-process-{jax.process_index()}' if jax.process_count() > 1 else ''
+        path = self.folder.non_finite / f'step-{number}'
+        np.savez(path.with_name(f'{path.name}{part}.npz'), allow_pickle=False, **batches[place])
         if jax.process_index() == 0:
-            self.folder.non_finite.mkdir(exist_ok=True)
-            path = self.folder.non_finite / f'step-{number}.npz'
-            np.savez(path, allow_pickle=False, **batches[place])
             text = json.dumps({name: repr(value) for name, value in terms.items()}, indent=1)
             path.with_suffix('.json').write_text(text)
         wrong = [f'{name} = {value}' for name, value in terms.items() if not math.isfinite(value)]
         raise NotFiniteError(
-            f'the loss of step {number:,} is not finite ({", ".join(wrong)}); its batch and losses '
-            f'are in {self.folder.non_finite}; the checkpoints before it are kept'
+            f'step {number:,} is not finite ({", ".join(wrong)}); its batch and metrics are in '
+            f'{self.folder.non_finite}; the checkpoints before it are kept'
         )
 
     def _log(

@@ -1,12 +1,14 @@
 """Checkpoints: bit-exact round trips, what is kept, and what damage does."""
 
 import dataclasses
+import hashlib
 import math
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from encoders.leaves import tree_digest
@@ -161,6 +163,29 @@ def test_all_damaged(saved, abstract, tmp_path):
         flip_bit(array_file(saved, step))
     with pytest.raises(FQLError, match='no sound checkpoint is left'):
         restore_newest(saved, abstract, tmp_path / 'aside')
+    assert finished_steps(saved) == [1, 2, 3]
+
+
+@pytest.mark.parametrize('fault', [PermissionError('Permission denied'), OSError('Stale handle')])
+def test_what_cannot_be_read_is_not_called_damaged(saved, abstract, tmp_path, monkeypatch, fault):
+    """Else a fault of the disk, or of rights, would cost checkpoints that are sound."""
+
+    def fail(*args):
+        raise fault
+
+    monkeypatch.setattr(hashlib, 'file_digest', fail)
+    with pytest.raises(FQLError, match=r'3 cannot be read: (Permission denied|Stale handle)'):
+        restore_newest(saved, abstract, tmp_path / 'aside')
+    monkeypatch.undo()
+
+    def out_of_memory(*args, **kwargs):
+        raise RuntimeError('out of memory\nand more')
+
+    monkeypatch.setattr(ocp.Checkpointer, 'restore', out_of_memory)
+    with pytest.raises(FQLError, match=r'as they were written: RuntimeError: out of memory$'):
+        restore_newest(saved, abstract, tmp_path / 'aside')
+    assert finished_steps(saved) == [1, 2, 3]
+    assert not (tmp_path / 'aside').exists()
 
 
 def test_a_checkpoint_of_another_agent_is_no_damage(saved, tmp_path):

@@ -78,7 +78,11 @@ def test_unknown_task_names_the_nearest():
 def test_paper_hyperparameters(task, alpha, steps, frame_stack):
     config = default_config(find_task(task))
     assert (config.agent.alpha, config.steps) == (alpha, steps)
-    assert (config.batch_size, config.frame_stack, config.shift_probability) == (256, frame_stack, 0.5)
+    assert (config.batch_size, config.frame_stack, config.shift_probability) == (
+        256,
+        frame_stack,
+        0.5,
+    )
     assert (config.agent.lr, config.agent.tau, config.agent.hidden_dims) == (
         3e-4,
         0.005,

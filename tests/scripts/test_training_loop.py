@@ -18,10 +18,10 @@ import pytest
 from fql.checkpointing import CheckpointReader, CheckpointWriter, finished_steps
 from fql.devices import one_device_mesh
 from fql.errors import FQLError
-from fql.interruption import Interruption
+from fql.interruption import Interrupted, Interruption
 from fql.run_folder import RunFolder
 from fql.train_state import TrainState
-from scripts.training_loop import Trainer
+from scripts.training_loop import MUST_BE_FINITE, Trainer, updates_in_call
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,7 +29,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def count_up(state, batches):
     """An update that only counts."""
     step = state.step + len(batches)
-    return dataclasses.replace(state, step=step), {'loss': np.zeros(len(batches))}
+    return dataclasses.replace(state, step=step), {
+        name: np.zeros(len(batches)) for name in MUST_BE_FINITE
+    }
 
 
 def train(path, evaluate, eval_interval):
@@ -144,10 +146,13 @@ def test_a_second_signal_leaves_at_once(tmp_path):
     assert CheckpointReader(tmp_path / 'checkpoints').find(None) == 3
 
 
-def test_the_last_update_is_looked_at_when_nothing_is_due(tmp_path):
+@pytest.mark.parametrize('name', MUST_BE_FINITE)
+def test_the_last_update_is_looked_at_when_nothing_is_due(tmp_path, name):
+    """Its gradient too: the loss is of the parameters before the update."""
+
     def diverge(state, batches):
         state, metrics = count_up(state, batches)
-        return state, {'loss': metrics['loss'] + (np.nan if int(state.step) == 3 else 0)}
+        return state, {**metrics, name: metrics[name] + (np.nan if int(state.step) == 3 else 0)}
 
     state = TrainState(jnp.zeros((), jnp.int32), {}, {}, {}, jax.random.key(0))
     folder = RunFolder(tmp_path)
@@ -169,5 +174,41 @@ def test_the_last_update_is_looked_at_when_nothing_is_due(tmp_path):
             resume_command='',
         )
         batches = itertools.repeat({'x': np.zeros(1)})
-        with pytest.raises(FQLError, match='step 3 is not finite'):
+        with pytest.raises(FQLError, match=f'step 3 is not finite .{name} = nan'):
             trainer.train(state, batches, None, is_evaluation_missing=False)
+
+
+@pytest.mark.parametrize(('start', 'log', 'evaluate', 'save'), [(0, 12, 16, 0), (5, 7, 0, 10)])
+def test_calls_of_several_updates_stop_where_something_is_due(
+    monkeypatch, start, log, evaluate, save
+):
+    monkeypatch.setattr('scripts.training_loop.runs_best_alone', lambda: False)
+    schedule = SimpleNamespace(
+        steps=30, log_interval=log, eval_interval=evaluate, save_interval=save, updates_per_call=4
+    )
+    ends = [start]
+    while ends[-1] < schedule.steps:
+        count = updates_in_call(schedule, ends[-1])
+        assert count in (1, 4)
+        assert count == 1 or ends[-1] % 4 == 0
+        ends.append(ends[-1] + count)
+    assert ends[-1] == schedule.steps
+    due = {n for n in range(start + 1, 31) for k in (log, evaluate, save) if k and n % k == 0}
+    assert due <= set(ends)
+    assert len(ends) < schedule.steps - start  # Some calls do make several.
+
+
+def test_several_processes_ask_about_every_step(monkeypatch):
+    """All stop at one step, which a call of several updates passes without ending there."""
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    asked = []
+    monkeypatch.setattr(
+        'fql.interruption.multihost_utils.reached_preemption_sync_point',
+        lambda step: asked.append(step) or step == 18,
+    )
+    interruption = Interruption()
+    interruption.raise_if_requested(8)
+    interruption.raise_if_requested(16)
+    with pytest.raises(Interrupted):
+        interruption.raise_if_requested(24)
+    assert asked == list(range(8, 25))
