@@ -90,6 +90,14 @@ class FrameStore:
     manifest: dict[str, Any]
     splits: dict[str, Split]
 
+    @property
+    def checksums(self) -> dict[str, dict[str, str | None]]:
+        """SHA-256 of every array's bytes, by split and name; None where the manifest has none."""
+        return {
+            split: {name: array.get('sha256') for name, array in entry['arrays'].items()}
+            for split, entry in self.manifest['splits'].items()
+        }
+
 
 def open_store(path: Path) -> FrameStore:
     """Opens a finished store; nothing is read but headers.

@@ -210,6 +210,10 @@ def validate_config(config: TrainConfig) -> None:
         'encoder.mode frozen needs --encoder-sharing shared: one encoder, kept as it is': (
             agent.encoder_mode != 'frozen' or agent.encoder_sharing == 'shared'
         ),
+        'no-bc-flow-trains-encoder needs a shared encoder that is trained': (
+            agent.bc_flow_trains_encoder
+            or (agent.encoder_sharing == 'shared' and agent.encoder_mode != 'frozen')
+        ),
         'encoder.lr-multiplier must be positive': agent.encoder_lr_multiplier > 0,
         'encoder.unfreeze-step must not be negative': agent.encoder_unfreeze_step >= 0,
         'encoder.lr-multiplier and encoder.unfreeze-step need --encoder.mode finetune': (

@@ -2,7 +2,10 @@
 
 
 class FQLError(Exception):
-    """A fault in what the user asked for or in the machine; its message is one clear line."""
+    """A fault in what the user asked for or in the machine; its message is one clear line.
+
+    (Behind that of an environment that failed comes where it did.)
+    """
 
 
 def first_line(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from fql.config import (
     check_fields,
     raise_unless,
 )
+from fql.errors import FQLError
 from fql.run_folder import RunFolder, read_json, versions, write_json
 
 FORMAT_VERSION = 1
@@ -37,7 +38,8 @@ class PretrainConfig:
     frame_stack: int = 3
     """Frames in an image observation (1: no stacking), as in the runs that will use the encoder."""
     horizon: int = 10
-    """Largest number of steps between the two observations of a window; all are as likely."""
+    """Largest number of steps between the two observations of a window; each is as likely as any
+    other that the trajectory has room for."""
     data_dir: str = ''
     """Data folder; default $FQL_DATA_DIR, else under the user's cache folder."""
     seed: int = 0
@@ -163,8 +165,11 @@ def read_pretrain_spec(run: RunFolder) -> PretrainSpec:
     """
     path = run.pretrain_spec
     values = read_json(path, FORMAT_VERSION, 'is no folder of a pretraining')
-    return PretrainSpec(
-        config=pretrain_config_from_dict(values['config'], path),
-        image_shape=tuple(values['image_shape']),
-        action_dim=values['action_dim'],
-    )
+    try:
+        return PretrainSpec(
+            config=pretrain_config_from_dict(values['config'], path),
+            image_shape=tuple(values['image_shape']),
+            action_dim=values['action_dim'],
+        )
+    except KeyError as error:
+        raise FQLError(f'{path}: no field {error}') from None

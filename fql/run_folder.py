@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +13,10 @@ from fql.config import TrainConfig, config_from_dict, config_to_dict
 from fql.errors import FQLError
 
 FORMAT_VERSION = 1
-PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'ogbench', 'mujoco', 'numpy')
+PACKAGES = (
+    *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'dm-pix'),
+    *('tensorflow', 'tensorflow-cpu', 'numpy', 'ogbench', 'mujoco'),
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,16 @@ class RunFolder:
     def pretrain_spec(self) -> Path:
         """The same of a pretraining, JSON."""
         return self.path / 'pretraining.json'
+
+    @property
+    def data(self) -> Path:
+        """Checksums of the dataset that the run is trained on, JSON."""
+        return self.path / 'data.json'
+
+    @property
+    def wandb_id(self) -> Path:
+        """Under which Weights & Biases knows the run."""
+        return self.path / 'wandb-id.txt'
 
     @property
     def encoder(self) -> Path:
@@ -120,12 +134,12 @@ class RunSpec:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of the packages that numbers depend on, and of this code."""
-    return {
-        'python': platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
-        'git': _git_revision(),
-    }
+    """Versions of Python, of the installed packages that numbers depend on, and of this code."""
+    packages = {}
+    for name in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):  # TensorFlow goes by two names.
+            packages[name] = importlib.metadata.version(name)
+    return {'python': platform.python_version(), **packages, 'git': _git_revision()}
 
 
 def _git_revision() -> str:
@@ -187,9 +201,12 @@ def read_spec(run: RunFolder) -> RunSpec:
         FQLError: when the folder is no run, or its file cannot be understood.
     """
     values = read_json(run.spec, FORMAT_VERSION, 'is not a run folder')
-    return RunSpec(
-        config=config_from_dict(values['config'], run.spec),
-        observation_shape=tuple(values['observation_shape']),
-        observation_dtype=values['observation_dtype'],
-        action_dim=values['action_dim'],
-    )
+    try:
+        return RunSpec(
+            config=config_from_dict(values['config'], run.spec),
+            observation_shape=tuple(values['observation_shape']),
+            observation_dtype=values['observation_dtype'],
+            action_dim=values['action_dim'],
+        )
+    except KeyError as error:
+        raise FQLError(f'{run.spec}: no field {error}') from None

@@ -1,4 +1,4 @@
-"""At most one trainer writes into a run folder."""
+"""At most one process of a kind, trainer or watcher, writes into a run folder."""
 
 import fcntl
 import os
@@ -11,8 +11,11 @@ from fql.errors import FQLError
 
 
 @contextmanager
-def lock_run(path: Path) -> Iterator[None]:
+def lock_run(path: Path, holder: str) -> Iterator[None]:
     """Holds the lock file `path` while active; the system frees it when the process dies.
+
+    Args:
+        holder: what the process is, for the message to another one.
 
     Raises:
         FQLError: another process holds it; names that.
@@ -23,7 +26,7 @@ def lock_run(path: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise FQLError(
-                f'{path.parent} is being written by another trainer ({file.read().strip()})'
+                f'{path.parent} is being written by another {holder} ({file.read().strip()})'
             ) from None
         file.seek(0)
         file.truncate()

@@ -23,10 +23,18 @@ def run(args: Evaluate) -> None:
     if args.episodes < 1:
         raise FQLError('episodes must be at least 1')
     if args.watch:
-        if args.step is not None or args.policy != 'one_step' or args.video is not None:
-            raise FQLError('--watch evaluates every checkpoint: no --step, --policy, --video')
+        others = (args.step, args.seed, args.max_episode_steps, args.success_timing, args.video)
+        if args.policy != 'one_step' or any(value is not None for value in others):
+            raise FQLError(
+                '--watch evaluates every checkpoint as the trainer would: '
+                'beside it only --episodes and --workers'
+            )
         watch(RunFolder(args.run), args.episodes, args.workers)
         return
+    if args.policy == 'random' and args.step is not None:
+        raise FQLError('--policy random is of no checkpoint: leave out --step')
+    if args.seed is not None and not 0 <= args.seed < 2**31:
+        raise FQLError('seed must lie in [0, 2^31)')
     if args.video is not None and args.video.suffix != '.gif':
         raise FQLError(f'{args.video}: only .gif videos are written')
     if args.video is not None and args.video.exists():

@@ -186,7 +186,7 @@ def write_latents(
             if not np.isfinite(block).all():
                 raise FQLError(
                     f'an encoder with latents that are not finite in {config.latent_cache}; '
-                    'take --latent-cache float32, or another encoder'
+                    'take another encoder, or another --run-dir with --latent-cache float32'
                 )
             writer.append(block)
             bar.update(count)

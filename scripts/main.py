@@ -48,7 +48,11 @@ MODULES = {
 
 
 def main() -> NoReturn:
-    """Runs a command and exits: 0 done, 1 a fault the user can mend, 2 bad arguments."""
+    """Runs a command and exits.
+
+    0: done; 1: a fault the user can mend; 2: bad arguments; 42: a run was asked to stop and can be
+    resumed; 130: interrupted.
+    """
     keep_freed_memory()
     sys.exit(run(sys.argv[1:]))
 

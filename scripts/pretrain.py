@@ -39,6 +39,7 @@ from fql.train_state import TrainState
 from scripts.arguments import Pretrain
 from scripts.run_start import (
     Resume,
+    check_data,
     check_run_folder,
     choose_folder,
     claimed_folder,
@@ -69,6 +70,7 @@ def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
 
     Raises:
         FQLError, DataError: what the user asked for cannot be done; nothing was written then.
+        EncoderError: the encoder that an extended run is to replace cannot be read.
     """
     validate_pretrain_config(config)
     mesh = make_mesh()
@@ -78,6 +80,7 @@ def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
         folder, config, resume, lambda run: read_pretrain_spec(run).config, 'fql pretrain'
     )
     store = open_dataset(config.dataset, config.data_dir)
+    check_data(folder, store)
     train = store.splits['train']
     loader = loader_config(config)
     check_windows(train, loader, config.horizon)
@@ -86,7 +89,9 @@ def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
     spec = PretrainSpec(config, (height, width, channels), train.actions.shape[1])
     is_main = jax.process_index() == 0
     with ExitStack() as stack:
-        stack.enter_context(claimed_folder(folder, lambda: write_pretrain_spec(folder, spec)))
+        stack.enter_context(
+            claimed_folder(folder, store, lambda: write_pretrain_spec(folder, spec))
+        )
         state, notices = restore_newest(
             folder.checkpoints, abstract_pretrain_state(spec, mesh), folder.damaged
         )

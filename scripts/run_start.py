@@ -1,5 +1,6 @@
 """How a run of updates is started or continued: the folder, and what must not be overwritten."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -8,11 +9,12 @@ from typing import Any, Literal
 
 import jax
 
+from data_pipeline.frame_store import FrameStore
 from fql.checkpointing import finished_steps
 from fql.config import differing_fields
 from fql.devices import wait_for_all_processes
-from fql.errors import FQLError
-from fql.run_folder import RunFolder
+from fql.errors import FQLError, first_line
+from fql.run_folder import RunFolder, write_json
 from fql.run_lock import lock_run
 from scripts.arguments import Processes
 
@@ -58,7 +60,7 @@ def check_run_folder(
         command: that continues a run, 'fql train'.
     """
     # A run that was killed in its first moments leaves its lock, and no more.
-    left = {folder.lock, folder.spec.with_suffix('.tmp')}
+    left = {folder.lock, *(p.with_suffix('.tmp') for p in (folder.spec, folder.pretrain_spec))}
     is_new = not folder.path.exists() or set(folder.path.iterdir()) <= left
     if resume == 'never' and not is_new:
         raise FQLError(
@@ -76,11 +78,23 @@ def check_run_folder(
         )
 
 
+def check_data(folder: RunFolder, store: FrameStore) -> None:
+    """Raises FQLError if a run there was trained on other data than the store now holds."""
+    if folder.data.exists() and json.loads(folder.data.read_text()) != store.checksums:
+        raise FQLError(
+            f'{folder.path} was trained on other data than {store.path} holds now '
+            f'(checksums in {folder.data}); prepare that dataset again, or start another run'
+        )
+
+
 @contextmanager
-def claimed_folder(folder: RunFolder, write_spec: Callable[[], None]) -> Iterator[None]:
+def claimed_folder(
+    folder: RunFolder, store: FrameStore, write_spec: Callable[[], None]
+) -> Iterator[None]:
     """Inside, the run folder is there, described, and locked by the first process.
 
     Args:
+        store: the data that the run is trained on.
         write_spec: writes what the run is.
     """
     # The first process makes the folder that all have looked at before.
@@ -88,8 +102,9 @@ def claimed_folder(folder: RunFolder, write_spec: Callable[[], None]) -> Iterato
     with ExitStack() as stack:
         if jax.process_index() == 0:
             folder.path.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(lock_run(folder.lock))
+            stack.enter_context(lock_run(folder.lock, 'trainer'))
             write_spec()
+            write_json(folder.data, store.checksums)
         wait_for_all_processes('run folder')
         yield
 
@@ -98,15 +113,22 @@ def connect_processes(processes: Processes, run_dir: Path | None, resume: Path |
     """Makes this process one of several that train together, if it is meant to be.
 
     Raises:
-        FQLError: several processes, but no folder is named that all of them would take.
+        FQLError: the settings of the processes make no sense, no folder is named that all of them
+            would take, or they do not find each other.
     """
+    number, count = processes.process_id, processes.num_processes
     if not processes.coordinator:
+        if (number, count) != (0, 1):
+            raise FQLError('--num-processes and --process-id need --coordinator')
         return
     if run_dir is None and resume is None:
         raise FQLError('several processes need --run-dir, or --resume: all of them use one folder')
-    if processes.coordinator == 'auto':
-        jax.distributed.initialize()
-    else:
-        jax.distributed.initialize(
-            processes.coordinator, processes.num_processes, processes.process_id
-        )
+    if not 0 <= number < count:
+        raise FQLError(f'--process-id {number} of --num-processes {count}: they count from 0')
+    try:
+        if processes.coordinator == 'auto':
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(processes.coordinator, count, number)
+    except (ValueError, RuntimeError) as error:
+        raise FQLError(f'--coordinator {processes.coordinator}: {first_line(error)}') from error

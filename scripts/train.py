@@ -1,6 +1,8 @@
 """`fql train`: starts or continues a run."""
 
 import dataclasses
+import importlib.util
+import secrets
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,6 +14,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from data_pipeline.data_dir import resolve_data_dir
+from data_pipeline.frame_store import open_store
 from data_pipeline.loader import check_batches
 from encoders.loading import load_encoder, read_encoder
 from fql.agent import abstract_state, agent_networks, initial_state
@@ -25,7 +28,7 @@ from fql.checkpointing import (
 from fql.config import TrainConfig, config_to_dict, validate_config
 from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_processes
 from fql.env_workers import EnvWorkers
-from fql.errors import FQLError
+from fql.errors import FQLError, first_line
 from fql.interruption import Interruption
 from fql.metrics_log import MetricsLog, Mirror, read_csv
 from fql.networks import Params
@@ -47,6 +50,7 @@ from scripts.rollouts import (
 )
 from scripts.run_start import (
     Resume,
+    check_data,
     check_run_folder,
     choose_folder,
     claimed_folder,
@@ -86,15 +90,19 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
         0 when done, `EXIT_CODE` after SIGINT or SIGTERM, when the state was saved.
 
     Raises:
-        FQLError, DataError, EncoderError: what the user asked for cannot be done; nothing was
-            written then.
+        FQLError, DataError, EncoderError: what the user asked for cannot be done. Nothing was
+            written then, unless it is only that latents are not finite.
     """
     validate_config(config)
+    if config.wandb_project and importlib.util.find_spec('wandb') is None:
+        raise FQLError("--wandb-project needs: pip install 'fql-pixels[wandb]'")
     mesh = make_mesh()
     check_batch_size(config.batch_size, mesh)
     folder = RunFolder(path.absolute())
     check_run_folder(folder, config, resume, lambda run: read_spec(run).config, 'fql train')
     data = load_training_data(config)
+    store = open_store(data['train'].split.path.parent)
+    check_data(folder, store)
     check_augmentation(config.augmentation, data['train'].split.observations.shape[1:])
     spec = run_spec(data['train'], config)
     encoder = None
@@ -111,7 +119,7 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
             workers = stack.enter_context(
                 start_workers(spec, config, config.eval_episodes, config.eval_workers)
             )
-        stack.enter_context(claimed_folder(folder, lambda: write_spec(folder, spec)))
+        stack.enter_context(claimed_folder(folder, store, lambda: write_spec(folder, spec)))
         state, notices = restore_newest(
             folder.checkpoints, abstract_state(spec, mesh), folder.damaged
         )
@@ -313,19 +321,23 @@ def wandb_mirror(config: TrainConfig, folder: RunFolder) -> Mirror:
     """Sends rows of metrics to Weights & Biases, under the run folder's name.
 
     Raises:
-        FQLError: the package is not installed.
+        FQLError: Weights & Biases takes none; says why.
     """
+    import wandb
+
+    if not folder.wandb_id.exists():
+        folder.wandb_id.write_text(secrets.token_hex(8))
     try:
-        import wandb
-    except ImportError:
-        raise FQLError("--wandb-project needs: pip install 'fql-pixels[wandb]'") from None
-    run = wandb.init(
-        project=config.wandb_project,
-        id=folder.path.name,
-        dir=folder.path,
-        config=config_to_dict(config),
-        resume='allow',
-    )
+        run = wandb.init(
+            project=config.wandb_project,
+            name=folder.path.name,
+            id=folder.wandb_id.read_text(),
+            dir=folder.path,
+            config=config_to_dict(config),
+            resume='allow',
+        )
+    except wandb.Error as error:
+        raise FQLError(f'Weights & Biases: {first_line(error)}') from error
 
     def mirror(step: int, metrics: object) -> None:
         run.log(metrics, step=step)

@@ -115,7 +115,9 @@ def loader_config(
 
 
 def unaugmented(config: Config) -> Config:
-    """The settings of a run's validation batches: as those of training, without augmentation."""
+    """The settings of a run's validation batches: randomly shifted as those of training, as the
+    reference's are, and otherwise not augmented.
+    """
     return dataclasses.replace(config, augmentation=AugmentationConfig())
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from fql.agent import abstract_state, agent_networks
 from fql.checkpointing import CheckpointReader, finished_steps
 from fql.devices import one_device_mesh
-from fql.errors import FQLError
+from fql.errors import FQLError, first_line
 from fql.metrics_log import MetricsLog
 from fql.plots import plot_learning_curve
 from fql.policies import make_act, make_policy
@@ -29,7 +29,8 @@ def watch(folder: RunFolder, episodes: int, num_workers: int) -> None:
     Only `eval.csv` and what comes of evaluations is written; the trainer leaves that alone.
 
     Raises:
-        FQLError: the trainer evaluates by itself, another watcher is there, or a worker failed.
+        FQLError: the trainer evaluates by itself or saves nothing, another watcher is there, a
+            checkpoint cannot be read, or a worker failed.
     """
     spec = read_spec(folder)
     config = spec.config
@@ -37,21 +38,23 @@ def watch(folder: RunFolder, episodes: int, num_workers: int) -> None:
         raise FQLError(
             f'the trainer of {folder.path} evaluates by itself; train with --eval-interval 0'
         )
+    if not config.save_interval:
+        raise FQLError(f'the trainer of {folder.path} saves nothing: its save-interval is 0')
     act = make_act(agent_networks(spec), config.agent, 'one_step')
+    abstract = abstract_state(spec, one_device_mesh())
     with (
-        lock_run(folder.watch_lock),
+        lock_run(folder.watch_lock, 'watcher'),
         start_workers(spec, config, episodes, num_workers) as workers,
         MetricsLog(folder.eval_csv, folder.eval_tensorboard, step=None) as log,
     ):
         print(f'watching {folder.path} up to step {config.steps:,}', flush=True)
         for step in _new_steps(folder):
+            reader = CheckpointReader(folder.checkpoints)
             try:
-                params = CheckpointReader(folder.checkpoints).restore_params(
-                    abstract_state(spec, one_device_mesh()), step
-                )
+                params = reader.restore_params(abstract, reader.find(step))
             except Exception as error:
                 if step in finished_steps(folder.checkpoints):
-                    raise
+                    raise FQLError(f'step {step:,} cannot be read: {first_line(error)}') from error
                 print(f'step {step:,} was deleted before it was read ({type(error).__name__})')
                 continue
             result = evaluate_with_progress(

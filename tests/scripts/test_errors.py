@@ -104,6 +104,67 @@ def test_a_finished_run_can_be_extended(assert_one_line, fql, finished_run):
     assert_one_line(fql('train', '--resume', finished_run, '--steps', 2), 'step 3 already')
 
 
+def test_resume_on_other_data_is_refused(
+    assert_one_line, fql, finished_run, maze_npz, prepared, tmp_path
+):
+    with np.load(maze_npz) as file:
+        arrays = dict(file)
+    arrays['actions'][0, 0] *= 0.5
+    source, folder = tmp_path / 'other.npz', tmp_path / 'data'
+    np.savez(source, **arrays)
+    assert fql('prepare', prepared, '--source', source, '--data-dir', folder).returncode == 0
+    done = fql('train', '--resume', finished_run, '--data-dir', folder)
+    assert_one_line(done, 'was trained on other data than', str(folder / prepared))
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (('--num-processes', 4, '--process-id', 1), 'need --coordinator'),
+        (('--coordinator', 'h:1', '--num-processes', 2, '--process-id', 2), 'count from 0'),
+        (('--coordinator', 'auto'), '--coordinator auto: '),
+        (('--wandb-project', 'p'), "pip install 'fql-pixels[wandb]'"),
+        (('--encoder-sharing', 'separate', '--no-bc-flow-trains-encoder'), 'shared encoder'),
+    ],
+)
+def test_settings_that_make_no_sense(
+    assert_one_line, fql_process, prepared, tmp_path, words, message
+):
+    run = tmp_path / 'run'
+    done = fql_process('train', '--task', QUICKSTART_TASK, *SMALL, '--run-dir', run, *words)
+    assert_one_line(done, message)
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (('--watch', '--seed', 7), 'beside it only --episodes'),
+        (('--watch', '--success-timing', 'pre'), 'beside it only --episodes'),
+        (('--policy', 'random', '--step', 2), 'leave out --step'),
+        (('--policy', 'random', '--seed', -5), 'seed must lie in'),
+    ],
+)
+def test_what_an_evaluation_would_ignore_is_refused(
+    assert_one_line, fql, finished_run, words, message
+):
+    assert_one_line(fql('evaluate', finished_run, *words), message)
+
+
+def test_nobody_waits_for_checkpoints_that_never_come(assert_one_line, fql, prepared, tmp_path):
+    run = tmp_path / 'run'
+    settings = (*SMALL, '--save-interval', 0, '--run-dir', run)
+    assert fql('train', '--task', QUICKSTART_TASK, *settings).returncode == 0
+    assert_one_line(fql('evaluate', run, '--watch'), 'saves nothing')
+
+
+def test_a_configuration_that_lacks_a_field(assert_one_line, fql, finished_run, tmp_path):
+    values = json.loads((finished_run / 'config.json').read_text())
+    del values['observation_shape']
+    (tmp_path / 'config.json').write_text(json.dumps(values))
+    assert_one_line(fql('train', '--resume', tmp_path), "no field 'observation_shape'")
+
+
 @pytest.mark.parametrize('command', ['evaluate', ('inspect', 'checkpoint')])
 def test_commands_on_a_run_that_is_none(assert_one_line, fql, tmp_path, command):
     words = (command,) if isinstance(command, str) else command
