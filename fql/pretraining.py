@@ -105,15 +105,15 @@ def pretrain_update(
     return new_state, {**metrics, 'update/grad_norm': optax.tree.norm(grads)}
 
 
-def make_pretrain_step(spec: PretrainSpec) -> TrainStep:
-    """The jitted function (state, batches of windows) -> (state, metrics)."""
+def make_pretrain_step(spec: PretrainSpec, mesh: Mesh) -> TrainStep:
+    """The jitted function (state, batches of windows) -> (state, metrics), on these devices."""
     networks, config = pretraining_networks(spec), spec.config
 
     def one_update(state: TrainState, arrays: Arrays) -> tuple[TrainState, Metrics]:
         windows = windows_from_frames(_augmented(arrays, config, state))
         return pretrain_update(networks, config, state, windows)
 
-    return scan_updates(one_update)
+    return scan_updates(one_update, abstract_pretrain_state(spec, mesh))
 
 
 def make_pretrain_validation(

@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from fql.agent import agent_networks
+from fql.agent import abstract_state, agent_networks
 from fql.augmentation import augment_frames
 from fql.batch import batch_from_frames
 from fql.devices import compiler_options
@@ -21,12 +22,15 @@ Arrays = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Sequence[Arrays]], tuple[TrainState, Metrics]]
 
 
-def make_train_step(spec: RunSpec) -> TrainStep:
+def make_train_step(spec: RunSpec, mesh: Mesh) -> TrainStep:
     """The jitted function (state, batches) -> (state, metrics): one update for each batch.
 
     Several batches are several updates in one call (`lax.scan`), which saves the cost of starting
     each; how many a call makes does not change a bit of the state. The metrics are
     (len(batches),) arrays. The state given is used up (donated).
+
+    Args:
+        mesh: the devices that state and batches are on.
     """
     networks = agent_networks(spec)
 
@@ -35,7 +39,7 @@ def make_train_step(spec: RunSpec) -> TrainStep:
         batch = batch_from_frames({**arrays, 'frames': frames})
         return update(networks, spec.config.agent, state, batch)
 
-    return scan_updates(one_update)
+    return scan_updates(one_update, abstract_state(spec, mesh))
 
 
 def runs_best_alone() -> bool:
@@ -46,9 +50,13 @@ def runs_best_alone() -> bool:
 
 
 def scan_updates(
-    one_update: Callable[[TrainState, Arrays], tuple[TrainState, Metrics]],
+    one_update: Callable[[TrainState, Arrays], tuple[TrainState, Metrics]], abstract: TrainState
 ) -> TrainStep:
-    """The jitted `TrainStep` of an update of one batch."""
+    """The jitted `TrainStep` of an update of one batch.
+
+    Args:
+        abstract: the state's shapes and shardings, which an update keeps.
+    """
 
     def stack(*leaves: jax.Array) -> jax.Array:
         return jnp.stack(leaves)
@@ -59,7 +67,14 @@ def scan_updates(
             return state, jax.tree.map(stack, metrics)
         return jax.lax.scan(one_update, state, jax.tree.map(stack, *batches))
 
-    return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options())
+    # Left to XLA, a state spread over the devices would be spread in another way by every update.
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        out_shardings=(shardings, abstract.step.sharding),
+        compiler_options=compiler_options(),
+    )
 
 
 def make_validation(spec: RunSpec) -> Callable[[TrainState, Arrays], Metrics]:

@@ -229,7 +229,7 @@ def measure_waiting(data: LabelledSplit, config: TrainConfig, updates: int) -> f
     """The share of the time of training that passes in waiting for the next batch."""
     mesh = make_mesh()
     spec = run_spec(data, config)
-    state, train_step = initial_state(spec, mesh), make_train_step(spec)
+    state, train_step = initial_state(spec, mesh), make_train_step(spec, mesh)
     batches = training_batches(data, config, 0)
     waiting = began = 0.0
     for update in range(-2, updates):

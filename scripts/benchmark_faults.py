@@ -107,8 +107,8 @@ def measure_save(folder: Path) -> dict[str, float]:
         every 1,000 updates.
     """
     spec = RunSpec(TrainConfig(task=''), (64, 64, 9), 'uint8', 5)
-    state = initial_state(spec, make_mesh())
-    train_step = make_train_step(spec)
+    mesh = make_mesh()
+    state, train_step = initial_state(spec, mesh), make_train_step(spec, mesh)
     size = spec.config.batch_size
     arrays = {
         'frames': jnp.zeros((size, 4, 64, 64, 3), jnp.uint8),

@@ -60,7 +60,7 @@ def compare_loops(config: TrainConfig, folder: Path, rounds: int) -> dict[str, l
     mesh = make_mesh()
     data = load_training_data(config)['train']
     spec = run_spec(data, config)
-    train_step = make_train_step(spec)
+    train_step = make_train_step(spec, mesh)
     arrays = next(training_batches(data, config, 0))
     batch = put_batch({name: arrays[name] for name in LOADED_FIELDS}, mesh)
     # The loader runs ahead while the other way has its turn; one for each would only start cold.

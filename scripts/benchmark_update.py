@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from encoders.impala import ImpalaEncoder
-from fql.agent import agent_networks, initial_state
+from fql.agent import abstract_state, agent_networks, initial_state
 from fql.batch import Batch, batch_from_frames
 from fql.config import AgentConfig, TrainConfig, validate_config
 from fql.devices import check_batch_size, make_mesh, put_batch
@@ -114,7 +114,9 @@ def our_way(config: TrainConfig, image_size: int, num_devices: int | None = None
     mesh = make_mesh(num_devices)
     check_batch_size(config.batch_size, mesh)
     spec = run_spec(config, image_size)
-    return train_step_way(spec, make_train_step(spec), random_arrays(config, image_size), mesh)
+    return train_step_way(
+        spec, make_train_step(spec, mesh), random_arrays(config, image_size), mesh
+    )
 
 
 def plain_way(config: TrainConfig, image_size: int) -> Way:
@@ -123,10 +125,12 @@ def plain_way(config: TrainConfig, image_size: int) -> Way:
     networks = agent_networks(spec)
     encoder = cast(ImpalaEncoder, networks.encoder).clone(plain=True)
     networks = dataclasses.replace(networks, encoder=encoder)
+    mesh = make_mesh()
     train_step = scan_updates(
-        lambda state, arrays: update(networks, config.agent, state, batch_from_frames(arrays))
+        lambda state, arrays: update(networks, config.agent, state, batch_from_frames(arrays)),
+        abstract_state(spec, mesh),
     )
-    return train_step_way(spec, train_step, random_arrays(config, image_size), make_mesh())
+    return train_step_way(spec, train_step, random_arrays(config, image_size), mesh)
 
 
 def latents_way(config: TrainConfig, image_size: int) -> Way:
@@ -138,7 +142,8 @@ def latents_way(config: TrainConfig, image_size: int) -> Way:
     shape = jax.eval_shape(encoder.init_with_output, jax.random.key(0), observations)[0].shape
     latents = np.random.default_rng(0).normal(size=(config.batch_size, 2, shape[-1]))
     arrays = {'frames': latents.astype(np.float32), **random_vectors(config.batch_size)}
-    return train_step_way(spec, make_train_step(spec), arrays, make_mesh())
+    mesh = make_mesh()
+    return train_step_way(spec, make_train_step(spec, mesh), arrays, mesh)
 
 
 def train_step_way(spec: RunSpec, train_step: TrainStep, arrays: Arrays, mesh: Mesh) -> Way:

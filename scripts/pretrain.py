@@ -118,7 +118,7 @@ def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
             mesh=mesh,
             folder=folder,
             fields=WINDOW_FIELDS,
-            train_step=make_pretrain_step(spec),
+            train_step=make_pretrain_step(spec, mesh),
             validate=make_pretrain_validation(spec),
             evaluate=lambda state: None,
             metadata={'config': dataclasses.asdict(config), 'versions': versions()},

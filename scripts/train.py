@@ -166,7 +166,7 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
             mesh=mesh,
             folder=folder,
             fields=LOADED_FIELDS,
-            train_step=make_train_step(spec),
+            train_step=make_train_step(spec, mesh),
             validate=make_validation(spec),
             evaluate=make_evaluation(spec, mesh, folder, workers, eval_log, interruption),
             metadata={'config': config_to_dict(config), 'versions': versions()},

@@ -39,7 +39,8 @@ def test_losses_stay_near_those_of_float32(arrays):
     metrics, states = {}, {}
     for precision in ('float32', 'bfloat16'):
         state = initial_state(spec(precision), one_device_mesh())
-        states[precision], metrics[precision] = make_train_step(spec(precision))(state, [arrays])
+        step = make_train_step(spec(precision), one_device_mesh())
+        states[precision], metrics[precision] = step(state, [arrays])
     for name in ('critic/loss', 'actor/bc_flow_loss', 'actor/distill_loss', 'loss'):
         exact, rounded = (np.asarray(metrics[p][name]) for p in ('float32', 'bfloat16'))
         np.testing.assert_allclose(rounded, exact, rtol=TOLERANCE, err_msg=name)
@@ -51,7 +52,7 @@ def test_losses_stay_near_those_of_float32(arrays):
 
 
 def test_the_networks_compute_in_bfloat16(arrays):
-    lowered = make_train_step(spec('bfloat16')).lower(
+    lowered = make_train_step(spec('bfloat16'), one_device_mesh()).lower(
         initial_state(spec('bfloat16'), one_device_mesh()), [arrays]
     )
     products = [

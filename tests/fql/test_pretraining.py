@@ -77,7 +77,7 @@ def test_the_target_follows_the_parameters_after_the_step(arrays):
     ):
         np.testing.assert_array_equal(before, target)
     old = jax.tree.map(np.asarray, state.target_params)
-    new, metrics = make_pretrain_step(SPEC)(state, [arrays])
+    new, metrics = make_pretrain_step(SPEC, one_device_mesh())(state, [arrays])
     assert int(new.step) == 1
     assert set(old['heads']) == {'compressor'}
     for path, target in jax.tree_util.tree_leaves_with_path(new.target_params):
@@ -102,7 +102,7 @@ def test_the_two_observations_are_augmented_apart(arrays, monkeypatch):
 
     monkeypatch.setattr('fql.pretraining.pretraining_loss', loss)
     config = dataclasses.replace(SPEC.config, augmentation=AugmentationConfig(brightness=0.3))
-    step = make_pretrain_step(dataclasses.replace(SPEC, config=config))
+    step = make_pretrain_step(dataclasses.replace(SPEC, config=config), one_device_mesh())
     same = {**arrays, 'frames': np.full_like(arrays['frames'], 128)}
     same['later_frames'] = same['frames']
     _, metrics = step(initial_pretrain_state(SPEC, one_device_mesh()), [same])

@@ -3,9 +3,13 @@
 import csv
 import dataclasses
 import json
+import os
 import signal
 import socket
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,6 +20,7 @@ from fql.checkpointing import CheckpointReader, finished_steps
 from fql.interruption import EXIT_CODE
 from fql.tasks import QUICKSTART_TASK
 
+ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = (
     *('--task', QUICKSTART_TASK, '--batch-size', 16, '--flow-steps', 1, '--hidden-dims', 256),
     *('--eval-interval', 0, '--log-interval', 1, '--save-interval', 4),
@@ -55,6 +60,40 @@ def test_eight_devices_give_the_losses_of_one(start_fql, on_one_device, tmp_path
     np.testing.assert_allclose(losses(run), losses(on_one_device), rtol=1e-4, atol=1e-5)
     finish(start_fql('train', '--resume', run, '--steps', 10, **EIGHT))
     assert finished_steps(run / 'checkpoints') == [4, 8, 10]
+
+
+SPREAD = """
+import dataclasses, jax, numpy as np
+from fql.agent import initial_state
+from fql.config import AgentConfig, TrainConfig
+from fql.devices import LARGE, make_mesh, put_batch
+from fql.run_folder import RunSpec
+from fql.train_step import make_train_step
+
+agent = AgentConfig(hidden_dims=(256, 256), flow_steps=1, encoder='impala_debug')
+config = TrainConfig(task='', frame_stack=1, shard_params=True, agent=agent)
+spec, mesh = RunSpec(config, (8, 8, 3), 'uint8', 2), make_mesh()
+arrays = {
+    'frames': np.zeros((8, 2, 8, 8, 3), np.uint8),
+    'actions': np.zeros((8, 2), np.float32),
+    'rewards': np.zeros(8, np.float32),
+    'masks': np.zeros(8, np.float32),
+}
+state, train_step = initial_state(spec, mesh), make_train_step(spec, mesh)
+for _ in range(3):
+    leaves = jax.tree.leaves(dataclasses.replace(state, key=None))
+    sizes = {leaf.size // leaf.addressable_data(0).size for leaf in leaves if leaf.size >= LARGE}
+    assert sizes == {8}, sizes
+    assert all(leaf.is_fully_replicated for leaf in leaves if leaf.size < LARGE)
+    state, _ = train_step(state, [put_batch(arrays, mesh)])
+"""
+
+
+def test_large_parameters_are_spread_and_stay_so():
+    environment = {**os.environ, **EIGHT, 'PYTHONPATH': str(ROOT)}
+    command = [sys.executable, '-c', SPREAD]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def start_two(start_fql, *arguments):

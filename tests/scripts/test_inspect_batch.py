@@ -101,7 +101,8 @@ def test_augmented_batch_is_what_the_update_sees(fql, tmp_path, monkeypatch):
     state = initial_state(spec, one_device_mesh())
     state = dataclasses.replace(state, step=state.step + step)
     monkeypatch.setattr(train_step, 'update', lambda networks, config, state, batch: (state, batch))
-    _, seen = make_train_step(spec)(state, [{name: arrays[name] for name in LOADED_FIELDS}])
+    step = make_train_step(spec, one_device_mesh())
+    _, seen = step(state, [{name: arrays[name] for name in LOADED_FIELDS}])
 
     with np.load(augmented, allow_pickle=False) as file, np.load(plain) as without:
         assert without['observations'].dtype == np.uint8
