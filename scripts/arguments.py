@@ -77,6 +77,7 @@ class Collect:
     Environments are OGBench's cube-single, cube-double, cube-triple, cube-quadruple, scene,
     puzzle-3x3, puzzle-4x4, puzzle-4x5, puzzle-4x6, and pointmaze-medium, pointmaze-large,
     pointmaze-giant, pointmaze-teleport. With visual- before the name, observations are images.
+    (fql train has no task for point mazes; their data serve fql pretrain and fql export-tfds.)
 
     What is not given has the number of OGBench's dataset of that name. That is a day's work for
     a million images on two cores without a GPU (about 10 a second; without images 1,000), so begin
@@ -399,9 +400,10 @@ class BenchmarkFaults:
 class BenchmarkData:
     """Time the loader against the reference implementation's way of sampling, in one process.
 
-    Also: memory and start-up time with a sparse store of a million frames (a file of 12.3 GB that
-    takes hardly any disk); the dataset's own frames prepared and exported anew, in the folder for
-    temporary files; how long training waits for data. Takes some minutes.
+    The loader works on all cores; what is compared is the time until the host has a batch. Also:
+    memory and start-up time with a sparse store of a million frames (a file of 12.3 GB that takes
+    hardly any disk); the dataset's own frames prepared and exported anew; how long training waits
+    for data. What is written is removed from the data folder again. Takes some minutes.
     """
 
     task: str = 'visual-cube-single-play-singletask-task1-v0'
@@ -510,7 +512,10 @@ class BenchmarkScaling:
 
 @dataclass(frozen=True)
 class BenchmarkTrain:
-    """Time the training loop against bare updates on one batch, and how soon it starts."""
+    """Time the training loop against bare updates on one batch, and how soon it starts.
+
+    Logs, evaluations and checkpoints are off.
+    """
 
     task: str = 'visual-cube-single-play-singletask-task1-v0'
     """A task whose dataset is prepared."""

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.frame_store import Split
 from data_pipeline.loader import LoaderConfig, make_batches
 from fql.agent import initial_state
@@ -21,7 +22,7 @@ from fql.tasks import default_config, find_task
 from fql.train_step import LOADED_FIELDS, make_train_step
 from scripts.arguments import BenchmarkData
 from scripts.benchmark_sources import anonymous_megabytes, measure_sources
-from scripts.measuring import check_new, format_table, median_ratio, write_json
+from scripts.measuring import check_new, check_positive, format_table, median_ratio, write_json
 from scripts.progress import progress_bar
 from scripts.training_data import (
     LabelledSplit,
@@ -34,8 +35,9 @@ MILLION = 1_000_000
 TRAJECTORY = 1_001
 PAD = 3
 TIMED = 8
-PREFETCHED = 4
-"""Batches that the loader may have ready from the other ways' turns; not timed."""
+MAX_PREFETCHED = 20
+"""More batches than the loader can have ready from the other ways' turns (one for each core, up to
+16, and one behind); not timed."""
 
 Report = dict[str, Any]
 
@@ -43,13 +45,18 @@ Report = dict[str, Any]
 def run(args: BenchmarkData) -> None:
     """Measures, prints a table and writes the numbers as JSON if asked to."""
     check_new(args.json)
-    config = dataclasses.replace(default_config(find_task(args.task)), data_dir=args.data_dir)
+    check_positive(rounds=args.rounds, batches=args.batches, updates=args.updates)
+    data_dir = resolve_data_dir(args.data_dir)
+    config = dataclasses.replace(default_config(find_task(args.task)), data_dir=str(data_dir))
     data = load_training_data(config)['train']
-    with tempfile.TemporaryDirectory() as folder, progress_bar('measure', 'part', 4) as bar:
+    with (
+        tempfile.TemporaryDirectory(prefix='benchmark-', dir=data_dir) as folder,
+        progress_bar('measure', 'part', 4) as bar,
+    ):
         # Memory and disk first, while nothing else is held; but TensorFlow itself is not counted.
         sources = measure_sources(data.split, Path(folder))
         bar.update()
-        next(training_batches(data, config, 0))
+        next(training_batches(data, dataclasses.replace(config, batch_size=1), 0))
         million = measure_million_frames(config, args.batches, Path(folder))
         bar.update()
         samplers = compare_samplers(data, config, args.rounds)
@@ -124,21 +131,22 @@ def compare_samplers(data: LabelledSplit, config: TrainConfig, rounds: int) -> R
         for probability in (0.5, 0.0)
     )
     reference = reference_sampler(data, config)
-    ways: dict[str, Callable[[], object]] = {
-        'reference': reference,
-        'loader': lambda: next(shifted),
-        'loader_without_shift': lambda: next(plain),
+    ways: dict[str, tuple[Callable[[], object], int]] = {
+        'reference': (reference, 0),
+        'loader': (lambda: next(shifted), MAX_PREFETCHED),
+        'loader_without_shift': (lambda: next(plain), MAX_PREFETCHED),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(-2, rounds):
-        for name, way in ways.items():
-            for _ in range(PREFETCHED):
+        for name, (way, ready) in ways.items():
+            for _ in range(ready):
                 way()
+            timed = TIMED + ready
             began = time.perf_counter()
-            for _ in range(TIMED):
+            for _ in range(timed):
                 way()
             if turn >= 0:
-                seconds[name].append((time.perf_counter() - began) / TIMED)
+                seconds[name].append((time.perf_counter() - began) / timed)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         'ms_per_batch': {name: round(value * 1e3, 2) for name, value in medians.items()},

@@ -1,17 +1,16 @@
 """`fql benchmark faults`: many kills of one run, and what saving costs."""
 
 import json
-import os
 import random
 import statistics
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
+from data_pipeline.data_dir import resolve_data_dir
 from encoders.leaves import tree_digest
 from fql.agent import abstract_state, initial_state
 from fql.checkpointing import (
@@ -25,6 +24,7 @@ from fql.errors import FQLError
 from fql.run_folder import RunFolder, RunSpec, read_spec
 from fql.train_step import make_train_step
 from scripts.arguments import BenchmarkFaults
+from scripts.measuring import FQL, ROOT, check_positive, run_fql
 from scripts.progress import progress_bar
 from scripts.rollouts import recorded_steps
 
@@ -40,13 +40,14 @@ def run(args: BenchmarkFaults) -> int:
     """Prints a report; the exit code is 0 only if the states agree."""
     if args.folder.exists():
         raise FQLError(f'{args.folder} exists; delete it or name another --folder')
-    command = [sys.executable, '-m', 'scripts.main', 'train', '--task', args.task, *SETTINGS]
+    check_positive(kills=args.kills, updates=args.updates)
+    data_dir = str(resolve_data_dir(args.data_dir))
+    command = ['train', '--task', args.task, '--data-dir', data_dir, *SETTINGS]
     command += ['--steps', str(args.updates)]
-    if args.data_dir:
-        command += ['--data-dir', args.data_dir]
-    alone, killed = RunFolder(args.folder / 'alone'), RunFolder(args.folder / 'killed')
+    folder = args.folder.absolute()
+    alone, killed = RunFolder(folder / 'alone'), RunFolder(folder / 'killed')
     print(f'1/3 a run of {args.updates:,} updates that is left alone', flush=True)
-    _finish([*command, '--run-dir', str(alone.path)])
+    run_fql(*command, '--run-dir', str(alone.path))
     print('2/3 the same run, killed and continued', flush=True)
     command += ['--run-dir', str(killed.path), '--resume', 'auto']
     moments = random.Random(args.seed)
@@ -59,7 +60,7 @@ def run(args: BenchmarkFaults) -> int:
             seconds = moments.uniform(0, KILL_WITHIN_SECONDS)
             _start_and_kill(command, killed, logged, seconds)
             bar.update()
-    _finish(command)
+    run_fql(*command)
     print('3/3 the cost of saving', flush=True)
     report = {
         'kills': args.kills,
@@ -67,7 +68,7 @@ def run(args: BenchmarkFaults) -> int:
         'same_state': _digest(alone) == _digest(killed),
         'same_train_csv': alone.train_csv.read_bytes() == killed.train_csv.read_bytes(),
         'damaged_checkpoints': len(list(killed.damaged.glob('*'))),
-        'save': measure_save(args.folder / 'save'),
+        'save': measure_save(folder / 'save'),
     }
     print(json.dumps(report, indent=2))
     return 0 if report['same_state'] and report['same_train_csv'] else 1
@@ -75,7 +76,8 @@ def run(args: BenchmarkFaults) -> int:
 
 def _start_and_kill(command: list[str], folder: RunFolder, start: int, seconds: float) -> None:
     """Starts the trainer, and kills it so long after it has logged an update past `start`."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    nothing = subprocess.DEVNULL
+    process = subprocess.Popen([*FQL, *command], cwd=ROOT, stdout=nothing, stderr=nothing)
     while max(recorded_steps(folder.train_csv), default=0) <= start and process.poll() is None:
         time.sleep(0.02)
     time.sleep(seconds)
@@ -83,12 +85,6 @@ def _start_and_kill(command: list[str], folder: RunFolder, start: int, seconds: 
         raise FQLError('the run ended before it could be killed; give more --updates')
     process.kill()
     process.wait()
-
-
-def _finish(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
-    if done.returncode != 0:
-        raise FQLError(f'a run failed: {done.stderr.strip().splitlines()[-1]}')
 
 
 def _digest(folder: RunFolder) -> str:

@@ -23,13 +23,21 @@ from fql.run_folder import RunSpec
 from fql.tasks import default_config, find_task
 from scripts.arguments import BenchmarkLatents
 from scripts.latent_cache import AHEAD, latent_width, make_encode, write_latents
-from scripts.measuring import check_new, format_table, median_ratio, take_turns, write_json
+from scripts.measuring import (
+    check_new,
+    check_positive,
+    format_table,
+    median_ratio,
+    take_turns,
+    write_json,
+)
 from scripts.training_data import load_training_data, run_spec
 
 
 def run(args: BenchmarkLatents) -> None:
     """Measures, prints a table and writes the numbers as JSON if asked to."""
     check_new(args.json)
+    check_positive(rows=args.rows, rounds=args.rounds)
     config = default_config(find_task(args.task))
     config = dataclasses.replace(
         config,

@@ -13,7 +13,7 @@ from fql.config import AgentConfig, TrainConfig
 from fql.errors import FQLError
 from scripts.arguments import BenchmarkScaling
 from scripts.benchmark_update import Way, our_way, with_agent
-from scripts.measuring import format_table, take_turns, write_json
+from scripts.measuring import check_positive, format_table, take_turns, write_json
 
 VIRTUAL_DEVICES = 8
 Point = dict[str, Any]
@@ -34,6 +34,7 @@ class Axis:
 
 def run(args: BenchmarkScaling) -> None:
     """Measures every axis, prints a table, and writes `scaling.json` and `scaling.png`."""
+    check_positive(rounds=args.rounds)
     table, plot = args.out / 'scaling.json', args.out / 'scaling.png'
     for path in (table, plot):
         if path.exists():

@@ -17,6 +17,7 @@ import numpy as np
 
 from data_pipeline.frame_store import Split, open_store, write_store
 from data_pipeline.ogbench import npz_splits
+from scripts.host_memory import keep_freed_memory
 
 POLL_SECONDS = 0.01
 RUNS = 3
@@ -37,7 +38,7 @@ def measure_sources(split: Split, folder: Path) -> dict[str, dict[str, float]]:
         runs = []
         for run in range(RUNS):
             target = folder / f'{name}-{run}'
-            with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as executor:
+            with ProcessPoolExecutor(1, spawn, initializer=keep_freed_memory) as executor:
                 runs.append(executor.submit(measure, work, origin, target).result())
         results[name] = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
     return results

@@ -3,14 +3,13 @@
 import dataclasses
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from data_pipeline.data_dir import resolve_data_dir
 from fql.agent import initial_state
@@ -23,7 +22,15 @@ from fql.run_folder import RunFolder
 from fql.tasks import default_config, find_task
 from fql.train_step import LOADED_FIELDS, make_train_step, make_validation
 from scripts.arguments import BenchmarkTrain
-from scripts.measuring import check_new, format_table, median_ratio, take_turns, write_json
+from scripts.measuring import (
+    check_new,
+    check_positive,
+    format_table,
+    median_ratio,
+    run_fql,
+    take_turns,
+    write_json,
+)
 from scripts.training_data import load_training_data, run_spec, training_batches
 from scripts.training_loop import Trainer, updates_in_call
 
@@ -31,6 +38,9 @@ from scripts.training_loop import Trainer, updates_in_call
 def run(args: BenchmarkTrain) -> None:
     """Measures, prints a table and writes the numbers as JSON if asked to."""
     check_new(args.json)
+    check_positive(updates=args.updates, updates_per_call=args.updates_per_call, rounds=args.rounds)
+    if args.updates % args.updates_per_call:
+        raise FQLError('updates must be a multiple of updates-per-call')
     config = dataclasses.replace(
         default_config(find_task(args.task)),
         data_dir=str(resolve_data_dir(args.data_dir)),
@@ -66,9 +76,10 @@ def compare_loops(config: TrainConfig, folder: Path, rounds: int) -> dict[str, l
     # The loader runs ahead while the other way has its turn; one for each would only start cold.
     batches = training_batches(data, config, 0)
     count = updates_in_call(config, 0)
+    start = initial_state(spec, mesh)
 
     def bare_updates() -> None:
-        state, before = initial_state(spec, mesh), None
+        state, before = jax.tree.map(jnp.copy, start), None
         for _ in range(config.steps // count):
             state, metrics = train_step(state, [batch] * count)
             # As many calls in flight as the trainer has: with all of them updates take longer.
@@ -93,33 +104,24 @@ def compare_loops(config: TrainConfig, folder: Path, rounds: int) -> dict[str, l
         )
 
         def train() -> None:
-            trainer.train(initial_state(spec, mesh), batches, None, is_evaluation_missing=False)
+            state = jax.tree.map(jnp.copy, start)
+            trainer.train(state, batches, None, is_evaluation_missing=False)
 
         return take_turns({'bare updates': bare_updates, 'fql train': train}, rounds)
 
 
 def measure_starts(config: TrainConfig, folder: Path) -> dict[str, float]:
     """Seconds of a whole `fql train --steps 1`, first with an empty compilation cache."""
-    command = [
-        *(sys.executable, '-m', 'scripts.main', 'train', '--task', config.task, '--steps', '1'),
+    settings = (
+        *('--task', config.task, '--steps', '1', '--data-dir', config.data_dir),
         *('--log-interval', '0', '--eval-interval', '0', '--save-interval', '0'),
-        *('--data-dir', config.data_dir),
-    ]
+    )
     environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache')}
     seconds = {}
     for name in ('without a compilation cache', 'with one'):
         began = time.perf_counter()
-        done = subprocess.run(
-            [*command, '--run-dir', str(folder / name)],
-            env=environment,
-            cwd=Path(__file__).parents[1],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        run_fql('train', *settings, '--run-dir', str(folder / name), environment=environment)
         seconds[name] = time.perf_counter() - began
-        if done.returncode:
-            raise FQLError(f'fql train failed: {done.stderr.strip().splitlines()[-1]}')
     return seconds
 
 

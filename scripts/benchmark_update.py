@@ -25,7 +25,14 @@ from fql.train_state import TrainState
 from fql.train_step import TrainStep, make_train_step, runs_best_alone, scan_updates
 from fql.update import update
 from scripts.arguments import BenchmarkUpdate
-from scripts.measuring import check_new, format_table, median_ratio, take_turns, write_json
+from scripts.measuring import (
+    check_new,
+    check_positive,
+    format_table,
+    median_ratio,
+    take_turns,
+    write_json,
+)
 
 ACTION_DIM = 5
 CHANNELS = 3
@@ -55,6 +62,7 @@ class Way:
 def run(args: BenchmarkUpdate) -> None:
     """Measures, prints a table and writes the numbers as JSON if asked to."""
     check_new(args.json)
+    check_positive(rounds=args.rounds)
     config = base_config(args)
     validate_config(config)
     if args.against:

@@ -1,7 +1,10 @@
 """What the benchmarks share: taking turns, tables, and results as JSON."""
 
 import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +12,11 @@ from typing import Any
 
 from fql.errors import FQLError
 from scripts.progress import progress_bar
+
+FQL = (sys.executable, '-m', 'scripts.main')
+"""The program, to be run in a process of its own from `ROOT`."""
+
+ROOT = Path(__file__).parents[1]
 
 WARM_UP = 2
 """Turns that are not counted."""
@@ -50,6 +58,28 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ).rstrip()
         for line in lines
     )
+
+
+def check_positive(**counts: int) -> None:
+    """Raises FQLError if one of the numbers is not."""
+    for name, count in counts.items():
+        if count < 1:
+            raise FQLError(f'{name.replace("_", "-")} must be at least 1, not {count}')
+
+
+def run_fql(*arguments: str, environment: Mapping[str, str] = os.environ) -> None:
+    """Runs the program in a process of its own, silently.
+
+    Raises:
+        FQLError: it failed; with the last line that it printed.
+    """
+    command = [*FQL, *arguments]
+    done = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f'exit code {done.returncode}']
+        raise FQLError(f'fql {arguments[0]} failed: {lines[-1]}')
 
 
 def check_new(path: Path | None) -> None:

@@ -183,3 +183,19 @@ def test_nan_actions(assert_one_line, fql, maze_npz, tmp_path):
     np.savez(tmp_path / 'nan.npz', **arrays)
     done = fql('prepare', 'nan', '--source', tmp_path / 'nan.npz', '--data-dir', tmp_path / 'data')
     assert_one_line(done, 'nan.npz', 'actions')
+
+
+@pytest.mark.parametrize(
+    'words',
+    [
+        ('data', '--rounds', 0),
+        ('data', '--updates', 0),
+        ('latents', '--rounds', 0),
+        ('update', '--rounds', -1),
+        ('scaling', '--rounds', 0),
+        ('train', '--updates', 0),
+        ('faults', '--kills', 0),
+    ],
+)
+def test_a_benchmark_of_nothing(assert_one_line, fql, words):
+    assert_one_line(fql('benchmark', *words), 'must be at least 1')
