@@ -30,7 +30,9 @@ ACTION_LIMIT = 1 - 1e-5
 _ROWS, _SHIFTS, _COIN, _COPIES = range(4)
 _STREAMS = 4
 
-_READ_AHEAD_BYTES = 8 << 20
+# Linux reads no more for one call than the device reads ahead, by default 128 KB, drops the rest,
+# and says nothing.
+_READ_AHEAD_BYTES = 128 << 10
 
 # Without it, a private mapping larger than memory is refused. Python names it from 3.13 on.
 _MAP_NORESERVE = getattr(mmap, 'MAP_NORESERVE', 0x4000 if sys.platform == 'linux' else 0)

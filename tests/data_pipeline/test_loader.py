@@ -336,3 +336,17 @@ def test_only_files_that_fit_are_read_ahead(tmp_path, monkeypatch, free, is_read
     monkeypatch.setattr(os, 'posix_fadvise', lambda *arguments: asked.append(arguments[1:3]))
     loader.read_ahead(path)
     assert bool(asked) == is_read
+
+
+def test_reading_ahead_leaves_nothing_out(tmp_path, monkeypatch):
+    """Of a call for more than 128 KB, Linux reads the first 128 KB on ordinary disks."""
+    path = tmp_path / 'file'
+    path.write_bytes(bytes(1_000_000))
+    asked = []
+    monkeypatch.setattr(loader, 'available_memory', lambda: 10**9)
+    monkeypatch.setattr(os, 'posix_fadvise', lambda *arguments: asked.append(arguments[1:3]))
+    loader.read_ahead(path)
+    starts, sizes = np.transpose(asked)
+    assert sizes.max() <= 128 << 10
+    np.testing.assert_array_equal(starts, np.cumsum([0, *sizes[:-1]]))
+    assert starts[-1] + sizes[-1] >= 1_000_000
