@@ -12,10 +12,14 @@ import hashlib
 import json
 import os
 import platform
+import re
+import secrets
 import shutil
+import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +35,10 @@ from data_pipeline.source import INFO_ARRAYS, LABEL_ARRAYS, SourceSplit, checked
 FORMAT_VERSION = 1
 ALIGNMENT = 64  # bytes; TensorFlow aborts the process on a tensor that starts anywhere else
 _VERIFY_BYTES = 4 << 20
+_WEEK = 7 * 24 * 3600  # seconds; no folder takes as long to write
+
+# Those of this process. Others of its number are dead: containers give the same numbers again.
+_own_writers: set[str] = set()
 
 Progress = Callable[[int, int], None]
 
@@ -224,35 +232,49 @@ def verify_store(store: FrameStore, progress: Progress | None = None) -> None:
 def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """A new folder that becomes `target` when the block ends, and vanishes when the block raises.
 
+    Until then it lies beside it, by a name that no other writer gives and that tells
+    `remove_leftovers` which process this is, and where it runs.
+
     Raises:
         FileExistsError: `target` exists already (and is not empty), and `replace` is not set.
     """
-    folder = target.with_name(f'.{target.name}.incomplete-{os.getpid()}')
-    folder.mkdir(parents=True)
+    writer = f'{_host()}-{os.getpid()}-{secrets.token_hex(4)}'
+    folder = target.with_name(f'.{target.name}.incomplete-{writer}')
+    _own_writers.add(writer)
     try:
+        folder.mkdir(parents=True)
         yield folder
         for made in [folder, *(child for child in folder.rglob('*') if child.is_dir())]:
             _sync_folder(made)
         if replace and target.exists():
-            _exchange(folder, target)
+            _exchange(folder, target, target.with_name(f'.{target.name}.replaced-{writer}'))
         else:
             _rename_folder(folder, target)
         _sync_folder(target.parent)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    finally:
+        _own_writers.discard(writer)
 
 
 def remove_leftovers(target: Path) -> None:
-    """Removes what killed processes left beside `target`; puts an old one back that has no heir."""
-    for leftover in target.parent.glob(f'.{glob.escape(target.name)}.*-*'):
-        kind, _, pid = leftover.name.removeprefix(f'.{target.name}.').partition('-')
-        if kind not in ('incomplete', 'replaced') or not pid.isdecimal() or _is_other(int(pid)):
-            continue
-        if kind == 'replaced' and not target.exists():
-            os.rename(leftover, target)
-        else:
-            shutil.rmtree(leftover, ignore_errors=True)
+    """Removes what killed processes left beside `target`; puts an old one back that has no heir.
+
+    Whether a writer is alive can be told on its own host only. Disks are shared, so what others
+    write is left alone for a week.
+    """
+    pattern = rf'\.{re.escape(target.name)}\.(incomplete|replaced)-((.*)-(\d+)-[0-9a-f]+)'
+    for leftover in target.parent.glob(f'.{glob.escape(target.name)}.*'):
+        match = re.fullmatch(pattern, leftover.name)
+        # Gone meanwhile, or there meanwhile: another process does the same.
+        with suppress(FileNotFoundError, FileExistsError):
+            if match is None or _may_live(leftover, match[2], match[3], int(match[4])):
+                continue
+            if match[1] == 'replaced' and not target.exists():
+                _rename_folder(leftover, target)
+            else:
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_array(path: Path, array: np.ndarray) -> dict[str, Any]:
@@ -411,8 +433,8 @@ def _counter(progress: Progress | None, total: int) -> Callable[[int], None]:
     return advance
 
 
-def _exchange(folder: Path, target: Path) -> None:
-    old = target.with_name(f'.{target.name}.replaced-{os.getpid()}')
+def _exchange(folder: Path, target: Path, old: Path) -> None:
+    """Puts `folder` in the place of `target`, which is `old` in between and then removed."""
     os.rename(target, old)
     try:
         _rename_folder(folder, target)
@@ -431,10 +453,27 @@ def _rename_folder(folder: Path, target: Path) -> None:
         raise
 
 
-def _is_other(pid: int) -> bool:
-    """Whether `pid` is a live process other than this one (containers give the same pids again)."""
-    if pid == os.getpid():
+def _host() -> str:
+    """Names where this process runs, and its number means a process: a host, or a container there.
+
+    A container has its own numbers, but may have the name of its host.
+    """
+    with suppress(OSError):  # Other systems than Linux have no such file.
+        return f'{socket.gethostname()}-{os.stat("/proc/self/ns/pid").st_ino}'
+    return socket.gethostname()
+
+
+def _may_live(folder: Path, writer: str, host: str, pid: int) -> bool:
+    """Whether the writer of a folder may be alive."""
+    # Of the times that a folder has, renaming it changes only this one.
+    if time.time() - folder.stat().st_ctime > _WEEK:
         return False
+    if host != _host() or writer in _own_writers:
+        return True
+    return pid != os.getpid() and _is_alive(pid)
+
+
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -168,7 +169,7 @@ def _read_record(array: Path) -> dict[str, Any]:
 
 def _write_whole(path: Path, text: str) -> None:
     """Writes a text file, synced, whole or not at all."""
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}')
     with temporary.open('w', encoding='utf-8') as file:
         file.write(text)
         file.flush()

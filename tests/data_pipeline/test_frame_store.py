@@ -4,14 +4,22 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from data_pipeline import frame_store
 from data_pipeline.errors import DataError
-from data_pipeline.frame_store import atomic_folder, open_store, prepare_store, verify_store
+from data_pipeline.frame_store import (
+    atomic_folder,
+    open_store,
+    prepare_store,
+    remove_leftovers,
+    verify_store,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,6 +45,11 @@ def dead_pid() -> int:
     process = subprocess.Popen([sys.executable, '-c', ''])
     process.wait()
     return process.pid
+
+
+def leftover(target: Path, kind: str, pid: int, host: str = '') -> Path:
+    """What a process that was killed has left."""
+    return target.with_name(f'.{target.name}.{kind}-{host or frame_store._host()}-{pid}-0a1b2c3d')
 
 
 def test_store_holds_the_source(source, target, make_arrays):
@@ -298,8 +311,7 @@ def test_kill_leaves_nothing_that_looks_finished(source, target, make_arrays):
     )
     assert process.stdout is not None
     process.stdout.readline()  # It writes now.
-    pending = target.with_name(f'.tiny-v0.incomplete-{process.pid}')
-    assert pending.exists()
+    (pending,) = target.parent.glob(f'.tiny-v0.incomplete-*-{process.pid}-*')
 
     with pytest.raises(DataError, match='no frame store here'):
         open_store(target)
@@ -318,8 +330,8 @@ def test_kill_leaves_nothing_that_looks_finished(source, target, make_arrays):
 def test_kill_between_the_renames_of_an_overwrite(source, target, make_arrays):
     """The old store is out of the way, the new one not in its place yet."""
     prepare_store(target, 'tiny-v0', source)
-    target.rename(target.with_name(f'.tiny-v0.replaced-{dead_pid()}'))
-    target.with_name(f'.tiny-v0.incomplete-{dead_pid()}').mkdir()
+    target.rename(leftover(target, 'replaced', dead_pid()))
+    leftover(target, 'incomplete', dead_pid()).mkdir()
     before = time.time_ns()
     store = prepare_store(target, 'tiny-v0', source)
     assert (target / 'manifest.json').stat().st_mtime_ns < before
@@ -329,19 +341,74 @@ def test_kill_between_the_renames_of_an_overwrite(source, target, make_arrays):
 
 def test_kill_after_the_renames_of_an_overwrite(source, target):
     prepare_store(target, 'tiny-v0', source)
-    target.with_name(f'.tiny-v0.replaced-{dead_pid()}').mkdir()
+    leftover(target, 'replaced', dead_pid()).mkdir()
     prepare_store(target, 'tiny-v0', source)
     assert names(target.parent) == ['tiny-v0']
 
 
 def test_leftovers_of_other_stores_are_left(source, target):
-    pid = dead_pid()
-    other = target.with_name(f'.tiny-v0-big.incomplete-{pid}')
+    other = leftover(target.with_name('tiny-v0-big'), 'incomplete', dead_pid())
     other.mkdir(parents=True)
-    own_name = target.with_name(f'.tiny-v0.incomplete-{os.getpid()}')  # As in a container.
-    own_name.mkdir()
+    leftover(target, 'incomplete', os.getpid()).mkdir()  # As in a container.
     prepare_store(target, 'tiny-v0', source)
     assert names(target.parent) == [other.name, 'tiny-v0']
+
+
+def test_what_other_hosts_write_is_left_for_a_week(source, target, monkeypatch):
+    """Which of their processes live cannot be known here, and numbers are equal by chance."""
+    prepare_store(target, 'tiny-v0', source)
+    places = [('elsewhere', dead_pid()), ('elsewhere', os.getpid()), ('else-where.org-1', 1)]
+    written = [leftover(target, 'incomplete', pid, host) for host, pid in places]
+    for folder in written:
+        folder.mkdir()
+    old = leftover(target, 'replaced', dead_pid(), 'elsewhere')
+    target.rename(old)
+    remove_leftovers(target)
+    assert names(target.parent) == sorted(folder.name for folder in [*written, old])
+    now = time.time()
+    monkeypatch.setattr(time, 'time', lambda: now + 8 * 24 * 3600)
+    remove_leftovers(target)
+    assert names(target.parent) == ['tiny-v0']
+    open_store(target)
+
+
+def test_a_writer_of_the_same_number_on_another_host(tmp_path, monkeypatch):
+    target = tmp_path / 'a'
+
+    def write_while_the_other_does() -> None:
+        with atomic_folder(target) as folder:
+            monkeypatch.setattr(frame_store, '_host', lambda: 'elsewhere')
+            remove_leftovers(target)
+            with atomic_folder(target) as other:
+                (other / 'x').write_text('done first')
+            (folder / 'x').write_text('done second')
+
+    with pytest.raises(FileExistsError):
+        write_while_the_other_does()
+    assert (target / 'x').read_text() == 'done first'
+    assert names(tmp_path) == ['a']
+
+
+def test_what_another_thread_writes_is_left(source, target):
+    def prepare(*_: int) -> None:
+        thread = threading.Thread(target=prepare_store, args=(target, 'tiny-v0', source))
+        thread.start()
+        thread.join()
+
+    store = prepare_store(target, 'tiny-v0', source, progress=prepare)
+    verify_store(store)
+    assert names(target.parent) == ['tiny-v0']
+
+
+def test_a_container_of_the_hosts_name_is_another_place(run_python):
+    """It may use the host's network, and so its name, but has process numbers of its own."""
+    code = 'from data_pipeline import frame_store; print(frame_store._host())'
+    command = ['unshare', '--pid', '--fork', sys.executable, '-c', code]
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f'no process numbers of its own: {done.stderr.strip()}')
+    assert run_python(code).stdout.strip() == frame_store._host() != done.stdout.strip()
 
 
 def test_atomic_folder_does_not_replace_unasked(tmp_path):

@@ -1,6 +1,7 @@
 """The array of latents on disk: continued after a kill, never taken for whole when it is not."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -8,7 +9,12 @@ import pytest
 from data_pipeline import latent_store
 from data_pipeline.errors import DataError
 from data_pipeline.frame_store import prepare_store
-from data_pipeline.latent_store import LatentWriter, latent_recipe, latent_split
+from data_pipeline.latent_store import (
+    LatentWriter,
+    latent_recipe,
+    latent_split,
+    make_latent_folder,
+)
 
 ROWS, WIDTH = 14, 3
 LATENTS = np.random.default_rng(0).normal(size=(2 * ROWS, WIDTH)).astype(np.float32)
@@ -95,3 +101,17 @@ def test_the_recipe_names_data_and_encoding(store):
     del entry['sha256']
     with pytest.raises(DataError, match='no checksums'):
         latent_recipe(store, {'digest': 'x'})
+
+
+def test_processes_of_the_same_number_make_the_folder_at_once(tmp_path, monkeypatch):
+    """On two hosts, or in two containers, with the same disk."""
+    folder, fsync = tmp_path / 'latents', os.fsync
+
+    def other_comes(descriptor):
+        monkeypatch.setattr(os, 'fsync', fsync)
+        make_latent_folder(folder, 'recipe')
+
+    monkeypatch.setattr(os, 'fsync', other_comes)
+    make_latent_folder(folder, 'recipe')
+    assert [path.name for path in folder.iterdir()] == ['recipe.json']
+    assert (folder / 'recipe.json').read_text() == 'recipe'
