@@ -435,9 +435,13 @@ def _counter(progress: Progress | None, total: int) -> Callable[[int], None]:
 
 def _exchange(folder: Path, target: Path, old: Path) -> None:
     """Puts `folder` in the place of `target`, which is `old` in between and then removed."""
-    os.rename(target, old)
+    with suppress(FileNotFoundError):  # Another process is replacing it, too.
+        os.rename(target, old)
     try:
         _rename_folder(folder, target)
+    except FileExistsError:  # That one was first, and what stands there is as new.
+        shutil.rmtree(old, ignore_errors=True)
+        raise
     except BaseException:
         os.rename(old, target)
         raise

@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -43,10 +44,12 @@ def task_labels(
         env_kwargs: arguments of `gymnasium.make`; values must be fit for JSON.
 
     Returns:
-        rewards (n,) float32 and masks (n,) float32, cached in `labels/<bare id>/<split>/`.
+        rewards (n,) float32 and masks (n,) float32, cached in `labels/<bare id>/<split>/` where
+        the store can be written.
 
     Raises:
-        DataError: no such split or environment, or the data are not of this environment.
+        DataError: no such split or environment, the data are not of this environment, or the
+            process that labels them died.
     """
     if split not in store.splits:
         raise DataError(f'{store.path}: no split {split!r}, only {", ".join(store.splits)}')
@@ -62,8 +65,11 @@ def task_labels(
 
 def labelled_tasks(store: FrameStore, split: str) -> list[tuple[str, dict[str, Any]]]:
     """(env_id, env_kwargs) of every call of `task_labels` whose result the store keeps."""
-    recipes = sorted((store.path / 'labels').glob(f'*/{split}/recipe.json'))
-    return [tuple(json.loads(path.read_text(encoding='utf-8'))[:2]) for path in recipes]
+    tasks = []
+    for path in sorted((store.path / 'labels').glob(f'*/{split}/recipe.json')):
+        with suppress(ValueError):  # A damaged file, as in `_read_labels`.
+            tasks.append(tuple(json.loads(path.read_text(encoding='utf-8'))[:2]))
+    return tasks
 
 
 def relabel(
@@ -115,7 +121,13 @@ def _compute_in_process(
         task = executor.submit(
             relabel, dataset, data.actions.shape[1], info, env_id, dict(env_kwargs)
         )
-        return task.result()
+        try:
+            return task.result()
+        except BrokenProcessPool:
+            raise DataError(
+                f'{store.path}: the process that labels it for {env_id} died, '
+                'perhaps for want of memory'
+            ) from None
 
 
 def _widths(action_width: int, info: Mapping[str, np.ndarray]) -> dict[str, int]:
@@ -143,22 +155,26 @@ def _check_widths(
 
 
 def _read_labels(folder: Path, recipe: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """The cached labels, or None where there are none of this recipe."""
+    """The cached labels, or None where there are none of this recipe, or damaged ones."""
     try:
         if (folder / 'recipe.json').read_text(encoding='utf-8') != recipe:
             return None
         rewards, masks = (
             np.load(folder / f'{name}.npy', allow_pickle=False) for name in ('rewards', 'masks')
         )
-    except FileNotFoundError:
+    except (OSError, ValueError, EOFError):
         return None
     return rewards, masks
 
 
 def _write_labels(folder: Path, recipe: str, labels: tuple[np.ndarray, np.ndarray]) -> None:
-    remove_leftovers(folder)
+    """Keeps labels for other runs, if it can: this one has them, and goes on in any case."""
     # Runs that start together all compute the same labels; whichever is first writes them.
-    with suppress(FileExistsError), atomic_folder(folder, replace=folder.exists()) as new:
-        for name, array in zip(('rewards', 'masks'), labels, strict=True):
-            write_array(new / f'{name}.npy', array)
-        write_text(new / 'recipe.json', recipe)
+    if _read_labels(folder, recipe) is not None:
+        return
+    with suppress(OSError):  # A store that is only read, a full disk, or another run was quicker.
+        remove_leftovers(folder)
+        with atomic_folder(folder, replace=folder.exists()) as new:
+            for name, array in zip(('rewards', 'masks'), labels, strict=True):
+                write_array(new / f'{name}.npy', array)
+            write_text(new / 'recipe.json', recipe)

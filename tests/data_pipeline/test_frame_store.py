@@ -425,6 +425,42 @@ def test_atomic_folder_does_not_replace_unasked(tmp_path):
     assert names(tmp_path) == ['a']
 
 
+def replace(target: Path, text: str) -> None:
+    with atomic_folder(target, replace=True) as folder:
+        (folder / 'x').write_text(text)
+
+
+def test_another_process_puts_its_own_in_place_between_the_renames(tmp_path, monkeypatch):
+    target, rename = tmp_path / 'a', os.rename
+    replace(target, 'old')
+
+    def rename_and_be_overtaken(source, destination):
+        rename(source, destination)
+        monkeypatch.setattr(os, 'rename', rename)
+        replace(target, 'other')
+
+    monkeypatch.setattr(os, 'rename', rename_and_be_overtaken)
+    with pytest.raises(FileExistsError):
+        replace(target, 'own')
+    assert (target / 'x').read_text() == 'other'
+    assert names(tmp_path) == ['a']
+
+
+def test_another_process_is_between_the_renames(tmp_path, monkeypatch):
+    target, rename = tmp_path / 'a', os.rename
+    replace(target, 'old')
+
+    def rename_after_the_other(source, destination):
+        monkeypatch.setattr(os, 'rename', rename)
+        rename(target, tmp_path / 'old')
+        rename(source, destination)
+
+    monkeypatch.setattr(os, 'rename', rename_after_the_other)
+    replace(target, 'own')
+    assert (target / 'x').read_text() == 'own'
+    assert names(tmp_path) == ['a', 'old']
+
+
 def edit_manifest(target: Path, **changes: object) -> None:
     path = target / 'manifest.json'
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

@@ -1,4 +1,9 @@
+import errno
 import json
+import multiprocessing
+import os
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +13,7 @@ import pytest
 from data_pipeline import labels
 from data_pipeline.errors import DataError
 from data_pipeline.frame_store import FrameStore, prepare_store
-from data_pipeline.labels import task_labels
+from data_pipeline.labels import labelled_tasks, task_labels
 
 CUBE = 'cube-single-singletask-task1-v0'
 
@@ -23,6 +28,14 @@ def make_store(tmp_path, make_arrays):
         return prepare_store(tmp_path / 'store', 'tiny-v0', tmp_path / 'tiny-v0.npz')
 
     return make
+
+
+def zeros(*shape: int) -> np.ndarray:
+    return np.zeros(shape, np.float32)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def cube_store(make_store, **changes: np.ndarray | None) -> FrameStore:
@@ -132,7 +145,7 @@ def test_labels_are_computed_once(make_store, request):
     folder = store.path / 'labels' / CUBE / 'train'
     np.testing.assert_array_equal(np.load(folder / 'rewards.npy'), first[0])
     np.testing.assert_array_equal(np.load(folder / 'masks.npy'), first[1])
-    assert [path.name for path in folder.parent.iterdir()] == ['train']
+    assert names(folder.parent) == ['train']
     request.getfixturevalue('no_worker')
     second = task_labels(store, 'train', CUBE, {'success_timing': 'post'})
     np.testing.assert_array_equal(first, second)
@@ -153,21 +166,86 @@ def test_cache_is_of_one_task_only(make_store):
     assert again.tolist() == found[1]
 
 
-def test_labels_of_a_parallel_run_are_kept(make_store, monkeypatch):
-    """Another process has written the same labels while this one computed them."""
+@pytest.mark.parametrize('stands', [None, 'other recipe'])
+@pytest.mark.parametrize('comes_while', ['_compute_in_process', 'write_text'])
+def test_labels_of_a_parallel_run_are_kept(make_store, monkeypatch, stands, comes_while):
+    """Another process writes the same labels while this one computes, or writes, its own."""
     store = cube_store(make_store)
     folder = store.path / 'labels' / CUBE / 'train'
-    values = np.zeros(14, np.float32), np.ones(14, np.float32)
+    values = zeros(14), zeros(14) + 1
+    if stands:
+        labels._write_labels(folder, stands, values)
+    monkeypatch.setattr(labels, '_compute_in_process', lambda *_args: values)
+    function = getattr(labels, comes_while)
+    others = []
 
-    def compute_slowly(*_args):
-        labels._write_labels(folder, 'other recipe', values)
-        monkeypatch.setattr(Path, 'exists', lambda self: False)  # Checked just before it came.
-        return values
+    def other_comes(*args):
+        monkeypatch.setattr(labels, comes_while, function)
+        task_labels(store, 'train', CUBE, {})
+        others.append(folder.stat().st_ino)
+        return function(*args)
 
-    monkeypatch.setattr(labels, '_compute_in_process', compute_slowly)
-    rewards, _ = task_labels(store, 'train', CUBE, {})
-    np.testing.assert_array_equal(rewards, values[0])
-    assert [path.name for path in folder.parent.iterdir()] == ['train']
+    monkeypatch.setattr(labels, comes_while, other_comes)
+    np.testing.assert_array_equal(task_labels(store, 'train', CUBE, {}), values)
+    assert others
+    if not stands or comes_while == '_compute_in_process':
+        assert folder.stat().st_ino == others[0]
+    assert names(folder.parent) == ['train']
+    monkeypatch.setattr(labels, '_compute_in_process', None)
+    np.testing.assert_array_equal(task_labels(store, 'train', CUBE, {}), values)
+
+
+def test_a_store_that_cannot_be_written_is_labelled_each_time(make_store, monkeypatch):
+    store = cube_store(make_store)
+    values = zeros(14), zeros(14) + 1
+    computed = []
+    monkeypatch.setattr(labels, '_compute_in_process', lambda *_args: computed.append(1) or values)
+
+    def refuse(path, *_args):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+    monkeypatch.setattr(os, 'mkdir', refuse)
+    for times in (1, 2):
+        np.testing.assert_array_equal(task_labels(store, 'train', CUBE, {}), values)
+        assert len(computed) == times
+
+
+@pytest.mark.parametrize(
+    'harm',
+    [
+        lambda folder: (folder / 'rewards.npy').write_bytes(b''),
+        lambda folder: os.truncate(folder / 'masks.npy', 140),
+        lambda folder: os.truncate(folder / 'masks.npy', 20),
+        lambda folder: (folder / 'recipe.json').write_bytes(b'\xff'),
+        lambda folder: (folder / 'recipe.json').write_text('["'),
+    ],
+)
+def test_damaged_labels_are_computed_anew(make_store, monkeypatch, harm):
+    store = cube_store(make_store)
+    values = zeros(14), zeros(14) + 1
+    monkeypatch.setattr(labels, '_compute_in_process', lambda *_args: values)
+    task_labels(store, 'train', CUBE, {})
+    assert labelled_tasks(store, 'train') == [(CUBE, {})]
+    folder = store.path / 'labels' / CUBE / 'train'
+    harm(folder)
+    assert labelled_tasks(store, 'train') in ([], [(CUBE, {})])
+    np.testing.assert_array_equal(task_labels(store, 'train', CUBE, {}), values)
+    monkeypatch.setattr(labels, '_compute_in_process', None)
+    np.testing.assert_array_equal(task_labels(store, 'train', CUBE, {}), values)
+
+
+def test_a_killed_worker_gives_one_line(make_store):
+    store = cube_store(make_store)
+
+    def kill() -> None:
+        while not (workers := multiprocessing.active_children()):
+            time.sleep(0.01)
+        workers[0].kill()
+
+    threading.Thread(target=kill, daemon=True).start()
+    with pytest.raises(DataError, match=f'the process that labels it for {CUBE} died') as caught:
+        task_labels(store, 'train', CUBE, {})
+    assert '\n' not in str(caught.value)
 
 
 def test_the_caller_stays_free_of_mujoco(run_python):
@@ -179,10 +257,6 @@ def test_the_caller_stays_free_of_mujoco(run_python):
     )
     result = run_python(code)
     assert result.returncode == 0, result.stderr
-
-
-def zeros(*shape: int) -> np.ndarray:
-    return np.zeros(shape, np.float32)
 
 
 WRONG_DATA = {
