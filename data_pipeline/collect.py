@@ -9,7 +9,8 @@ import signal
 import time
 import traceback
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import DataError
+from data_pipeline.frame_store import sync_path
 from data_pipeline.oracles import make_environment, run_episode
 from data_pipeline.recipes import Recipe
 
@@ -53,7 +55,8 @@ def collect(
 
     Raises:
         DataError: an argument is unusable, `out` exists, `<out>.parts/` is of another recipe, the
-            environment cannot be made or rendered, a file cannot be written, or a worker died.
+            environment cannot be made or rendered, a file cannot be written, an episode's file is
+            damaged, or a worker died.
     """
     out = Path(out)
     recipe.check()
@@ -61,7 +64,8 @@ def collect(
     parts = out.with_name(out.name + '.parts')
     with _writing(out):
         _open_parts(parts, recipe)
-    missing = [episode for episode in range(episodes) if not _part(parts, episode).exists()]
+    # A power failure may have cut a file short; it is replaced.
+    missing = [i for i in range(episodes) if not zipfile.is_zipfile(_part(parts, i))]
     report = progress or (lambda done, total: None)
     rows = recipe.episode_steps + 1
     done = (episodes - len(missing)) * rows
@@ -111,12 +115,17 @@ def _open_parts(parts: Path, recipe: Recipe) -> None:
 
 @contextmanager
 def _replacing(path: Path, parts: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` when that succeeds and vanishes when it fails."""
+    """A path to write to, which becomes `path` when that succeeds and vanishes when it fails.
+
+    What it becomes is on the disk when this ends.
+    """
     # A worker orphaned by an interruption may still be writing the same file.
     temporary = parts / f'{path.name}.{os.getpid()}.tmp'
     try:
         yield temporary
+        sync_path(temporary)
         os.replace(temporary, path)
+        sync_path(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -239,14 +248,25 @@ def _merge(parts: Sequence[Path], out: Path) -> None:
             with archive.open(member, 'w', force_zip64=True) as file:
                 np.lib.format.write_array_header_1_0(file, header)
                 for part in parts:
-                    with np.load(part, allow_pickle=False) as arrays:
+                    with _reading(part) as arrays:
                         file.write(np.ascontiguousarray(arrays[name]).data)
 
 
 def _shapes(parts: Sequence[Path]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """The merged arrays' shapes and dtypes; all parts have as many rows as the first."""
-    with np.load(parts[0], allow_pickle=False) as first:
+    with _reading(parts[0]) as first:
         return {
             name: ((len(parts) * len(array), *array.shape[1:]), array.dtype)
             for name, array in first.items()
         }
+
+
+@contextmanager
+def _reading(part: Path) -> Iterator[Mapping[str, np.ndarray]]:
+    """The arrays of an episode's file; one that is damaged is removed, to be collected anew."""
+    try:
+        with np.load(part, allow_pickle=False) as arrays:
+            yield arrays
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError) as error:
+        part.unlink()
+        raise DataError(f'{part} was damaged ({error}); run again to collect it anew') from error

@@ -245,12 +245,12 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
         folder.mkdir(parents=True)
         yield folder
         for made in [folder, *(child for child in folder.rglob('*') if child.is_dir())]:
-            _sync_folder(made)
+            sync_path(made)
         if replace and target.exists():
             _exchange(folder, target, target.with_name(f'.{target.name}.replaced-{writer}'))
         else:
             _rename_folder(folder, target)
-        _sync_folder(target.parent)
+        sync_path(target.parent)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -355,6 +355,15 @@ def write_text(path: Path, text: str) -> None:
     with open(path, 'x', encoding='utf-8') as file:
         file.write(text)
         _sync_file(file)
+
+
+def sync_path(path: Path) -> None:
+    """Has the system write a file, or what a folder's names mean, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write_split(
@@ -490,14 +499,6 @@ def _is_alive(pid: int) -> bool:
 def _sync_file(file: Any) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _damaged(path: Path, fault: str) -> DataError:

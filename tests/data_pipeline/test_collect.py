@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.collect import collect
+from data_pipeline.collect import _replacing, collect
 from data_pipeline.errors import DataError
 from data_pipeline.recipes import Recipe
 
@@ -161,6 +161,54 @@ def test_a_killed_collection_goes_on_from_its_finished_episodes(collected, tmp_p
     assert mtimes[4 * ROWS] == kept
     assert out.read_bytes() == collected.read_bytes()
     assert not parts.exists()
+
+
+@pytest.fixture
+def kept_parts(opengl, tmp_path, monkeypatch):
+    """The episodes of a collection that ended before they were merged."""
+    with monkeypatch.context() as patch:
+        patch.setattr('data_pipeline.collect._merge', lambda *_: sys.exit())
+        with pytest.raises(SystemExit):
+            collect_maze(tmp_path / 'maze-v0.npz')
+    return sorted((tmp_path / 'maze-v0.npz.parts').glob('episode-*.npz'))
+
+
+@pytest.mark.parametrize('size', [0, 1000, -1])
+def test_an_episode_whose_file_is_cut_short_is_collected_again(
+    kept_parts, collected, tmp_path, size
+):
+    for part in kept_parts[:2]:
+        os.truncate(part, size % part.stat().st_size)
+    numbers = []
+    out = collect_maze(tmp_path / 'maze-v0.npz', progress=lambda done, _: numbers.append(done))
+    assert (numbers[0], numbers[-1]) == (2 * ROWS, 4 * ROWS)
+    assert out.read_bytes() == collected.read_bytes()
+
+
+@pytest.mark.parametrize('episode', [0, 2])
+def test_an_episode_whose_file_is_damaged_is_named_and_removed(
+    kept_parts, collected, tmp_path, episode
+):
+    part = kept_parts[episode]
+    data = bytearray(part.read_bytes())
+    data[1000] ^= 1
+    part.write_bytes(data)
+    with pytest.raises(DataError, match=r'damaged \(Bad CRC-32') as caught:
+        collect_maze(tmp_path / 'maze-v0.npz')
+    assert str(part) in str(caught.value)
+    assert '\n' not in str(caught.value)
+    assert not (tmp_path / 'maze-v0.npz').exists()
+    assert collect_maze(tmp_path / 'maze-v0.npz').read_bytes() == collected.read_bytes()
+
+
+def test_files_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatch):
+    events, replace = [], os.replace
+    monkeypatch.setattr(os, 'fsync', lambda file: events.append(os.fstat(file).st_ino))
+    monkeypatch.setattr(os, 'replace', lambda *paths: events.append('replace') or replace(*paths))
+    (tmp_path / 'parts').mkdir()
+    with _replacing(tmp_path / 'file', tmp_path / 'parts') as temporary:
+        temporary.write_bytes(b'x')
+    assert events == [(tmp_path / 'file').stat().st_ino, 'replace', tmp_path.stat().st_ino]
 
 
 def test_parts_of_another_recipe_are_not_mixed_in(tmp_path):
