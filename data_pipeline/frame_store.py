@@ -164,9 +164,11 @@ def write_store(
             total is a guess where a source does not know its number of rows.
 
     Raises:
-        DataError: an unsound source, too little disk space, or something else in the store's place.
+        DataError: an unsound source, splits that do not fit together, too little disk space, or
+            something else in the store's place.
     """
     path = Path(path)
+    _check_splits(splits)
     remove_leftovers(path)
     sources = {name: split.description for name, split in splits.items()}
     if path.exists() and not (path / 'manifest.json').exists():
@@ -387,6 +389,19 @@ def _write_split(
         entries = {name: writer.finish() for name, writer in writers.items()}
     rows = entries['terminals']['shape'][0]
     return {'rows': rows, 'trajectories': trajectories, 'arrays': entries}
+
+
+def _check_splits(splits: Mapping[str, SourceSplit]) -> None:
+    """Compares the arrays that splits share with those of the first."""
+    first, *others = splits.values()
+    for split in others:
+        for name, wanted in first.arrays.items():
+            found = split.arrays.get(name, wanted)
+            if found != wanted:
+                raise DataError(
+                    f'{split.origin}: {name} has rows of {found.dtype} {found.row_shape}, '
+                    f'those of {first.origin} are {wanted.dtype} {wanted.row_shape}'
+                )
 
 
 def _check_space(path: Path, splits: Iterable[SourceSplit]) -> None:

@@ -217,6 +217,34 @@ def test_bad_val_file_leaves_nothing(source, target, make_arrays):
     assert names(target.parent) == []
 
 
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'observations': (6, 9, 9, 3)}, r'observations .* uint8 \(9, 9, 3\), .* \(8, 8, 3\)'),
+        ({'actions': (6, 5)}, r'actions has rows of float32 \(5,\), .* are float32 \(4,\)'),
+        ({'observations': (6, 7)}, r'observations .* float32 \(7,\), .* uint8 \(8, 8, 3\)'),
+        ({'qpos': (6, 4)}, r'qpos has rows of float32 \(4,\), .* are float32 \(5,\)'),
+    ],
+)
+def test_splits_have_to_fit_together(source, target, make_arrays, change, message):
+    val = make_arrays((3, 3), seed=1)
+    for name, shape in change.items():
+        dtype = np.uint8 if len(shape) == 4 else np.float32
+        val[name] = np.ones(shape, dtype)
+    np.savez(source.with_name('tiny-v0-val.npz'), **val)
+    with pytest.raises(DataError, match=rf'tiny-v0-val\.npz: {message}') as caught:
+        prepare_store(target, 'tiny-v0', source, progress=pytest.fail)
+    assert '\n' not in str(caught.value)
+    assert not target.parent.exists()
+
+
+def test_a_split_may_lack_what_is_not_required(source, target, make_arrays):
+    val = make_arrays((3, 3), seed=1)
+    del val['qvel']
+    np.savez(source.with_name('tiny-v0-val.npz'), **val)
+    assert 'qvel' not in prepare_store(target, 'tiny-v0', source).splits['val'].info
+
+
 def test_full_disk_is_told_before_anything_is_written(source, target, monkeypatch):
     usage = type('Usage', (), {'free': 1000})
     monkeypatch.setattr('shutil.disk_usage', lambda path: usage)
