@@ -73,6 +73,12 @@ def test_two_sources(assert_one_line, fql, tmp_path):
     assert_one_line(fql('prepare', 'd', '--source', 'd.npz', '--tfds', 'd'), '--source and --tfds')
 
 
+@pytest.mark.parametrize('key', ['--observation-key', '--action-key', '--reward-key'])
+@pytest.mark.parametrize('source', [(), ('--source', 'd.npz')])
+def test_keys_of_no_rlds_dataset(assert_one_line, fql, key, source):
+    assert_one_line(fql('prepare', 'd', *source, key, 'x'), key, '--tfds')
+
+
 def test_unknown_tfds_dataset(assert_one_line, fql, tmp_path):
     done = fql('prepare', 'd', '--tfds', 'no_such_dataset', '--data-dir', tmp_path)
     assert_one_line(done, 'no_such_dataset', 'not found')
