@@ -11,7 +11,7 @@ from fql.errors import FQLError
 from fql.plots import plot_successes
 from fql.run_folder import RunFolder
 from scripts.arguments import Compare
-from scripts.measuring import check_new, format_table
+from scripts.measuring import check_new_picture, format_table
 from scripts.rollouts import recorded_successes
 
 Successes = dict[int, float]
@@ -21,11 +21,11 @@ def run(args: Compare) -> None:
     """Prints a table and draws the curves.
 
     Raises:
-        FQLError: a folder has no evaluations, or the picture exists.
+        FQLError: a folder has no evaluations, or the picture exists or is to be no PNG.
     """
     if not args.runs:
         raise FQLError('name run folders to compare')
-    check_new(args.out)
+    check_new_picture(args.out)
     groups = {name: list(map(read_run, paths)) for name, paths in group_runs(args.runs).items()}
     print(format_groups(groups))
     plot_successes(args.out, {name: common_steps(runs) for name, runs in groups.items()})

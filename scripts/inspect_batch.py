@@ -1,7 +1,6 @@
 """`fql inspect batch`: the arrays and a picture of the batch that one update sees."""
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,6 +13,7 @@ from fql.plots import plot_batch
 from fql.tasks import default_config, find_task
 from fql.train_state import run_key
 from scripts.arguments import InspectBatch
+from scripts.measuring import check_new, check_new_picture
 from scripts.training_data import load_training_data, training_batches
 
 CONFIG_FIELDS = (
@@ -33,8 +33,8 @@ def run(args: InspectBatch) -> None:
         raise FQLError('nothing to write: give --out batch.npz, --png batch.png, or both')
     if args.step < 0:
         raise FQLError('step must not be negative; the first update is 0')
-    for path in (args.out, args.png):
-        refuse_existing(path)
+    check_new(args.out)
+    check_new_picture(args.png)
     asked = {name: getattr(args, name) for name in CONFIG_FIELDS}
     config = dataclasses.replace(
         default_config(find_task(args.task)),
@@ -58,9 +58,3 @@ def run(args: InspectBatch) -> None:
         args.png.parent.mkdir(parents=True, exist_ok=True)
         plot_batch(args.png, arrays, f'update {args.step}, seed {config.seed}: {config.task}')
         print(f'wrote {args.png}')
-
-
-def refuse_existing(path: Path | None) -> None:
-    """Raises FQLError if a file that would be written exists."""
-    if path is not None and path.exists():
-        raise FQLError(f'{path} exists; delete it or name another file')

@@ -10,10 +10,10 @@ from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.errors import DataError
 from data_pipeline.frame_store import FrameStore, Split, open_store, verify_store
 from data_pipeline.labels import labelled_tasks, task_labels
-from fql.errors import FQLError
 from fql.tasks import find_task, task_names
 from scripts.arguments import InspectData
 from scripts.data_plots import plot_frames, plot_histograms
+from scripts.measuring import check_new_picture
 from scripts.progress import progress_bar, progress_callback
 
 
@@ -21,8 +21,7 @@ def run(args: InspectData) -> None:
     """Prints the report and writes what was asked for."""
     pictures = [] if args.png is None else [args.png, histogram_path(args.png)]
     for path in pictures:
-        if path.exists():
-            raise FQLError(f'{path} exists; delete it or name another file')
+        check_new_picture(path)
     store = open_store(resolve_data_dir(args.data_dir) / args.dataset)
     for line in describe_manifest(store):
         print(line)

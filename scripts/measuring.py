@@ -1,4 +1,4 @@
-"""What the benchmarks share: taking turns, tables, and results as JSON."""
+"""What benchmarks and reports share: taking turns, tables, and files that must be new."""
 
 import json
 import os
@@ -86,6 +86,16 @@ def check_new(path: Path | None) -> None:
     """Raises FQLError if a file that is to be written exists."""
     if path is not None and path.exists():
         raise FQLError(f'{path} exists; delete it or name another file')
+
+
+def check_new_picture(path: Path | None) -> None:
+    """Raises FQLError if a picture that is to be drawn exists, or is not named as a PNG.
+
+    Matplotlib would take the format, and even another name, from the ending.
+    """
+    if path is not None and path.suffix != '.png':
+        raise FQLError(f'{path}: only .png pictures are written')
+    check_new(path)
 
 
 def write_json(path: Path | None, report: Mapping[str, Any]) -> None:

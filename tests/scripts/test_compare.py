@@ -33,5 +33,9 @@ def test_what_cannot_be_is_refused(fql, assert_one_line, tmp_path):
     run = write_run(tmp_path / 'run', {10: 0.0})
     (tmp_path / 'there.png').touch()
     assert_one_line(fql('compare', run, '--out', tmp_path / 'there.png'), 'there.png exists')
+    for name in ('there', 'there.foo'):
+        done = fql('compare', run, '--out', tmp_path / name)
+        assert_one_line(done, f'{name}: only .png pictures')
+    assert (tmp_path / 'there.png').read_bytes() == b''
     assert_one_line(fql('compare', run, tmp_path, '--out', tmp_path / 'new.png'), 'no run folder')
     assert not (tmp_path / 'new.png').exists()

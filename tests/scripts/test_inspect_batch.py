@@ -62,13 +62,22 @@ def test_batch_is_what_the_source_gives(fql, maze_npz, tmp_path):
     assert not all(shifted)
 
 
-def test_nothing_is_overwritten(fql, tmp_path):
-    out = tmp_path / 'batch.npz'
+@pytest.mark.parametrize('flag', ['--out', '--png'])
+def test_nothing_is_overwritten(fql, assert_one_line, tmp_path, flag):
+    out = tmp_path / 'batch.png'
     out.write_text('mine')
-    done = fql('inspect', 'batch', '--task', QUICKSTART_TASK, '--out', out)
-    assert done.returncode == 1
-    assert 'exists' in done.stderr
+    assert_one_line(fql('inspect', 'batch', '--task', QUICKSTART_TASK, flag, out), 'exists')
     assert out.read_text() == 'mine'
+
+
+@pytest.mark.parametrize('name', ['batch', 'batch.foo'])
+@pytest.mark.usefixtures('prepared')
+def test_pictures_are_png(fql, assert_one_line, tmp_path, name):
+    """Matplotlib would write batch.png for `batch`."""
+    (tmp_path / 'batch.png').write_text('mine')
+    done = fql('inspect', 'batch', '--task', QUICKSTART_TASK, '--png', tmp_path / name)
+    assert_one_line(done, f'{name}: only .png pictures')
+    assert (tmp_path / 'batch.png').read_text() == 'mine'
 
 
 @pytest.mark.filterwarnings('ignore:Some donated buffers')  # The state is not returned.

@@ -51,6 +51,15 @@ def test_pictures_are_not_overwritten(assert_one_line, fql, prepared, tmp_path, 
     assert (tmp_path / name).read_text() == 'mine'
 
 
+@pytest.mark.parametrize('name', ['a', 'a.foo'])
+def test_pictures_are_png(assert_one_line, fql, prepared, tmp_path, name):
+    """Matplotlib would write a.png for `a`."""
+    (tmp_path / 'a.png').write_text('mine')
+    done = fql('inspect', 'data', prepared, '--png', tmp_path / name)
+    assert_one_line(done, f'{name}: only .png pictures')
+    assert (tmp_path / 'a.png').read_text() == 'mine'
+
+
 def test_vectors_of_an_unknown_dataset(fql, tmp_path):
     rng = np.random.default_rng(0)
     np.savez(
