@@ -89,8 +89,7 @@ def download_file(
         with _locked(path.with_name(f'.{file}.lock')):
             if path.exists():
                 return path
-            for mirror in mirrors:
-                url = mirror.format(file=file)
+            for url in _urls(path, mirrors):
                 try:
                     _download_from(url, path, report)
                 except _TransferError as error:
@@ -103,6 +102,13 @@ def download_file(
         f'{file} could not be downloaded from {" nor from ".join(reasons)}; call again to go on '
         'where it broke off, or get the file elsewhere and pass it with --source'
     )
+
+
+def _urls(path: Path, mirrors: Sequence[str]) -> list[str]:
+    """Where a file may be had; first, where its `.part` is from, which any other starts anew."""
+    known = _read_record(path.with_name(f'{path.name}.part'))
+    urls = [mirror.format(file=path.name) for mirror in mirrors]
+    return sorted(urls, key=lambda url: known is None or url != known.url)
 
 
 def _download_from(url: str, path: Path, report: Progress) -> None:

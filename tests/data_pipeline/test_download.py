@@ -158,6 +158,18 @@ def test_parts_of_two_mirrors_are_not_mixed(serve, tmp_path):
     assert second.ranges == [None]
 
 
+def test_goes_on_where_the_part_is_from(serve, tmp_path):
+    """The first mirror was down when the download began."""
+    first, second = serve(Mirror(files={})), serve(Mirror(breaks_at=[100_000, 0]))
+    mirrors = [first.url, second.url]
+    with pytest.raises(DataError, match=r'HTTP 404.*broke off at byte 100000'):
+        download_file('d-v0.npz', tmp_path, mirrors)
+    first.files['d-v0.npz'] = CONTENT
+    assert download_file('d-v0.npz', tmp_path, mirrors).read_bytes() == CONTENT
+    assert first.ranges == []
+    assert second.ranges[-1] == 'bytes=100000-'
+
+
 def test_without_a_validator_it_starts_again(serve, tmp_path):
     mirror = serve(Mirror(headers={'ETag': 'W/"1"'}, breaks_at=[100_000]))
     assert download_file('d-v0.npz', tmp_path, [mirror.url]).read_bytes() == CONTENT
