@@ -138,7 +138,9 @@ def _faults_of(path: Path) -> Iterator[None]:
         raise DataError(f'{path}: cannot be read: {error.strerror or error}') from error
     # zipfile raises RuntimeError for encrypted and for unsupported archives.
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
-        raise DataError(f'{path}: damaged or not an .npz file: {error}; get it again') from error
+        raise DataError(
+            f'{path}: damaged or not an .npz file: {error}; delete it and get it again'
+        ) from error
 
 
 def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> NpzMember:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from data_pipeline.collect import collect
 from data_pipeline.data_dir import resolve_data_dir
-from data_pipeline.frame_store import prepare_store
+from data_pipeline.errors import DataError
+from data_pipeline.frame_store import write_store
+from data_pipeline.ogbench import npz_splits
 from data_pipeline.recipes import Recipe
 from fql.agent import abstract_state, agent_networks
 from fql.checkpointing import CheckpointReader
@@ -71,7 +73,13 @@ def free_run_dir() -> Path:
 
 
 def prepare_data(dataset: str, data_dir: Path) -> None:
-    """Collects the quickstart's dataset into `data_dir` and prepares it, each unless done."""
+    """Collects the quickstart's dataset into `data_dir` and prepares it, each unless done.
+
+    Raises:
+        DataError: among others, a store that stands there is not of these data, or damaged; says
+            which command replaces it.
+    """
+    path = data_dir / dataset
     source = data_dir / 'collected' / f'{dataset}.npz'
     if not source.exists():
         source.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +98,16 @@ def prepare_data(dataset: str, data_dir: Path) -> None:
                 workers=os.cpu_count() or 1,
                 progress=progress_callback(bar),
             )
-    print(describe(prepare_store(data_dir / dataset, dataset, source)))
+    splits = npz_splits(source)
+    stands = path.exists()
+    try:
+        store = write_store(path, dataset, splits)
+    except DataError as error:
+        if not stands:
+            raise
+        command = f'fql prepare {dataset} --source {source} --data-dir {data_dir} --overwrite'
+        raise DataError(f'{error}: {command}') from error
+    print(describe(store))
 
 
 def compare(config: TrainConfig, folder: RunFolder) -> dict[str, EvaluationResult]:

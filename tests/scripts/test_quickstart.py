@@ -1,0 +1,31 @@
+"""`fql quickstart` where the data folder is not empty."""
+
+import numpy as np
+
+from fql.tasks import QUICKSTART_CONFIG
+from scripts.quickstart import prepare_data
+
+
+def test_a_store_of_other_data_says_which_command_replaces_it(
+    fql, assert_one_line, maze_npz, tmp_path
+):
+    name = QUICKSTART_CONFIG.dataset
+    data = ('--data-dir', tmp_path)
+    assert fql('prepare', name, '--source', maze_npz, *data).returncode == 0
+    with np.load(maze_npz) as file:
+        arrays = dict(file)
+    arrays['qvel'] += 1
+    (tmp_path / 'collected').mkdir()
+    np.savez(tmp_path / 'collected' / f'{name}.npz', **arrays)
+    done = fql('quickstart', *data, '--run-dir', tmp_path / 'run')
+    assert_one_line(done, 'a store of other source files stands here', 'fql prepare')
+    command = done.stderr.strip().partition(': fql ')[2].split()
+    assert fql(*command).returncode == 0
+    prepare_data(name, tmp_path)
+
+
+def test_damaged_data_are_to_be_deleted(fql, assert_one_line, tmp_path):
+    (tmp_path / 'collected').mkdir()
+    (tmp_path / 'collected' / f'{QUICKSTART_CONFIG.dataset}.npz').write_bytes(b'no zip')
+    done = fql('quickstart', '--data-dir', tmp_path, '--run-dir', tmp_path / 'run')
+    assert_one_line(done, 'delete it and get it again')
