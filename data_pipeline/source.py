@@ -68,7 +68,8 @@ def checked_blocks(split: SourceSplit) -> Iterator[tuple[str, np.ndarray]]:
     Raises:
         DataError: arrays of different lengths, terminals other than 0 and 1, no end of a
             trajectory, a last row that is not one, a trajectory of one row or of black images only,
-            an action not within [-1, 1], a mask not within [0, 1], a number that is not finite.
+            an action not within [-1, 1], a mask not within [0, 1], a number that is not finite in
+            the store's type.
     """
     origin = split.origin
     rows = dict.fromkeys(split.arrays, 0)
@@ -81,9 +82,12 @@ def checked_blocks(split: SourceSplit) -> Iterator[tuple[str, np.ndarray]]:
                 f'{origin}: {name} has rows of shape {block.shape[1:]} from row {rows[name]} on, '
                 f'{spec.row_shape} before'
             )
+        if name == 'terminals' and not np.isin(block, (0, 1)).all():  # Which bool would hide.
+            raise DataError(f'{origin}: terminals holds values other than 0 and 1')
+        with np.errstate(over='ignore'):  # What is too large for the type becomes infinite.
+            block = block.astype(spec.dtype, copy=False)
         _check_block(origin, name, block, rows[name])
         rows[name] += len(block)
-        block = block.astype(spec.dtype, copy=False)
         if name == 'terminals':
             ends.append(block)
             if split.rows_are_known and rows[name] == split.rows:
@@ -100,10 +104,7 @@ def checked_blocks(split: SourceSplit) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _check_block(origin: str, name: str, block: np.ndarray, first_row: int) -> None:
-    if name == 'terminals':
-        if not np.isin(block, (0, 1)).all():
-            raise DataError(f'{origin}: terminals holds values other than 0 and 1')
-        return
+    """Checks numbers as the store will hold them."""
     if block.dtype.kind == 'f' and not np.isfinite(block).all():
         finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
         row = first_row + int(np.argmin(finite))

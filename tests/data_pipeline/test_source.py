@@ -1,5 +1,6 @@
 """What every source is checked for; see test_ogbench.py for the faults of files."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -74,6 +75,24 @@ def test_rows_are_numbered_from_the_start_of_the_array(make_arrays):
     arrays['actions'][4, 2] = -1.25
     with pytest.raises(DataError, match=r'actions reach 1\.25 in row 4, outside \[-1, 1\]'):
         list(checked_blocks(as_source(list(by_episodes(arrays, (3, 3))), rows=6)))
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('name', ['observations', 'actions', 'rewards', 'masks'])
+def test_numbers_too_large_for_the_store(make_arrays, name):
+    """1e39 is finite in float64, as the source has it, and infinite in float32."""
+    arrays = make_arrays((2, 3), (9,), dtype=np.float64)
+    arrays |= {'rewards': np.zeros(5), 'masks': np.ones(5)}
+    arrays[name] = arrays[name].astype(np.float64)
+    arrays[name][3] = 1e39
+    source = as_source(list(arrays.items()), rows=5)
+    specs = {
+        key: dataclasses.replace(spec, dtype=np.dtype(bool if key == 'terminals' else np.float32))
+        for key, spec in source.arrays.items()
+    }
+    source = dataclasses.replace(source, arrays=specs)
+    with pytest.raises(DataError, match=f'{name} holds values that are not finite, first in row 3'):
+        list(checked_blocks(source))
 
 
 def test_ends_are_checked_before_frames_are_copied(make_arrays):
