@@ -11,7 +11,7 @@ import traceback
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -187,21 +187,20 @@ def _run_worker(
     connection: Connection, recipe: Recipe, parts: Path, episodes: Sequence[int]
 ) -> None:
     """Writes the episodes' parts; sends numbers of rows, then None; or a fault (str)."""
-    try:
-        rows = _RowCounter(connection)
-        with closing(make_environment(recipe)) as env:
-            for episode in episodes:
-                arrays = run_episode(env, recipe, _episode_rng(recipe, episode), rows.add)
-                with _writing(parts), _replacing(_part(parts, episode), parts) as temporary:
-                    _write_part(temporary, arrays)
-                rows.send()
-        connection.send(None)
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # The parent is gone.
-    except DataError as error:
-        connection.send(str(error))
-    except Exception:
-        connection.send(f'collection from {recipe.env_id} failed\n{traceback.format_exc()}')
+    with suppress(BrokenPipeError, ConnectionResetError):  # The parent is gone.
+        try:
+            rows = _RowCounter(connection)
+            with closing(make_environment(recipe)) as env:
+                for episode in episodes:
+                    arrays = run_episode(env, recipe, _episode_rng(recipe, episode), rows.add)
+                    with _writing(parts), _replacing(_part(parts, episode), parts) as temporary:
+                        _write_part(temporary, arrays)
+                    rows.send()
+            connection.send(None)
+        except DataError as error:
+            connection.send(str(error))
+        except Exception:
+            connection.send(f'collection from {recipe.env_id} failed\n{traceback.format_exc()}')
 
 
 class _RowCounter:

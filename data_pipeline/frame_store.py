@@ -37,8 +37,8 @@ ALIGNMENT = 64  # bytes; TensorFlow aborts the process on a tensor that starts a
 _VERIFY_BYTES = 4 << 20
 _WEEK = 7 * 24 * 3600  # seconds; no folder takes as long to write
 
-# Those of this process. Others of its number are dead: containers give the same numbers again.
-_own_writers: set[str] = set()
+# Tells this process from earlier ones of its number, which are dead.
+_TOKEN = secrets.token_hex(4)
 
 Progress = Callable[[int, int], None]
 
@@ -240,11 +240,10 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         FileExistsError: `target` exists already (and is not empty), and `replace` is not set.
     """
-    writer = f'{_host()}-{os.getpid()}-{secrets.token_hex(4)}'
+    writer = f'{_host()}-{os.getpid()}-{_TOKEN}{secrets.token_hex(4)}'
     folder = target.with_name(f'.{target.name}.incomplete-{writer}')
-    _own_writers.add(writer)
+    folder.mkdir(parents=True)
     try:
-        folder.mkdir(parents=True)
         yield folder
         for made in [folder, *(child for child in folder.rglob('*') if child.is_dir())]:
             sync_path(made)
@@ -256,8 +255,6 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    finally:
-        _own_writers.discard(writer)
 
 
 def remove_leftovers(target: Path) -> None:
@@ -266,12 +263,12 @@ def remove_leftovers(target: Path) -> None:
     Whether a writer is alive can be told on its own host only. Disks are shared, so what others
     write is left alone for a week.
     """
-    pattern = rf'\.{re.escape(target.name)}\.(incomplete|replaced)-((.*)-(\d+)-[0-9a-f]+)'
+    pattern = rf'\.{re.escape(target.name)}\.(incomplete|replaced)-(.*)-(\d+)-([0-9a-f]+)'
     for leftover in target.parent.glob(f'.{glob.escape(target.name)}.*'):
         match = re.fullmatch(pattern, leftover.name)
         # Gone meanwhile, or there meanwhile: another process does the same.
         with suppress(FileNotFoundError, FileExistsError):
-            if match is None or _may_live(leftover, match[2], match[3], int(match[4])):
+            if match is None or _may_live(leftover, match[2], int(match[3]), match[4]):
                 continue
             if match[1] == 'replaced' and not target.exists():
                 _rename_folder(leftover, target)
@@ -491,14 +488,14 @@ def _host() -> str:
     return socket.gethostname()
 
 
-def _may_live(folder: Path, writer: str, host: str, pid: int) -> bool:
+def _may_live(folder: Path, host: str, pid: int, token: str) -> bool:
     """Whether the writer of a folder may be alive."""
     # Of the times that a folder has, renaming it changes only this one.
     if time.time() - folder.stat().st_ctime > _WEEK:
         return False
-    if host != _host() or writer in _own_writers:
+    if host != _host():
         return True
-    return pid != os.getpid() and _is_alive(pid)
+    return token.startswith(_TOKEN) if pid == os.getpid() else _is_alive(pid)
 
 
 def _is_alive(pid: int) -> bool:

@@ -9,7 +9,7 @@ A folder stands whole or not at all: it is written beside its place and renamed 
 import dataclasses
 import json
 import logging
-import os
+import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -78,8 +78,7 @@ def save_encoder(folder: Path, params: Params, saved: SavedEncoder) -> SavedEnco
         raise EncoderError(f'{folder} exists; choose another folder or move it away')
     _check_leaves(folder, describe_leaves(params), saved)
     saved = dataclasses.replace(saved, digest=tree_digest(params))
-    temporary = folder.with_name(f'.{folder.name}.incomplete-{os.getpid()}')
-    shutil.rmtree(temporary, ignore_errors=True)  # Of a killed process that had this number.
+    temporary = folder.with_name(f'.{folder.name}.incomplete-{secrets.token_hex(4)}')
     temporary.mkdir(parents=True)
     try:
         with _checkpointer() as checkpointer:

@@ -6,7 +6,7 @@ import signal
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, Self
@@ -172,21 +172,21 @@ def _run_worker(connection: Connection, spec: EnvSpec, single_threaded: bool) ->
         os.environ.setdefault('LP_NUM_THREADS', '0')
     # OGBench's manipulation environments make their action space anew at each use, with float64.
     warnings.filterwarnings('ignore', message='.*precision lowered by casting')
-    try:
-        with closing(make_env(spec)) as env:
-            _serve(connection, env)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass  # The parent closed the pipe, or is gone.
-    except FQLError as error:
-        connection.send((str(error), None))
-    except Exception as error:
-        connection.send(
-            (
-                f'environment {spec.env_id} failed in its worker: {type(error).__name__}: '
-                f'{first_line(error)}\n{traceback.format_exc()}',
-                None,
+    # The parent closed the pipe, or is gone; then nobody hears of faults either.
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        try:
+            with closing(make_env(spec)) as env:
+                _serve(connection, env)
+        except FQLError as error:
+            connection.send((str(error), None))
+        except Exception as error:
+            connection.send(
+                (
+                    f'environment {spec.env_id} failed in its worker: {type(error).__name__}: '
+                    f'{first_line(error)}\n{traceback.format_exc()}',
+                    None,
+                )
             )
-        )
 
 
 def _serve(connection: Connection, env: Any) -> None:
