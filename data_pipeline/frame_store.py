@@ -74,6 +74,11 @@ class Split:
         }
 
     @property
+    def num_transitions(self) -> int:
+        """One for each row that is not the last of its trajectory."""
+        return len(self.terminals) - int(np.count_nonzero(self.terminals))
+
+    @property
     def valid_rows(self) -> np.ndarray:
         """(m,) int64: the rows where a transition starts, which are all but the ends."""
         return np.flatnonzero(~self.terminals)

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -113,8 +114,7 @@ def make_batches(
         raise ValueError(f'{len(rewards)} rewards and {len(masks)} masks for {rows} rows')
     is_shifting = shifts_images(shape, config)
     frames = map_frames(split.path / 'observations.npy')
-    valid = tf.constant(split.valid_rows, tf.int64)
-    first = tf.constant(split.first_rows, tf.int64)
+    trajectories = find_trajectories(split)
     columns = {
         'actions': tf.constant(split.actions, tf.float32),
         'rewards': tf.constant(rewards, tf.float32),
@@ -125,7 +125,7 @@ def make_batches(
     # first batch.
     @tf.autograph.experimental.do_not_convert
     def make_batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
-        indices = sample_rows(valid, config, step)
+        indices, first, _ = sample_rows(trajectories, config, step)
         stack = stack_rows(indices, first, config.frame_stack)
         if config.copies:
             stack += rows * sample_copies(config, step)[:, None]
@@ -159,10 +159,10 @@ def check_batches(split: Split, config: LoaderConfig) -> None:
     There are fewer transitions than `batch_size`, images not larger than `shift_pad`, or transforms
     of vectors.
     """
-    shape, transitions = split.observations.shape[1:], len(split.valid_rows)
-    if config.batch_size > transitions:
+    shape = split.observations.shape[1:]
+    if config.batch_size > split.num_transitions:
         raise DataError(
-            f'{split.path}: {transitions} transitions are too few for batch_size '
+            f'{split.path}: {split.num_transitions} transitions are too few for batch_size '
             f'{config.batch_size}'
         )
     if config.transforms and len(shape) != 3:
@@ -220,17 +220,47 @@ def available_memory() -> int:
     return next((int(x.split()[1]) << 10 for x in lines if x.startswith('MemAvailable:')), 0)
 
 
-def sample_rows(valid: tf.Tensor, config: LoaderConfig, step: tf.Tensor) -> tf.Tensor:
-    """(b,) int64: this process's part of the batch's rows of `valid`."""
-    places = tf.random.stateless_uniform(
+class Trajectories(NamedTuple):
+    """Where the m trajectories of a split lie; (m,) int64 each.
+
+    first, last: their rows
+    transitions: how many there are up to the end of each
+    """
+
+    first: tf.Tensor
+    last: tf.Tensor
+    transitions: tf.Tensor
+
+
+def find_trajectories(split: Split) -> Trajectories:
+    """The trajectories of a split: all that drawing its rows needs, however many rows there are."""
+    last = np.flatnonzero(split.terminals)
+    # A transition begins at every row but the last ones.
+    found = (last - split.lengths + 1, last, last - np.arange(len(last)))
+    return Trajectories(*(tf.constant(values, tf.int64) for values in found))
+
+
+def sample_rows(
+    trajectories: Trajectories, config: LoaderConfig, step: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """This process's part of the batch's rows, and the first and last rows of their trajectories.
+
+    Returns:
+        (b,) int64 each.
+    """
+    transitions = tf.random.stateless_uniform(
         [config.batch_size],
         _stream(config, step, _ROWS),
         minval=0,
-        maxval=tf.shape(valid, tf.int64)[0],
+        maxval=trajectories.transitions[-1],
         dtype=tf.int64,
         alg='philox',
     )
-    return tf.gather(valid, local_part(places, config))
+    transitions = local_part(transitions, config)
+    found = tf.searchsorted(trajectories.transitions, transitions, side='right')
+    # Before a transition's row lie as many last rows, where none begins, as trajectories.
+    rows = transitions + tf.cast(found, tf.int64)
+    return rows, tf.gather(trajectories.first, found), tf.gather(trajectories.last, found)
 
 
 def local_part(drawn: tf.Tensor, config: LoaderConfig) -> tf.Tensor:
@@ -286,9 +316,16 @@ def transformed(images: tf.Tensor, config: LoaderConfig, step: tf.Tensor) -> tf.
 
 
 def stack_rows(indices: tf.Tensor, first: tf.Tensor, frame_stack: int) -> tf.Tensor:
-    """(b, frame_stack + 1) int64: rows of both stacks, clamped to their trajectory's first row."""
+    """Rows of both stacks, clamped to their trajectory's first row.
+
+    Args:
+        indices, first: (b,) int64.
+
+    Returns:
+        (b, frame_stack + 1) int64.
+    """
     offsets = tf.range(1 - frame_stack, 2, dtype=tf.int64)
-    return tf.maximum(indices[:, None] + offsets, tf.gather(first, indices)[:, None])
+    return tf.maximum(indices[:, None] + offsets, first[:, None])
 
 
 def gather_frames(frames: tf.Tensor, stack: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:

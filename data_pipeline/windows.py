@@ -19,6 +19,7 @@ from data_pipeline.loader import (
     ACTION_LIMIT,
     LoaderConfig,
     check_batches,
+    find_trajectories,
     flip_coin,
     gather_frames,
     gather_shifted,
@@ -64,18 +65,14 @@ def make_windows(
     check_windows(split, config, horizon)
     shape = split.observations.shape[1:]
     frames = map_frames(split.path / 'observations.npy')
-    valid = tf.constant(split.valid_rows, tf.int64)
-    first = tf.constant(split.first_rows, tf.int64)
-    last = tf.constant(split.first_rows + np.repeat(split.lengths, split.lengths) - 1, tf.int64)
+    trajectories = find_trajectories(split)
     actions = tf.constant(split.actions, tf.float32)
     later_config = dataclasses.replace(config, seed=config.seed + _MORE_SEEDS)
 
     @tf.autograph.experimental.do_not_convert  # Nothing in it needs AutoGraph, which is slow.
     def make_batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
-        indices = sample_rows(valid, config, step)
-        offsets = sample_offsets(
-            tf.minimum(tf.gather(last, indices) - indices, horizon), config, step
-        )
+        indices, first, last = sample_rows(trajectories, config, step)
+        offsets = sample_offsets(tf.minimum(last - indices, horizon), config, step)
         stack = stack_rows(indices, first, config.frame_stack)[:, :-1]
         later_stack = stack_rows(indices + offsets, first, config.frame_stack)[:, :-1]
         coin = flip_coin(config, step)

@@ -55,7 +55,7 @@ def describe(store: FrameStore) -> str:
     for name, split in store.splits.items():
         size = 'x'.join(str(n) for n in split.observations.shape[1:])
         lines.append(
-            f'  {name}: {len(split.valid_rows):,} transitions in {split.terminals.sum():,} '
+            f'  {name}: {split.num_transitions:,} transitions in {split.terminals.sum():,} '
             f'trajectories, observations {size} {split.observations.dtype}, '
             f'actions {split.actions.shape[1]}'
         )

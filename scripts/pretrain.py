@@ -108,7 +108,7 @@ def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
                 MetricsLog(folder.train_csv, folder.train_tensorboard, start)
             )
         val_windows = None
-        if 'val' in store.splits and len(store.splits['val'].valid_rows) >= config.batch_size:
+        if 'val' in store.splits and store.splits['val'].num_transitions >= config.batch_size:
             done = start // config.log_interval if config.log_interval else 0
             val_windows = make_windows(
                 store.splits['val'], loader_config(unaugmented(config)), config.horizon, done
@@ -187,7 +187,7 @@ def start_summary(
     lines = {
         'objective': f'{config.objective}, {size} images, offsets up to {config.horizon}',
         'dataset': (
-            f'{store.path}: {len(split.valid_rows):,} transitions in '
+            f'{store.path}: {split.num_transitions:,} transitions in '
             f'{split.terminals.sum():,} trajectories'
         ),
         'encoder': f'{config.encoder}, {count_parameters(state.params["encoder"]):,} parameters',

@@ -157,7 +157,7 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
         if frozen is not None:
             data = cached_data(data, spec, frozen)
         val_batches = None
-        if 'val' in data and len(data['val'].split.valid_rows) >= config.batch_size:
+        if 'val' in data and data['val'].split.num_transitions >= config.batch_size:
             done = start // config.log_interval if config.log_interval else 0
             val_batches = training_batches(data['val'], unaugmented(config), done, **part)
         interruption = stack.enter_context(Interruption())
@@ -277,7 +277,7 @@ def start_summary(
     lines = {
         'task': config.task,
         'dataset': (
-            f'{split.path.parent}: {len(split.valid_rows):,} transitions in '
+            f'{split.path.parent}: {split.num_transitions:,} transitions in '
             f'{split.terminals.sum():,} trajectories, task complete in {completed:.2%}'
         ),
         'observations': f'{size} {spec.observation_dtype}, actions {spec.action_dim}',

@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.frame_store import Split
-from data_pipeline.loader import LoaderConfig, local_part, make_batches, stack_rows
+from data_pipeline.loader import (
+    LoaderConfig,
+    find_trajectories,
+    local_part,
+    make_batches,
+    sample_rows,
+    stack_rows,
+)
 
 LENGTHS = st.lists(st.integers(2, 12), min_size=1, max_size=8)
 STACKS = st.integers(1, 6)
@@ -54,13 +61,32 @@ def test_rows_of_trajectories(lengths):
     assert split.first_rows.tolist() == [rows[0] for rows in trajectories for _ in rows]
     assert split.valid_rows.tolist() == [row for rows in trajectories for row in rows[:-1]]
     assert split.valid_rows.dtype == split.first_rows.dtype == np.int64
+    assert split.num_transitions == len(split.valid_rows)
+
+
+@settings(deadline=None)
+@given(LENGTHS, st.integers(0, 10**6))
+def test_every_transition_can_be_drawn_with_the_ends_of_its_trajectory(lengths, step):
+    split = make_split(lengths)
+    config = LoaderConfig(batch_size=20 * split.num_transitions)
+    drawn = sample_rows(find_trajectories(split), config, tf.constant(step, tf.int64))
+    rows, first, last = (values.numpy() for values in drawn)
+    assert rows.dtype == first.dtype == last.dtype == np.int64
+    ends = {row: (t[0], t[-1]) for t in plain_trajectories(lengths) for row in t[:-1]}
+    assert set(rows.tolist()) <= set(ends)
+    # All are drawn but by a chance of e^-20 each.
+    assert len(set(rows.tolist())) >= len(ends) - 1
+    found = zip(first.tolist(), last.tolist(), strict=True)
+    assert list(found) == [ends[row] for row in rows.tolist()]
 
 
 @settings(deadline=None)  # TensorFlow's first call is slow.
 @given(LENGTHS, STACKS)
 def test_stacks_stay_in_their_trajectory(lengths, frame_stack):
     split = make_split(lengths)
-    stacks = stack_rows(tf.constant(split.valid_rows), tf.constant(split.first_rows), frame_stack)
+    valid = split.valid_rows
+    first = split.first_rows[valid]
+    stacks = stack_rows(tf.constant(valid), tf.constant(first), frame_stack)
     assert stacks.dtype == tf.int64
     assert stacks.numpy().tolist() == [
         plain_stack(rows, place, frame_stack)
