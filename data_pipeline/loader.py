@@ -113,10 +113,10 @@ def make_batches(
     if len(rewards) != rows or len(masks) != rows:
         raise ValueError(f'{len(rewards)} rewards and {len(masks)} masks for {rows} rows')
     is_shifting = shifts_images(shape, config)
-    frames = map_frames(split.path / 'observations.npy')
+    frames = map_file(split.path / 'observations.npy')
     trajectories = find_trajectories(split)
     columns = {
-        'actions': tf.constant(split.actions, tf.float32),
+        'actions': as_tensor(split.actions),
         'rewards': tf.constant(rewards, tf.float32),
         'masks': tf.constant(masks, tf.float32),
     }
@@ -176,7 +176,16 @@ def shifts_images(shape: tuple[int, ...], config: LoaderConfig) -> bool:
     return len(shape) == 3 and config.shift_pad > 0 and config.shift_probability > 0
 
 
-def map_frames(path: Path) -> tf.Tensor:
+def as_tensor(array: np.ndarray) -> tf.Tensor:
+    """An array as a tensor: memory-mapped if it is the whole of a `.npy` file, else copied."""
+    if isinstance(array, np.memmap) and array.filename is not None:
+        path = Path(array.filename)
+        if np.load(path, mmap_mode='r', allow_pickle=False).shape == array.shape:
+            return tf.reshape(map_file(path), array.shape)
+    return tf.constant(array)
+
+
+def map_file(path: Path) -> tf.Tensor:
     """A `.npy` file as a tensor (n, values per row), without reading or copying it.
 
     The tensor holds the array and so the mapping. DLPack takes writable arrays only: the mapping is

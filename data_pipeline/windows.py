@@ -18,13 +18,14 @@ from data_pipeline.frame_store import Split
 from data_pipeline.loader import (
     ACTION_LIMIT,
     LoaderConfig,
+    as_tensor,
     check_batches,
     find_trajectories,
     flip_coin,
     gather_frames,
     gather_shifted,
     local_part,
-    map_frames,
+    map_file,
     sample_rows,
     sample_shifts,
     stack_rows,
@@ -64,9 +65,9 @@ def make_windows(
     """
     check_windows(split, config, horizon)
     shape = split.observations.shape[1:]
-    frames = map_frames(split.path / 'observations.npy')
+    frames = map_file(split.path / 'observations.npy')
     trajectories = find_trajectories(split)
-    actions = tf.constant(split.actions, tf.float32)
+    actions = as_tensor(split.actions)
     later_config = dataclasses.replace(config, seed=config.seed + _MORE_SEEDS)
 
     @tf.autograph.experimental.do_not_convert  # Nothing in it needs AutoGraph, which is slow.

@@ -206,10 +206,14 @@ def measure_million_frames(config: TrainConfig, batches: int, folder: Path) -> R
     """
     terminals = np.arange(MILLION) % TRAJECTORY == TRAJECTORY - 1
     terminals[-1] = True
-    observations = np.lib.format.open_memmap(
-        folder / 'observations.npy', 'w+', np.uint8, (MILLION, 64, 64, 3)
+    observations, actions = (
+        np.lib.format.open_memmap(folder / f'{name}.npy', 'w+', dtype, (MILLION, *row_shape))
+        for name, dtype, row_shape in (
+            ('observations', np.uint8, (64, 64, 3)),
+            ('actions', np.float32, (5,)),
+        )
     )
-    actions, zeros = np.zeros((MILLION, 5), np.float32), np.zeros(MILLION, np.float32)
+    zeros = np.zeros(MILLION, np.float32)
     split = Split('train', folder, observations, actions, terminals, {})
     loader_config = LoaderConfig(batch_size=config.batch_size, frame_stack=config.frame_stack)
     seconds, growth = {}, {}

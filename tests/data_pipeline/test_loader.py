@@ -10,8 +10,8 @@ import pytest
 
 from data_pipeline import loader
 from data_pipeline.errors import DataError
-from data_pipeline.frame_store import FrameStore, Split, prepare_store
-from data_pipeline.loader import LoaderConfig, make_batches
+from data_pipeline.frame_store import FrameStore, Split, prepare_store, write_array
+from data_pipeline.loader import LoaderConfig, as_tensor, make_batches, map_file
 
 Batch = dict[str, np.ndarray]
 
@@ -350,3 +350,17 @@ def test_reading_ahead_leaves_nothing_out(tmp_path, monkeypatch):
     assert sizes.max() <= 128 << 10
     np.testing.assert_array_equal(starts, np.cumsum([0, *sizes[:-1]]))
     assert starts[-1] + sizes[-1] >= 1_000_000
+
+
+def test_arrays_that_are_whole_files_are_mapped_and_others_copied(tmp_path, monkeypatch):
+    mapped = []
+    monkeypatch.setattr(
+        'data_pipeline.loader.map_file', lambda path: mapped.append(path) or map_file(path)
+    )
+    actions = np.arange(20, dtype=np.float32).reshape(10, 2)
+    write_array(tmp_path / 'actions.npy', actions)
+    whole = np.load(tmp_path / 'actions.npy', mmap_mode='r')
+    for array, files in ((whole, 1), (whole[2:], 0), (actions, 0)):
+        mapped.clear()
+        np.testing.assert_array_equal(as_tensor(array).numpy(), array)
+        assert len(mapped) == files
