@@ -1,8 +1,6 @@
 """`fql train`: starts or continues a run."""
 
 import dataclasses
-import importlib.util
-import secrets
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -28,9 +26,9 @@ from fql.checkpointing import (
 from fql.config import TrainConfig, config_to_dict, validate_config
 from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_processes
 from fql.env_workers import EnvWorkers
-from fql.errors import FQLError, first_line
+from fql.errors import FQLError
 from fql.interruption import Interruption
-from fql.metrics_log import MetricsLog, Mirror, read_csv
+from fql.metrics_log import MetricsLog, read_csv
 from fql.networks import Params
 from fql.plots import plot_learning_curve
 from fql.policies import make_act, make_policy
@@ -65,6 +63,7 @@ from scripts.training_data import (
     unaugmented,
 )
 from scripts.training_loop import Trainer, is_due
+from scripts.wandb_mirror import check_wandb, wandb_mirror
 
 
 def run(args: Train) -> int:
@@ -94,8 +93,7 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
             written then, unless it is only that latents are not finite.
     """
     validate_config(config)
-    if config.wandb_project and importlib.util.find_spec('wandb') is None:
-        raise FQLError("--wandb-project needs: pip install 'fql-pixels[wandb]'")
+    check_wandb(config)
     mesh = make_mesh()
     check_batch_size(config.batch_size, mesh)
     folder = RunFolder(path.absolute())
@@ -315,31 +313,3 @@ def end_summary(folder: RunFolder, updates: int, seconds: float) -> str:
         'run folder': str(folder.path),
     }
     return '\n'.join(f'{name:>13}: {text}' for name, text in lines.items())
-
-
-def wandb_mirror(config: TrainConfig, folder: RunFolder) -> Mirror:
-    """Sends rows of metrics to Weights & Biases, under the run folder's name.
-
-    Raises:
-        FQLError: Weights & Biases takes none; says why.
-    """
-    import wandb
-
-    if not folder.wandb_id.exists():
-        folder.wandb_id.write_text(secrets.token_hex(8))
-    try:
-        run = wandb.init(
-            project=config.wandb_project,
-            name=folder.path.name,
-            id=folder.wandb_id.read_text(),
-            dir=folder.path,
-            config=config_to_dict(config),
-            resume='allow',
-        )
-    except wandb.Error as error:
-        raise FQLError(f'Weights & Biases: {first_line(error)}') from error
-
-    def mirror(step: int, metrics: object) -> None:
-        run.log(metrics, step=step)
-
-    return mirror
