@@ -22,6 +22,7 @@ from fql.tasks import default_config, find_task
 from fql.train_step import LOADED_FIELDS, make_train_step
 from scripts.arguments import BenchmarkData
 from scripts.benchmark_sources import anonymous_megabytes, measure_sources
+from scripts.host_memory import GIVE_BACK_INTERVAL, give_back_freed_memory
 from scripts.measuring import check_new, check_positive, format_table, median_ratio, write_json
 from scripts.progress import progress_bar
 from scripts.training_data import (
@@ -202,7 +203,7 @@ def measure_million_frames(config: TrainConfig, batches: int, folder: Path) -> R
 
     Returns:
         `first_batch_s` and `first_batch_at_step_900000_s`, from an open store;
-        `anonymous_growth_mb` by number of batches drawn.
+        `anonymous_growth_mb`, the most among the last thousand batches, by number of batches drawn.
     """
     terminals = np.arange(MILLION) % TRAJECTORY == TRAJECTORY - 1
     terminals[-1] = True
@@ -225,10 +226,15 @@ def measure_million_frames(config: TrainConfig, batches: int, folder: Path) -> R
         seconds[step] = time.perf_counter() - began
         if step == 0:  # The memory of one open stream, as in training.
             growth[1] = round(anonymous_megabytes() - before, 1)
+            most = 0.0
             for drawn in range(2, batches + 1):
                 next(stream)
+                most = max(most, anonymous_megabytes() - before)
                 if drawn in (1_000, batches):
-                    growth[drawn] = round(anonymous_megabytes() - before, 1)
+                    growth[drawn] = round(most, 1)
+                if drawn % GIVE_BACK_INTERVAL == 0:  # As in training.
+                    give_back_freed_memory()
+                    most = 0.0
             del stream
     return {
         'first_batch_s': round(seconds[0], 2),

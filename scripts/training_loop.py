@@ -21,6 +21,7 @@ from fql.metrics_log import MetricsLog
 from fql.run_folder import RunFolder
 from fql.train_state import TrainState
 from fql.train_step import TrainStep, runs_best_alone
+from scripts.host_memory import GIVE_BACK_INTERVAL, give_back_freed_memory
 from scripts.progress import progress_bar
 
 MAX_IN_FLIGHT = 2
@@ -142,6 +143,8 @@ class Trainer:
                         self.evaluate(state)
                     if is_save_due:
                         self.writer.save(state, self.metadata)
+                    if step % GIVE_BACK_INTERVAL < len(arrays):
+                        give_back_freed_memory()
                     self.writer.poll()
                     self.interruption.raise_if_requested(step)
                 self._check_all(in_flight)

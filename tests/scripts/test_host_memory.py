@@ -27,9 +27,30 @@ print(sum(counts[2:]))
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='is a setting of glibc')
+GAPS = """
+import numpy as np
+from scripts.benchmark_sources import anonymous_megabytes
+from scripts.host_memory import give_back_freed_memory, keep_freed_memory
+
+keep_freed_memory()
+blocks = [np.ones(1 << 20, np.uint8) for _ in range(100)]
+del blocks[:-1]  # The last one keeps the heap from shrinking.
+before = anonymous_megabytes()
+give_back_freed_memory()
+print(before - anonymous_megabytes())
+"""
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='is a matter of glibc')
+
+
 @pytest.mark.parametrize(('how', 'least', 'most'), [('kept', 0, 50), ('given back', 100, 10**6)])
 def test_pages_are_kept(run_python, how, least, most):
     result = run_python(FAULTS, how)
     assert result.returncode == 0, result.stderr
     assert least <= int(result.stdout) <= most
+
+
+def test_gaps_are_given_back(run_python):
+    result = run_python(GAPS)
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) > 90
