@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_pipeline.frame_store import prepare_store
-from scripts.benchmark_data import format_report
+from fql.config import TrainConfig
+from scripts.benchmark_data import PAD, compare_samplers, format_report, reference_sampler
 from scripts.benchmark_sources import measure, prepare, watched_memory
+from scripts.training_data import LabelledSplit
 
 REPORT = {
     'ms_per_batch': {'reference': 37.61, 'loader': 2.5, 'loader_without_shift': 1.5},
@@ -40,6 +43,48 @@ def test_the_table_has_every_figure():
         'share of training time that waits for data 0.30% < 1 %',
     ):
         assert text in found
+
+
+@pytest.fixture
+def labelled(maze_npz, tmp_path):
+    split = prepare_store(tmp_path / 'store', 'benchmark', maze_npz).splits['train']
+    labels = np.arange(len(split.terminals), dtype=np.float32)
+    return LabelledSplit(split, labels, -labels)
+
+
+def test_the_reference_way_samples_stacks_and_shifts_half_of_the_batches(labelled):
+    config = TrainConfig(task='', batch_size=8, frame_stack=3)
+    sample, rng, split = (
+        reference_sampler(labelled, config),
+        np.random.default_rng(0),
+        labelled.split,
+    )
+    shifted = 0
+    for _ in range(8):
+        batch = sample()
+        rows = split.valid_rows[rng.integers(0, len(split.valid_rows), 8)]
+        places = np.maximum(rows[:, None] + np.arange(-2, 2), split.first_rows[rows][:, None])
+        frames = split.observations[places]
+        if rng.random() < 0.5:
+            shifted += 1
+            padded = np.pad(frames, ((0, 0), (0, 0), (PAD, PAD), (PAD, PAD), (0, 0)), 'edge')
+            corners = rng.integers(0, 2 * PAD + 1, (8, 2))
+            frames = np.stack(
+                [x[:, i : i + 32, j : j + 32] for x, (i, j) in zip(padded, corners, strict=True)]
+            )
+        stacks = [
+            np.concatenate(list(np.moveaxis(x, 1, 0)), -1) for x in (frames[:, :-1], frames[:, 1:])
+        ]
+        np.testing.assert_array_equal(batch['observations'], stacks[0])
+        np.testing.assert_array_equal(batch['next_observations'], stacks[1])
+        np.testing.assert_array_equal(batch['rewards'], rows)
+    assert 0 < shifted < 8
+
+
+def test_the_samplers_take_turns(labelled):
+    report = compare_samplers(labelled, TrainConfig(task='', batch_size=8), rounds=2)
+    assert min(report['ms_per_batch'].values()) > 0
+    assert report['times_faster']['reference'] == 1
 
 
 def test_work_is_measured(maze_npz, tmp_path):
