@@ -127,11 +127,9 @@ def test_resume_on_other_data_is_refused(
         (('--encoder-sharing', 'separate', '--no-bc-flow-trains-encoder'), 'shared encoder'),
     ],
 )
-def test_settings_that_make_no_sense(
-    assert_one_line, fql_process, prepared, tmp_path, words, message
-):
+def test_settings_that_make_no_sense(assert_one_line, fql, prepared, tmp_path, words, message):
     run = tmp_path / 'run'
-    done = fql_process('train', '--task', QUICKSTART_TASK, *SMALL, '--run-dir', run, *words)
+    done = fql('train', '--task', QUICKSTART_TASK, *SMALL, '--run-dir', run, *words)
     assert_one_line(done, message)
     assert not run.exists()
 
