@@ -172,8 +172,7 @@ def _run_worker(connection: Connection, spec: EnvSpec, single_threaded: bool) ->
         os.environ.setdefault('LP_NUM_THREADS', '0')
     # OGBench's manipulation environments make their action space anew at each use, with float64.
     warnings.filterwarnings('ignore', message='.*precision lowered by casting')
-    # The parent closed the pipe, or is gone; then nobody hears of faults either.
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+    with suppress(BrokenPipeError, ConnectionResetError):  # The parent is gone.
         try:
             with closing(make_env(spec)) as env:
                 _serve(connection, env)
@@ -193,7 +192,10 @@ def _serve(connection: Connection, env: Any) -> None:
     observations, actions = env.observation_space, env.action_space
     connection.send((None, _Spaces(observations.shape, observations.dtype, actions.shape[0])))
     while True:
-        command, argument = connection.recv()
+        try:
+            command, argument = connection.recv()
+        except EOFError:  # The parent closed the pipe.
+            return
         connection.send((None, _COMMANDS[command](env, argument)))
 
 

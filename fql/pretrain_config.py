@@ -12,7 +12,6 @@ from fql.config import (
     check_fields,
     raise_unless,
 )
-from fql.errors import FQLError
 from fql.run_folder import RunFolder, read_json, versions, write_json
 
 FORMAT_VERSION = 1
@@ -164,12 +163,9 @@ def read_pretrain_spec(run: RunFolder) -> PretrainSpec:
         FQLError: when the folder is no pretraining, or its file cannot be understood.
     """
     path = run.pretrain_spec
-    values = read_json(path, FORMAT_VERSION, 'is no folder of a pretraining')
-    try:
-        return PretrainSpec(
-            config=pretrain_config_from_dict(values['config'], path),
-            image_shape=tuple(values['image_shape']),
-            action_dim=values['action_dim'],
-        )
-    except KeyError as error:
-        raise FQLError(f'{path}: no field {error}') from None
+    values = read_json(path, FORMAT_VERSION, PretrainSpec, 'is no folder of a pretraining')
+    return PretrainSpec(
+        config=pretrain_config_from_dict(values['config'], path),
+        image_shape=tuple(values['image_shape']),
+        action_dim=values['action_dim'],
+    )

@@ -1,5 +1,6 @@
 """What lies where in a run's folder, and the file that says what the run is."""
 
+import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -165,11 +166,12 @@ def write_spec(run: RunFolder, spec: RunSpec) -> None:
     write_json(run.spec, values)
 
 
-def read_json(path: Path, format_version: int, without: str) -> dict[str, Any]:
+def read_json(path: Path, format_version: int, spec: type, without: str) -> dict[str, Any]:
     """The values of a file that `write_json` has written.
 
     Args:
         format_version: the one that they have to name.
+        spec: the dataclass whose fields they have to have.
         without: what is said of a folder that has no such file.
 
     Raises:
@@ -184,6 +186,9 @@ def read_json(path: Path, format_version: int, without: str) -> dict[str, Any]:
     found = values.get('format_version') if isinstance(values, dict) else None
     if found != format_version:
         raise FQLError(f'{path}: format version {found}, this program reads {format_version}')
+    for field in dataclasses.fields(spec):
+        if field.name not in values:
+            raise FQLError(f'{path}: no field {field.name!r}')
     return cast(dict[str, Any], values)
 
 
@@ -200,13 +205,10 @@ def read_spec(run: RunFolder) -> RunSpec:
     Raises:
         FQLError: when the folder is no run, or its file cannot be understood.
     """
-    values = read_json(run.spec, FORMAT_VERSION, 'is not a run folder')
-    try:
-        return RunSpec(
-            config=config_from_dict(values['config'], run.spec),
-            observation_shape=tuple(values['observation_shape']),
-            observation_dtype=values['observation_dtype'],
-            action_dim=values['action_dim'],
-        )
-    except KeyError as error:
-        raise FQLError(f'{run.spec}: no field {error}') from None
+    values = read_json(run.spec, FORMAT_VERSION, RunSpec, 'is not a run folder')
+    return RunSpec(
+        config=config_from_dict(values['config'], run.spec),
+        observation_shape=tuple(values['observation_shape']),
+        observation_dtype=values['observation_dtype'],
+        action_dim=values['action_dim'],
+    )

@@ -142,7 +142,7 @@ def compare_samplers(data: LabelledSplit, config: TrainConfig, rounds: int) -> R
         for name, (way, ready) in ways.items():
             for _ in range(ready):
                 way()
-            timed = TIMED + ready
+            timed = TIMED + ready  # They are made several at once, in bursts.
             began = time.perf_counter()
             for _ in range(timed):
                 way()
@@ -207,13 +207,9 @@ def measure_million_frames(config: TrainConfig, batches: int, folder: Path) -> R
     """
     terminals = np.arange(MILLION) % TRAJECTORY == TRAJECTORY - 1
     terminals[-1] = True
-    observations, actions = (
-        np.lib.format.open_memmap(folder / f'{name}.npy', 'w+', dtype, (MILLION, *row_shape))
-        for name, dtype, row_shape in (
-            ('observations', np.uint8, (64, 64, 3)),
-            ('actions', np.float32, (5,)),
-        )
-    )
+    make_file = np.lib.format.open_memmap
+    observations = make_file(folder / 'observations.npy', 'w+', np.uint8, (MILLION, 64, 64, 3))
+    actions = make_file(folder / 'actions.npy', 'w+', np.float32, (MILLION, 5))
     zeros = np.zeros(MILLION, np.float32)
     split = Split('train', folder, observations, actions, terminals, {})
     loader_config = LoaderConfig(batch_size=config.batch_size, frame_stack=config.frame_stack)

@@ -11,6 +11,7 @@ from fql.policies import make_act, make_policy
 from fql.run_folder import RunFolder, RunSpec, read_spec
 from fql.video import save_gif
 from scripts.arguments import Evaluate
+from scripts.measuring import check_new
 from scripts.rollouts import evaluate_with_progress, start_workers
 from scripts.watch import watch
 
@@ -37,8 +38,7 @@ def run(args: Evaluate) -> None:
         raise FQLError('seed must lie in [0, 2^31)')
     if args.video is not None and args.video.suffix != '.gif':
         raise FQLError(f'{args.video}: only .gif videos are written')
-    if args.video is not None and args.video.exists():
-        raise FQLError(f'{args.video} exists; delete it or name another file')
+    check_new(args.video)
     run_folder = RunFolder(args.run)
     spec = read_spec(run_folder)
     config = spec.config

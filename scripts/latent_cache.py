@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from data_pipeline.errors import DataError
-from data_pipeline.frame_store import Split, open_store
+from data_pipeline.frame_store import Split
 from data_pipeline.latent_store import (
     LatentWriter,
     latent_folder,
@@ -38,7 +38,7 @@ from fql.latents import encode_observations
 from fql.networks import Params
 from fql.run_folder import RunSpec
 from scripts.progress import progress_bar
-from scripts.training_data import LabelledSplit
+from scripts.training_data import LabelledSplit, store_of
 
 AHEAD = 2
 """Blocks that the devices have to compute while the host reads the next and writes the last."""
@@ -69,7 +69,7 @@ def cache_place(data: dict[str, LabelledSplit], spec: RunSpec, encoder: Params) 
         'copies': config.latent_copies,
         'seed': config.seed if config.latent_copies else None,
     }
-    store = open_store(data['train'].split.path.parent)
+    store = store_of(data)
     recipe = latent_recipe(store, encoding)
     return latent_folder(store, recipe), recipe
 

@@ -46,7 +46,7 @@ from scripts.run_start import (
     connect_processes,
 )
 from scripts.training_data import host_transforms, open_dataset, unaugmented
-from scripts.training_loop import Trainer
+from scripts.training_loop import Trainer, rows_logged
 
 
 def run(args: Pretrain) -> int:
@@ -109,9 +109,9 @@ def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
             )
         val_windows = None
         if 'val' in store.splits and store.splits['val'].num_transitions >= config.batch_size:
-            done = start // config.log_interval if config.log_interval else 0
+            logged = rows_logged(config, start)
             val_windows = make_windows(
-                store.splits['val'], loader_config(unaugmented(config)), config.horizon, done
+                store.splits['val'], loader_config(unaugmented(config)), config.horizon, logged
             )
         trainer = Trainer(
             schedule=config,

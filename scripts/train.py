@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from data_pipeline.data_dir import resolve_data_dir
-from data_pipeline.frame_store import open_store
 from data_pipeline.loader import check_batches
 from encoders.loading import load_encoder, read_encoder
 from fql.agent import abstract_state, agent_networks, initial_state
@@ -59,10 +58,11 @@ from scripts.training_data import (
     load_training_data,
     loader_config,
     run_spec,
+    store_of,
     training_batches,
     unaugmented,
 )
-from scripts.training_loop import Trainer, is_due
+from scripts.training_loop import Trainer, is_due, rows_logged
 from scripts.wandb_mirror import check_wandb, wandb_mirror
 
 
@@ -99,7 +99,7 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
     folder = RunFolder(path.absolute())
     check_run_folder(folder, config, resume, lambda run: read_spec(run).config, 'fql train')
     data = load_training_data(config)
-    store = open_store(data['train'].split.path.parent)
+    store = store_of(data)
     check_data(folder, store)
     check_augmentation(config.augmentation, data['train'].split.observations.shape[1:])
     spec = run_spec(data['train'], config)
@@ -156,8 +156,8 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
             data = cached_data(data, spec, frozen)
         val_batches = None
         if 'val' in data and data['val'].split.num_transitions >= config.batch_size:
-            done = start // config.log_interval if config.log_interval else 0
-            val_batches = training_batches(data['val'], unaugmented(config), done, **part)
+            logged = rows_logged(config, start)
+            val_batches = training_batches(data['val'], unaugmented(config), logged, **part)
         interruption = stack.enter_context(Interruption())
         trainer = Trainer(
             schedule=config,

@@ -1,7 +1,7 @@
 """A task's transitions, from the frame store to endless batches."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -69,6 +69,11 @@ def load_training_data(config: TrainConfig) -> dict[str, LabelledSplit]:
         name: LabelledSplit(split, *task_labels(store, name, task.label_env_id, {}))
         for name, split in store.splits.items()
     }
+
+
+def store_of(data: Mapping[str, LabelledSplit]) -> FrameStore:
+    """The store that splits with frames are from."""
+    return open_store(data['train'].split.path.parent)
 
 
 def own_labels(store: FrameStore, split: Split) -> LabelledSplit:

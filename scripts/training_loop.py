@@ -237,5 +237,10 @@ def is_due(step: int, interval: int, last: int) -> bool:
     return interval > 0 and (step % interval == 0 or step == last)
 
 
+def rows_logged(schedule: Schedule, step: int) -> int:
+    """Rows of metrics, each with the next batch of the validation split, of the first updates."""
+    return step // schedule.log_interval if schedule.log_interval else 0
+
+
 def _intervals(schedule: Schedule) -> tuple[int, int, int]:
     return schedule.log_interval, schedule.eval_interval, schedule.save_interval

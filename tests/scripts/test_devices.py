@@ -3,13 +3,9 @@
 import csv
 import dataclasses
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,7 +16,6 @@ from fql.checkpointing import CheckpointReader, finished_steps
 from fql.interruption import EXIT_CODE
 from fql.tasks import QUICKSTART_TASK
 
-ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = (
     *('--task', QUICKSTART_TASK, '--batch-size', 16, '--flow-steps', 1, '--hidden-dims', 256),
     *('--eval-interval', 0, '--log-interval', 1, '--save-interval', 4),
@@ -89,10 +84,10 @@ for _ in range(3):
 """
 
 
-def test_large_parameters_are_spread_and_stay_so():
-    environment = {**os.environ, **EIGHT, 'PYTHONPATH': str(ROOT)}
-    command = [sys.executable, '-c', SPREAD]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+def test_large_parameters_are_spread_and_stay_so(run_python, monkeypatch):
+    for name, value in EIGHT.items():
+        monkeypatch.setenv(name, value)
+    done = run_python(SPREAD)
     assert done.returncode == 0, done.stderr
 
 

@@ -34,8 +34,8 @@ def count_up(state, batches):
     }
 
 
-def train(path, evaluate, eval_interval):
-    """Ten such updates, each saved; `evaluate` is called with the state and the writer."""
+def train(path, evaluate, eval_interval, *, steps=10, save_interval=1, train_step=count_up):
+    """Some updates, saved and evaluated; `evaluate` is called with the state and the writer."""
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params={'w': jnp.zeros(3)},
@@ -44,7 +44,11 @@ def train(path, evaluate, eval_interval):
         key=jax.random.key(0),
     )
     schedule = SimpleNamespace(
-        steps=10, log_interval=0, eval_interval=eval_interval, save_interval=1, updates_per_call=1
+        steps=steps,
+        log_interval=0,
+        eval_interval=eval_interval,
+        save_interval=save_interval,
+        updates_per_call=1,
     )
     folder = RunFolder(path)
     with CheckpointWriter(folder.checkpoints, keep_latest=3) as writer, Interruption() as stop:
@@ -53,7 +57,7 @@ def train(path, evaluate, eval_interval):
             mesh=one_device_mesh(),
             folder=folder,
             fields=('x',),
-            train_step=count_up,
+            train_step=train_step,
             validate=lambda state, batch: {},
             evaluate=lambda state: evaluate(state, writer),
             metadata={},
@@ -154,28 +158,8 @@ def test_the_last_update_is_looked_at_when_nothing_is_due(tmp_path, name):
         state, metrics = count_up(state, batches)
         return state, {**metrics, name: metrics[name] + (np.nan if int(state.step) == 3 else 0)}
 
-    state = TrainState(jnp.zeros((), jnp.int32), {}, {}, {}, jax.random.key(0))
-    folder = RunFolder(tmp_path)
-    with CheckpointWriter(folder.checkpoints, keep_latest=1) as writer, Interruption() as stop:
-        trainer = Trainer(
-            schedule=SimpleNamespace(
-                steps=3, log_interval=0, eval_interval=0, save_interval=0, updates_per_call=1
-            ),
-            mesh=one_device_mesh(),
-            folder=folder,
-            fields=('x',),
-            train_step=diverge,
-            validate=lambda state, batch: {},
-            evaluate=lambda state: None,
-            metadata={},
-            writer=writer,
-            train_log=None,
-            interruption=stop,
-            resume_command='',
-        )
-        batches = itertools.repeat({'x': np.zeros(1)})
-        with pytest.raises(FQLError, match=f'step 3 is not finite .{name} = nan'):
-            trainer.train(state, batches, None, is_evaluation_missing=False)
+    with pytest.raises(FQLError, match=f'step 3 is not finite .{name} = nan'):
+        train(tmp_path, None, 0, steps=3, save_interval=0, train_step=diverge)
 
 
 @pytest.mark.parametrize(('start', 'log', 'evaluate', 'save'), [(0, 12, 16, 0), (5, 7, 0, 10)])
