@@ -179,14 +179,24 @@ def _run_workers(
                     yield message
     finally:
         for process in processes.values():
+            _kill_group(process)
+
+
+def _kill_group(process: Any) -> None:
+    """Ends a worker and what it started; importing glfw, say, starts Python to find a version."""
+    if process.is_alive():
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:  # It has not made its group yet.
             process.kill()
-            process.join()
+    process.join()
 
 
 def _run_worker(
     connection: Connection, recipe: Recipe, parts: Path, episodes: Sequence[int]
 ) -> None:
     """Writes the episodes' parts; sends numbers of rows, then None; or a fault (str)."""
+    os.setpgrp()  # For `_kill_group`.
     with suppress(BrokenPipeError, ConnectionResetError):  # The parent is gone.
         try:
             rows = _RowCounter(connection)

@@ -146,9 +146,7 @@ class EnvWorkers:
         for connection in self._connections:
             connection.close()
         for process in self._processes:
-            if process.is_alive():
-                process.kill()
-            process.join()
+            _kill_group(process)
 
 
 @contextmanager
@@ -163,11 +161,22 @@ def _sigint_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
+def _kill_group(process: Any) -> None:
+    """Ends a worker and what it started; importing glfw, say, starts Python to find a version."""
+    if process.is_alive():
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:  # It has not made its group yet.
+            process.kill()
+    process.join()
+
+
 def _run_worker(connection: Connection, spec: EnvSpec, single_threaded: bool) -> None:
     """A worker's life: make the environment, serve commands, end when the pipe does.
 
     Each reply is (fault, result), the first one with the environment's spaces.
     """
+    os.setpgrp()  # For `_kill_group`.
     if single_threaded:
         os.environ.setdefault('LP_NUM_THREADS', '0')
     # OGBench's manipulation environments make their action space anew at each use, with float64.

@@ -1,11 +1,15 @@
 """Small environments for the tests, found by gymnasium as 'fake_environments:<id>'."""
 
+import subprocess
 import sys
 
 import gymnasium
 import numpy as np
 
-for _name in ('Counter', 'ImageCounter', 'Broken', 'BrokenReset', 'Imports', 'WideActions'):
+for _name in (
+    *('Counter', 'ImageCounter', 'Broken', 'BrokenReset', 'Imports', 'StartsProcess'),
+    'WideActions',
+):
     gymnasium.register(f'{_name}-v0', f'{__name__}:{_name}')
 
 
@@ -66,6 +70,16 @@ class Imports(Counter):
     def observation(self):
         names = ('tensorflow', 'jax', 'flax', 'fql.env_workers', 'numpy')
         return np.array([name in sys.modules for name in names], np.float64)
+
+
+class StartsProcess(Counter):
+    """Shows the id of a process it has started."""
+
+    def __init__(self):
+        self.process = subprocess.Popen(['sleep', '120'])
+
+    def observation(self):
+        return np.array([self.process.pid, 0, 0, 0, 0], np.float64)
 
 
 class WideActions(Counter):

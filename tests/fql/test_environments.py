@@ -239,6 +239,15 @@ def test_interrupting_the_parent_prints_no_traceback_of_the_workers(parent):
     wait_until_gone(pids)
 
 
+def test_what_an_environment_started_ends_with_its_worker():
+    workers = EnvWorkers(fake('StartsProcess'), 1)
+    pid = int(workers.reset({0: 0})[0][0])
+    assert not gone(pid)
+    with pytest.raises(KeyError), workers:
+        raise KeyError
+    wait_until_gone([pid])
+
+
 def test_workers_end_when_the_parent_is_killed(parent):
     process, pids = parent
     process.kill()

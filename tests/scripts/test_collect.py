@@ -105,6 +105,37 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(environment, tmp
     assert not parts.exists()
 
 
+def test_ctrl_c_ends_what_the_workers_started(environment, tmp_path):
+    """Importing glfw starts a process, which would complain of its broken pipe."""
+    glfw, imported = tmp_path / 'modules' / 'glfw', tmp_path / 'imported'
+    glfw.mkdir(parents=True)
+    (glfw / '__init__.py').write_text(
+        'import pathlib, subprocess\n'
+        "process = subprocess.Popen(['sleep', '120'])\n"
+        f'pathlib.Path({str(imported)!r}).touch()\n'
+        'process.wait()\n'
+    )
+    process = subprocess.Popen(
+        [
+            *(sys.executable, '-m', 'scripts.main', 'collect', 'pointmaze-medium-v0'),
+            *('--workers', '1', '--out', str(tmp_path / 'maze.npz')),
+        ],
+        env={**environment, 'PYTHONPATH': f'{glfw.parent}:{environment["PYTHONPATH"]}'},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not imported.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert imported.exists()
+    os.killpg(process.pid, signal.SIGINT)
+    # Ends when all that write to the pipe have, `sleep` too.
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert 'Traceback' not in stderr
+
+
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
