@@ -23,8 +23,9 @@ from fql.train_step import LOADED_FIELDS, make_train_step
 from scripts.arguments import BenchmarkData
 from scripts.benchmark_sources import anonymous_megabytes, measure_sources
 from scripts.host_memory import GIVE_BACK_INTERVAL, give_back_freed_memory
-from scripts.measuring import check_new, check_positive, format_table, median_ratio, write_json
+from scripts.measuring import check_positive, median_ratio
 from scripts.progress import progress_bar
+from scripts.reports import check_new, format_table, write_json
 from scripts.training_data import (
     LabelledSplit,
     load_training_data,

@@ -23,14 +23,8 @@ from fql.run_folder import RunSpec
 from fql.tasks import default_config, find_task
 from scripts.arguments import BenchmarkLatents
 from scripts.latent_cache import AHEAD, latent_width, make_encode, write_latents
-from scripts.measuring import (
-    check_new,
-    check_positive,
-    format_table,
-    median_ratio,
-    take_turns,
-    write_json,
-)
+from scripts.measuring import check_positive, median_ratio, take_turns
+from scripts.reports import check_new, format_table, write_json
 from scripts.training_data import load_training_data, run_spec
 
 

@@ -13,7 +13,8 @@ from fql.config import AgentConfig, TrainConfig
 from fql.errors import FQLError
 from scripts.arguments import BenchmarkScaling
 from scripts.benchmark_update import Way, our_way, with_agent
-from scripts.measuring import check_positive, format_table, take_turns, write_json
+from scripts.measuring import check_positive, take_turns
+from scripts.reports import format_table, write_json
 
 VIRTUAL_DEVICES = 8
 Point = dict[str, Any]

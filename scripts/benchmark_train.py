@@ -22,15 +22,8 @@ from fql.run_folder import RunFolder
 from fql.tasks import default_config, find_task
 from fql.train_step import LOADED_FIELDS, make_train_step, make_validation
 from scripts.arguments import BenchmarkTrain
-from scripts.measuring import (
-    check_new,
-    check_positive,
-    format_table,
-    median_ratio,
-    run_fql,
-    take_turns,
-    write_json,
-)
+from scripts.measuring import check_positive, median_ratio, run_fql, take_turns
+from scripts.reports import check_new, format_table, write_json
 from scripts.training_data import load_training_data, run_spec, training_batches
 from scripts.training_loop import Trainer, updates_in_call
 

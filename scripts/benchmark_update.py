@@ -25,14 +25,8 @@ from fql.train_state import TrainState
 from fql.train_step import TrainStep, make_train_step, runs_best_alone, scan_updates
 from fql.update import update
 from scripts.arguments import BenchmarkUpdate
-from scripts.measuring import (
-    check_new,
-    check_positive,
-    format_table,
-    median_ratio,
-    take_turns,
-    write_json,
-)
+from scripts.measuring import check_positive, median_ratio, take_turns
+from scripts.reports import check_new, format_table, write_json
 
 ACTION_DIM = 5
 CHANNELS = 3

@@ -11,7 +11,7 @@ from fql.errors import FQLError
 from fql.plots import plot_successes
 from fql.run_folder import RunFolder
 from scripts.arguments import Compare
-from scripts.measuring import check_new_picture, format_table
+from scripts.reports import check_new_picture, format_table
 from scripts.rollouts import recorded_successes
 
 Successes = dict[int, float]

@@ -11,7 +11,7 @@ from fql.policies import make_act, make_policy
 from fql.run_folder import RunFolder, RunSpec, read_spec
 from fql.video import save_gif
 from scripts.arguments import Evaluate
-from scripts.measuring import check_new
+from scripts.reports import check_new
 from scripts.rollouts import evaluate_with_progress, start_workers
 from scripts.watch import watch
 

@@ -13,7 +13,7 @@ from fql.plots import plot_batch
 from fql.tasks import default_config, find_task
 from fql.train_state import run_key
 from scripts.arguments import InspectBatch
-from scripts.measuring import check_new, check_new_picture
+from scripts.reports import check_new, check_new_picture
 from scripts.training_data import load_training_data, training_batches
 
 CONFIG_FIELDS = (

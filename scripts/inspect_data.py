@@ -13,8 +13,8 @@ from data_pipeline.labels import labelled_tasks, task_labels
 from fql.tasks import find_task, task_names
 from scripts.arguments import InspectData
 from scripts.data_plots import plot_frames, plot_histograms
-from scripts.measuring import check_new_picture
 from scripts.progress import progress_bar, progress_callback
+from scripts.reports import check_new_picture
 
 
 def run(args: InspectData) -> None:

@@ -1,6 +1,5 @@
-"""What benchmarks and reports share: taking turns, tables, and files that must be new."""
+"""What benchmarks share: taking turns, and the program in a process of its own."""
 
-import json
 import os
 import statistics
 import subprocess
@@ -8,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from fql.errors import FQLError
 from scripts.progress import progress_bar
@@ -47,19 +45,6 @@ def median_ratio(seconds: Mapping[str, Sequence[float]], slow: str, fast: str) -
     return statistics.median(a / b for a, b in pairs)
 
 
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need to be; the first one left-aligned."""
-    lines = [header, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return '\n'.join(
-        '  '.join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
-
-
 def check_positive(**counts: int) -> None:
     """Raises FQLError if one of the numbers is not."""
     for name, count in counts.items():
@@ -80,27 +65,3 @@ def run_fql(*arguments: str, environment: Mapping[str, str] = os.environ) -> Non
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f'exit code {done.returncode}']
         raise FQLError(f'fql {arguments[0]} failed: {lines[-1]}')
-
-
-def check_new(path: Path | None) -> None:
-    """Raises FQLError if a file that is to be written exists."""
-    if path is not None and path.exists():
-        raise FQLError(f'{path} exists; delete it or name another file')
-
-
-def check_new_picture(path: Path | None) -> None:
-    """Raises FQLError if a picture that is to be drawn exists, or is not named as a PNG.
-
-    Matplotlib would take the format, and even another name, from the ending.
-    """
-    if path is not None and path.suffix != '.png':
-        raise FQLError(f'{path}: only .png pictures are written')
-    check_new(path)
-
-
-def write_json(path: Path | None, report: Mapping[str, Any]) -> None:
-    """Writes a report and says where, if a path is given."""
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2) + '\n')
-        print(f'written: {path}')
