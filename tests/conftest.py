@@ -16,8 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # What a shell starts in the background ignores Ctrl-C, and so would the processes that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Nearly all of the suite's time is compilation. The processes of pytest-xdist, and those that tests
-# start, inherit these variables: what one of them has compiled, none compiles again.
+# Nearly all of the suite's time is compilation. Programs are compiled at once rather than well, and
+# the processes of pytest-xdist, and those that tests start, inherit these variables: what one of
+# them has compiled, none compiles again.
+COMPILED_AT_ONCE = '--xla_backend_optimization_level=0'
+if COMPILED_AT_ONCE not in os.environ.get('XLA_FLAGS', ''):
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {COMPILED_AT_ONCE}'.strip()
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='fql-tests-compiled-')
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
@@ -30,6 +34,14 @@ def pytest_unconfigure() -> None:
     """Removes the compiled programs, in the process that made their folder."""
     if MADE_CACHE:
         shutil.rmtree(MADE_CACHE, ignore_errors=True)
+
+
+@pytest.fixture
+def options_of_training() -> dict[str, str | int]:
+    """How the update is compiled outside the tests: in these, roundings are like users'."""
+    from fql.devices import compiler_options
+
+    return {**compiler_options(), 'xla_backend_optimization_level': 3}
 
 
 @pytest.fixture(scope='session')

@@ -16,7 +16,6 @@ from encoders.convolution import (
 from encoders.impala import ImpalaEncoder
 
 SHAPES = [(2, 8, 6, 3), (1, 5, 4, 16), (1, 7, 9, 2), (1, 1, 2, 1)]
-QUICKLY = {'xla_backend_optimization_level': 0}
 
 
 def plain_convolve_and_pool(x, kernel):
@@ -44,9 +43,7 @@ def test_same_as_plain_form(shape, ties):
         return result, *grads
 
     forms = (blocked_convolve, blocked_convolve_and_pool, convolve, plain_convolve_and_pool)
-    results = jax.jit(
-        lambda: [result_and_gradients(form) for form in forms], compiler_options=QUICKLY
-    )()
+    results = jax.jit(lambda: [result_and_gradients(form) for form in forms])()
     for ours, expected in zip(results[0] + results[1], results[2] + results[3], strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
@@ -71,7 +68,6 @@ def test_pooling_is_the_same_bit_for_bit(shape, ties):
 
     ours, expected = jax.jit(
         lambda: (pooled_and_gradient(blocked_max_pool), pooled_and_gradient(max_pool)),
-        compiler_options=QUICKLY,
     )()
     np.testing.assert_array_equal(ours[0], expected[0])
     np.testing.assert_array_equal(ours[1], expected[1])
@@ -89,7 +85,7 @@ def test_gradient_of_a_constant_image_goes_to_the_first_of_each_window():
 def test_an_encoder_is_the_same_in_both_forms(size):
     encoder = ImpalaEncoder(stack_sizes=(4, 16), num_blocks=1, hidden_dims=(8,))
     images = np.random.default_rng(0).integers(0, 256, (2, size, size + 1, 6), np.uint8)
-    params = jax.jit(encoder.init, compiler_options=QUICKLY)(jax.random.key(0), images)
+    params = jax.jit(encoder.init)(jax.random.key(0), images)
 
     def latents_and_gradients(encoder):
         def loss(params):
@@ -101,7 +97,6 @@ def test_an_encoder_is_the_same_in_both_forms(size):
 
     blocked, plain = jax.jit(
         lambda: (latents_and_gradients(encoder), latents_and_gradients(encoder.clone(plain=True))),
-        compiler_options=QUICKLY,
     )()
     for ours, expected in zip(blocked, plain, strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)

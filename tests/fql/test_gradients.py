@@ -11,7 +11,6 @@ import pytest
 from encoders.impala import ImpalaEncoder
 from fql.batch import Batch
 from fql.config import AgentConfig
-from fql.devices import run_once_options
 from fql.latents import encode_batch
 from fql.losses import bc_flow_loss, critic_loss, distill_loss, q_loss, sample_draws
 from fql.networks import make_networks
@@ -23,11 +22,6 @@ SMALL = AgentConfig(hidden_dims=(16, 16), flow_steps=2)
 SHARED = SMALL
 SHARED_CRITIC_ONLY = dataclasses.replace(SMALL, bc_flow_trains_encoder=False)
 SEPARATE = dataclasses.replace(SMALL, encoder_sharing='separate')
-
-
-def jit(function):
-    """Compiled at once rather than well."""
-    return jax.jit(function, compiler_options=run_once_options())
 
 
 @functools.cache
@@ -44,14 +38,14 @@ def make(config):
         masks=jnp.asarray([1.0, 1.0, 0.0, 1.0]),
         next_observations=jnp.asarray(rng.integers(0, 256, (4, 8, 8, 3), np.uint8)),
     )
-    state = jit(lambda: init_state(0, networks, config, batch.observations, ACTION_DIM))()
+    state = jax.jit(lambda: init_state(0, networks, config, batch.observations, ACTION_DIM))()
     return networks, batch, state
 
 
 @functools.cache
 def jit_update(config):
     networks = make(config)[0]
-    return jit(lambda state, batch: update(networks, config, state, batch))
+    return jax.jit(lambda state, batch: update(networks, config, state, batch))
 
 
 @functools.cache
@@ -75,7 +69,7 @@ def trained_parts(config):
         }
 
     found = {}
-    for loss, grads in jit(jax.jacrev(losses))(state.params).items():
+    for loss, grads in jax.jit(jax.jacrev(losses))(state.params).items():
         parts = {f'encoder:{name}': tree for name, tree in grads['encoders'].items()}
         parts |= {name: grads[name] for name in ('critic', 'bc_flow', 'one_step_policy')}
         found[loss] = {

@@ -12,7 +12,6 @@ import pytest
 from encoders.impala import ImpalaEncoder
 from fql.batch import Batch
 from fql.config import AgentConfig
-from fql.devices import compiler_options
 from fql.losses import Draws
 from fql.networks import Critic, Networks, VectorField
 from fql.train_state import TrainState, make_optimizer
@@ -116,13 +115,13 @@ def arrays(request):
         yield dict(file)
 
 
-def test_gradients_match_the_reference(arrays):
+def test_gradients_match_the_reference(arrays, options_of_training):
     config, networks = make_agent(arrays)
     state = init(config, arrays)
     batch, draws = step_inputs(arrays, 0)
     grads, _ = jax.jit(
         lambda s: loss_and_grads(networks, config, s.params, s.target_params, batch, draws),
-        compiler_options=compiler_options(),
+        compiler_options=options_of_training,
     )(state)
     expected = subtree(arrays, 'step_0/grads')
     wanted = jax.tree_util.tree_leaves_with_path(to_params(expected))
@@ -133,12 +132,12 @@ def test_gradients_match_the_reference(arrays):
         assert error <= 1e-5 * np.linalg.norm(value), jax.tree_util.keystr(path)
 
 
-def test_updates_match_the_reference(arrays):
+def test_updates_match_the_reference(arrays, options_of_training):
     config, networks = make_agent(arrays)
     state = init(config, arrays)
     step = jax.jit(
         lambda s, b, d: update_with_draws(networks, config, s, b, d),
-        compiler_options=compiler_options(),
+        compiler_options=options_of_training,
     )
     for k in range(json.loads(str(arrays['config']))['updates']):
         state, metrics = step(state, *step_inputs(arrays, k))

@@ -33,7 +33,8 @@ def random_arrays(seed):
     }
 
 
-def test_how_many_updates_a_call_makes_changes_no_bit(monkeypatch):
+def test_how_many_updates_a_call_makes_changes_no_bit(monkeypatch, options_of_training):
+    monkeypatch.setattr('fql.train_step.compiler_options', lambda: options_of_training)
     # As where calls make several updates: single ones, before something is due, are loops too.
     monkeypatch.setattr('fql.train_step.runs_best_alone', lambda: False)
     batches = [random_arrays(seed) for seed in range(3)]

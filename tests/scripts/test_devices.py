@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import signal
 import socket
 from functools import partial
@@ -20,7 +21,7 @@ SETTINGS = (
     *('--task', QUICKSTART_TASK, '--batch-size', 16, '--flow-steps', 1, '--hidden-dims', 256),
     *('--eval-interval', 0, '--log-interval', 1, '--save-interval', 4),
 )
-EIGHT = {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+EIGHT = {'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=8'}
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('prepared')]
 
@@ -53,7 +54,7 @@ def test_eight_devices_give_the_losses_of_one(start_fql, on_one_device, tmp_path
     # Saved on 8, continued on 1, and back on 8.
     finish(start_fql('train', '--resume', run, '--no-shard-params', '--steps', 8))
     np.testing.assert_allclose(losses(run), losses(on_one_device), rtol=1e-4, atol=1e-5)
-    finish(start_fql('train', '--resume', run, '--steps', 10, **EIGHT))
+    finish(start_fql('train', '--resume', run, '--shard-params', '--steps', 10, **EIGHT))
     assert finished_steps(run / 'checkpoints') == [4, 8, 10]
 
 
