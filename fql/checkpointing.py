@@ -249,8 +249,12 @@ class CheckpointReader:
         self._folder = folder.absolute()
         self._checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
-    def find(self, step: int | None) -> int:
+    def find(self, step: int | None, notify: Callable[[str], None] | None = None) -> int:
         """`step` if it is there and sound; the newest sound one if None.
+
+        Args:
+            step: which checkpoint.
+            notify: told of damaged checkpoints that are newer than the one found.
 
         Raises:
             FQLError: there is none, or it is damaged; names the steps there are.
@@ -260,10 +264,13 @@ class CheckpointReader:
             raise FQLError(f'no finished checkpoint in {self._folder}')
         if step is not None and step not in steps:
             raise FQLError(f'no checkpoint of step {step} in {self._folder}; there are {steps}')
-        damage = {}
+        damage: dict[int, str] = {}
         for candidate in [step] if step is not None else reversed(steps):
             fault = find_damage(self._folder / str(candidate))
             if fault is None:
+                if notify is not None:
+                    for newer, fault in damage.items():
+                        notify(f'checkpoint of step {newer:,} is damaged ({fault}): passed over')
                 return candidate
             damage[candidate] = fault
         faults = '; '.join(f'step {candidate}: {fault}' for candidate, fault in damage.items())

@@ -227,7 +227,7 @@ class ExportEncoder:
     out: Path
     """The folder to write; must not exist."""
     step: int | None = None
-    """Which checkpoint; default: the latest."""
+    """Which checkpoint; default: the newest that is sound."""
     data_dir: DataDir = ''
     """Data folder, which also keeps compiled programs; default as for fql train."""
 
@@ -242,7 +242,7 @@ class Evaluate:
     run: tyro.conf.Positional[Path]
     """Run folder."""
     step: int | None = None
-    """Which checkpoint; default: the latest."""
+    """Which checkpoint; default: the newest that is sound."""
     episodes: int = 50
     """Number of episodes; episode i is reset with seed + i."""
     seed: int | None = None
@@ -322,7 +322,7 @@ class InspectCheckpoint:
     run: tyro.conf.Positional[Path]
     """Run folder."""
     step: int | None = None
-    """Which checkpoint; default: the latest."""
+    """Which checkpoint; default: the newest that is sound."""
     data_dir: DataDir = ''
     """Data folder, which also keeps compiled programs; default as for fql train."""
 

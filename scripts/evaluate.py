@@ -11,7 +11,7 @@ from fql.policies import make_act, make_policy
 from fql.run_folder import RunFolder, RunSpec, read_spec
 from fql.video import save_gif
 from scripts.arguments import Evaluate
-from scripts.reports import check_new
+from scripts.reports import check_new, tell
 from scripts.rollouts import evaluate_with_progress, start_workers
 from scripts.watch import watch
 
@@ -79,7 +79,7 @@ def _load_policy(
 ) -> tuple[int, Policy]:
     assert args.policy != 'random'
     reader = CheckpointReader(run_folder.checkpoints)
-    step = reader.find(args.step)
+    step = reader.find(args.step, tell)
     params = reader.restore_params(abstract_state(spec, one_device_mesh()), step)
     act = make_act(agent_networks(spec), spec.config.agent, args.policy)
     return step, make_policy(act, params, seed)

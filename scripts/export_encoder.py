@@ -12,6 +12,7 @@ from fql.run_folder import RunFolder, RunSpec, read_spec
 from fql.tasks import find_task
 from scripts.arguments import ExportEncoder
 from scripts.pretrain import describe_encoder
+from scripts.reports import tell
 
 
 def run(args: ExportEncoder) -> None:
@@ -39,7 +40,7 @@ def read_pretrained(
 ) -> tuple[Params, SavedEncoder]:
     """The encoder in a pretraining's checkpoint, and what it is."""
     reader = CheckpointReader(folder.checkpoints)
-    step = reader.find(step)
+    step = reader.find(step, tell)
     params = reader.restore_params(abstract_pretrain_state(spec, one_device_mesh()), step)
     return params['encoder'], describe_encoder(spec, step, reader.metadata(step)['versions'])
 
@@ -50,7 +51,7 @@ def read_trained(folder: RunFolder, spec: RunSpec, step: int | None) -> tuple[Pa
     if not spec.images:
         raise FQLError(f'{folder.path}: its observations are vectors, so that it has no encoder')
     reader = CheckpointReader(folder.checkpoints)
-    step = reader.find(step)
+    step = reader.find(step, tell)
     params = reader.restore_params(abstract_state(spec, one_device_mesh()), step)
     height, width, channels = spec.observation_shape
     saved = SavedEncoder(

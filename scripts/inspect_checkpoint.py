@@ -8,6 +8,7 @@ from fql.checkpointing import CheckpointReader, count_parameters
 from fql.devices import one_device_mesh
 from fql.run_folder import RunFolder, read_spec
 from scripts.arguments import InspectCheckpoint
+from scripts.reports import tell
 
 
 def run(args: InspectCheckpoint) -> None:
@@ -15,7 +16,7 @@ def run(args: InspectCheckpoint) -> None:
     run_folder = RunFolder(args.run)
     spec = read_spec(run_folder)
     reader = CheckpointReader(run_folder.checkpoints)
-    step = reader.find(args.step)
+    step = reader.find(args.step, tell)
     state = reader.restore(abstract_state(spec, one_device_mesh()), step)
     report = {
         'step': int(state.step),

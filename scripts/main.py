@@ -54,7 +54,17 @@ def main() -> NoReturn:
     resumed; 130: interrupted.
     """
     keep_freed_memory()
+    sys.unraisablehook = report_unraisable
     sys.exit(run(sys.argv[1:]))
+
+
+def report_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
+    """Python's own report, but for reads that Orbax gave up when another one failed.
+
+    They end after its event loop has, and a traceback of that would hide the fault that is told.
+    """
+    if str(unraisable.exc_value) != 'Event loop is closed':
+        sys.__unraisablehook__(unraisable)
 
 
 def run(argv: list[str]) -> int:

@@ -1,6 +1,7 @@
 """What a command reports beside a run: a table, a JSON file, a picture; nothing is overwritten."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,3 +44,8 @@ def write_json(path: Path | None, report: Mapping[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report, indent=2) + '\n')
         print(f'written: {path}')
+
+
+def tell(notice: str) -> None:
+    """Says what the user should know beside the result, which has standard output to itself."""
+    print(notice, file=sys.stderr)

@@ -136,7 +136,11 @@ def test_damage_falls_back_to_the_newest_sound_step(saved, abstract, state_at, t
     damage(array_file(saved, 3))
     flip_bit(array_file(saved, 2))
     reader = CheckpointReader(saved)
-    assert reader.find(None) == 1
+    notices = []
+    assert reader.find(None, notices.append) == 1
+    assert [notice.split(' (')[0] for notice in notices] == [
+        f'checkpoint of step {step} is damaged' for step in (3, 2)
+    ]
     with pytest.raises(FQLError, match='damaged checkpoint'):
         reader.find(3)
     state, notices = restore_newest(saved, abstract, tmp_path / 'aside')
@@ -150,8 +154,6 @@ def test_damage_falls_back_to_the_newest_sound_step(saved, abstract, state_at, t
     assert CheckpointReader(saved).find(None) == 2
 
 
-# Reads that Orbax has given up end after its event loop has.
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_damage_is_found_without_checksums_too_if_it_cannot_be_read(saved, abstract, tmp_path):
     """A run may be killed between Orbax's commit and the checksums."""
     (saved / '3' / CHECKSUMS).unlink()

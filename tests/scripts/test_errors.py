@@ -1,6 +1,7 @@
 """Wrong input: one clear line, a non-zero exit, nothing half-written."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -172,6 +173,35 @@ def test_commands_on_a_run_that_is_none(assert_one_line, fql, tmp_path, command)
 def test_unknown_checkpoint(assert_one_line, fql, finished_run):
     done = fql('inspect', 'checkpoint', finished_run, '--step', 77)
     assert_one_line(done, 'no checkpoint of step 77', 'there are [')
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(fql, finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / 'run')
+    assert fql('train', '--resume', run, '--steps', 3).returncode == 0
+    shutil.rmtree(run / 'checkpoints' / '3' / 'params')
+    done = fql('inspect', 'checkpoint', run)
+    assert json.loads(done.stdout)['step'] == 2
+    assert done.stderr.startswith('checkpoint of step 3 is damaged (params/')
+
+
+UNRAISABLE = """
+import sys
+from scripts import main
+
+class Object:
+    def __init__(self, fault):
+        self.fault = fault
+    def __del__(self):
+        raise RuntimeError(self.fault)
+
+main.run = lambda argv: [Object(fault) for fault in argv].clear()
+main.main()
+"""
+
+
+def test_reads_that_orbax_gave_up_print_no_traceback(run_python):
+    assert run_python(UNRAISABLE, 'Event loop is closed').stderr == ''
+    assert 'RuntimeError: other' in run_python(UNRAISABLE, 'other').stderr
 
 
 def test_nan_actions(assert_one_line, fql, maze_npz, tmp_path):
