@@ -93,7 +93,7 @@ def plot_batch(path: Path, arrays: Mapping[str, np.ndarray], title: str) -> None
             axes = grid[i, j]
             axes.set(xticks=[], yticks=[])
             if frames.ndim == 5:
-                axes.imshow(_as_rgb(frames[i, j]))
+                axes.imshow(as_rgb(frames[i, j]))
             else:
                 axes.bar(range(frames.shape[-1]), frames[i, j])
             if i == 0:
@@ -117,5 +117,6 @@ def _frame_name(column: int, columns: int) -> str:
     return 'next frame' if offset == 1 else 'frame t' if offset == 0 else f'frame t{offset}'
 
 
-def _as_rgb(frame: np.ndarray) -> np.ndarray:
-    return frame if frame.shape[-1] == 3 else frame[..., :1].repeat(3, axis=-1)
+def as_rgb(frame: np.ndarray) -> np.ndarray:
+    """(h, w, c) as Matplotlib draws it: RGB or RGBA as it is, of other images the first channel."""
+    return frame if frame.shape[-1] in (3, 4) else frame[..., :1].repeat(3, axis=-1)

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from data_pipeline.frame_store import Split
+from fql.plots import as_rgb
 
 TRAJECTORIES, MOMENTS = 8, 10
 _MAX_ACTION_PLOTS = 24
@@ -32,7 +33,7 @@ def plot_frames(path: Path, split: Split, title: str) -> None:
             continue
         rows = first + np.linspace(0, length - 1, columns).astype(int)
         for axes, row in zip(grid[i], rows, strict=True):
-            axes.imshow(_as_rgb(split.observations[row]))
+            axes.imshow(as_rgb(split.observations[row]))
             axes.set(xticks=[], yticks=[])
             axes.set_title(f'row {row:,}', fontsize=7)
         grid[i, 0].set_ylabel(f'{trajectory}', fontsize=8)
@@ -56,7 +57,3 @@ def plot_histograms(path: Path, split: Split, title: str) -> None:
         axes.tick_params(labelsize=7)
         axes.set_visible(axes.has_data())
     figure.savefig(path, dpi=110)
-
-
-def _as_rgb(image: np.ndarray) -> np.ndarray:
-    return image if image.shape[-1] in (3, 4) else image[..., :1].repeat(3, axis=-1)
