@@ -11,7 +11,7 @@ import traceback
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import DataError
+from data_pipeline.file_lock import locked
 from data_pipeline.frame_store import sync_path
 from data_pipeline.oracles import make_environment, run_episode
 from data_pipeline.recipes import Recipe
 
 _REPORT_SECONDS = 1.0
+_LOCK = 'collect.lock'
 
 
 def collect(
@@ -54,28 +56,32 @@ def collect(
         progress: called with (rows done, rows) at the start and about once a second.
 
     Raises:
-        DataError: an argument is unusable, `out` exists, `<out>.parts/` is of another recipe, the
-            environment cannot be made or rendered, a file cannot be written, an episode's file is
-            damaged, or a worker died.
+        DataError: an argument is unusable, `out` exists, `<out>.parts/` is of another recipe or in
+            use by another process, the environment cannot be made or rendered, a file cannot be
+            written, an episode's file is damaged, or a worker died.
     """
     out = Path(out)
     recipe.check()
     _check_arguments(out, episodes, workers, overwrite)
     parts = out.with_name(out.name + '.parts')
-    with _writing(out):
-        _open_parts(parts, recipe)
-    # A power failure may have cut a file short; it is replaced.
-    missing = [i for i in range(episodes) if not zipfile.is_zipfile(_part(parts, i))]
-    report = progress or (lambda done, total: None)
-    rows = recipe.episode_steps + 1
-    done = (episodes - len(missing)) * rows
-    report(done, episodes * rows)
-    for more in _run_workers(recipe, parts, missing, workers):
-        done += more
+    with ExitStack() as stack:
+        with _writing(out):
+            parts.mkdir(parents=True, exist_ok=True)
+            # Goes away with the folder: then there is nothing left to keep others from.
+            stack.enter_context(locked(parts / _LOCK, f'collects into {out}'))
+            _open_parts(parts, recipe)
+        # A power failure may have cut a file short; it is replaced.
+        missing = [i for i in range(episodes) if not zipfile.is_zipfile(_part(parts, i))]
+        report = progress or (lambda done, total: None)
+        rows = recipe.episode_steps + 1
+        done = (episodes - len(missing)) * rows
         report(done, episodes * rows)
-    with _writing(out):
-        _merge([_part(parts, episode) for episode in range(episodes)], out)
-        shutil.rmtree(parts)
+        for more in _run_workers(recipe, parts, missing, workers):
+            done += more
+            report(done, episodes * rows)
+        with _writing(out):
+            _merge([_part(parts, episode) for episode in range(episodes)], out)
+            shutil.rmtree(parts)
     return out
 
 
@@ -99,8 +105,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _open_parts(parts: Path, recipe: Recipe) -> None:
-    """Makes the folder of finished episodes, or checks that one found is of this recipe."""
-    parts.mkdir(parents=True, exist_ok=True)
+    """Makes a new folder of finished episodes the recipe's, or checks that it is."""
     recipe_file = parts / 'recipe.json'
     wanted = json.dumps(dataclasses.asdict(recipe), sort_keys=True)
     if not recipe_file.exists():

@@ -1,6 +1,5 @@
 """Downloads of OGBench's files: mirrors in turn, continued where they broke off, verified."""
 
-import fcntl
 import hashlib
 import http.client
 import json
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_pipeline.errors import DataError
+from data_pipeline.file_lock import locked
 from data_pipeline.frame_store import Progress
 
 MIRRORS = (
@@ -86,7 +86,7 @@ def download_file(
     reasons = []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_name(f'.{file}.lock')):
+        with locked(path.with_name(f'.{file}.lock'), 'downloads this file'):
             if path.exists():
                 return path
             for url in _urls(path, mirrors):
@@ -223,20 +223,6 @@ def _copy(response: Any, file: IO[bytes], done: int, size: int, report: Progress
         file.write(block)
         done += len(block)
         report(done, size)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keeps other processes from the same download; the system unlocks what dies.
-
-    The file stays: were it removed, two processes could hold locks on two files of its name.
-    """
-    with open(path, 'w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f'{path}: another process downloads this file; wait for it') from error
-        yield
 
 
 def _record_path(part_file: Path) -> Path:

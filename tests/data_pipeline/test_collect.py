@@ -211,6 +211,16 @@ def test_files_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatc
     assert events == [(tmp_path / 'file').stat().st_ino, 'replace', tmp_path.stat().st_ino]
 
 
+def test_two_collections_at_once(tmp_path):
+    out = tmp_path / 'maze-v0.npz'
+
+    def start_another(done, total):
+        collect_maze(out)
+
+    with pytest.raises(DataError, match=f'another process collects into {out}'):
+        collect_maze(out, progress=start_another)
+
+
 def test_parts_of_another_recipe_are_not_mixed_in(tmp_path):
     out = tmp_path / 'maze-v0.npz'
     parts = tmp_path / 'maze-v0.npz.parts'
@@ -287,7 +297,7 @@ try:
     collect(Recipe('pointmaze-medium-v0', 'roam', 5_000, 0.5), out, episodes=1, workers=1)
 except DataError as error:
     print(error)
-print([path.name for path in Path(f'{out}.parts').iterdir()])
+print(sorted(path.name for path in Path(f'{out}.parts').iterdir()))
 """
 
 
@@ -297,7 +307,7 @@ def test_a_disk_that_takes_no_more_gives_one_line_and_leaves_no_torso(run_python
     assert done.returncode == 0, done.stderr
     message, left = done.stdout.splitlines()
     assert message == f'{out}.parts: cannot be written: File too large'
-    assert left == "['recipe.json']"
+    assert left == "['collect.lock', 'recipe.json']"
 
 
 def test_no_opengl_says_what_to_install(tmp_path, monkeypatch):

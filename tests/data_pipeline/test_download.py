@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.download import _locked, download_dataset, download_file
+from data_pipeline.download import download_dataset, download_file
 from data_pipeline.errors import DataError
+from data_pipeline.file_lock import locked
 
 
 def archive(seed: int) -> bytes:
@@ -227,7 +228,7 @@ def test_a_web_page_is_no_dataset(serve, tmp_path):
 
 def test_two_downloads_at_once(tmp_path):
     with (
-        _locked(tmp_path / '.d-v0.npz.lock'),
+        locked(tmp_path / '.d-v0.npz.lock', 'downloads this file'),
         pytest.raises(DataError, match='another process downloads'),
     ):
         download_file('d-v0.npz', tmp_path, [])
