@@ -26,7 +26,6 @@ from data_pipeline.oracles import make_environment, run_episode
 from data_pipeline.recipes import Recipe
 
 _REPORT_SECONDS = 1.0
-_LOCK = 'collect.lock'
 
 
 def collect(
@@ -68,7 +67,7 @@ def collect(
         with _writing(out):
             parts.mkdir(parents=True, exist_ok=True)
             # Goes away with the folder: then there is nothing left to keep others from.
-            stack.enter_context(locked(parts / _LOCK, f'collects into {out}'))
+            stack.enter_context(locked(parts / 'collect.lock', f'collects into {out}'))
             _open_parts(parts, recipe)
         # A power failure may have cut a file short; it is replaced.
         missing = [i for i in range(episodes) if not zipfile.is_zipfile(_part(parts, i))]

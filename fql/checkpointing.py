@@ -269,8 +269,8 @@ class CheckpointReader:
             fault = find_damage(self._folder / str(candidate))
             if fault is None:
                 if notify is not None:
-                    for newer, fault in damage.items():
-                        notify(f'checkpoint of step {newer:,} is damaged ({fault}): passed over')
+                    for newer, damaged in damage.items():
+                        notify(f'checkpoint of step {newer:,} is damaged ({damaged}): passed over')
                 return candidate
             damage[candidate] = fault
         faults = '; '.join(f'step {candidate}: {fault}' for candidate, fault in damage.items())

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.recipes import Recipe, dataset_name, ogbench_recipe
 from scripts.arguments import Collect
 from scripts.progress import progress_bar, progress_callback
+from scripts.reports import tell
 
 
 def run(args: Collect) -> None:
@@ -86,6 +86,6 @@ def _collect_with_progress(recipe: Recipe, out: Path, episodes: int, args: Colle
                 progress=progress_callback(bar),
             )
     except KeyboardInterrupt:
-        print('\nfinished episodes are kept: the same command goes on from them', file=sys.stderr)
+        tell('\nfinished episodes are kept: the same command goes on from them')
         raise
     print(f'{out}: {rows:,} rows in {episodes:,} trajectories')

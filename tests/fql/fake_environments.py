@@ -6,12 +6,6 @@ import sys
 import gymnasium
 import numpy as np
 
-for _name in (
-    *('Counter', 'ImageCounter', 'Broken', 'BrokenReset', 'Imports', 'StartsProcess'),
-    'WideActions',
-):
-    gymnasium.register(f'{_name}-v0', f'{__name__}:{_name}')
-
 
 class Counter(gymnasium.Env):
     """Counts its steps, from 3 to 9 of them; draws from every source that OGBench draws from.
@@ -84,3 +78,7 @@ class StartsProcess(Counter):
 
 class WideActions(Counter):
     action_space = gymnasium.spaces.Box(-2, 2, (2,), np.float32)
+
+
+for _env in (Counter, *Counter.__subclasses__()):
+    gymnasium.register(f'{_env.__name__}-v0', f'{__name__}:{_env.__name__}')

@@ -37,11 +37,11 @@ def test_how_many_updates_a_call_makes_changes_no_bit(monkeypatch, options_of_tr
     monkeypatch.setattr('fql.train_step.compiler_options', lambda: options_of_training)
     # As where calls make several updates: single ones, before something is due, are loops too.
     monkeypatch.setattr('fql.train_step.runs_best_alone', lambda: False)
-    batches = [random_arrays(seed) for seed in range(3)]
+    batches = [random_arrays(seed) for seed in range(4)]
     train_step = make_train_step(SPEC, one_device_mesh())
     states = [initial_state(SPEC, one_device_mesh()) for _ in range(3)]
     losses = []
-    for arrays in ([batch] for batch in batches):
+    for arrays in (batches[:1], batches[1:2], batches[2:]):
         states[0], metrics = train_step(states[0], arrays)
         losses.append(np.asarray(metrics['loss']))
     states[1], metrics = train_step(states[1], batches)

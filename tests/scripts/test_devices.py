@@ -54,7 +54,7 @@ def test_eight_devices_give_the_losses_of_one(start_fql, on_one_device, tmp_path
     # Saved on 8, continued on 1, and back on 8.
     finish(start_fql('train', '--resume', run, '--no-shard-params', '--steps', 8))
     np.testing.assert_allclose(losses(run), losses(on_one_device), rtol=1e-4, atol=1e-5)
-    finish(start_fql('train', '--resume', run, '--shard-params', '--steps', 10, **EIGHT))
+    finish(start_fql('train', '--resume', run, '--steps', 10, **EIGHT))
     assert finished_steps(run / 'checkpoints') == [4, 8, 10]
 
 
