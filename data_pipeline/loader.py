@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from data_pipeline.errors import DataError
-from data_pipeline.frame_store import ALIGNMENT, Split
+from data_pipeline.store.frame_store import ALIGNMENT, Split
 from data_pipeline.transforms import PARAMETERS, Transform, transform_frames
 
 tf.config.set_visible_devices([], 'GPU')  # GPU memory is JAX's.

@@ -11,8 +11,8 @@
 Such a dataset is made of any store, and so of every OGBench dataset. An episode's last step is its
 last row: an observation, and an action that leads nowhere. OGBench's data are free of goals, so
 rewards are 0, discounts 1, and no step is terminal; rewards of a task follow from qpos (see
-`data_pipeline.labels`). Where a store has rewards and masks of its own, these are the rewards and
-discounts.
+`data_pipeline.store.labels`). Where a store has rewards and masks of its own, these are the
+rewards and discounts.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +24,13 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
 from data_pipeline.errors import DataError
-from data_pipeline.frame_store import FrameStore, Progress, Split, atomic_folder, remove_leftovers
+from data_pipeline.store.frame_store import (
+    FrameStore,
+    Progress,
+    Split,
+    atomic_folder,
+    remove_leftovers,
+)
 
 DATASET = 'ogbench'
 VERSION = '1.0.0'

@@ -14,7 +14,6 @@ import numpy as np
 import tensorflow as tf
 
 from data_pipeline.errors import DataError
-from data_pipeline.frame_store import Split
 from data_pipeline.loader import (
     ACTION_LIMIT,
     LoaderConfig,
@@ -31,6 +30,7 @@ from data_pipeline.loader import (
     stack_rows,
     transformed,
 )
+from data_pipeline.store.frame_store import Split
 
 # Seeds of runs lie below it: with it added, a step has random numbers that no run's loader draws.
 _MORE_SEEDS = 2**31

@@ -8,7 +8,7 @@ from einops import rearrange
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from encoders.convolution import Convolution
+from encoders.cpu_convolution import Convolution
 from encoders.mlp import MLP
 
 

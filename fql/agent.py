@@ -6,8 +6,8 @@ from jax.sharding import Mesh
 
 from fql.devices import abstract_on, run_once_options, state_shardings
 from fql.networks import Networks, Params, make_networks
-from fql.run_folder import RunSpec
 from fql.train_state import TrainState, init_state
+from fql.training.run_folder import RunSpec
 
 
 def agent_networks(spec: RunSpec) -> Networks:

@@ -152,6 +152,19 @@ class TrainConfig:
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
 
+@dataclass(frozen=True)
+class Processes:
+    """Several processes that train together."""
+
+    coordinator: str = ''
+    """HOST:PORT of the first of several processes that train together, each started with this
+    same command and its own --process-id; `auto` on clusters that JAX knows (Slurm, TPU pods)."""
+    num_processes: int = 1
+    """How many processes train together."""
+    process_id: int = 0
+    """Which of them this is, from 0."""
+
+
 RESUMABLE_FIELDS = frozenset(
     {
         'data_dir',

@@ -8,7 +8,7 @@ its own, whose latents of o' also feed the policy there: each observation is enc
 
 A frozen encoder is a shared one that no loss trains: both observations are encoded with it, and the
 target network has none. As its latents never change, a batch may hold them in place of images: then
-observations are (b, d), float16 or float32, and are not encoded (`scripts.latent_cache`).
+observations are (b, d), float16 or float32, and are not encoded (`fql.training.latent_cache`).
 """
 
 from typing import NamedTuple

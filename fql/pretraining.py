@@ -27,9 +27,9 @@ from fql.augmentation import augment_frames
 from fql.batch import stack_frames
 from fql.devices import abstract_on, compiler_options, run_once_options, state_shardings
 from fql.losses import Metrics
-from fql.pretrain_config import PretrainConfig, PretrainSpec
 from fql.train_state import TrainState, split_seed
 from fql.train_step import Arrays, TrainStep, scan_updates
+from fql.training.pretrain_config import PretrainConfig, PretrainSpec
 
 WINDOW_FIELDS = ('frames', 'later_frames', 'actions', 'offsets')
 """What an update reads of the loader's arrays."""

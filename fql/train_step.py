@@ -11,8 +11,8 @@ from fql.augmentation import augment_frames
 from fql.batch import batch_from_frames
 from fql.devices import compiler_options
 from fql.losses import Metrics
-from fql.run_folder import RunSpec
 from fql.train_state import TrainState
+from fql.training.run_folder import RunSpec
 from fql.update import update, validation_metrics
 
 LOADED_FIELDS = ('frames', 'actions', 'rewards', 'masks')

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fql.config import AugmentationConfig, EncoderName, TrainConfig
-from fql.pretrain_config import PretrainConfig
+from fql.config import AugmentationConfig, EncoderName, Processes, TrainConfig
+from fql.training.pretrain_config import PretrainConfig
 
 DataDir = Annotated[str, tyro.conf.arg(metavar='DIR')]
 
@@ -122,19 +122,6 @@ class Collect:
     """Replace files that exist; otherwise they are kept, and only the other one is collected."""
     data_dir: DataDir = ''
     """Data folder; default $FQL_DATA_DIR, else under the user's cache folder."""
-
-
-@dataclass(frozen=True)
-class Processes:
-    """Several processes that train together."""
-
-    coordinator: str = ''
-    """HOST:PORT of the first of several processes that train together, each started with this
-    same command and its own --process-id; `auto` on clusters that JAX knows (Slurm, TPU pods)."""
-    num_processes: int = 1
-    """How many processes train together."""
-    process_id: int = 0
-    """Which of them this is, from 0."""
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.collect import collect
+from data_pipeline.collection.collect import collect
+from data_pipeline.collection.recipes import Recipe, dataset_name, ogbench_recipe
 from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.errors import DataError
-from data_pipeline.recipes import Recipe, dataset_name, ogbench_recipe
+from fql.reports.tables import tell
+from fql.training.progress import progress_bar, progress_callback
 from scripts.arguments import Collect
-from scripts.progress import progress_bar, progress_callback
-from scripts.reports import tell
 
 
 def run(args: Collect) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from fql.errors import FQLError
-from fql.plots import plot_successes
-from fql.run_folder import RunFolder
+from fql.reports.plots import plot_successes
+from fql.reports.tables import check_new_picture, format_table
+from fql.training.rollouts import recorded_successes
+from fql.training.run_folder import RunFolder
 from scripts.arguments import Compare
-from scripts.reports import check_new_picture, format_table
-from scripts.rollouts import recorded_successes
 
 Successes = dict[int, float]
 

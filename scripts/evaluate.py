@@ -3,24 +3,24 @@
 import dataclasses
 
 from fql.agent import abstract_state, agent_networks
-from fql.checkpointing import CheckpointReader
 from fql.devices import one_device_mesh
 from fql.errors import FQLError
-from fql.evaluation import Policy, random_policy
-from fql.policies import make_act, make_policy
-from fql.run_folder import RunFolder, RunSpec, read_spec
-from fql.video import save_gif
+from fql.reports.tables import check_new, tell
+from fql.reports.video import save_gif
+from fql.training.checkpoints import CheckpointReader
+from fql.training.evaluation import Policy, random_policy
+from fql.training.policy import make_act, make_policy
+from fql.training.rollouts import evaluate_with_progress, start_workers
+from fql.training.run_folder import RunFolder, RunSpec, read_spec
+from fql.training.watch import watch
 from scripts.arguments import Evaluate
-from scripts.reports import check_new, tell
-from scripts.rollouts import evaluate_with_progress, start_workers
-from scripts.watch import watch
 
 GIF_EPISODES = 4
 GIF_FPS = 20
 
 
 def run(args: Evaluate) -> None:
-    """Evaluates one checkpoint and prints, or watches a run (see `scripts.watch`)."""
+    """Evaluates one checkpoint and prints, or watches a run (see `fql.training.watch`)."""
     if args.episodes < 1:
         raise FQLError('episodes must be at least 1')
     if args.watch:

@@ -1,18 +1,18 @@
 """`fql export-encoder`: the encoder of a run's checkpoint, as a folder of its own."""
 
-from encoders.loading import SavedEncoder, save_encoder
+from encoders.saved import SavedEncoder, save_encoder
 from fql.agent import abstract_state
-from fql.checkpointing import CheckpointReader
 from fql.devices import one_device_mesh
+from fql.envs.tasks import find_task
 from fql.errors import FQLError
 from fql.networks import Params, encoder_of
-from fql.pretrain_config import PretrainSpec, read_pretrain_spec
 from fql.pretraining import abstract_pretrain_state
-from fql.run_folder import RunFolder, RunSpec, read_spec
-from fql.tasks import find_task
+from fql.reports.tables import tell
+from fql.training.checkpoints import CheckpointReader
+from fql.training.pretrain_config import PretrainSpec, read_pretrain_spec
+from fql.training.run_folder import RunFolder, RunSpec, read_spec
 from scripts.arguments import ExportEncoder
 from scripts.pretrain import describe_encoder
-from scripts.reports import tell
 
 
 def run(args: ExportEncoder) -> None:

@@ -1,9 +1,9 @@
 """`fql export-tfds`: a frame store becomes an RLDS dataset in TFDS's format."""
 
 from data_pipeline.data_dir import resolve_data_dir
-from data_pipeline.frame_store import open_store
+from data_pipeline.store.frame_store import open_store
+from fql.training.progress import progress_bar, progress_callback
 from scripts.arguments import ExportTfds
-from scripts.progress import progress_bar, progress_callback
 
 
 def run(args: ExportTfds) -> None:

@@ -8,13 +8,13 @@ import numpy as np
 from fql.augmentation import augment_frames, check_augmentation
 from fql.batch import batch_from_frames
 from fql.config import validate_config
+from fql.envs.tasks import default_config, find_task
 from fql.errors import FQLError
-from fql.plots import plot_batch
-from fql.tasks import default_config, find_task
+from fql.reports.plots import plot_batch
+from fql.reports.tables import check_new, check_new_picture
 from fql.train_state import run_key
+from fql.training.data import load_training_data, training_batches
 from scripts.arguments import InspectBatch
-from scripts.reports import check_new, check_new_picture
-from scripts.training_data import load_training_data, training_batches
 
 CONFIG_FIELDS = (
     'seed',

@@ -4,11 +4,11 @@ import json
 
 from encoders.leaves import tree_digest
 from fql.agent import abstract_state
-from fql.checkpointing import CheckpointReader, count_parameters
 from fql.devices import one_device_mesh
-from fql.run_folder import RunFolder, read_spec
+from fql.reports.tables import tell
+from fql.training.checkpoints import CheckpointReader, count_parameters
+from fql.training.run_folder import RunFolder, read_spec
 from scripts.arguments import InspectCheckpoint
-from scripts.reports import tell
 
 
 def run(args: InspectCheckpoint) -> None:

@@ -8,13 +8,13 @@ import numpy as np
 
 from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.errors import DataError
-from data_pipeline.frame_store import FrameStore, Split, open_store, verify_store
-from data_pipeline.labels import labelled_tasks, task_labels
-from fql.tasks import find_task, task_names
+from data_pipeline.store.frame_store import FrameStore, Split, open_store, verify_store
+from data_pipeline.store.labels import labelled_tasks, task_labels
+from fql.envs.tasks import find_task, task_names
+from fql.reports.data_plots import plot_frames, plot_histograms
+from fql.reports.tables import check_new_picture
+from fql.training.progress import progress_bar, progress_callback
 from scripts.arguments import InspectData
-from scripts.data_plots import plot_frames, plot_histograms
-from scripts.progress import progress_bar, progress_callback
-from scripts.reports import check_new_picture
 
 
 def run(args: InspectData) -> None:

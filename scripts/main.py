@@ -15,12 +15,12 @@ from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.errors import DataError
 from encoders.errors import EncoderError
 from fql.config import TrainConfig
+from fql.envs.tasks import default_config, find_task
 from fql.errors import FQLError
-from fql.pretrain_config import PretrainConfig, read_pretrain_spec
-from fql.run_folder import RunFolder, read_spec
-from fql.tasks import default_config, find_task
+from fql.training.host_memory import keep_freed_memory
+from fql.training.pretrain_config import PretrainConfig, read_pretrain_spec
+from fql.training.run_folder import RunFolder, read_spec
 from scripts import arguments
-from scripts.host_memory import keep_freed_memory
 
 DESCRIPTION = 'Flow Q-Learning from pixels: offline reinforcement learning on image datasets.'
 
@@ -38,12 +38,12 @@ MODULES = {
     arguments.InspectData: 'scripts.inspect_data',
     arguments.InspectBatch: 'scripts.inspect_batch',
     arguments.InspectCheckpoint: 'scripts.inspect_checkpoint',
-    arguments.BenchmarkUpdate: 'scripts.benchmark_update',
-    arguments.BenchmarkScaling: 'scripts.benchmark_scaling',
-    arguments.BenchmarkTrain: 'scripts.benchmark_train',
-    arguments.BenchmarkData: 'scripts.benchmark_data',
-    arguments.BenchmarkLatents: 'scripts.benchmark_latents',
-    arguments.BenchmarkFaults: 'scripts.benchmark_faults',
+    arguments.BenchmarkUpdate: 'scripts.benchmark.update',
+    arguments.BenchmarkScaling: 'scripts.benchmark.scaling',
+    arguments.BenchmarkTrain: 'scripts.benchmark.train',
+    arguments.BenchmarkData: 'scripts.benchmark.data',
+    arguments.BenchmarkLatents: 'scripts.benchmark.latents',
+    arguments.BenchmarkFaults: 'scripts.benchmark.faults',
 }
 
 

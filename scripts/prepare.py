@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 
 from data_pipeline.data_dir import resolve_data_dir
-from data_pipeline.download import download_dataset
-from data_pipeline.frame_store import FrameStore, open_store, write_store
-from data_pipeline.ogbench import npz_splits
-from data_pipeline.source import SourceSplit
+from data_pipeline.sources.base import SourceSplit
+from data_pipeline.sources.download import download_dataset
+from data_pipeline.sources.ogbench import npz_splits
+from data_pipeline.store.frame_store import FrameStore, open_store, write_store
 from fql.errors import FQLError
+from fql.training.progress import progress_bar, progress_callback
 from scripts.arguments import Prepare
-from scripts.progress import progress_bar, progress_callback
 
 
 def run(args: Prepare) -> None:
@@ -38,7 +38,7 @@ def run(args: Prepare) -> None:
 def find_source(args: Prepare) -> Mapping[str, SourceSplit]:
     """The source that was named; without one, the file of the dataset's name is downloaded."""
     if args.tfds is not None:
-        from data_pipeline.rlds import RldsKeys, rlds_splits
+        from data_pipeline.sources.rlds import RldsKeys, rlds_splits
 
         keys = RldsKeys(args.observation_key, args.action_key, args.reward_key)
         return rlds_splits(args.tfds, keys)

@@ -10,23 +10,13 @@ from pathlib import Path
 import jax
 
 from data_pipeline.data_dir import resolve_data_dir
-from data_pipeline.frame_store import FrameStore
 from data_pipeline.loader import LoaderConfig
+from data_pipeline.store.frame_store import FrameStore
 from data_pipeline.windows import check_windows, make_windows
-from encoders.loading import SavedEncoder, read_encoder, save_encoder
+from encoders.saved import SavedEncoder, read_encoder, save_encoder
 from fql.augmentation import check_augmentation
-from fql.checkpointing import CheckpointWriter, count_parameters, restore_newest
 from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_processes
-from fql.interruption import Interruption
-from fql.metrics_log import MetricsLog
 from fql.networks import Params
-from fql.pretrain_config import (
-    PretrainConfig,
-    PretrainSpec,
-    read_pretrain_spec,
-    validate_pretrain_config,
-    write_pretrain_spec,
-)
 from fql.pretraining import (
     WINDOW_FIELDS,
     abstract_pretrain_state,
@@ -34,10 +24,21 @@ from fql.pretraining import (
     make_pretrain_step,
     make_pretrain_validation,
 )
-from fql.run_folder import RunFolder, versions
 from fql.train_state import TrainState
-from scripts.arguments import Pretrain
-from scripts.run_start import (
+from fql.training.checkpoints import CheckpointWriter, count_parameters, restore_newest
+from fql.training.data import host_transforms, open_dataset, unaugmented
+from fql.training.interruption import Interruption
+from fql.training.loop import Trainer, rows_logged
+from fql.training.metrics_log import MetricsLog
+from fql.training.pretrain_config import (
+    PretrainConfig,
+    PretrainSpec,
+    read_pretrain_spec,
+    validate_pretrain_config,
+    write_pretrain_spec,
+)
+from fql.training.run_folder import RunFolder, versions
+from fql.training.run_start import (
     Resume,
     check_data,
     check_run_folder,
@@ -45,8 +46,7 @@ from scripts.run_start import (
     claimed_folder,
     connect_processes,
 )
-from scripts.training_data import host_transforms, open_dataset, unaugmented
-from scripts.training_loop import Trainer, rows_logged
+from scripts.arguments import Pretrain
 
 
 def run(args: Pretrain) -> int:
@@ -63,7 +63,7 @@ def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
     """Pretrains to `config.steps` in the run folder `path`, then writes the encoder there.
 
     Args:
-        resume: see `scripts.run_start.choose_folder`.
+        resume: see `fql.training.run_start.choose_folder`.
 
     Returns:
         0 when done, `EXIT_CODE` after SIGINT or SIGTERM, when the state was saved.

@@ -11,16 +11,16 @@ from einops import reduce
 from tqdm import tqdm
 
 from data_pipeline.errors import DataError
-from data_pipeline.frame_store import FrameStore, Split
+from data_pipeline.store.frame_store import FrameStore, Split
 from encoders.errors import EncoderError
 from encoders.impala import ENCODERS
-from encoders.loading import Params, SavedEncoder, load_encoder, read_encoder
 from encoders.probing import fit_probe, r_squared
+from encoders.saved import Params, SavedEncoder, load_encoder, read_encoder
 from fql.batch import stack_frames
 from fql.errors import FQLError
+from fql.training.data import open_dataset
+from fql.training.progress import progress_bar
 from scripts.arguments import Probe
-from scripts.progress import progress_bar
-from scripts.training_data import open_dataset
 
 BLOCK = 256
 """Rows encoded at a time."""

@@ -5,26 +5,26 @@ import os
 import time
 from pathlib import Path
 
-from data_pipeline.collect import collect
+from data_pipeline.collection.collect import collect
+from data_pipeline.collection.recipes import Recipe
 from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.errors import DataError
-from data_pipeline.frame_store import write_store
-from data_pipeline.ogbench import npz_splits
-from data_pipeline.recipes import Recipe
+from data_pipeline.sources.ogbench import npz_splits
+from data_pipeline.store.frame_store import write_store
 from fql.agent import abstract_state, agent_networks
-from fql.checkpointing import CheckpointReader
 from fql.config import TrainConfig
 from fql.devices import one_device_mesh
-from fql.evaluation import EvaluationResult, random_policy
-from fql.plots import plot_learning_curve
-from fql.policies import make_act, make_policy
-from fql.run_folder import RunFolder, read_spec
-from fql.tasks import QUICKSTART_CONFIG, QUICKSTART_ENV, QUICKSTART_MODULE
-from fql.video import save_gif
+from fql.envs.tasks import QUICKSTART_CONFIG, QUICKSTART_ENV, QUICKSTART_MODULE
+from fql.reports.plots import plot_learning_curve
+from fql.reports.video import save_gif
+from fql.training.checkpoints import CheckpointReader
+from fql.training.evaluation import EvaluationResult, random_policy
+from fql.training.policy import make_act, make_policy
+from fql.training.progress import progress_bar, progress_callback
+from fql.training.rollouts import evaluate_with_progress, start_workers
+from fql.training.run_folder import RunFolder, read_spec
 from scripts.arguments import Quickstart
 from scripts.prepare import describe
-from scripts.progress import progress_bar, progress_callback
-from scripts.rollouts import evaluate_with_progress, start_workers
 from scripts.train import train
 
 EPISODES = 160

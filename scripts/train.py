@@ -13,47 +13,25 @@ from tqdm import tqdm
 
 from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.loader import check_batches
-from encoders.loading import load_encoder, read_encoder
+from encoders.saved import load_encoder, read_encoder
 from fql.agent import abstract_state, agent_networks, initial_state
 from fql.augmentation import check_augmentation
-from fql.checkpointing import (
+from fql.config import TrainConfig, config_to_dict, validate_config
+from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_processes
+from fql.envs.tasks import find_task, has_own_hyperparameters
+from fql.envs.workers import EnvWorkers
+from fql.errors import FQLError
+from fql.networks import Params
+from fql.reports.plots import plot_learning_curve
+from fql.train_state import TrainState
+from fql.train_step import LOADED_FIELDS, make_train_step, make_validation
+from fql.training.checkpoints import (
     CheckpointWriter,
     count_parameters,
     finished_steps,
     restore_newest,
 )
-from fql.config import TrainConfig, config_to_dict, validate_config
-from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_processes
-from fql.env_workers import EnvWorkers
-from fql.errors import FQLError
-from fql.interruption import Interruption
-from fql.metrics_log import MetricsLog, read_csv
-from fql.networks import Params
-from fql.plots import plot_learning_curve
-from fql.policies import make_act, make_policy
-from fql.run_folder import RunFolder, RunSpec, read_spec, versions, write_spec
-from fql.tasks import find_task, has_own_hyperparameters
-from fql.train_state import TrainState
-from fql.train_step import LOADED_FIELDS, make_train_step, make_validation
-from scripts.arguments import Train
-from scripts.latent_cache import cached_data, check_room, describe_cache, uses_cache
-from scripts.rollouts import (
-    VIDEO_EPISODES,
-    evaluate_with_progress,
-    record_evaluation,
-    recorded_steps,
-    recorded_successes,
-    start_workers,
-)
-from scripts.run_start import (
-    Resume,
-    check_data,
-    check_run_folder,
-    choose_folder,
-    claimed_folder,
-    connect_processes,
-)
-from scripts.training_data import (
+from fql.training.data import (
     LabelledSplit,
     load_training_data,
     loader_config,
@@ -62,8 +40,30 @@ from scripts.training_data import (
     training_batches,
     unaugmented,
 )
-from scripts.training_loop import Trainer, is_due, rows_logged
-from scripts.wandb_mirror import check_wandb, wandb_mirror
+from fql.training.interruption import Interruption
+from fql.training.latent_cache import cached_data, check_room, describe_cache, uses_cache
+from fql.training.loop import Trainer, is_due, rows_logged
+from fql.training.metrics_log import MetricsLog, read_csv
+from fql.training.policy import make_act, make_policy
+from fql.training.rollouts import (
+    VIDEO_EPISODES,
+    evaluate_with_progress,
+    record_evaluation,
+    recorded_steps,
+    recorded_successes,
+    start_workers,
+)
+from fql.training.run_folder import RunFolder, RunSpec, read_spec, versions, write_spec
+from fql.training.run_start import (
+    Resume,
+    check_data,
+    check_run_folder,
+    choose_folder,
+    claimed_folder,
+    connect_processes,
+)
+from fql.training.wandb_mirror import check_wandb, wandb_mirror
+from scripts.arguments import Train
 
 
 def run(args: Train) -> int:
@@ -83,7 +83,7 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
     """Trains to `config.steps` in the run folder `path`.
 
     Args:
-        resume: see `scripts.run_start.choose_folder`.
+        resume: see `fql.training.run_start.choose_folder`.
 
     Returns:
         0 when done, `EXIT_CODE` after SIGINT or SIGTERM, when the state was saved.

@@ -10,8 +10,8 @@ import pytest
 
 from data_pipeline import loader
 from data_pipeline.errors import DataError
-from data_pipeline.frame_store import FrameStore, Split, prepare_store, write_array
 from data_pipeline.loader import LoaderConfig, as_tensor, make_batches, map_file
+from data_pipeline.store.frame_store import FrameStore, Split, prepare_store, write_array
 
 Batch = dict[str, np.ndarray]
 
@@ -161,7 +161,7 @@ DIGEST = """
 import hashlib, itertools, sys
 from pathlib import Path
 import numpy as np
-from data_pipeline.frame_store import open_store
+from data_pipeline.store.frame_store import open_store
 from data_pipeline.loader import LoaderConfig, make_batches
 
 split = open_store(Path(sys.argv[1])).splits['train']
@@ -243,7 +243,7 @@ MEMORY = """
 import itertools, sys
 from pathlib import Path
 import numpy as np
-from data_pipeline.frame_store import Split
+from data_pipeline.store.frame_store import Split
 from data_pipeline.loader import LoaderConfig, make_batches
 
 def peak():

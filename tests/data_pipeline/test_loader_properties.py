@@ -9,7 +9,6 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.frame_store import Split
 from data_pipeline.loader import (
     LoaderConfig,
     find_trajectories,
@@ -18,6 +17,7 @@ from data_pipeline.loader import (
     sample_rows,
     stack_rows,
 )
+from data_pipeline.store.frame_store import Split
 
 LENGTHS = st.lists(st.integers(2, 12), min_size=1, max_size=8)
 STACKS = st.integers(1, 6)

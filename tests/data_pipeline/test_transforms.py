@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.frame_store import prepare_store
 from data_pipeline.loader import LoaderConfig, make_batches
+from data_pipeline.store.frame_store import prepare_store
 from data_pipeline.transforms import Transform
 from data_pipeline.windows import make_windows
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.frame_store import Split, prepare_store
 from data_pipeline.loader import ACTION_LIMIT, LoaderConfig
+from data_pipeline.store.frame_store import Split, prepare_store
 from data_pipeline.windows import make_windows
 
 HORIZON = 4

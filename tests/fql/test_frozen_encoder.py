@@ -13,8 +13,8 @@ from fql.batch import Batch
 from fql.config import AgentConfig, AugmentationConfig, TrainConfig, validate_config
 from fql.errors import FQLError
 from fql.networks import encoder_names, init_params, make_networks
-from fql.policies import make_act
 from fql.train_state import init_state, make_optimizer
+from fql.training.policy import make_act
 from fql.update import update
 
 BATCH, IMAGE, WIDTH, ACTIONS = 8, (16, 16, 9), 512, 2

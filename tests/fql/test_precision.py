@@ -10,8 +10,8 @@ import pytest
 from fql.agent import initial_state
 from fql.config import AgentConfig, TrainConfig
 from fql.devices import one_device_mesh
-from fql.run_folder import RunSpec
 from fql.train_step import make_train_step
+from fql.training.run_folder import RunSpec
 
 TOLERANCE = 0.02
 """Of each loss, relative to float32; one rounding to bfloat16 is up to 0.4 %."""

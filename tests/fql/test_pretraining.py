@@ -12,20 +12,20 @@ from encoders.impala import ENCODERS
 from fql.config import AugmentationConfig, differing_fields
 from fql.devices import one_device_mesh
 from fql.errors import FQLError
-from fql.pretrain_config import (
-    PretrainConfig,
-    PretrainSpec,
-    read_pretrain_spec,
-    validate_pretrain_config,
-    write_pretrain_spec,
-)
 from fql.pretraining import (
     initial_pretrain_state,
     make_pretrain_step,
     make_pretrain_validation,
     windows_from_frames,
 )
-from fql.run_folder import RunFolder
+from fql.training.pretrain_config import (
+    PretrainConfig,
+    PretrainSpec,
+    read_pretrain_spec,
+    validate_pretrain_config,
+    write_pretrain_spec,
+)
+from fql.training.run_folder import RunFolder
 
 SPEC = PretrainSpec(
     config=PretrainConfig(

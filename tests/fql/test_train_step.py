@@ -8,8 +8,8 @@ from encoders.leaves import tree_digest
 from fql.agent import initial_state
 from fql.config import AgentConfig, TrainConfig
 from fql.devices import one_device_mesh
-from fql.run_folder import RunSpec
 from fql.train_step import make_train_step
+from fql.training.run_folder import RunSpec
 
 SPEC = RunSpec(
     config=TrainConfig(

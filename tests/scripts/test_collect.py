@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from data_pipeline.data_dir import resolve_data_dir
-from data_pipeline.frame_store import open_store
-from data_pipeline.labels import task_labels
-from fql.tasks import find_task
+from data_pipeline.store.frame_store import open_store
+from data_pipeline.store.labels import task_labels
+from fql.envs.tasks import find_task
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = 'puzzle-3x3-noisy-v0'

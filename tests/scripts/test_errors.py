@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from fql.tasks import QUICKSTART_TASK
+from fql.envs.tasks import QUICKSTART_TASK
 
 CUBE_TASK = 'visual-cube-single-play-singletask-task1-v0'
 SMALL = (

@@ -9,9 +9,9 @@ from fql import train_step
 from fql.agent import initial_state
 from fql.config import AugmentationConfig
 from fql.devices import one_device_mesh
-from fql.tasks import QUICKSTART_TASK, default_config, find_task
+from fql.envs.tasks import QUICKSTART_TASK, default_config, find_task
 from fql.train_step import LOADED_FIELDS, make_train_step
-from scripts.training_data import load_training_data, run_spec, training_batches
+from fql.training.data import load_training_data, run_spec, training_batches
 
 PAD = 3
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.frame_store import FORMAT_VERSION
+from data_pipeline.store.frame_store import FORMAT_VERSION
 
 MAZE = 'visual-pointmaze-quickstart-navigate-v0'
 
@@ -49,7 +49,7 @@ def test_download(fql, maze_npz, tmp_path, monkeypatch):
     with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         mirrors = ['http://127.0.0.1:9/{file}', f'http://127.0.0.1:{server.server_port}/{{file}}']
-        monkeypatch.setattr('data_pipeline.download.MIRRORS', mirrors)
+        monkeypatch.setattr('data_pipeline.sources.download.MIRRORS', mirrors)
         done = fql('prepare', MAZE, '--data-dir', tmp_path)
         server.shutdown()
     assert done.returncode == 0, done.stderr
@@ -64,7 +64,7 @@ def test_download(fql, maze_npz, tmp_path, monkeypatch):
 
 
 def test_no_mirror(assert_one_line, fql, tmp_path, monkeypatch):
-    monkeypatch.setattr('data_pipeline.download.MIRRORS', ['http://127.0.0.1:9/{file}'])
+    monkeypatch.setattr('data_pipeline.sources.download.MIRRORS', ['http://127.0.0.1:9/{file}'])
     done = fql('prepare', MAZE, '--data-dir', tmp_path)
     assert_one_line(done, f'http://127.0.0.1:9/{MAZE}', '--source')
 

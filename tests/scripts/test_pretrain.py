@@ -11,19 +11,19 @@ import pytest
 from einops import reduce
 from flax import linen as nn
 
-from data_pipeline.frame_store import open_store
+from data_pipeline.store.frame_store import open_store
 from encoders.impala import ENCODERS
 from encoders.leaves import tree_digest
-from encoders.loading import load_encoder, read_encoder
+from encoders.saved import load_encoder, read_encoder
 from fql.agent import initial_state
-from fql.checkpointing import CheckpointReader, CheckpointWriter, finished_steps
 from fql.config import AgentConfig, TrainConfig
 from fql.devices import one_device_mesh
-from fql.interruption import EXIT_CODE, Interrupted, Interruption
-from fql.pretrain_config import read_pretrain_spec
+from fql.envs.tasks import QUICKSTART_TASK
 from fql.pretraining import abstract_pretrain_state
-from fql.run_folder import RunFolder, RunSpec, write_spec
-from fql.tasks import QUICKSTART_TASK
+from fql.training.checkpoints import CheckpointReader, CheckpointWriter, finished_steps
+from fql.training.interruption import EXIT_CODE, Interrupted, Interruption
+from fql.training.pretrain_config import read_pretrain_spec
+from fql.training.run_folder import RunFolder, RunSpec, write_spec
 from scripts.export_encoder import read_pretrained
 from scripts.pretrain import write_final_encoder
 from scripts.probe import probe

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fql.tasks import QUICKSTART_CONFIG
+from fql.envs.tasks import QUICKSTART_CONFIG
 from scripts.quickstart import prepare_data
 
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from fql.tasks import QUICKSTART_TASK
+from fql.envs.tasks import QUICKSTART_TASK
 
 DATASET = 'visual-pointmaze-validated-v0'
 TINY = (

@@ -1,0 +1,1 @@
+"""Collection of data with OGBench's scripted oracles."""

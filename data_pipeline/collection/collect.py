@@ -1,0 +1,285 @@
+"""Scripted data collection in several processes, into files of OGBench's format."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+import traceback
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.collection.oracles import make_environment, run_episode
+from data_pipeline.collection.recipes import Recipe
+from data_pipeline.errors import DataError
+from data_pipeline.file_lock import locked
+from data_pipeline.store.frame_store import sync_path
+
+_REPORT_SECONDS = 1.0
+
+
+def collect(
+    recipe: Recipe,
+    out: Path | str,
+    *,
+    episodes: int,
+    workers: int,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Collects episodes into one compressed `.npz` of OGBench's format.
+
+    For the arrays see `run_episode`; the file holds those of all episodes, in order, n = episodes *
+    (episode_steps + 1) rows.
+
+    Episode i depends on the recipe and i only. Episodes are kept in `<out>.parts/` until `out` is
+    complete, so an interrupted collection goes on where it was when called again; `episodes` may
+    then be another number.
+
+    Args:
+        recipe: what to collect.
+        out: the file to write; must end in .npz.
+        episodes: how many episodes.
+        workers: how many processes.
+        overwrite: whether to replace `out`, once all is collected, where it exists.
+        progress: called with (rows done, rows) at the start and about once a second.
+
+    Raises:
+        DataError: an argument is unusable, `out` exists, `<out>.parts/` is of another recipe or in
+            use by another process, the environment cannot be made or rendered, a file cannot be
+            written, an episode's file is damaged, or a worker died.
+    """
+    out = Path(out)
+    recipe.check()
+    _check_arguments(out, episodes, workers, overwrite)
+    parts = out.with_name(out.name + '.parts')
+    with ExitStack() as stack:
+        with _writing(out):
+            parts.mkdir(parents=True, exist_ok=True)
+            # Goes away with the folder: then there is nothing left to keep others from.
+            stack.enter_context(locked(parts / 'collect.lock', f'collects into {out}'))
+            _open_parts(parts, recipe)
+        # A power failure may have cut a file short; it is replaced.
+        missing = [i for i in range(episodes) if not zipfile.is_zipfile(_part(parts, i))]
+        report = progress or (lambda done, total: None)
+        rows = recipe.episode_steps + 1
+        done = (episodes - len(missing)) * rows
+        report(done, episodes * rows)
+        for more in _run_workers(recipe, parts, missing, workers):
+            done += more
+            report(done, episodes * rows)
+        with _writing(out):
+            _merge([_part(parts, episode) for episode in range(episodes)], out)
+            shutil.rmtree(parts)
+    return out
+
+
+def _check_arguments(out: Path, episodes: int, workers: int, overwrite: bool) -> None:
+    for name, value in (('episodes', episodes), ('workers', workers)):
+        if value < 1:
+            raise DataError(f'{name} must be at least 1, not {value}')
+    if out.suffix != '.npz':
+        raise DataError(f'the file to collect into must end in .npz: {out}')
+    if out.exists() and not overwrite:
+        raise DataError(f'{out} exists already; remove it to collect anew')
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns a full disk and the like into a DataError."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f'{path}: cannot be written: {error.strerror or error}') from error
+
+
+def _open_parts(parts: Path, recipe: Recipe) -> None:
+    """Makes a new folder of finished episodes the recipe's, or checks that it is."""
+    recipe_file = parts / 'recipe.json'
+    wanted = json.dumps(dataclasses.asdict(recipe), sort_keys=True)
+    if not recipe_file.exists():
+        with _replacing(recipe_file, parts) as temporary:
+            temporary.write_text(wanted)
+    elif (found := recipe_file.read_text()) != wanted:
+        raise DataError(
+            f'{parts} holds episodes of another collection, {found}; '
+            'finish that one or remove the folder'
+        )
+
+
+@contextmanager
+def _replacing(path: Path, parts: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `path` when that succeeds and vanishes when it fails.
+
+    What it becomes is on the disk when this ends.
+    """
+    # A worker orphaned by an interruption may still be writing the same file.
+    temporary = parts / f'{path.name}.{os.getpid()}.tmp'
+    try:
+        yield temporary
+        sync_path(temporary)
+        os.replace(temporary, path)
+        sync_path(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _part(parts: Path, episode: int) -> Path:
+    return parts / f'episode-{episode:06d}.npz'
+
+
+def _run_workers(
+    recipe: Recipe, parts: Path, episodes: Sequence[int], workers: int
+) -> Iterable[int]:
+    """Collects the episodes in spawned processes; yields numbers of rows as they are made."""
+    context = multiprocessing.get_context('spawn')
+    processes: dict[Any, Any] = {}  # a worker's end of the pipe -> its process
+    try:
+        for index in range(min(workers, len(episodes))):
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_run_worker,
+                args=(theirs, recipe, parts, episodes[index::workers]),
+                daemon=True,
+            )
+            # Spawned with the signal blocked, the worker leaves Ctrl-C to this process.
+            # Started with the first process otherwise, which unblocks SIGINT before that starts.
+            resource_tracker.ensure_running()
+            previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+            theirs.close()  # Else the pipe would stay open when the worker dies.
+            processes[ours] = process
+        while processes:
+            for connection in wait(list(processes)):
+                assert isinstance(connection, Connection)
+                try:
+                    message = connection.recv()
+                except (EOFError, OSError):
+                    process = processes[connection]
+                    process.join()
+                    raise DataError(
+                        f'a worker collecting from {recipe.env_id} died (exit code '
+                        f'{process.exitcode}); run again to go on from the finished episodes'
+                    ) from None
+                if isinstance(message, str):
+                    raise DataError(message)
+                if message is None:
+                    processes.pop(connection).join()
+                else:
+                    yield message
+    finally:
+        for process in processes.values():
+            _kill_group(process)
+
+
+def _kill_group(process: Any) -> None:
+    """Ends a worker and what it started; importing glfw, say, starts Python to find a version."""
+    if process.is_alive():
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:  # It has not made its group yet.
+            process.kill()
+    process.join()
+
+
+def _run_worker(
+    connection: Connection, recipe: Recipe, parts: Path, episodes: Sequence[int]
+) -> None:
+    """Writes the episodes' parts; sends numbers of rows, then None; or a fault (str)."""
+    os.setpgrp()  # For `_kill_group`.
+    with suppress(BrokenPipeError, ConnectionResetError):  # The parent is gone.
+        try:
+            rows = _RowCounter(connection)
+            with closing(make_environment(recipe)) as env:
+                for episode in episodes:
+                    arrays = run_episode(env, recipe, _episode_rng(recipe, episode), rows.add)
+                    with _writing(parts), _replacing(_part(parts, episode), parts) as temporary:
+                        _write_part(temporary, arrays)
+                    rows.send()
+            connection.send(None)
+        except DataError as error:
+            connection.send(str(error))
+        except Exception:
+            connection.send(f'collection from {recipe.env_id} failed\n{traceback.format_exc()}')
+
+
+class _RowCounter:
+    """Tells the parent how many rows there are more, not too often."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._rows, self._sent = 0, time.monotonic()
+
+    def add(self, rows: int) -> None:
+        self._rows += rows
+        if time.monotonic() - self._sent >= _REPORT_SECONDS:
+            self.send()
+
+    def send(self) -> None:
+        self._connection.send(self._rows)
+        self._rows, self._sent = 0, time.monotonic()
+
+
+def _episode_rng(recipe: Recipe, episode: int) -> np.random.Generator:
+    stream = () if recipe.split == 'train' else (1,)
+    return np.random.default_rng((recipe.seed, episode, *stream))
+
+
+def _write_part(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with path.open('wb') as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def _merge(parts: Sequence[Path], out: Path) -> None:
+    """Writes the parts' rows, in order, as one compressed .npz, holding one part at a time.
+
+    The file's bytes depend on the arrays alone: no time of writing is in it.
+    """
+    with _replacing(out, parts[0].parent) as merged, zipfile.ZipFile(merged, 'w') as archive:
+        for name, (shape, dtype) in _shapes(parts).items():
+            member = zipfile.ZipInfo(f'{name}.npy')
+            member.compress_type = zipfile.ZIP_DEFLATED
+            header = {
+                'descr': np.lib.format.dtype_to_descr(dtype),
+                'fortran_order': False,
+                'shape': shape,
+            }
+            with archive.open(member, 'w', force_zip64=True) as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for part in parts:
+                    with _reading(part) as arrays:
+                        file.write(np.ascontiguousarray(arrays[name]).data)
+
+
+def _shapes(parts: Sequence[Path]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """The merged arrays' shapes and dtypes; all parts have as many rows as the first."""
+    with _reading(parts[0]) as first:
+        return {
+            name: ((len(parts) * len(array), *array.shape[1:]), array.dtype)
+            for name, array in first.items()
+        }
+
+
+@contextmanager
+def _reading(part: Path) -> Iterator[Mapping[str, np.ndarray]]:
+    """The arrays of an episode's file; one that is damaged is removed, to be collected anew."""
+    try:
+        with np.load(part, allow_pickle=False) as arrays:
+            yield arrays
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError) as error:
+        part.unlink()
+        raise DataError(f'{part} was damaged ({error}); run again to collect it anew') from error

@@ -1,0 +1,1 @@
+"""Where data come from: each source is a stream of checked blocks."""

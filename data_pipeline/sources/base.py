@@ -1,0 +1,149 @@
+"""What a frame store is made of: the arrays of a split in blocks of rows, checked as they pass.
+
+OGBench files (`ogbench.py` here) and RLDS datasets (`rlds.py`) are such sources.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.errors import DataError
+
+REQUIRED_ARRAYS = ('observations', 'actions', 'terminals')
+INFO_ARRAYS = ('qpos', 'qvel', 'button_states')
+LABEL_ARRAYS = ('rewards', 'masks')
+"""Of a task of the data's own: both or none."""
+
+_ACTION_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """Shape of one row of an array, and the type that the store gives it."""
+
+    row_shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row in the store."""
+        return math.prod(self.row_shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class SourceSplit:
+    """One split of a source.
+
+    Attributes:
+        origin: what errors name, for instance the file.
+        description: for the manifest; `sha256` in it tells the contents.
+        arrays: the arrays to store, by name; all of `REQUIRED_ARRAYS`, any of `INFO_ARRAYS`,
+            and `LABEL_ARRAYS`.
+        rows: how many there are; a guess where `rows_are_known` is not set.
+        read: gives the arrays from their first row on as (name, rows) in blocks. An array's blocks
+            are in order; different arrays' may alternate in any way.
+    """
+
+    origin: str
+    description: dict[str, Any]
+    arrays: Mapping[str, ArraySpec]
+    rows: int
+    read: Callable[[], Iterator[tuple[str, np.ndarray]]]
+    rows_are_known: bool = True
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays in the store."""
+        return self.rows * sum(spec.row_bytes for spec in self.arrays.values())
+
+
+def checked_blocks(split: SourceSplit) -> Iterator[tuple[str, np.ndarray]]:
+    """The blocks of a split in the store's types, all that a store promises checked on the way.
+
+    Needs no more memory than a block and two bytes a row.
+
+    Raises:
+        DataError: arrays of different lengths, terminals other than 0 and 1, no end of a
+            trajectory, a last row that is not one, a trajectory of one row or of black images only,
+            an action not within [-1, 1], a mask not within [0, 1], a number that is not finite in
+            the store's type.
+    """
+    origin = split.origin
+    rows = dict.fromkeys(split.arrays, 0)
+    ends: list[np.ndarray] = []
+    blank: list[np.ndarray] = []
+    for name, block in split.read():
+        spec = split.arrays[name]
+        if block.shape[1:] != spec.row_shape:
+            raise DataError(
+                f'{origin}: {name} has rows of shape {block.shape[1:]} from row {rows[name]} on, '
+                f'{spec.row_shape} before'
+            )
+        if name == 'terminals' and not np.isin(block, (0, 1)).all():  # Which bool would hide.
+            raise DataError(f'{origin}: terminals holds values other than 0 and 1')
+        with np.errstate(over='ignore'):  # What is too large for the type becomes infinite.
+            block = block.astype(spec.dtype, copy=False)
+        _check_block(origin, name, block, rows[name])
+        rows[name] += len(block)
+        if name == 'terminals':
+            ends.append(block)
+            if split.rows_are_known and rows[name] == split.rows:
+                _check_ends(origin, np.concatenate(ends))  # Before all frames have been copied.
+        elif name == 'observations' and block.dtype == np.uint8:
+            blank.append(block.reshape(len(block), -1).max(axis=1) == 0)
+        yield name, block
+    if len(set(rows.values())) != 1:
+        raise DataError(f'{origin}: arrays differ in length: {rows}')
+    terminals = np.concatenate(ends or [np.zeros(0, bool)])
+    _check_ends(origin, terminals)
+    if blank:
+        _check_images(origin, terminals, np.concatenate(blank))
+
+
+def _check_block(origin: str, name: str, block: np.ndarray, first_row: int) -> None:
+    """Checks numbers as the store will hold them."""
+    if block.dtype.kind == 'f' and not np.isfinite(block).all():
+        finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
+        row = first_row + int(np.argmin(finite))
+        raise DataError(f'{origin}: {name} holds values that are not finite, first in row {row}')
+    if name == 'masks' and not ((block >= 0) & (block <= 1)).all():
+        raise DataError(f'{origin}: masks holds values outside [0, 1]')
+    if name == 'actions':
+        largest = float(np.abs(block).max(initial=0))
+        if largest > 1 + _ACTION_TOLERANCE:
+            row = first_row + int(np.argmax(np.abs(block).max(axis=1)))
+            raise DataError(
+                f'{origin}: actions reach {largest:g} in row {row}, outside [-1, 1]; rescale them'
+            )
+
+
+def _check_ends(origin: str, terminals: np.ndarray) -> None:
+    """Checks a whole (n,) bool array of trajectory ends."""
+    ends = np.flatnonzero(terminals)
+    if len(ends) == 0:
+        raise DataError(f'{origin}: terminals is 0 everywhere: no trajectory ends')
+    if ends[-1] != len(terminals) - 1:
+        raise DataError(f'{origin}: the last row is not the end of a trajectory')
+    lengths = np.diff(ends, prepend=-1)
+    shortest = int(np.argmin(lengths))
+    if lengths[shortest] < 2:
+        raise DataError(
+            f'{origin}: the trajectory that ends at row {ends[shortest]} has one row; '
+            'two make a transition'
+        )
+
+
+def _check_images(origin: str, terminals: np.ndarray, blank: np.ndarray) -> None:
+    """Refuses a trajectory that was never rendered; single black frames are let pass."""
+    ends = np.flatnonzero(terminals)
+    firsts = np.concatenate([[0], ends[:-1] + 1])
+    black = np.flatnonzero(np.logical_and.reduceat(blank, firsts))
+    if len(black):
+        first = black[0]
+        raise DataError(
+            f'{origin}: all images of trajectory {first} (rows {firsts[first]} to {ends[first]}) '
+            f'are zero, and so in {len(black)} of {len(ends)} trajectories; render them anew'
+        )

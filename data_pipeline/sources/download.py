@@ -1,0 +1,240 @@
+"""Downloads of OGBench's files: mirrors in turn, continued where they broke off, verified."""
+
+import hashlib
+import http.client
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from data_pipeline.errors import DataError
+from data_pipeline.file_lock import locked
+from data_pipeline.store.frame_store import Progress
+
+MIRRORS = (
+    'https://rail.eecs.berkeley.edu/datasets/ogbench/{file}',
+    'https://huggingface.co/datasets/zhouzypaul/ogbench_datasets/resolve/main/{file}',
+)
+TIMEOUT = 30.0  # seconds without an answer or a byte
+
+_BLOCK_BYTES = 1 << 20
+_SHA256 = re.compile(r'"?([0-9a-f]{64})"?')
+# What a connection can raise, beside OSError (of which URLError and timeouts are).
+_CONNECTION_ERRORS = (OSError, http.client.HTTPException)
+
+
+class _TransferError(Exception):
+    """A mirror did not give the file; the message says why."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a `.part` file is a part of: bytes of one URL at one state of its contents."""
+
+    url: str
+    validator: str
+    """ETag or Last-Modified; the server compares it before it continues."""
+    size: int
+    sha256: str | None
+    """As published by the server, where it does."""
+
+
+def download_dataset(
+    name: str,
+    folder: Path,
+    mirrors: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Downloads an OGBench dataset, NAME.npz and NAME-val.npz; gives the path of the first.
+
+    Files that lie in the folder already are kept, and `FILE.part` is continued.
+
+    Args:
+        name: OGBench's name of the dataset.
+        folder: where the files go.
+        mirrors: URLs with `{file}` in the place of the file's name, tried in turn; default
+            `MIRRORS`.
+        progress: called as `progress(done_bytes, total_bytes)` of the current file.
+
+    Raises:
+        DataError: no mirror gives the file, the disk is full, or another process downloads it.
+    """
+    for file in (f'{name}-val.npz', f'{name}.npz'):
+        path = download_file(file, folder, mirrors or MIRRORS, progress)
+    return path
+
+
+def download_file(
+    file: str, folder: Path, mirrors: Sequence[str], progress: Progress | None = None
+) -> Path:
+    """Downloads one file as `download_dataset` does; `FILE.json` beside it gets its SHA-256.
+
+    Size, SHA-256 where the server publishes it, and that it is a zip archive are checked before
+    the file gets its name.
+    """
+    path = Path(folder) / file
+    if path.exists():
+        return path
+    report = progress or (lambda done, total: None)
+    reasons = []
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_name(f'.{file}.lock'), 'downloads this file'):
+            if path.exists():
+                return path
+            for url in _urls(path, mirrors):
+                try:
+                    _download_from(url, path, report)
+                except _TransferError as error:
+                    reasons.append(f'{url} ({error})')
+                else:
+                    return path
+    except OSError as error:
+        raise DataError(f'{path}: cannot be written: {error.strerror or error}') from error
+    raise DataError(
+        f'{file} could not be downloaded from {" nor from ".join(reasons)}; call again to go on '
+        'where it broke off, or get the file elsewhere and pass it with --source'
+    )
+
+
+def _urls(path: Path, mirrors: Sequence[str]) -> list[str]:
+    """Where a file may be had; first, where its `.part` is from, which any other starts anew."""
+    known = _read_record(path.with_name(f'{path.name}.part'))
+    urls = [mirror.format(file=path.name) for mirror in mirrors]
+    return sorted(urls, key=lambda url: known is None or url != known.url)
+
+
+def _download_from(url: str, path: Path, report: Progress) -> None:
+    """Gets the file from one mirror, connecting again for as long as every connection helps."""
+    part_file = path.with_name(f'{path.name}.part')
+    while True:
+        had = _part_size(part_file)
+        try:
+            part = _transfer(url, part_file, report)
+        except _TransferError:
+            if _part_size(part_file) <= had:
+                raise
+            continue
+        break
+    with open(part_file, 'rb') as file:
+        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    if part.sha256 not in (None, digest):
+        part_file.unlink()
+        raise _TransferError(f'SHA-256 is {digest} in place of {part.sha256}')
+    if not zipfile.is_zipfile(part_file):  # A page of some gateway, for instance.
+        part_file.unlink()
+        raise _TransferError('what it gives is no .npz file')
+    record = {'url': url, 'bytes': part.size, 'sha256': digest, 'verified': part.sha256 is not None}
+    path.with_name(f'{path.name}.json').write_text(json.dumps(record, indent=2), encoding='utf-8')
+    os.replace(part_file, path)
+    _record_path(part_file).unlink()
+
+
+def _transfer(url: str, part_file: Path, report: Progress) -> _Part:
+    """Gets what is missing of a `.part` file in one connection."""
+    known = _read_record(part_file)
+    start = _part_size(part_file) if known and known.url == url and known.validator else 0
+    if known and start == known.size:
+        return known
+    headers = {'User-Agent': 'fql-pixels', 'Accept-Encoding': 'identity'}
+    if known and start:
+        # Were the contents others by now, the answer would be the whole new file.
+        headers |= {'Range': f'bytes={start}-', 'If-Range': known.validator}
+    with _connect(url, headers) as (response, published):
+        continues = response.status == 206 and start > 0
+        if not continues:
+            start = 0
+        part = _Part(
+            url=url,
+            validator=_validator(response.headers),
+            size=_whole_size(response, start),
+            sha256=published,
+        )
+        _record_path(part_file).write_text(json.dumps(asdict(part)), encoding='utf-8')
+        with open(part_file, 'ab' if continues else 'wb') as file:
+            _copy(response, file, start, part.size, report)
+    return part
+
+
+@contextmanager
+def _connect(url: str, headers: dict[str, str]) -> Iterator[tuple[Any, str | None]]:
+    """An open answer with the file's bytes, and the SHA-256 that some server on the way named."""
+    redirects = _Redirects()
+    opener = urllib.request.build_opener(redirects)
+    try:
+        response = opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        raise _TransferError(f'HTTP {error.code}') from error
+    except urllib.error.URLError as error:
+        raise _TransferError(f'no connection: {error.reason}') from error
+    except _CONNECTION_ERRORS as error:
+        raise _TransferError(f'no connection: {error or type(error).__name__}') from error
+    with response:
+        # Hugging Face tells it where it redirects; a plain ETag of that form would be one too.
+        named = [redirects.sha256, response.headers.get('X-Linked-Etag', '')]
+        matches = [match for name in named if (match := _SHA256.fullmatch(name or ''))]
+        yield response, matches[0][1] if matches else None
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Keeps what redirecting answers say of the file."""
+
+    sha256: str = ''
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, url: Any
+    ) -> Any:
+        self.sha256 = headers.get('X-Linked-Etag', self.sha256)
+        return super().redirect_request(req, fp, code, msg, headers, url)
+
+
+def _validator(headers: Any) -> str:
+    """What tells this state of the contents from others; weak ETags do not."""
+    etag = headers.get('ETag', '')
+    return headers.get('Last-Modified', '') if not etag or etag.startswith('W/') else etag
+
+
+def _whole_size(response: Any, start: int) -> int:
+    """Bytes of the whole file, of which the answer holds those from `start` on."""
+    if start and not response.headers.get('Content-Range', '').startswith(f'bytes {start}-'):
+        raise _TransferError(f'the server does not continue at byte {start}')
+    length = response.headers.get('Content-Length')
+    if length is None:
+        raise _TransferError('the server does not tell the size')
+    return start + int(length)
+
+
+def _copy(response: Any, file: IO[bytes], done: int, size: int, report: Progress) -> None:
+    report(done, size)
+    while done < size:
+        try:
+            block = response.read(min(_BLOCK_BYTES, size - done))
+        except _CONNECTION_ERRORS as error:
+            raise _TransferError(f'broke off at byte {done} of {size}: {error}') from error
+        if not block:
+            raise _TransferError(f'broke off at byte {done} of {size}')
+        file.write(block)
+        done += len(block)
+        report(done, size)
+
+
+def _record_path(part_file: Path) -> Path:
+    return part_file.with_name(f'{part_file.name}.json')
+
+
+def _part_size(part_file: Path) -> int:
+    return part_file.stat().st_size if part_file.exists() else 0
+
+
+def _read_record(part_file: Path) -> _Part | None:
+    try:
+        return _Part(**json.loads(_record_path(part_file).read_text(encoding='utf-8')))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None

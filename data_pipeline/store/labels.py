@@ -1,0 +1,180 @@
+"""Rewards and masks of a task, by OGBench's own relabelling, computed once, kept in the store.
+
+Five tasks share the frames of one dataset, so labels are small arrays beside them. They are
+computed by a spawned process, so that MuJoCo never shares one with TensorFlow (the two crash).
+"""
+
+import json
+import multiprocessing
+import os
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.errors import DataError
+from data_pipeline.store.frame_store import (
+    FrameStore,
+    atomic_folder,
+    remove_leftovers,
+    write_array,
+    write_text,
+)
+
+
+def task_labels(
+    store: FrameStore, split: str, env_id: str, env_kwargs: Mapping[str, Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards and masks of a single-task environment for every row of a split.
+
+    The labels are those of `ogbench.relabel_utils.relabel_dataset` for the state that a row stores
+    (reward: goals met less number of goals; mask: 0 where all are met). A pixel environment is
+    replaced by its state-based twin, which has the same goals and needs no OpenGL.
+
+    Args:
+        store: an open frame store.
+        split: name of a split of it.
+        env_id: Gymnasium id of a single-task OGBench environment, bare or as `module:id`.
+        env_kwargs: arguments of `gymnasium.make`; values must be fit for JSON.
+
+    Returns:
+        rewards (n,) float32 and masks (n,) float32, cached in `labels/<bare id>/<split>/` where
+        the store can be written.
+
+    Raises:
+        DataError: no such split or environment, the data are not of this environment, or the
+            process that labels them died.
+    """
+    if split not in store.splits:
+        raise DataError(f'{store.path}: no split {split!r}, only {", ".join(store.splits)}')
+    folder = store.path / 'labels' / env_id.rpartition(':')[2] / split
+    # Arguments can choose another task of the same id, and versions can change the labels.
+    recipe = json.dumps([env_id, dict(env_kwargs), f'ogbench {version("ogbench")}'], sort_keys=True)
+    labels = _read_labels(folder, recipe)
+    if labels is None:
+        labels = _compute_in_process(store, split, env_id, env_kwargs)
+        _write_labels(folder, recipe, labels)
+    return labels
+
+
+def labelled_tasks(store: FrameStore, split: str) -> list[tuple[str, dict[str, Any]]]:
+    """(env_id, env_kwargs) of every call of `task_labels` whose result the store keeps."""
+    tasks = []
+    for path in sorted((store.path / 'labels').glob(f'*/{split}/recipe.json')):
+        with suppress(ValueError):  # A damaged file, as in `_read_labels`.
+            tasks.append(tuple(json.loads(path.read_text(encoding='utf-8'))[:2]))
+    return tasks
+
+
+def relabel(
+    dataset: str,
+    action_width: int,
+    info: dict[str, np.ndarray],
+    env_id: str,
+    env_kwargs: dict[str, Any],
+) -> tuple[np.ndarray, np.ndarray]:
+    """`task_labels` of the arrays themselves. Imports MuJoCo: for a process of its own.
+
+    Raises:
+        DataError: see `task_labels`.
+    """
+    os.environ['MUJOCO_GL'] = 'disable'  # Nothing is drawn, so machines without OpenGL will do.
+    import gymnasium
+    import ogbench  # noqa: F401  (registers the environments)
+    from ogbench.relabel_utils import relabel_dataset
+
+    # OGBench's manipulation environments make their action space anew at each use, with float64.
+    warnings.filterwarnings('ignore', message='.*precision lowered by casting')
+    try:
+        env = gymnasium.make(env_id, **{**env_kwargs, 'ob_type': 'states'})
+        env.reset(seed=0)
+    except (gymnasium.error.Error, ImportError, TypeError, AssertionError) as error:
+        raise DataError(f'environment {env_id} cannot be made: {error}') from error
+    if getattr(env.unwrapped, '_reward_task_id', None) is None:
+        raise DataError(
+            f'environment {env_id} has no single task; use an id like '
+            'cube-single-singletask-task1-v0 or pass reward_task_id'
+        )
+    _check_widths(dataset, env_id, _widths(action_width, info), _expected_widths(env))
+    labelled = dict(info)
+    try:
+        relabel_dataset(env_id.rpartition(':')[2], env, labelled)
+    except ValueError as error:
+        raise DataError(f'environment {env_id}: {error}') from error
+    return labelled['rewards'], labelled['masks']
+
+
+def _compute_in_process(
+    store: FrameStore, split: str, env_id: str, env_kwargs: Mapping[str, Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    data = store.splits[split]
+    info = {name: np.asarray(array) for name, array in data.info.items()}
+    dataset = store.manifest['dataset']
+    spawn = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as executor:
+        task = executor.submit(
+            relabel, dataset, data.actions.shape[1], info, env_id, dict(env_kwargs)
+        )
+        try:
+            return task.result()
+        except BrokenProcessPool:
+            raise DataError(
+                f'{store.path}: the process that labels it for {env_id} died, '
+                'perhaps for want of memory'
+            ) from None
+
+
+def _widths(action_width: int, info: Mapping[str, np.ndarray]) -> dict[str, int]:
+    return {'actions': action_width, **{name: array.shape[1] for name, array in info.items()}}
+
+
+def _expected_widths(env: Any) -> dict[str, int]:
+    model = env.unwrapped.model
+    widths = {'actions': env.action_space.shape[0], 'qpos': model.nq, 'qvel': model.nv}
+    if hasattr(env.unwrapped, '_num_buttons'):
+        widths['button_states'] = env.unwrapped._num_buttons
+    return widths
+
+
+def _check_widths(
+    dataset: str, env_id: str, found: Mapping[str, int], expected: Mapping[str, int]
+) -> None:
+    """Compares the columns of the arrays; qvel, which no label needs, may be missing."""
+    prefix = f'dataset {dataset} is not of environment {env_id}'
+    for name, width in expected.items():
+        if name in found and found[name] != width:
+            raise DataError(f'{prefix}: {name} has {found[name]} columns, {env_id} has {width}')
+        if name not in found and name != 'qvel':
+            raise DataError(f'dataset {dataset} lacks {name}, which labels of {env_id} need')
+
+
+def _read_labels(folder: Path, recipe: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """The cached labels, or None where there are none of this recipe, or damaged ones."""
+    try:
+        if (folder / 'recipe.json').read_text(encoding='utf-8') != recipe:
+            return None
+        rewards, masks = (
+            np.load(folder / f'{name}.npy', allow_pickle=False) for name in ('rewards', 'masks')
+        )
+    except (OSError, ValueError, EOFError):
+        return None
+    return rewards, masks
+
+
+def _write_labels(folder: Path, recipe: str, labels: tuple[np.ndarray, np.ndarray]) -> None:
+    """Keeps labels for other runs, if it can: this one has them, and goes on in any case."""
+    # Runs that start together all compute the same labels; whichever is first writes them.
+    if _read_labels(folder, recipe) is not None:
+        return
+    with suppress(OSError):  # A store that is only read, a full disk, or another run was quicker.
+        remove_leftovers(folder)
+        with atomic_folder(folder, replace=folder.exists()) as new:
+            for name, array in zip(('rewards', 'masks'), labels, strict=True):
+                write_array(new / f'{name}.npy', array)
+            write_text(new / 'recipe.json', recipe)

@@ -1,0 +1,177 @@
+"""Latents of a frozen encoder, kept beside the frames they were computed from.
+
+    <store>/latents/<key>/recipe.json                what they were made of; the key is its digest
+    <store>/latents/<key>/<split>/observations.npy   (n * (copies + 1), d)
+    <store>/latents/<key>/<split>/progress.json      how many rows stand, and their checksum
+
+The array grows by blocks of rows and is whole once the record counts them all; one that was cut
+short is continued behind the last row recorded. The loader reads it like any observations.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+from data_pipeline.errors import DataError
+from data_pipeline.store.frame_store import FrameStore, Split
+
+RECORD_ROWS = 8_192
+"""Rows written between two records; so many are lost at most when the process is killed."""
+
+_ARRAY, _RECORD = 'observations.npy', 'progress.json'
+_READ_BYTES = 4 << 20
+
+
+def latent_recipe(store: FrameStore, encoding: Mapping[str, Any]) -> str:
+    """What latents of a store's data are made of, as JSON.
+
+    Args:
+        encoding: JSON values that, with the data, determine every latent.
+
+    Raises:
+        DataError: the store has no checksums, by which its data are known.
+    """
+    try:
+        data = {
+            split: {name: entry['arrays'][name]['sha256'] for name in ('observations', 'terminals')}
+            for split, entry in store.manifest['splits'].items()
+        }
+    except KeyError:
+        raise DataError(f'{store.path}: no checksums; make it again with --overwrite') from None
+    return json.dumps({'encoding': dict(encoding), 'data': data}, indent=2, sort_keys=True)
+
+
+def latent_folder(store: FrameStore, recipe: str) -> Path:
+    """Where the latents of a recipe belong."""
+    return store.path / 'latents' / hashlib.sha256(recipe.encode()).hexdigest()[:16]
+
+
+def make_latent_folder(folder: Path, recipe: str) -> None:
+    """Makes the folder, if need be, and writes the recipe into it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_whole(folder / 'recipe.json', recipe)
+
+
+def latent_split(folder: Path, split: Split, width: int, dtype: str, copies: int) -> Split | None:
+    """`split` with its latents (n, width) as observations; None where they are not all there.
+
+    The file behind them goes on with the latents of the copies, n rows each.
+    """
+    rows = len(split.observations)
+    shape = (rows * (copies + 1), width)
+    path = folder / split.name / _ARRAY
+    if _read_record(path).get('rows') != shape[0]:
+        return None
+    try:
+        latents = np.load(path, mmap_mode='r', allow_pickle=False)
+    except (OSError, ValueError):
+        return None
+    if latents.shape != shape or latents.dtype != np.dtype(dtype):
+        return None
+    return dataclasses.replace(split, path=path.parent, observations=latents[:rows])
+
+
+class LatentWriter:
+    """The array of one split while it is written; a context manager.
+
+    Attributes:
+        rows: how many stand already; more than none when a file is continued.
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, int], dtype: str) -> None:
+        """Opens the array of this shape in `folder`, which is made if need be.
+
+        What a killed process has written is kept as far as it is recorded and unharmed.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / _ARRAY
+        self._shape, self._dtype = shape, np.dtype(dtype)
+        self._path.touch()
+        self._file = self._path.open('r+b')
+        header = {
+            'descr': npy_format.dtype_to_descr(self._dtype),
+            'fortran_order': False,
+            'shape': shape,
+        }
+        npy_format.write_array_header_1_0(self._file, header)
+        self._data_start = self._file.tell()
+        self.rows, self._digest = self._sound_rows()
+        self._recorded = self.rows
+        self._file.truncate(self._data_start + self.rows * self._row_bytes)
+        self._file.seek(0, os.SEEK_END)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def append(self, block: np.ndarray) -> None:
+        """Writes the next rows, (k, d) of the file's dtype."""
+        assert block.dtype == self._dtype
+        assert block.shape[1:] == self._shape[1:]
+        data = np.ascontiguousarray(block).data
+        self._file.write(data)
+        self._digest.update(data)
+        self.rows += len(block)
+        assert self.rows <= self._shape[0]
+        if self.rows - self._recorded >= RECORD_ROWS or self.rows == self._shape[0]:
+            self._record()
+
+    @property
+    def _row_bytes(self) -> int:
+        return self._shape[1] * self._dtype.itemsize
+
+    def _record(self) -> None:
+        # The rows must be on disk before the record that counts them.
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        record = {'rows': self.rows, 'sha256': self._digest.hexdigest()}
+        _write_whole(self._path.with_name(_RECORD), json.dumps(record))
+        self._recorded = self.rows
+
+    def _sound_rows(self) -> tuple[int, Any]:
+        """The rows that the record counts, and their running checksum; (0, new) if it is not so."""
+        record = _read_record(self._path)
+        rows = record.get('rows', 0)
+        if 0 < rows <= self._shape[0]:
+            digest = _digest_of(self._file, rows * self._row_bytes)
+            if digest.hexdigest() == record.get('sha256'):
+                return rows, digest
+        return 0, hashlib.sha256()
+
+
+def _digest_of(file: BinaryIO, nbytes: int) -> Any:
+    """SHA-256 of the next `nbytes`, or of fewer where the file ends before."""
+    digest = hashlib.sha256()
+    while nbytes > 0 and (block := file.read(min(nbytes, _READ_BYTES))):
+        digest.update(block)
+        nbytes -= len(block)
+    return digest
+
+
+def _read_record(array: Path) -> dict[str, Any]:
+    """The record beside an array; empty where there is none that can be read."""
+    try:
+        record = json.loads(array.with_name(_RECORD).read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Writes a text file, synced, whole or not at all."""
+    temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}')
+    with temporary.open('w', encoding='utf-8') as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,138 @@
+"""Construction of environments: what to make, and making it as the policy sees it.
+
+Only for processes that never import TensorFlow: it crashes beside Mesa's software OpenGL. The
+training process makes its environments through `fql.envs.workers`.
+"""
+
+import os
+import re
+import sys
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fql.errors import FQLError, first_line
+
+if TYPE_CHECKING:
+    import gymnasium
+
+_OPENGL_TRACE = re.compile(r'MUJOCO_GL|OpenGL|gladLoadGL|EGL|mujoco/(egl|glfw|osmesa|rendering)')
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What `make_env` makes.
+
+    Attributes:
+        env_id: an OGBench environment's id, or 'module:id' for one that importing `module`
+            registers with gymnasium.
+        kwargs: (name, value) pairs for the environment's constructor, such as
+            ('success_timing', 'post').
+        frame_stack: how many observations, oldest to newest, make one observation of the policy.
+        max_episode_steps: replaces the registered time limit.
+    """
+
+    env_id: str
+    kwargs: tuple[tuple[str, Any], ...] = ()
+    frame_stack: int = 1
+    max_episode_steps: int | None = None
+
+
+def make_env(spec: EnvSpec) -> 'gymnasium.Env':
+    """Makes the environment, its observations stacked along their last axis.
+
+    Observations are (h, w, c * frame_stack) uint8 for images, channels oldest to newest, and
+    (d * frame_stack,) float32 for vectors; before the first step the first one is repeated.
+
+    Raises:
+        FQLError: the id is unknown, rendering is impossible, the constructor fails, or the spaces
+            are not images or vectors and actions in [-1, 1].
+    """
+    _choose_opengl()
+    try:
+        import gymnasium
+
+        if ':' not in spec.env_id:
+            import ogbench  # noqa: F401  (registers its environments)
+
+        limit = {}
+        if spec.max_episode_steps is not None:
+            limit['max_episode_steps'] = spec.max_episode_steps
+        # The checker warns about OGBench's float64 observations and unset render modes.
+        env = gymnasium.make(spec.env_id, disable_env_checker=True, **limit, **dict(spec.kwargs))
+        # OGBench's manipulation environments render a frame whenever their observation space is
+        # read, which the frame stack does in every step; so the space is read once, here.
+        env.observation_space = env.observation_space
+    except Exception as error:
+        raise FQLError(_construction_fault(spec, error)) from error
+    _check_spaces(spec, env)
+    return _stack_frames(env, spec.frame_stack)
+
+
+def _choose_opengl() -> None:
+    """Makes MuJoCo render without a screen where there is none; to be called before its import."""
+    if sys.platform == 'linux' and not os.environ.get('DISPLAY'):
+        os.environ.setdefault('MUJOCO_GL', 'egl')
+
+
+def _stack_frames(env: 'gymnasium.Env', frame_stack: int) -> 'gymnasium.Env':
+    from gymnasium.spaces import Box
+    from gymnasium.wrappers import FrameStackObservation, TransformObservation
+
+    space = env.observation_space
+    assert isinstance(space, Box)
+    dtype: Any = np.uint8 if space.dtype == np.uint8 else np.float32
+    stacked_space = Box(
+        np.concatenate([space.low] * frame_stack, axis=-1).astype(dtype),
+        np.concatenate([space.high] * frame_stack, axis=-1).astype(dtype),
+        dtype=dtype,
+    )
+    return TransformObservation(
+        FrameStackObservation(env, frame_stack, padding_type='reset'),
+        lambda frames: np.concatenate(list(frames), axis=-1).astype(dtype),
+        stacked_space,
+    )
+
+
+def _check_spaces(spec: EnvSpec, env: 'gymnasium.Env') -> None:
+    from gymnasium.spaces import Box
+
+    observations, actions = env.observation_space, env.action_space
+    image = isinstance(observations, Box) and observations.dtype == np.uint8
+    if not isinstance(observations, Box) or len(observations.shape) != (3 if image else 1):
+        raise FQLError(
+            f'{spec.env_id}: observations must be uint8 images (h, w, c) or float vectors (d,), '
+            f'not {observations}'
+        )
+    if not (
+        isinstance(actions, Box)
+        and len(actions.shape) == 1
+        and np.all(actions.low == -1)
+        and np.all(actions.high == 1)
+    ):
+        raise FQLError(
+            f'{spec.env_id}: actions must be vectors in [-1, 1], not {actions}; '
+            "gymnasium's RescaleAction makes them so"
+        )
+
+
+def _construction_fault(spec: EnvSpec, error: Exception) -> str:
+    """One line that says why the environment cannot be made, and what to do."""
+    from gymnasium.error import UnregisteredEnv
+
+    reason = first_line(error)
+    if isinstance(error, UnregisteredEnv):
+        return (
+            f'unknown environment {spec.env_id!r}: {reason} '
+            "(ids are OGBench's, such as visual-cube-single-singletask-task1-v0, or 'module:id')"
+        )
+    if _OPENGL_TRACE.search(''.join(traceback.format_exception(error))):
+        backend = os.environ.get('MUJOCO_GL', 'unset')
+        return (
+            f'cannot render {spec.env_id}: MuJoCo found no usable OpenGL (MUJOCO_GL={backend}: '
+            f'{reason}); install libegl1 (apt-get install libegl1 libgl1) or set MUJOCO_GL=osmesa '
+            '(apt-get install libosmesa6)'
+        )
+    return f'cannot make environment {spec.env_id!r}: {type(error).__name__}: {reason}'

@@ -1,0 +1,59 @@
+"""Pictures of a dataset."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from data_pipeline.store.frame_store import Split
+from fql.reports.plots import as_rgb
+
+TRAJECTORIES, MOMENTS = 8, 10
+_MAX_ACTION_PLOTS = 24
+
+
+def plot_frames(path: Path, split: Split, title: str) -> None:
+    """Draws some trajectories, one a row, from their first to their last observation.
+
+    Images are shown as they are; vectors as lines over the rows of the trajectory.
+    """
+    lengths = split.lengths
+    firsts = np.cumsum(lengths) - lengths
+    chosen = np.unique(np.linspace(0, len(lengths) - 1, TRAJECTORIES).astype(int))
+    is_image = split.observations.ndim == 4
+    columns = MOMENTS if is_image else 1
+    figure = Figure(figsize=(12, 1.3 * len(chosen) + 0.6), layout='constrained')
+    figure.suptitle(f'{title}, {split.name}', fontsize=9)
+    grid = figure.subplots(len(chosen), columns, squeeze=False)
+    for i, trajectory in enumerate(chosen):
+        first, length = firsts[trajectory], lengths[trajectory]
+        if not is_image:
+            grid[i, 0].plot(split.observations[first : first + length], linewidth=0.7)
+            grid[i, 0].set_title(f'trajectory {trajectory}', fontsize=7)
+            continue
+        rows = first + np.linspace(0, length - 1, columns).astype(int)
+        for axes, row in zip(grid[i], rows, strict=True):
+            axes.imshow(as_rgb(split.observations[row]))
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(f'row {row:,}', fontsize=7)
+        grid[i, 0].set_ylabel(f'{trajectory}', fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def plot_histograms(path: Path, split: Split, title: str) -> None:
+    """Draws histograms of the trajectories' lengths and of each dimension of the actions."""
+    actions = split.actions[split.valid_rows]
+    dims = min(actions.shape[1], _MAX_ACTION_PLOTS)
+    columns = 4
+    figure = Figure(figsize=(12, 2.3 * -(-(dims + 1) // columns) + 0.5), layout='constrained')
+    figure.suptitle(f'{title}, {split.name}', fontsize=9)
+    grid = figure.subplots(-(-(dims + 1) // columns), columns, squeeze=False).ravel()
+    grid[0].hist(split.lengths - 1, bins=30, range=(0, 1.1 * split.lengths.max()))
+    grid[0].set_title('transitions in a trajectory', fontsize=8)
+    for i in range(dims):
+        grid[i + 1].hist(actions[:, i], bins=50, range=(-1, 1), color='C1')
+        grid[i + 1].set_title(f'action {i}', fontsize=8)
+    for axes in grid:
+        axes.tick_params(labelsize=7)
+        axes.set_visible(axes.has_data())
+    figure.savefig(path, dpi=110)

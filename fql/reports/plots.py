@@ -1,0 +1,122 @@
+"""Pictures of a run and of a batch."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fql.training.metrics_log import read_csv
+from fql.training.run_folder import RunFolder
+
+BATCH_ROWS = 8
+LOSSES = ('critic/loss', 'actor/bc_flow_loss', 'actor/distill_loss')
+
+
+def plot_learning_curve(
+    run: RunFolder, title: str, baselines: Mapping[str, float] | None = None
+) -> None:
+    """Draws success, losses and Q values against updates into `run.learning_curve`.
+
+    Args:
+        baselines: success of other policies, drawn as horizontal lines.
+    """
+    figure = Figure(figsize=(13, 3.8), layout='constrained')
+    success, losses, q_values = figure.subplots(1, 3)
+    figure.suptitle(title)
+
+    evaluations = read_csv(run.eval_csv)
+    _line(success, evaluations, 'evaluation/success', 'FQL', marker='o')
+    for i, (name, value) in enumerate((baselines or {}).items()):
+        success.axhline(value, linestyle='--', color=f'C{i + 1}', label=name)
+    success.set(title='success rate', ylim=(-0.03, 1.03))
+
+    rows = read_csv(run.train_csv)
+    for name in LOSSES:
+        _line(losses, rows, name, name)
+    losses.set(title='losses', yscale='log')
+    for name in ('critic/q_max', 'critic/q_mean', 'critic/q_min'):
+        _line(q_values, rows, name, name)
+    q_values.set(title='Q values of the data')
+
+    for axes in (success, losses, q_values):
+        axes.set_xlabel('updates')
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+    figure.savefig(run.learning_curve, dpi=110)
+
+
+def plot_successes(path: Path, curves: Mapping[str, tuple[Sequence[int], np.ndarray]]) -> None:
+    """Draws success against updates: the mean of each group of runs, and thin, the runs.
+
+    Args:
+        path: the PNG to write.
+        curves: by the group's name, steps (n,) and success (runs, n).
+    """
+    figure = Figure(figsize=(10, 4.5), layout='constrained')
+    axes = figure.subplots()
+    for i, (name, (steps, success)) in enumerate(curves.items()):
+        color, style = f'C{i % 10}', '-' if i < 10 else '--'
+        axes.plot(steps, success.mean(axis=0), style, color=color, marker='o', lw=2.5, label=name)
+        axes.plot(steps, success.T, style, color=color, lw=0.8, alpha=0.35)
+    axes.set(xlabel='updates', ylabel='success rate', ylim=(-0.03, 1.03))
+    axes.grid(alpha=0.3)
+    figure.legend(fontsize=8, loc='outside right upper')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def _line(axes: Axes, rows: list[dict[str, str]], name: str, label: str, marker: str = '') -> None:
+    if rows:
+        steps = [int(row['step']) for row in rows]
+        axes.plot(steps, [float(row[name]) for row in rows], label=label, marker=marker)
+
+
+def plot_batch(path: Path, arrays: Mapping[str, np.ndarray], title: str) -> None:
+    """Draws the first transitions of a batch of images, one a row: the stack, then what follows.
+
+    Args:
+        path: the PNG to write.
+        arrays: a batch of the loader: `frames` (b, stack + 1, h, w, c), uint8 or float in [0, 1],
+            or (b, stack + 1, d) for vectors; `actions`, `rewards`, `masks`, `indices`, `shifts`.
+        title: the figure's.
+    """
+    frames = arrays['frames'][:BATCH_ROWS]
+    rows, columns = frames.shape[:2]
+    figure = Figure(figsize=(1.7 * columns + 2.6, 1.7 * rows + 0.6), layout='constrained')
+    figure.suptitle(title, fontsize=9)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for i in range(rows):
+        for j in range(columns):
+            axes = grid[i, j]
+            axes.set(xticks=[], yticks=[])
+            if frames.ndim == 5:
+                axes.imshow(as_rgb(frames[i, j]))
+            else:
+                axes.bar(range(frames.shape[-1]), frames[i, j])
+            if i == 0:
+                axes.set_title(_frame_name(j, columns), fontsize=8)
+        actions = np.array2string(arrays['actions'][i], precision=2, suppress_small=True)
+        grid[i, -1].text(
+            1.06,
+            0.5,
+            f'row {arrays["indices"][i]}\nreward {arrays["rewards"][i]:g}  '
+            f'mask {arrays["masks"][i]:g}\nshift {tuple(arrays["shifts"][i].tolist())}\n'
+            f'action\n{actions}',
+            transform=grid[i, -1].transAxes,
+            fontsize=7,
+            va='center',
+        )
+    figure.savefig(path, dpi=110)
+
+
+def _frame_name(column: int, columns: int) -> str:
+    offset = column - (columns - 2)
+    return 'next frame' if offset == 1 else 'frame t' if offset == 0 else f'frame t{offset}'
+
+
+def as_rgb(frame: np.ndarray) -> np.ndarray:
+    """(h, w, c) as Matplotlib draws it: RGB or RGBA as it is, of other images the first channel."""
+    return frame if frame.shape[-1] in (3, 4) else frame[..., :1].repeat(3, axis=-1)

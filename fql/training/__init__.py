@@ -1,0 +1,1 @@
+"""Runs: data to batches, the training loop, checkpoints, evaluation."""

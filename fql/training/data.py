@@ -1,0 +1,143 @@
+"""A task's transitions, from the frame store to endless batches."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from data_pipeline.data_dir import resolve_data_dir
+from data_pipeline.errors import DataError
+from data_pipeline.loader import LoaderConfig, make_batches
+from data_pipeline.sources.base import LABEL_ARRAYS
+from data_pipeline.store.frame_store import FrameStore, Split, open_store
+from data_pipeline.store.labels import task_labels
+from data_pipeline.transforms import Transform
+from fql.config import OWN_TASK, AugmentationConfig, TrainConfig
+from fql.envs.tasks import find_task
+from fql.training.pretrain_config import PretrainConfig
+from fql.training.run_folder import RunSpec
+
+Config = TypeVar('Config', TrainConfig, PretrainConfig)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledSplit:
+    """A split of a dataset, labelled for a task.
+
+    Attributes:
+        split: frames and actions.
+        rewards, masks: (n,) float32, one for each row of the split.
+        has_latents: observations are latents of the stacks that end in their rows, and of shifted
+            copies, in place of frames (`fql.training.latent_cache`).
+    """
+
+    split: Split
+    rewards: np.ndarray
+    masks: np.ndarray
+    has_latents: bool = False
+
+
+def open_dataset(dataset: str, data_dir: str) -> FrameStore:
+    """Opens the store of a prepared dataset.
+
+    Raises:
+        DataError: there is none; says how to make it.
+    """
+    path = resolve_data_dir(data_dir) / dataset
+    if not path.exists():
+        raise DataError(
+            f'no dataset {dataset} in {path.parent}; make it with fql prepare {dataset} '
+            f'[--source FILE.npz], or name its folder with --data-dir'
+        )
+    return open_store(path)
+
+
+def load_training_data(config: TrainConfig) -> dict[str, LabelledSplit]:
+    """Opens the store of a run's dataset and labels its splits, `train` and perhaps `val`.
+
+    Raises:
+        DataError: no store, or data that are not of the task's environment.
+    """
+    task = find_task(config.task)
+    dataset = config.dataset or task.dataset
+    store = open_dataset(dataset, config.data_dir)
+    if config.task == OWN_TASK:
+        return {name: own_labels(store, split) for name, split in store.splits.items()}
+    return {
+        name: LabelledSplit(split, *task_labels(store, name, task.label_env_id, {}))
+        for name, split in store.splits.items()
+    }
+
+
+def store_of(data: Mapping[str, LabelledSplit]) -> FrameStore:
+    """The store that splits with frames are from."""
+    return open_store(data['train'].split.path.parent)
+
+
+def own_labels(store: FrameStore, split: Split) -> LabelledSplit:
+    """A split with the rewards and masks that its source has.
+
+    Raises:
+        DataError: it has none.
+    """
+    if not split.labels:
+        raise DataError(
+            f'{store.path}: split {split.name} has no rewards of its own; make it from an .npz '
+            'file with rewards and masks, or from an RLDS dataset with --reward-key'
+        )
+    rewards, masks = (np.array(split.labels[name]) for name in LABEL_ARRAYS)
+    return LabelledSplit(split, rewards, masks)
+
+
+def training_batches(
+    data: LabelledSplit,
+    config: TrainConfig,
+    start_step: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of a run from update `start_step` on; see `data_pipeline.loader.make_batches`."""
+    loader = loader_config(data, config, process_index, process_count)
+    return make_batches(data.split, data.rewards, data.masks, loader, start_step)
+
+
+def loader_config(
+    data: LabelledSplit, config: TrainConfig, process_index: int = 0, process_count: int = 1
+) -> LoaderConfig:
+    """What the batches of a run on these data are made of."""
+    return LoaderConfig(
+        batch_size=config.batch_size,
+        frame_stack=1 if data.has_latents else config.frame_stack,
+        shift_probability=config.shift_probability,
+        transforms=host_transforms(config.augmentation),
+        copies=config.latent_copies if data.has_latents else 0,
+        seed=config.seed,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def unaugmented(config: Config) -> Config:
+    """The settings of a run's validation batches: randomly shifted as those of training, as the
+    reference's are, and otherwise not augmented.
+    """
+    return dataclasses.replace(config, augmentation=AugmentationConfig())
+
+
+def host_transforms(config: AugmentationConfig) -> tuple[Transform, ...]:
+    """What of an augmentation the data pipeline does, in this order."""
+    probabilities = {'flip': config.flip_probability, 'window': config.window_probability}
+    return tuple(Transform(name, value) for name, value in probabilities.items() if value)
+
+
+def run_spec(data: LabelledSplit, config: TrainConfig) -> RunSpec:
+    """The specification of a run of `config` on these data."""
+    *leading, last = data.split.observations.shape[1:]
+    return RunSpec(
+        config=config,
+        observation_shape=(*leading, last * config.frame_stack),
+        observation_dtype=str(data.split.observations.dtype),
+        action_dim=data.split.actions.shape[1],
+    )

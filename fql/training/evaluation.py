@@ -1,0 +1,148 @@
+"""Rollouts of a policy in environment workers."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fql.envs.workers import EnvWorkers
+from fql.errors import FQLError
+
+# (observations (n, ...), episodes (n,) int32, timesteps (n,) int32) -> actions (n, action_dim).
+# n is the number of workers. Noise that depends on (episode, timestep) alone makes a rollout the
+# same whatever the number of workers.
+Policy = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationResult:
+    """What a number of episodes gave, in the order of the episodes.
+
+    Attributes:
+        success: the mean of `successes`; NaN where the environment reports no success.
+        returns: (episodes,) float64 undiscounted sums of rewards.
+        lengths: (episodes,) int32 steps.
+        successes: (episodes,) float64 `info['success']` of each episode's last step.
+        seeds: (episodes,) int64 seeds that reset the environment.
+        frames: for each of the first episodes recorded, (length + 1, h, w, 3) uint8.
+    """
+
+    success: float
+    returns: np.ndarray
+    lengths: np.ndarray
+    successes: np.ndarray
+    seeds: np.ndarray
+    frames: list[np.ndarray]
+
+
+@dataclass
+class _Episode:
+    rewards: list[float] = field(default_factory=list)
+    success: float = np.nan
+    frames: list[np.ndarray] = field(default_factory=list)
+
+
+def evaluate(
+    workers: EnvWorkers,
+    policy: Policy,
+    episodes: int,
+    seed: int,
+    *,
+    record_episodes: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> EvaluationResult:
+    """Runs episodes 0 .. episodes - 1, episode i from the seed `seed + i`.
+
+    The workers go in lock-step, and one that ends its episode takes the next. The policy always
+    gets one row per worker, so that it is compiled once; the rows of idle workers repeat
+    another's, and their actions are dropped.
+
+    Args:
+        workers: the environments.
+        policy: see `Policy`.
+        episodes: how many, at least 1.
+        seed: of the first episode.
+        record_episodes: how many of the first episodes to record.
+        progress: called with (episodes ended, episodes) after each end.
+
+    Raises:
+        FQLError: a worker failed, or `episodes` is not positive.
+    """
+    if episodes < 1:
+        raise FQLError(f'episodes must be at least 1, not {episodes}')
+    records = [_Episode() for _ in range(episodes)]
+    waiting = deque(range(episodes))
+    running: dict[int, int] = {}  # worker -> its episode
+    observations = np.empty(
+        (workers.num_workers, *workers.observation_shape), workers.observation_dtype
+    )
+
+    def record_frames(episode_of: dict[int, int]) -> None:
+        recorded = [worker for worker, episode in episode_of.items() if episode < record_episodes]
+        for worker, frame in _frames(workers, observations, recorded).items():
+            records[episode_of[worker]].frames.append(frame)
+
+    while waiting or running:
+        idle = [worker for worker in range(workers.num_workers) if worker not in running]
+        new = {worker: waiting.popleft() for worker in idle[: len(waiting)]}
+        firsts = workers.reset({worker: seed + episode for worker, episode in new.items()})
+        for worker, first in firsts.items():
+            observations[worker] = first
+        record_frames(new)
+        running |= new
+
+        rows = [
+            worker if worker in running else min(running) for worker in range(workers.num_workers)
+        ]
+        ids = np.array([running[row] for row in rows], np.int32)
+        timesteps = np.array([len(records[running[row]].rewards) for row in rows], np.int32)
+        # Sent as a JAX array, an action would make the worker import JAX.
+        actions = np.asarray(policy(observations[rows], ids, timesteps))
+        steps = workers.step({worker: actions[worker] for worker in running})
+        for worker, step in steps.items():
+            record = records[running[worker]]
+            record.rewards.append(step.reward)
+            record.success = step.success
+            observations[worker] = step.observation
+        record_frames(running)
+
+        for worker, step in steps.items():
+            if step.terminated or step.truncated:
+                del running[worker]
+                if progress is not None:
+                    progress(episodes - len(waiting) - len(running), episodes)
+
+    successes = np.array([record.success for record in records])
+    return EvaluationResult(
+        success=float(successes.mean()),
+        returns=np.array([sum(record.rewards) for record in records]),
+        lengths=np.array([len(record.rewards) for record in records], np.int32),
+        successes=successes,
+        seeds=seed + np.arange(episodes),
+        frames=[np.stack(record.frames) for record in records[:record_episodes]],
+    )
+
+
+def random_policy(action_dim: int, seed: int) -> Policy:
+    """Actions uniform in [-1, 1], float32, that depend on (seed, episode, timestep) alone."""
+
+    def policy(_: np.ndarray, episodes: np.ndarray, timesteps: np.ndarray) -> np.ndarray:
+        return np.stack(
+            [
+                np.random.default_rng((seed, episode, timestep)).uniform(-1, 1, action_dim)
+                for episode, timestep in zip(episodes.tolist(), timesteps.tolist(), strict=True)
+            ]
+        ).astype(np.float32)
+
+    return policy
+
+
+def _frames(
+    workers: EnvWorkers, observations: np.ndarray, indices: list[int]
+) -> dict[int, np.ndarray]:
+    """Pictures of the workers' states: the newest frame they sent, else one rendered for it."""
+    if len(workers.observation_shape) != 3:
+        return workers.render(indices)
+    channels = workers.observation_shape[-1] // workers.spec.frame_stack
+    return {index: observations[index, ..., -channels:].copy() for index in indices}

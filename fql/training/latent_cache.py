@@ -1,0 +1,305 @@
+"""Latents of a frozen encoder, computed once for all rows of the data and kept beside them.
+
+A split with latents is one whose observations are vectors: the loader draws the same rows as it
+would of the images, and the update, given vectors, skips the encoder (`fql.latents`).
+"""
+
+import dataclasses
+import fcntl
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from data_pipeline.errors import DataError
+from data_pipeline.loader import LoaderConfig
+from data_pipeline.store.frame_store import Split
+from data_pipeline.store.latents import (
+    LatentWriter,
+    latent_folder,
+    latent_recipe,
+    latent_split,
+    make_latent_folder,
+)
+from encoders.leaves import tree_digest
+from fql.agent import agent_networks
+from fql.batch import stack_frames
+from fql.config import TrainConfig
+from fql.devices import AXIS, compiler_options, local_mesh
+from fql.errors import FQLError
+from fql.latents import encode_observations
+from fql.networks import Params
+from fql.training.data import LabelledSplit, store_of
+from fql.training.progress import progress_bar
+from fql.training.run_folder import RunSpec
+
+AHEAD = 2
+"""Blocks that the devices have to compute while the host reads the next and writes the last."""
+
+Encode = Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def uses_cache(config: TrainConfig) -> bool:
+    """Whether a run reads latents in place of images."""
+    return (
+        config.agent.encoder_mode == 'frozen'
+        and config.latent_cache != 'off'
+        and not config.augmentation.is_on
+        and (config.shift_probability == 0 or config.latent_copies > 0)
+    )
+
+
+def cache_place(data: dict[str, LabelledSplit], spec: RunSpec, encoder: Params) -> tuple[Path, str]:
+    """The folder where the latents of these data lie, or will, and their recipe."""
+    config = spec.config
+    encoding = {
+        'encoder': config.agent.encoder,
+        'digest': tree_digest(encoder),
+        'precision': config.agent.precision,
+        'frame_stack': config.frame_stack,
+        'dtype': config.latent_cache,
+        # Without copies nothing is drawn.
+        'copies': config.latent_copies,
+        'seed': config.seed if config.latent_copies else None,
+    }
+    store = store_of(data)
+    recipe = latent_recipe(store, encoding)
+    return latent_folder(store, recipe), recipe
+
+
+def check_room(data: dict[str, LabelledSplit], spec: RunSpec, encoder: Params) -> None:
+    """Raises DataError if the disk has no room for the latents that are not there yet."""
+    folder, _ = cache_place(data, spec, encoder)
+    needed = cache_bytes(data, spec)
+    there = sum(file.stat().st_size for file in folder.glob('*/observations.npy'))
+    free = shutil.disk_usage(data['train'].split.path).free
+    if free < needed - there:
+        raise DataError(
+            f'{folder}: latents need {(needed - there) / 1e6:,.0f} MB of disk, '
+            f'{free / 1e6:,.0f} MB are free; --latent-cache float16 takes half of float32, off none'
+        )
+
+
+def cache_bytes(data: dict[str, LabelledSplit], spec: RunSpec) -> int:
+    """Size of the latents of all rows and their copies."""
+    config = spec.config
+    rows = sum(len(labelled.split.observations) for labelled in data.values())
+    itemsize = np.dtype(config.latent_cache).itemsize
+    return rows * (config.latent_copies + 1) * latent_width(spec) * itemsize
+
+
+def describe_cache(data: dict[str, LabelledSplit], spec: RunSpec, encoder: Params | None) -> str:
+    """Where a run with a frozen encoder gets its latents from.
+
+    Args:
+        encoder: its parameters, if the run reads latents.
+    """
+    config = spec.config
+    if config.latent_cache == 'off':
+        return 'computed in every update, as latent-cache is off'
+    if encoder is None:
+        return 'computed in every update, as images are changed at random'
+    copies = f', of rows and {config.latent_copies} shifted copies' if config.latent_copies else ''
+    folder, _ = cache_place(data, spec, encoder)
+    return f'{config.latent_cache}{copies}, {cache_bytes(data, spec) / 1e6:,.0f} MB in {folder}'
+
+
+def latent_width(spec: RunSpec) -> int:
+    """Size of the encoder's latents."""
+    encoder = agent_networks(spec).encoder
+    assert encoder is not None
+    images = jax.ShapeDtypeStruct((1, *spec.observation_shape), spec.observation_dtype)
+    latents, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), images)
+    return latents.shape[1]
+
+
+def cached_data(
+    data: dict[str, LabelledSplit], spec: RunSpec, encoder: Params
+) -> dict[str, LabelledSplit]:
+    """The splits with latents in place of frames; what the cache lacks of these is computed.
+
+    Of several processes, the first to come computes, with its own devices, and the others wait;
+    where their disks are not shared, each computes its own.
+
+    Args:
+        data: images and labels.
+        encoder: parameters of the frozen encoder, on this process's devices or the host.
+
+    Raises:
+        DataError: the disk has no room.
+        FQLError: a latent is not finite in the cache's type.
+    """
+    config = spec.config
+    folder, recipe = cache_place(data, spec, encoder)
+    check_room(data, spec, encoder)
+    make_latent_folder(folder, recipe)
+    width, dtype, copies = latent_width(spec), config.latent_cache, config.latent_copies
+    mesh = local_mesh()
+    encode = make_encode(spec, mesh)
+    cached = {}
+    with locked(folder / 'lock'):
+        for name, labelled in data.items():
+            split = latent_split(folder, labelled.split, width, dtype, copies)
+            if split is None:
+                rows = len(labelled.split.observations) * (copies + 1)
+                with LatentWriter(folder / name, (rows, width), dtype) as writer:
+                    write_latents(writer, labelled.split, config, encode, encoder, mesh)
+                split = latent_split(folder, labelled.split, width, dtype, copies)
+            assert split is not None
+            cached[name] = dataclasses.replace(labelled, split=split, has_latents=True)
+    return cached
+
+
+def write_latents(
+    writer: LatentWriter,
+    split: Split,
+    config: TrainConfig,
+    encode: Encode,
+    encoder: Params,
+    mesh: Mesh,
+) -> None:
+    """Computes and writes the rows that `writer` still lacks.
+
+    Devices, disk and host work at the same time: the next blocks are given to the devices before
+    the last one is waited for.
+
+    Args:
+        encode: of `make_encode`, for this mesh.
+    """
+    encoder = jax.device_put(encoder, NamedSharding(mesh, PartitionSpec()))
+    rows, total = len(split.observations), len(split.observations) * (config.latent_copies + 1)
+    shifts = copy_shifts(split, config)
+    first = split.first_rows
+    pending: deque[tuple[jax.Array, int]] = deque()
+    with progress_bar(f'latents of {split.name}', 'row', total, initial=writer.rows) as bar:
+
+        def write_next() -> None:
+            latents, count = pending.popleft()
+            block = np.asarray(latents)[:count]
+            if not np.isfinite(block).all():
+                raise FQLError(
+                    f'an encoder with latents that are not finite in {config.latent_cache}; '
+                    'take another encoder, or another --run-dir with --latent-cache float32'
+                )
+            writer.append(block)
+            bar.update(count)
+
+        for copy, start, end in blocks(writer.rows, rows, total, config.batch_size):
+            frames, stacks = read_block(split, first, start, end, config)
+            offsets = shifts[copy, start : start + config.batch_size]
+            arrays = put_block(frames, stacks, pad_rows(offsets, config.batch_size), mesh)
+            pending.append((encode(encoder, *arrays), end - start))
+            if len(pending) > AHEAD:
+                write_next()
+        while pending:
+            write_next()
+
+
+def blocks(done: int, rows: int, total: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """(copy, first row, row behind the last) of every block from row `done` of the file on."""
+    while done < total:
+        copy, start = divmod(done, rows)
+        end = min(start + size, rows)
+        yield copy, start, end
+        done += end - start
+
+
+def read_block(
+    split: Split, first: np.ndarray, start: int, end: int, config: TrainConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """The frames that the stacks of rows `start` to `end` are made of, each once.
+
+    Args:
+        first: the first row of each row's trajectory.
+
+    Returns:
+        frames: (min(n, batch_size + frame_stack - 1), h, w, c), a part of the split.
+        stacks: (batch_size, frame_stack) int32, places in `frames`, oldest first; the last row's
+            fill up a short block.
+    """
+    length = min(len(first), config.batch_size + config.frame_stack - 1)
+    begin = min(max(start - config.frame_stack + 1, 0), len(first) - length)
+    rows = np.arange(start, end)
+    stacks = np.maximum(rows[:, None] + np.arange(1 - config.frame_stack, 1), first[rows, None])
+    frames = split.observations[begin : begin + length]
+    return frames, pad_rows((stacks - begin).astype(np.int32), config.batch_size)
+
+
+def pad_rows(array: np.ndarray, length: int) -> np.ndarray:
+    """The array with its last row repeated up to `length` rows."""
+    return np.concatenate([array, np.repeat(array[-1:], length - len(array), axis=0)])
+
+
+def copy_shifts(split: Split, config: TrainConfig) -> np.ndarray:
+    """(copies + 1, n, 2) int32: the rows' shifts in every copy, in pixels; none in the first.
+
+    A trajectory has one shift in each copy, so that o and o' have the same.
+    """
+    pad = LoaderConfig.shift_pad
+    rng = np.random.default_rng(config.seed)
+    drawn = rng.integers(-pad, pad + 1, (config.latent_copies, len(split.lengths), 2), np.int32)
+    none = np.zeros((1, len(split.lengths), 2), np.int32)
+    return np.repeat(np.concatenate([none, drawn]), split.lengths, axis=1)
+
+
+def put_block(
+    frames: np.ndarray, stacks: np.ndarray, shifts: np.ndarray, mesh: Mesh
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The frames on every device, the samples split over the devices."""
+    everywhere, spread = (
+        NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(AXIS))
+    )
+    return (
+        jax.device_put(frames, everywhere),
+        jax.device_put(stacks, spread),
+        jax.device_put(shifts, spread),
+    )
+
+
+def make_encode(spec: RunSpec, mesh: Mesh) -> Encode:
+    """The jitted function (encoder, frames, stacks, shifts) -> latents (b, d) of the cache's type.
+
+    Its arguments are `put_block`'s.
+    """
+    networks, config = agent_networks(spec), spec.config
+
+    def encode(
+        encoder: Params, frames: jax.Array, stacks: jax.Array, shifts: jax.Array
+    ) -> jax.Array:
+        images = stack_frames(frames[stacks])
+        if config.latent_copies:
+            images = jax.vmap(shift_image)(images, shifts)
+        params = {'encoders': {'shared': encoder}}
+        latents = encode_observations(networks, config.agent, params, 'critic', images)
+        return latents.astype(config.latent_cache)
+
+    spread = NamedSharding(mesh, PartitionSpec(AXIS))
+    return jax.jit(encode, out_shardings=spread, compiler_options=compiler_options())
+
+
+def shift_image(image: jax.Array, shift: jax.Array) -> jax.Array:
+    """(h, w, c) image shifted by (rows, columns), its edges repeated: the loader's random shift."""
+    rows, columns = (
+        jnp.clip(jnp.arange(size) + offset, 0, size - 1)
+        for size, offset in zip(image.shape, shift, strict=False)
+    )
+    return image[rows[:, None], columns]
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a lock file, after waiting for it; the system frees it when a process dies."""
+    with path.open('a+') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tqdm.write(f'another process computes the latents in {path.parent}; waiting for it')
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

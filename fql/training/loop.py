@@ -1,0 +1,246 @@
+"""The loop of a run: batches through updates, with logs, evaluations and checkpoints."""
+
+import json
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from fql.devices import put_batch
+from fql.errors import FQLError
+from fql.losses import Metrics
+from fql.train_state import TrainState
+from fql.train_step import TrainStep, runs_best_alone
+from fql.training.checkpoints import CheckpointWriter
+from fql.training.host_memory import GIVE_BACK_INTERVAL, give_back_freed_memory
+from fql.training.interruption import EXIT_CODE, Interrupted, Interruption
+from fql.training.metrics_log import MetricsLog
+from fql.training.progress import progress_bar
+from fql.training.run_folder import RunFolder
+
+MAX_IN_FLIGHT = 2
+"""Calls of the train step that the host may be ahead of the device; each holds its batches."""
+
+MUST_BE_FINITE = ('loss', 'update/grad_norm')
+"""Metrics of an update after which the parameters are finite if they were so before."""
+
+Arrays = dict[str, np.ndarray]
+Batches = Iterator[Arrays]
+InFlight = deque[tuple[int, Metrics, list[Arrays]]]
+"""Calls whose losses were not looked at yet: the step before, metrics, batches."""
+
+
+class NotFiniteError(FQLError):
+    """The loss of an update, or its gradient, is NaN or infinite."""
+
+
+class Schedule(Protocol):
+    """The settings that say what is due when; intervals are in updates, 0 for never."""
+
+    @property
+    def steps(self) -> int:
+        """The last update."""
+
+    @property
+    def log_interval(self) -> int:
+        """Between rows of metrics."""
+
+    @property
+    def eval_interval(self) -> int:
+        """Between evaluations."""
+
+    @property
+    def save_interval(self) -> int:
+        """Between checkpoints."""
+
+    @property
+    def updates_per_call(self) -> int:
+        """Updates made by one call of the train step."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trainer:
+    """A run's collaborators, and the loop that uses them.
+
+    Attributes:
+        schedule: what is due when.
+        mesh: the devices.
+        folder: where a batch is written whose loss is not finite.
+        fields: the loader's arrays that an update reads.
+        train_step: see `fql.train_step.TrainStep`.
+        validate: metrics of a batch of the validation split.
+        evaluate: called with the state whenever an evaluation is due.
+        metadata: JSON values kept with each checkpoint.
+        writer: of checkpoints.
+        train_log: of metrics; None in all processes but the first.
+        interruption: tells when to stop.
+        resume_command: what the user is to run after a stop.
+    """
+
+    schedule: Schedule
+    mesh: Mesh
+    folder: RunFolder
+    fields: Sequence[str]
+    train_step: TrainStep
+    validate: Callable[[TrainState, dict[str, jax.Array]], Metrics]
+    evaluate: Callable[[TrainState], object]
+    metadata: Mapping[str, Any]
+    writer: CheckpointWriter
+    train_log: MetricsLog | None
+    interruption: Interruption
+    resume_command: str
+
+    def train(
+        self,
+        state: TrainState,
+        batches: Batches,
+        val_batches: Batches | None,
+        is_evaluation_missing: bool,
+    ) -> tuple[TrainState, int]:
+        """Updates until `schedule.steps`; returns the state and the exit code, 0 when it got there.
+
+        Args:
+            state: where to start.
+            batches: from the update of that step on.
+            val_batches: of the validation split, if there is one.
+            is_evaluation_missing: whether the evaluation due at that step is still to be made.
+
+        Raises:
+            NotFiniteError: a loss or a gradient was NaN or infinite; the state is not saved then.
+            FQLError: a save failed, or an environment's worker.
+        """
+        schedule = self.schedule
+        step = int(state.step)
+        in_flight: InFlight = deque()
+        try:
+            with progress_bar('train', 'update', schedule.steps, initial=step) as bar:
+                if is_evaluation_missing:
+                    self.evaluate(state)
+                while step < schedule.steps:
+                    arrays = [self._next(batches) for _ in range(updates_in_call(schedule, step))]
+                    # The host runs ahead, but not with so many batches that they fill the memory.
+                    if len(in_flight) == MAX_IN_FLIGHT:
+                        self._check_finite(*in_flight.popleft())
+                    on_device = tuple(put_batch(batch, self.mesh) for batch in arrays)
+                    state, metrics = self.train_step(state, on_device)
+                    in_flight.append((step, metrics, arrays))
+                    step += len(arrays)
+                    bar.update(len(arrays))
+                    is_log_due, is_evaluation_due, is_save_due = (
+                        is_due(step, interval, schedule.steps) for interval in _intervals(schedule)
+                    )
+                    if is_log_due or is_evaluation_due or is_save_due:
+                        self._check_all(in_flight)
+                    if is_log_due:
+                        self._log(step, state, metrics, val_batches)
+                    if is_evaluation_due:
+                        self.evaluate(state)
+                    if is_save_due:
+                        self.writer.save(state, self.metadata)
+                    if step % GIVE_BACK_INTERVAL < len(arrays):
+                        give_back_freed_memory()
+                    self.writer.poll()
+                    self.interruption.raise_if_requested(step)
+                self._check_all(in_flight)
+        except Interrupted:
+            self._check_all(in_flight)
+            self.writer.save(state, self.metadata)
+            self.writer.wait()
+            if jax.process_index() == 0:
+                print(
+                    f'stopped; step {int(state.step):,} is saved. '
+                    f'Continue with: {self.resume_command}',
+                    flush=True,
+                )
+            return state, EXIT_CODE
+        except NotFiniteError:
+            raise
+        except Exception:
+            # What can be saved is saved; the fault to be told is the first one. A save needs all
+            # processes, of which the others know nothing of the fault.
+            if jax.process_count() == 1:
+                with suppress(Exception):
+                    self._check_all(in_flight)
+                    self.writer.save(state, self.metadata)
+                    self.writer.wait()
+            raise
+        self.writer.wait()
+        return state, 0
+
+    def _next(self, batches: Batches) -> Arrays:
+        arrays = next(batches)
+        return {name: arrays[name] for name in self.fields}
+
+    def _check_all(self, in_flight: InFlight) -> None:
+        """Waits for all calls that were given to the device."""
+        while in_flight:
+            self._check_finite(*in_flight.popleft())
+
+    def _check_finite(self, step: int, metrics: Metrics, batches: list[Arrays]) -> None:
+        """Waits for the updates from `step` on; stops the run if one was not finite."""
+        checked = np.stack([np.asarray(metrics[name]) for name in MUST_BE_FINITE])
+        are_finite = np.isfinite(checked).all(axis=0)
+        if are_finite.all():
+            return
+        place = int(np.argmin(are_finite))
+        number = step + place + 1
+        terms = {name: float(values[place]) for name, values in metrics.items()}
+        self.folder.non_finite.mkdir(exist_ok=True)
+        part = f'-process-{jax.process_index()}' if jax.process_count() > 1 else ''
+        path = self.folder.non_finite / f'step-{number}'
+        np.savez(path.with_name(f'{path.name}{part}.npz'), allow_pickle=False, **batches[place])
+        if jax.process_index() == 0:
+            text = json.dumps({name: repr(value) for name, value in terms.items()}, indent=1)
+            path.with_suffix('.json').write_text(text)
+        wrong = [f'{name} = {value}' for name, value in terms.items() if not math.isfinite(value)]
+        raise NotFiniteError(
+            f'step {number:,} is not finite ({", ".join(wrong)}); its batch and metrics are in '
+            f'{self.folder.non_finite}; the checkpoints before it are kept'
+        )
+
+    def _log(
+        self, step: int, state: TrainState, metrics: Metrics, val_batches: Batches | None
+    ) -> None:
+        row = {name: values[-1] for name, values in metrics.items()}
+        if val_batches is not None:
+            row |= self.validate(state, put_batch(self._next(val_batches), self.mesh))
+        values = {name: float(value) for name, value in jax.device_get(row).items()}
+        if self.train_log is not None:
+            self.train_log.write(step, values)
+
+
+def updates_in_call(schedule: Schedule, step: int) -> int:
+    """How many updates the next call makes, after `step` updates.
+
+    Calls begin at multiples of `updates_per_call`; one that would pass a step where something is
+    due is made of single updates, so that only two programs are ever compiled.
+    """
+    count = 1 if runs_best_alone() else schedule.updates_per_call
+    if step % count or step + count > schedule.steps:
+        return 1
+    is_any_due = any(
+        is_due(between, interval, schedule.steps)
+        for between in range(step + 1, step + count)
+        for interval in _intervals(schedule)
+    )
+    return 1 if is_any_due else count
+
+
+def is_due(step: int, interval: int, last: int) -> bool:
+    """Whether something made every `interval` updates (0: never), and after the last, is due."""
+    return interval > 0 and (step % interval == 0 or step == last)
+
+
+def rows_logged(schedule: Schedule, step: int) -> int:
+    """Rows of metrics, each with the next batch of the validation split, of the first updates."""
+    return step // schedule.log_interval if schedule.log_interval else 0
+
+
+def _intervals(schedule: Schedule) -> tuple[int, int, int]:
+    return schedule.log_interval, schedule.eval_interval, schedule.save_interval

@@ -1,0 +1,171 @@
+"""Every setting of a pretraining, as frozen dataclasses, and the file that says what one is."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fql.config import (
+    AugmentationConfig,
+    EncoderName,
+    augmentation_checks,
+    check_fields,
+    raise_unless,
+)
+from fql.training.run_folder import RunFolder, read_json, versions, write_json
+
+FORMAT_VERSION = 1
+
+
+ObjectiveName = Literal[
+    'inverse_dynamics', 'temporal_contrast', 'self_prediction', 'flow_bc', 'reconstruction'
+]
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A pretraining. With (seed, step) it determines every batch and every update."""
+
+    dataset: str
+    """Name of the prepared dataset, of images."""
+    objective: ObjectiveName = 'inverse_dynamics'
+    """What the encoder is trained for: the action on the way to a later observation, telling
+    observations that follow from others, predicting later latents, the flow policy of behaviour
+    cloning, or the images themselves."""
+    encoder: EncoderName = 'impala_small'
+    """Size of the encoder."""
+    frame_stack: int = 3
+    """Frames in an image observation (1: no stacking), as in the runs that will use the encoder."""
+    horizon: int = 10
+    """Largest number of steps between the two observations of a window; each is as likely as any
+    other that the trajectory has room for."""
+    data_dir: str = ''
+    """Data folder; default $FQL_DATA_DIR, else under the user's cache folder."""
+    seed: int = 0
+    """Seed of parameters, batches and draws."""
+    steps: int = 20_000
+    """Number of updates."""
+    batch_size: int = 256
+    """Windows in a batch."""
+    lr: float = 3e-4
+    """Adam's learning rate."""
+    tau: float = 0.01
+    """Rate at which the momentum target of temporal_contrast and self_prediction follows."""
+    hidden_dims: tuple[int, ...] = (512, 512)
+    """Widths of the hidden layers of the objective's heads."""
+    mask_ratio: float = 0.0
+    """Part of the 8x8 patches that the encoder does not see in reconstruction (0: it sees all)."""
+    shift_probability: float = 0.5
+    """Probability that a batch's images are randomly shifted (up to 3 pixels); the two
+    observations of a window are shifted apart."""
+    updates_per_call: int = 1
+    """Updates that one call of the compiled step makes; more save time where updates are short. On
+    CPUs it is always one."""
+    log_interval: int = 1_000
+    """Updates between rows of train.csv (0: none)."""
+    save_interval: int = 5_000
+    """Updates between checkpoints; one more at the end."""
+    keep_latest: int = 2
+    """Checkpoints kept."""
+    keep_interval: int = 0
+    """Checkpoints at multiples of this many updates are kept for ever (0: none)."""
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+
+    @property
+    def eval_interval(self) -> int:
+        """There are no evaluations."""
+        return 0
+
+
+@dataclass(frozen=True)
+class PretrainSpec:
+    """What determines the networks of a pretraining and its state before the first update.
+
+    Attributes:
+        config: the run's settings.
+        image_shape: (h, w, c) of one frame.
+        action_dim: size of an action.
+    """
+
+    config: PretrainConfig
+    image_shape: tuple[int, int, int]
+    action_dim: int
+
+    @property
+    def stack_shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of a stack."""
+        height, width, channels = self.image_shape
+        return height, width, channels * self.config.frame_stack
+
+
+def validate_pretrain_config(config: PretrainConfig) -> None:
+    """Raises FQLError, naming the field, when a value makes no sense."""
+    checks = {
+        'seed must lie in [0, 2^31)': 0 <= config.seed < 2**31,
+        'steps, batch-size, frame-stack and horizon must be at least 1': min(
+            config.steps, config.batch_size, config.frame_stack, config.horizon
+        )
+        >= 1,
+        'lr must be positive': config.lr > 0,
+        'tau must lie in [0, 1]': 0 <= config.tau <= 1,
+        'hidden-dims must be positive widths': min(config.hidden_dims, default=1) >= 1,
+        'mask-ratio must lie in [0, 1)': 0 <= config.mask_ratio < 1,
+        'mask-ratio needs --objective reconstruction': (
+            config.mask_ratio == 0 or config.objective == 'reconstruction'
+        ),
+        'shift-probability must lie in [0, 1]': 0 <= config.shift_probability <= 1,
+        'updates-per-call and keep-latest must be at least 1': min(
+            config.updates_per_call, config.keep_latest
+        )
+        >= 1,
+        'log-interval and keep-interval must not be negative': min(
+            config.log_interval, config.keep_interval
+        )
+        >= 0,
+        'save-interval must be at least 1: the encoder is taken from the last checkpoint': (
+            config.save_interval >= 1
+        ),
+    }
+    raise_unless({**checks, **augmentation_checks(config.augmentation)})
+
+
+def pretrain_config_from_dict(values: dict[str, Any], origin: Path) -> PretrainConfig:
+    """The inverse of `dataclasses.asdict`, after JSON.
+
+    Raises:
+        FQLError: when fields are missing or unknown, with their names and `origin`.
+    """
+    check_fields(PretrainConfig, values, origin)
+    check_fields(AugmentationConfig, values['augmentation'], origin)
+    nested = {
+        'hidden_dims': tuple(values['hidden_dims']),
+        'augmentation': AugmentationConfig(**values['augmentation']),
+    }
+    return PretrainConfig(**{**values, **nested})
+
+
+def write_pretrain_spec(run: RunFolder, spec: PretrainSpec) -> None:
+    """Writes `pretraining.json` whole or not at all."""
+    values = {
+        'format_version': FORMAT_VERSION,
+        'config': dataclasses.asdict(spec.config),
+        'image_shape': list(spec.image_shape),
+        'action_dim': spec.action_dim,
+        'versions': versions(),
+    }
+    write_json(run.pretrain_spec, values)
+
+
+def read_pretrain_spec(run: RunFolder) -> PretrainSpec:
+    """Reads `pretraining.json`.
+
+    Raises:
+        FQLError: when the folder is no pretraining, or its file cannot be understood.
+    """
+    path = run.pretrain_spec
+    values = read_json(path, FORMAT_VERSION, PretrainSpec, 'is no folder of a pretraining')
+    return PretrainSpec(
+        config=pretrain_config_from_dict(values['config'], path),
+        image_shape=tuple(values['image_shape']),
+        action_dim=values['action_dim'],
+    )

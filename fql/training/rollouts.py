@@ -1,0 +1,124 @@
+"""Workers for a run's environment, and evaluation of a policy in them."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from fql.config import OWN_TASK, TrainConfig
+from fql.envs.make import EnvSpec
+from fql.envs.tasks import find_task
+from fql.envs.workers import EnvWorkers
+from fql.errors import FQLError
+from fql.reports.video import save_gif
+from fql.training.evaluation import EvaluationResult, Policy, evaluate
+from fql.training.metrics_log import MetricsLog, read_csv
+from fql.training.progress import progress_bar, progress_callback
+from fql.training.run_folder import RunFolder, RunSpec
+
+MAX_WORKERS = 16
+VIDEO_EPISODES = 2
+VIDEO_FPS = 20
+
+
+def start_workers(
+    spec: RunSpec, config: TrainConfig, episodes: int, num_workers: int
+) -> EnvWorkers:
+    """Starts environments of a run, in at most as many processes as there are episodes.
+
+    Args:
+        num_workers: how many processes; 0: one for each processor, at most MAX_WORKERS.
+
+    Raises:
+        FQLError: the environment cannot be made, or it does not give what the data hold.
+    """
+    if config.task == OWN_TASK:
+        raise FQLError('the task is of the data themselves: it has no environment to evaluate in')
+    kwargs: tuple[tuple[str, str | int], ...] = (('success_timing', config.success_timing),)
+    if spec.images:
+        # The data may have been collected at another size than the environment's own.
+        height, width, _ = spec.observation_shape
+        kwargs += (('height', height), ('width', width))
+    env_spec = EnvSpec(
+        env_id=find_task(config.task).env_id,
+        kwargs=kwargs,
+        frame_stack=config.frame_stack,
+        max_episode_steps=config.max_episode_steps or None,
+    )
+    asked = num_workers or min(os.cpu_count() or 1, MAX_WORKERS)
+    workers = EnvWorkers(env_spec, min(asked, episodes))
+    given = (workers.observation_shape, str(workers.observation_dtype), workers.action_dim)
+    wanted = (spec.observation_shape, spec.observation_dtype, spec.action_dim)
+    if given != wanted:
+        workers.close()
+        raise FQLError(
+            f'the dataset is not of the environment of {config.task}: its observations (stacked) '
+            f'and actions are {wanted[0]} {wanted[1]} and {wanted[2]}, '
+            f"the environment's {given[0]} {given[1]} and {given[2]}"
+        )
+    return workers
+
+
+def evaluate_with_progress(
+    workers: EnvWorkers,
+    policy: Policy,
+    episodes: int,
+    seed: int,
+    label: str,
+    record_episodes: int = 0,
+    between: Callable[[], None] = lambda: None,
+) -> EvaluationResult:
+    """`evaluate` with a progress bar; calls `between` before each policy step."""
+    with progress_bar(label, 'episode', episodes) as bar:
+
+        def watched(
+            observations: np.ndarray, episodes: np.ndarray, timesteps: np.ndarray
+        ) -> np.ndarray:
+            between()
+            return policy(observations, episodes, timesteps)
+
+        return evaluate(
+            workers,
+            watched,
+            episodes,
+            seed,
+            record_episodes=record_episodes,
+            progress=progress_callback(bar),
+        )
+
+
+def record_evaluation(
+    folder: RunFolder, log: MetricsLog, step: int, result: EvaluationResult
+) -> None:
+    """Writes an evaluation into the run's folder: video, episodes, and last the metrics' row."""
+    if result.frames:
+        folder.videos.mkdir(exist_ok=True)
+        save_gif(folder.videos / f'{step}.gif', result.frames, VIDEO_FPS)
+    episodes = [
+        {'seed': int(seed), 'success': float(success), 'return': float(ret), 'length': int(length)}
+        for seed, success, ret, length in zip(
+            result.seeds, result.successes, result.returns, result.lengths, strict=True
+        )
+    ]
+    folder.evaluations.mkdir(exist_ok=True)
+    (folder.evaluations / f'{step}.json').write_text(json.dumps(episodes, indent=1) + '\n')
+    log.write(
+        step,
+        {
+            'evaluation/success': result.success,
+            'evaluation/return': float(result.returns.mean()),
+            'evaluation/length': float(result.lengths.mean()),
+        },
+    )
+
+
+def recorded_successes(path: Path) -> dict[int, float]:
+    """The success of each step in a metrics file of evaluations."""
+    return {int(row['step']): float(row['evaluation/success']) for row in read_csv(path)}
+
+
+def recorded_steps(path: Path) -> set[int]:
+    """The steps that have a row in a metrics file."""
+    return {int(row['step']) for row in read_csv(path)}

@@ -1,0 +1,133 @@
+"""How a run of updates is started or continued: the folder, and what must not be overwritten."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from data_pipeline.store.frame_store import FrameStore
+from fql.config import Processes, differing_fields
+from fql.devices import wait_for_all_processes
+from fql.errors import FQLError, first_line
+from fql.training.checkpoints import finished_steps
+from fql.training.run_folder import RunFolder, write_json
+from fql.training.run_lock import lock_run
+
+Resume = Literal['never', 'auto', 'always']
+
+
+def choose_folder(run_dir: Path | None, resume: Path | None, name: str) -> tuple[Path, Resume]:
+    """The run folder that `--run-dir` and `--resume` ask for, and whether to continue it.
+
+    Args:
+        name: begins the name of a folder of which neither says anything.
+
+    Returns:
+        The folder; and to continue the run there ('always'), to refuse if there is one ('never'),
+        or to continue it if there is one ('auto').
+
+    Raises:
+        FQLError: they contradict each other.
+    """
+    if resume is None:
+        return run_dir or Path('runs') / f'{name}-{datetime.now():%Y%m%d-%H%M%S}', 'never'
+    if resume == Path('auto'):
+        if run_dir is None:
+            raise FQLError('--resume auto needs --run-dir')
+        return run_dir, 'auto'
+    if run_dir not in (None, resume):
+        raise FQLError('--resume names the run folder; leave --run-dir out')
+    return resume, 'always'
+
+
+def check_run_folder(
+    folder: RunFolder,
+    config: Any,
+    resume: Resume,
+    read_config: Callable[[RunFolder], Any],
+    command: str,
+) -> None:
+    """Raises FQLError if a run there would be overwritten, or continued with other settings.
+
+    Args:
+        config: of the run that is asked for.
+        read_config: the stored one of a folder.
+        command: that continues a run, 'fql train'.
+    """
+    # A run that was killed in its first moments leaves its lock, and no more.
+    left = {folder.lock, *(p.with_suffix('.tmp') for p in (folder.spec, folder.pretrain_spec))}
+    is_new = not folder.path.exists() or set(folder.path.iterdir()) <= left
+    if resume == 'never' and not is_new:
+        raise FQLError(
+            f'{folder.path} exists; continue it with {command} --resume {folder.path}, '
+            'or choose another --run-dir'
+        )
+    if resume == 'never' or (resume == 'auto' and is_new):
+        return
+    if differences := differing_fields(read_config(folder), config):
+        raise FQLError(f'{folder.path} was made with other settings: {"; ".join(differences)}')
+    latest = max(finished_steps(folder.checkpoints), default=0)
+    if latest > config.steps:
+        raise FQLError(
+            f'{folder.path} is at step {latest:,} already, past --steps {config.steps:,}'
+        )
+
+
+def check_data(folder: RunFolder, store: FrameStore) -> None:
+    """Raises FQLError if a run there was trained on other data than the store now holds."""
+    if folder.data.exists() and json.loads(folder.data.read_text()) != store.checksums:
+        raise FQLError(
+            f'{folder.path} was trained on other data than {store.path} holds now '
+            f'(checksums in {folder.data}); prepare that dataset again, or start another run'
+        )
+
+
+@contextmanager
+def claimed_folder(
+    folder: RunFolder, store: FrameStore, write_spec: Callable[[], None]
+) -> Iterator[None]:
+    """Inside, the run folder is there, described, and locked by the first process.
+
+    Args:
+        store: the data that the run is trained on.
+        write_spec: writes what the run is.
+    """
+    # The first process makes the folder that all have looked at before.
+    wait_for_all_processes('checks')
+    with ExitStack() as stack:
+        if jax.process_index() == 0:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock_run(folder.lock, 'trainer'))
+            write_spec()
+            write_json(folder.data, store.checksums)
+        wait_for_all_processes('run folder')
+        yield
+
+
+def connect_processes(processes: Processes, run_dir: Path | None, resume: Path | None) -> None:
+    """Makes this process one of several that train together, if it is meant to be.
+
+    Raises:
+        FQLError: the settings of the processes make no sense, no folder is named that all of them
+            would take, or they do not find each other.
+    """
+    number, count = processes.process_id, processes.num_processes
+    if not processes.coordinator:
+        if (number, count) != (0, 1):
+            raise FQLError('--num-processes and --process-id need --coordinator')
+        return
+    if run_dir is None and resume is None:
+        raise FQLError('several processes need --run-dir, or --resume: all of them use one folder')
+    if not 0 <= number < count:
+        raise FQLError(f'--process-id {number} of --num-processes {count}: they count from 0')
+    try:
+        if processes.coordinator == 'auto':
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(processes.coordinator, count, number)
+    except (ValueError, RuntimeError) as error:
+        raise FQLError(f'--coordinator {processes.coordinator}: {first_line(error)}') from error

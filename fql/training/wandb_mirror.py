@@ -1,0 +1,47 @@
+"""Metrics of a run at Weights & Biases, which is not installed unless asked for."""
+
+import importlib.util
+import secrets
+from collections.abc import Mapping
+
+from fql.config import TrainConfig, config_to_dict
+from fql.errors import FQLError, first_line
+from fql.training.metrics_log import Mirror
+from fql.training.run_folder import RunFolder
+
+
+def check_wandb(config: TrainConfig) -> None:
+    """Raises FQLError if a run wants the package and it is not installed."""
+    if config.wandb_project and importlib.util.find_spec('wandb') is None:
+        raise FQLError("--wandb-project needs: pip install 'fql-pixels[wandb]'")
+
+
+def wandb_mirror(config: TrainConfig, folder: RunFolder) -> Mirror:
+    """Sends rows of metrics to Weights & Biases, under the run folder's name.
+
+    The run is known there by an id that the folder keeps, since folders of several experiments may
+    have one name.
+
+    Raises:
+        FQLError: Weights & Biases takes none; says why.
+    """
+    import wandb
+
+    if not folder.wandb_id.exists():
+        folder.wandb_id.write_text(secrets.token_hex(8))
+    try:
+        run = wandb.init(
+            project=config.wandb_project,
+            name=folder.path.name,
+            id=folder.wandb_id.read_text(),
+            dir=folder.path,
+            config=config_to_dict(config),
+            resume='allow',
+        )
+    except wandb.Error as error:
+        raise FQLError(f'Weights & Biases: {first_line(error)}') from error
+
+    def mirror(step: int, metrics: Mapping[str, float]) -> None:
+        run.log(metrics, step=step)
+
+    return mirror

@@ -1,0 +1,83 @@
+"""`fql evaluate --watch`: evaluates a run's checkpoints beside its training."""
+
+import time
+from collections.abc import Iterator
+
+from fql.agent import abstract_state, agent_networks
+from fql.devices import one_device_mesh
+from fql.errors import FQLError, first_line
+from fql.reports.plots import plot_learning_curve
+from fql.training.checkpoints import CheckpointReader, finished_steps
+from fql.training.metrics_log import MetricsLog
+from fql.training.policy import make_act, make_policy
+from fql.training.rollouts import (
+    VIDEO_EPISODES,
+    evaluate_with_progress,
+    record_evaluation,
+    recorded_steps,
+    start_workers,
+)
+from fql.training.run_folder import RunFolder, read_spec
+from fql.training.run_lock import lock_run
+
+POLL_SECONDS = 2.0
+
+
+def watch(folder: RunFolder, episodes: int, num_workers: int) -> None:
+    """Evaluates every checkpoint that has no evaluation yet, and each new one, up to the last.
+
+    Only `eval.csv` and what comes of evaluations is written; the trainer leaves that alone.
+
+    Raises:
+        FQLError: the trainer evaluates by itself or saves nothing, another watcher is there, a
+            checkpoint cannot be read, or a worker failed.
+    """
+    spec = read_spec(folder)
+    config = spec.config
+    if config.eval_interval:
+        raise FQLError(
+            f'the trainer of {folder.path} evaluates by itself; train with --eval-interval 0'
+        )
+    if not config.save_interval:
+        raise FQLError(f'the trainer of {folder.path} saves nothing: its save-interval is 0')
+    act = make_act(agent_networks(spec), config.agent, 'one_step')
+    abstract = abstract_state(spec, one_device_mesh())
+    with (
+        lock_run(folder.watch_lock, 'watcher'),
+        start_workers(spec, config, episodes, num_workers) as workers,
+        MetricsLog(folder.eval_csv, folder.eval_tensorboard, step=None) as log,
+    ):
+        print(f'watching {folder.path} up to step {config.steps:,}', flush=True)
+        for step in _new_steps(folder):
+            reader = CheckpointReader(folder.checkpoints)
+            try:
+                params = reader.restore_params(abstract, reader.find(step))
+            except Exception as error:
+                if step in finished_steps(folder.checkpoints):
+                    raise FQLError(f'step {step:,} cannot be read: {first_line(error)}') from error
+                print(f'step {step:,} was deleted before it was read ({type(error).__name__})')
+                continue
+            result = evaluate_with_progress(
+                workers,
+                make_policy(act, params, config.eval_seed),
+                episodes,
+                config.eval_seed,
+                label=f'evaluate step {step:,}',
+                record_episodes=VIDEO_EPISODES if spec.images else 0,
+            )
+            record_evaluation(folder, log, step, result)
+            print(f'step {step:,}: success {result.success:.1%} ({episodes} episodes)', flush=True)
+    plot_learning_curve(folder, config.task)
+    print(f'all evaluated; curves: {folder.learning_curve}')
+
+
+def _new_steps(folder: RunFolder) -> Iterator[int]:
+    """Steps without an evaluation, as their checkpoints appear; ends after the run's last."""
+    seen = recorded_steps(folder.eval_csv)
+    while read_spec(folder).config.steps not in seen:
+        new = [step for step in finished_steps(folder.checkpoints) if step not in seen]
+        if not new:
+            time.sleep(POLL_SECONDS)
+        for step in new:
+            seen.add(step)
+            yield step

@@ -1,0 +1,1 @@
+"""`fql benchmark`: measurements on this machine."""

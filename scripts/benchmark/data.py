@@ -1,0 +1,259 @@
+"""`fql benchmark data`: the loader against the reference implementation's way of sampling."""
+
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipeline.data_dir import resolve_data_dir
+from data_pipeline.loader import LoaderConfig, make_batches
+from data_pipeline.store.frame_store import Split
+from fql.agent import initial_state
+from fql.config import TrainConfig
+from fql.devices import make_mesh, put_batch
+from fql.envs.tasks import default_config, find_task
+from fql.reports.tables import check_new, format_table, write_json
+from fql.train_step import LOADED_FIELDS, make_train_step
+from fql.training.data import (
+    LabelledSplit,
+    load_training_data,
+    run_spec,
+    training_batches,
+)
+from fql.training.host_memory import GIVE_BACK_INTERVAL, give_back_freed_memory
+from fql.training.progress import progress_bar
+from scripts.arguments import BenchmarkData
+from scripts.benchmark.measuring import check_positive, median_ratio
+from scripts.benchmark.sources import anonymous_megabytes, measure_sources
+
+MILLION = 1_000_000
+TRAJECTORY = 1_001
+PAD = 3
+TIMED = 8
+MAX_PREFETCHED = 20
+"""More batches than the loader can have ready from the other ways' turns (one for each core, up to
+16, and one behind); not timed."""
+
+Report = dict[str, Any]
+
+
+def run(args: BenchmarkData) -> None:
+    """Measures, prints a table and writes the numbers as JSON if asked to."""
+    check_new(args.json)
+    check_positive(rounds=args.rounds, batches=args.batches, updates=args.updates)
+    data_dir = resolve_data_dir(args.data_dir)
+    config = dataclasses.replace(default_config(find_task(args.task)), data_dir=str(data_dir))
+    data = load_training_data(config)['train']
+    with (
+        tempfile.TemporaryDirectory(prefix='benchmark-', dir=data_dir) as folder,
+        progress_bar('measure', 'part', 4) as bar,
+    ):
+        # Memory and disk first, while nothing else is held; but TensorFlow itself is not counted.
+        sources = measure_sources(data.split, Path(folder))
+        bar.update()
+        next(training_batches(data, dataclasses.replace(config, batch_size=1), 0))
+        million = measure_million_frames(config, args.batches, Path(folder))
+        bar.update()
+        samplers = compare_samplers(data, config, args.rounds)
+        bar.update()
+        waiting = measure_waiting(data, config, args.updates)
+        bar.update()
+    report: Report = {
+        'batch_size': config.batch_size,
+        'frame_stack': config.frame_stack,
+        **samplers,
+        'bytes_to_device_ratio': (config.frame_stack + 1) / (2 * config.frame_stack),
+        'million_frames': million,
+        'sources': sources,
+        'training_waits_for_data_share': waiting,
+    }
+    print(format_report(report))
+    write_json(args.json, report)
+
+
+def format_report(report: Report) -> str:
+    """The figures beside what is asked of them, one a line."""
+    milliseconds, faster = report['ms_per_batch'], report['times_faster']
+    million, sources = report['million_frames'], report['sources']
+    growth = million['anonymous_growth_mb']
+    batches = max(growth)
+    lines = [
+        ('host time per batch, the reference way', f'{milliseconds["reference"]:.1f} ms', ''),
+        ('  loader', f'{milliseconds["loader"]:.1f} ms', ''),
+        ('  loader without shift', f'{milliseconds["loader_without_shift"]:.1f} ms', ''),
+        ('  loader, times less', f'{faster["loader"]:.1f}', '>= 15'),
+        ('  loader without shift, times less', f'{faster["loader_without_shift"]:.1f}', '>= 25'),
+        (
+            'bytes to the device, against two whole stacks',
+            f'{report["bytes_to_device_ratio"]:.2f}',
+            '<= 0.67',
+        ),
+        ('a million frames (12.3 GB): first batch', f'{million["first_batch_s"]:.2f} s', '< 1 s'),
+        ('  at step 900,000', f'{million["first_batch_at_step_900000_s"]:.2f} s', '< 1 s'),
+        *(
+            (f'  anonymous memory after {n:,} batches', f'{megabytes:+.0f} MB', '< 150 MB')
+            for n, megabytes in growth.items()
+        ),
+        ('  of it since 1,000', f'{growth[batches] - growth[min(1_000, batches)]:+.0f} MB', '0 MB'),
+        *(
+            line
+            for name, label, least in (
+                ('prepare', 'prepare from .npz', '>= 20,000'),
+                ('export', 'export to TFDS', '>= 5,000'),
+            )
+            for line in (
+                (label, f'{sources[name]["frames_per_second"]:,} frames/s', least),
+                (
+                    '  peak of anonymous memory',
+                    f'{sources[name]["peak_anonymous_growth_mb"]:+.0f} MB',
+                    '< 200 MB',
+                ),
+            )
+        ),
+        (
+            'share of training time that waits for data',
+            f'{report["training_waits_for_data_share"]:.2%}',
+            '< 1 %',
+        ),
+    ]
+    return format_table(('', 'measured', 'asked'), lines)
+
+
+def compare_samplers(data: LabelledSplit, config: TrainConfig, rounds: int) -> Report:
+    """Host milliseconds per batch and how many times less: medians of `rounds` turns of each."""
+    shifted, plain = (
+        training_batches(data, dataclasses.replace(config, shift_probability=probability), 0)
+        for probability in (0.5, 0.0)
+    )
+    reference = reference_sampler(data, config)
+    ways: dict[str, tuple[Callable[[], object], int]] = {
+        'reference': (reference, 0),
+        'loader': (lambda: next(shifted), MAX_PREFETCHED),
+        'loader_without_shift': (lambda: next(plain), MAX_PREFETCHED),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(-2, rounds):
+        for name, (way, ready) in ways.items():
+            for _ in range(ready):
+                way()
+            timed = TIMED + ready  # They are made several at once, in bursts.
+            began = time.perf_counter()
+            for _ in range(timed):
+                way()
+            if turn >= 0:
+                seconds[name].append((time.perf_counter() - began) / timed)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        'ms_per_batch': {name: round(value * 1e3, 2) for name, value in medians.items()},
+        'times_faster': {name: round(median_ratio(seconds, 'reference', name), 1) for name in ways},
+    }
+
+
+def reference_sampler(data: LabelledSplit, config: TrainConfig) -> Callable[[], object]:
+    """The reference implementation's way: eight fancy indexings of frames, and a jitted crop.
+
+    Observations and next observations are arrays of their own, in memory. All arrays are indexed;
+    then the frames of the stacks, which take the place of the observations, and are concatenated.
+    With probability 0.5 both stacks are padded and cropped under `jax.jit` and copied back.
+    """
+    rng = np.random.default_rng(0)
+    valid, first = data.split.valid_rows, data.split.first_rows
+    arrays = {
+        'observations': np.array(data.split.observations),
+        'next_observations': np.roll(data.split.observations, -1, axis=0),
+        'actions': np.array(data.split.actions),
+        'terminals': np.array(data.split.terminals),
+        'rewards': data.rewards,
+        'masks': data.masks,
+    }
+    stack = config.frame_stack
+
+    def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
+        padded = jnp.pad(image, ((PAD, PAD), (PAD, PAD), (0, 0)), mode='edge')
+        return jax.lax.dynamic_slice(padded, (*corner, 0), image.shape)
+
+    crop_batch = jax.jit(jax.vmap(crop))
+
+    def sample() -> object:
+        rows = valid[rng.integers(0, len(valid), config.batch_size)]
+        batch = {name: array[rows] for name, array in arrays.items()}
+        past = [np.maximum(rows - i, first[rows]) for i in reversed(range(stack))]
+        frames, next_frames = arrays['observations'], arrays['next_observations']
+        batch['observations'] = np.concatenate([frames[r] for r in past], axis=-1)
+        batch['next_observations'] = np.concatenate(
+            [*(frames[r] for r in past[1:]), next_frames[rows]], axis=-1
+        )
+        if rng.random() < 0.5:
+            corners = rng.integers(0, 2 * PAD + 1, (config.batch_size, 2))
+            for name in ('observations', 'next_observations'):
+                batch[name] = np.array(crop_batch(batch[name], corners))
+        return batch
+
+    return sample
+
+
+def measure_million_frames(config: TrainConfig, batches: int, folder: Path) -> Report:
+    """Seconds to the first batch and growth of anonymous memory, with a sparse 12.3 GB store.
+
+    Returns:
+        `first_batch_s` and `first_batch_at_step_900000_s`, from an open store;
+        `anonymous_growth_mb`, the most among the last thousand batches, by number of batches drawn.
+    """
+    terminals = np.arange(MILLION) % TRAJECTORY == TRAJECTORY - 1
+    terminals[-1] = True
+    make_file = np.lib.format.open_memmap
+    observations = make_file(folder / 'observations.npy', 'w+', np.uint8, (MILLION, 64, 64, 3))
+    actions = make_file(folder / 'actions.npy', 'w+', np.float32, (MILLION, 5))
+    zeros = np.zeros(MILLION, np.float32)
+    split = Split('train', folder, observations, actions, terminals, {})
+    loader_config = LoaderConfig(batch_size=config.batch_size, frame_stack=config.frame_stack)
+    seconds, growth = {}, {}
+    before = anonymous_megabytes()
+    for step in (0, 900_000):
+        began = time.perf_counter()
+        stream = make_batches(split, zeros, zeros, loader_config, step)
+        next(stream)
+        seconds[step] = time.perf_counter() - began
+        if step == 0:  # The memory of one open stream, as in training.
+            growth[1] = round(anonymous_megabytes() - before, 1)
+            most = 0.0
+            for drawn in range(2, batches + 1):
+                next(stream)
+                most = max(most, anonymous_megabytes() - before)
+                if drawn in (1_000, batches):
+                    growth[drawn] = round(most, 1)
+                if drawn % GIVE_BACK_INTERVAL == 0:  # As in training.
+                    give_back_freed_memory()
+                    most = 0.0
+            del stream
+    return {
+        'first_batch_s': round(seconds[0], 2),
+        'first_batch_at_step_900000_s': round(seconds[900_000], 2),
+        'anonymous_growth_mb': growth,
+    }
+
+
+def measure_waiting(data: LabelledSplit, config: TrainConfig, updates: int) -> float:
+    """The share of the time of training that passes in waiting for the next batch."""
+    mesh = make_mesh()
+    spec = run_spec(data, config)
+    state, train_step = initial_state(spec, mesh), make_train_step(spec, mesh)
+    batches = training_batches(data, config, 0)
+    waiting = began = 0.0
+    for update in range(-2, updates):
+        if update == 0:
+            waiting, began = 0.0, time.perf_counter()
+        asked = time.perf_counter()
+        arrays = next(batches)
+        waiting += time.perf_counter() - asked
+        batch = put_batch({name: arrays[name] for name in LOADED_FIELDS}, mesh)
+        state, metrics = train_step(state, [batch])
+        jax.block_until_ready(metrics)
+    return round(waiting / (time.perf_counter() - began), 4)

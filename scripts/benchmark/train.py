@@ -1,0 +1,129 @@
+"""`fql benchmark train`: the training loop against bare updates, and how soon it starts."""
+
+import dataclasses
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from data_pipeline.data_dir import resolve_data_dir
+from fql.agent import initial_state
+from fql.config import TrainConfig
+from fql.devices import make_mesh, put_batch
+from fql.envs.tasks import default_config, find_task
+from fql.errors import FQLError
+from fql.reports.tables import check_new, format_table, write_json
+from fql.train_step import LOADED_FIELDS, make_train_step, make_validation
+from fql.training.checkpoints import CheckpointWriter
+from fql.training.data import load_training_data, run_spec, training_batches
+from fql.training.interruption import Interruption
+from fql.training.loop import Trainer, updates_in_call
+from fql.training.run_folder import RunFolder
+from scripts.arguments import BenchmarkTrain
+from scripts.benchmark.measuring import check_positive, median_ratio, run_fql, take_turns
+
+
+def run(args: BenchmarkTrain) -> None:
+    """Measures, prints a table and writes the numbers as JSON if asked to."""
+    check_new(args.json)
+    check_positive(updates=args.updates, updates_per_call=args.updates_per_call, rounds=args.rounds)
+    if args.updates % args.updates_per_call:
+        raise FQLError('updates must be a multiple of updates-per-call')
+    config = dataclasses.replace(
+        default_config(find_task(args.task)),
+        data_dir=str(resolve_data_dir(args.data_dir)),
+        steps=args.updates,
+        updates_per_call=args.updates_per_call,
+        log_interval=0,
+        eval_interval=0,
+        save_interval=0,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = compare_loops(config, Path(folder), args.rounds)
+        starts = measure_starts(config, Path(folder))
+    report = {
+        'ms_per_update': {
+            name: 1e3 * statistics.median(values) / args.updates for name, values in seconds.items()
+        },
+        'throughput_against_bare_updates': median_ratio(seconds, 'bare updates', 'fql train'),
+        'first_update_s': starts,
+        'seconds': seconds,
+    }
+    print(format_report(report))
+    write_json(args.json, report)
+
+
+def compare_loops(config: TrainConfig, folder: Path, rounds: int) -> dict[str, list[float]]:
+    """Seconds of `config.steps` updates, in a bare loop on one batch and by the trainer."""
+    mesh = make_mesh()
+    data = load_training_data(config)['train']
+    spec = run_spec(data, config)
+    train_step = make_train_step(spec, mesh)
+    arrays = next(training_batches(data, config, 0))
+    batch = put_batch({name: arrays[name] for name in LOADED_FIELDS}, mesh)
+    # The loader runs ahead while the other way has its turn; one for each would only start cold.
+    batches = training_batches(data, config, 0)
+    count = updates_in_call(config, 0)
+    start = initial_state(spec, mesh)
+
+    def bare_updates() -> None:
+        state, before = jax.tree.map(jnp.copy, start), None
+        for _ in range(config.steps // count):
+            state, metrics = train_step(state, [batch] * count)
+            # As many calls in flight as the trainer has: with all of them updates take longer.
+            jax.block_until_ready(before)
+            before = metrics
+        jax.block_until_ready(state)
+
+    with CheckpointWriter(folder / 'checkpoints', keep_latest=1) as writer:
+        trainer = Trainer(
+            schedule=config,
+            mesh=mesh,
+            folder=RunFolder(folder),
+            fields=LOADED_FIELDS,
+            train_step=train_step,
+            validate=make_validation(spec),
+            evaluate=lambda state: None,
+            metadata={},
+            writer=writer,
+            train_log=None,
+            interruption=Interruption(),
+            resume_command='',
+        )
+
+        def train() -> None:
+            state = jax.tree.map(jnp.copy, start)
+            trainer.train(state, batches, None, is_evaluation_missing=False)
+
+        return take_turns({'bare updates': bare_updates, 'fql train': train}, rounds)
+
+
+def measure_starts(config: TrainConfig, folder: Path) -> dict[str, float]:
+    """Seconds of a whole `fql train --steps 1`, first with an empty compilation cache."""
+    settings = (
+        *('--task', config.task, '--steps', '1', '--data-dir', config.data_dir),
+        *('--log-interval', '0', '--eval-interval', '0', '--save-interval', '0'),
+    )
+    environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache')}
+    seconds = {}
+    for name in ('without a compilation cache', 'with one'):
+        began = time.perf_counter()
+        run_fql('train', *settings, '--run-dir', str(folder / name), environment=environment)
+        seconds[name] = time.perf_counter() - began
+    return seconds
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """The figures, one a line."""
+    milliseconds, starts = report['ms_per_update'], report['first_update_s']
+    rows = [
+        *((f'{name}, ms per update', f'{value:.1f}') for name, value in milliseconds.items()),
+        ('throughput of fql train', f'{report["throughput_against_bare_updates"]:.1%}'),
+        *((f'fql train --steps 1, {name}', f'{value:.1f} s') for name, value in starts.items()),
+    ]
+    return format_table(['', 'measured'], rows)

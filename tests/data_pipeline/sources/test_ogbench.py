@@ -1,0 +1,231 @@
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipeline.errors import DataError
+from data_pipeline.sources import ogbench
+from data_pipeline.sources.base import checked_blocks
+
+
+def read_all(path: Path) -> dict[str, np.ndarray]:
+    """Everything a store would read of a file."""
+    split = ogbench.npz_splits(path)['train']
+    blocks: dict[str, list[np.ndarray]] = {}
+    for name, block in checked_blocks(split):
+        blocks.setdefault(name, []).append(block)
+    return {name: np.concatenate(parts) for name, parts in blocks.items()}
+
+
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
+def test_reads_what_numpy_wrote(tmp_path, make_arrays, save):
+    path, arrays = tmp_path / 'd.npz', make_arrays()
+    save(path, **arrays, rewards=np.zeros(14))
+    found = read_all(path)
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_rewards_and_masks_are_read_together(tmp_path, make_arrays):
+    path, arrays = tmp_path / 'd.npz', make_arrays()
+    labels = {'rewards': np.arange(14) / 3, 'masks': np.arange(14) % 2}
+    np.savez(path, **arrays, **labels)
+    found = read_all(path)
+    for name, array in labels.items():
+        assert found[name].dtype == np.float32
+        np.testing.assert_array_equal(found[name], array.astype(np.float32))
+    for name, change, message in (
+        ('masks', lambda x: x + 0.5, 'masks holds values outside'),
+        ('rewards', lambda x: x[:, None], r'rewards is float64 of shape \(14, 1\)'),
+        ('rewards', lambda x: np.where(x > 2, np.nan, x), 'rewards holds values that are not fin'),
+        ('masks', lambda x: x[:13], 'arrays differ in length'),
+    ):
+        np.savez(path, **arrays, **{**labels, name: change(labels[name])})
+        with pytest.raises(DataError, match=message):
+            read_all(path)
+
+
+def test_blocks_are_small_and_in_order(tmp_path, make_arrays):
+    path, arrays = tmp_path / 'd.npz', make_arrays((500, 501), (64, 64, 3))
+    np.savez(path, **arrays)
+    blocks = list(ogbench.iter_blocks(ogbench.read_members(path)['observations']))
+    assert len(blocks) > 2
+    assert max(block.nbytes for block in blocks) <= 4 << 20
+    np.testing.assert_array_equal(np.concatenate(blocks), arrays['observations'])
+
+
+def test_real_file_reads_as_numpy_reads_it(real_source):
+    member = ogbench.read_members(real_source)['qpos']
+    with np.load(real_source, allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(
+            np.concatenate(list(ogbench.iter_blocks(member))), arrays['qpos']
+        )
+
+
+def test_terminals_may_be_numbers(tmp_path, make_arrays):
+    path, arrays = tmp_path / 'd.npz', make_arrays()
+    np.savez(path, **{**arrays, 'terminals': arrays['terminals'].astype(np.float32)})
+    assert read_all(path)['terminals'].sum() == 4
+
+
+def without(name: str) -> Callable[[dict], dict]:
+    return lambda arrays: {key: array for key, array in arrays.items() if key != name}
+
+
+def changed(name: str, change: Callable[[np.ndarray], object]) -> Callable[[dict], dict]:
+    return lambda arrays: {**arrays, name: change(arrays[name])}
+
+
+def put(name: str, place: object, value: object) -> Callable[[dict], dict]:
+    def change(arrays: dict) -> dict:
+        array = arrays[name].copy()
+        array[place] = value
+        return {**arrays, name: array}
+
+    return change
+
+
+WRONG_ARRAYS = {
+    'no observations': (without('observations'), 'lacks observations'),
+    'no actions, no terminals': (
+        lambda arrays: {'observations': arrays['observations']},
+        'lacks actions, terminals',
+    ),
+    'float images': (changed('observations', np.float32), 'observations is float32'),
+    'flat uint8': (changed('observations', lambda x: x.reshape(14, -1)), 'observations is uint8'),
+    'int vectors': (changed('observations', lambda x: x[:, 0, 0].astype(int)), 'observations is'),
+    'no channels': (changed('observations', lambda x: x[..., :0]), 'empty'),
+    'no rows': (lambda arrays: {k: v[:0] for k, v in arrays.items()}, 'empty'),
+    'actions of rank 1': (changed('actions', lambda x: x[:, 0]), 'actions is float32'),
+    'float64 actions': (changed('actions', np.float64), 'actions is float64'),
+    'big-endian actions': (changed('actions', lambda x: x.astype('>f4')), 'actions is >f4'),
+    'Fortran order': (changed('actions', np.asfortranarray), 'Fortran order'),
+    'terminals of rank 2': (changed('terminals', lambda x: x[:, None]), 'terminals is bool'),
+    'terminals of text': (changed('terminals', lambda x: x.astype('U5')), 'terminals is <U5'),
+    'short actions': (changed('actions', lambda x: x[:-1]), "differ in length: .*'actions': 13"),
+    'long qpos': (changed('qpos', lambda x: np.concatenate([x, x])), "differ in .*'qpos': 28"),
+    'objects': (changed('qpos', lambda x: x.astype(object)), 'qpos holds Python objects'),
+    'no end': (changed('terminals', np.zeros_like), 'no trajectory ends'),
+    'no last end': (put('terminals', -1, False), 'last row is not the end'),
+    'trajectory of 1 row': (put('terminals', 2, True), 'ends at row 2 has one row'),
+    'first trajectory of 1 row': (put('terminals', 0, True), 'ends at row 0 has one row'),
+    'terminals of 2': (changed('terminals', lambda x: x * 2), 'other than 0 and 1'),
+    'NaN terminals': (
+        changed('terminals', lambda x: np.where(x, 1, np.nan)),
+        'other than 0 and 1',
+    ),
+    'NaN action': (
+        put('actions', (3, 1), np.nan),
+        'actions holds values that are not finite, first in row 3',
+    ),
+    'action 1.5': (put('actions', (3, 1), 1.5), 'actions reach 1.5'),
+    'action -1.001': (put('actions', (3, 1), -1.001), 'actions reach 1.001'),
+    'infinite qpos': (put('qpos', (3, 1), np.inf), 'qpos holds values that are not finite'),
+    'NaN qvel': (put('qvel', (3, 1), np.nan), 'qvel holds values that are not finite'),
+}
+
+
+@pytest.mark.parametrize('name', WRONG_ARRAYS)
+def test_wrong_arrays_are_refused(tmp_path, make_arrays, name):
+    change, message = WRONG_ARRAYS[name]
+    path = tmp_path / 'd.npz'
+    np.savez_compressed(path, **change(make_arrays()))
+    with pytest.raises(DataError, match=message) as caught:
+        read_all(path)
+    assert str(path) in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def test_actions_just_beyond_one_are_rounding(tmp_path, make_arrays):
+    arrays = put('actions', (3, 1), np.nextafter(np.float32(1), np.float32(2)))(make_arrays())
+    np.savez(tmp_path / 'd.npz', **arrays)
+    read_all(tmp_path / 'd.npz')
+
+
+def flip(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
+
+
+def frames_data_place(path: Path) -> int:
+    """A place well within the data of the first member, observations."""
+    with zipfile.ZipFile(path) as archive:
+        return archive.getinfo('observations.npy').header_offset + 1000
+
+
+DAMAGES = {
+    'truncated': lambda path, data: data[: len(data) * 2 // 3],
+    'last byte gone': lambda path, data: data[:-1],
+    'flipped byte in the data': lambda path, data: flip(data, frames_data_place(path)),
+    'empty': lambda path, data: b'',
+    'text': lambda path, data: b'<html>404 Not Found</html>',
+}
+
+
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
+@pytest.mark.parametrize('name', DAMAGES)
+def test_damaged_files_are_refused(tmp_path, make_arrays, name, save):
+    path = tmp_path / 'd.npz'
+    save(path, **make_arrays())
+    path.write_bytes(DAMAGES[name](path, path.read_bytes()))
+    with pytest.raises(DataError, match=r'damaged or not an \.npz file'):
+        read_all(path)
+
+
+def test_every_flipped_byte_is_refused_or_harmless(tmp_path, make_arrays):
+    path, arrays = tmp_path / 'd.npz', make_arrays((2, 2), (2, 2, 3))
+    np.savez_compressed(path, **arrays)
+    data = path.read_bytes()
+    refused = 0
+    for place in range(len(data)):
+        path.write_bytes(flip(data, place))
+        try:
+            found = read_all(path)
+        except DataError:
+            refused += 1
+            continue
+        # Unused fields of the zip format, and the names of arrays that may be missing.
+        for name in found:
+            np.testing.assert_array_equal(found[name], arrays[name])
+    assert refused > len(data) * 0.7
+
+
+def zip_of(path: Path, members: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(path, 'w') as archive:
+        for name, data in members.items():
+            archive.writestr(f'{name}.npy', data)
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize('change', [lambda data: data[:-1], lambda data: data + b'0'])
+def test_member_of_another_length_than_its_header_says(tmp_path, make_arrays, change):
+    members = {name: npy(array) for name, array in make_arrays().items()}
+    members['observations'] = change(members['observations'])
+    zip_of(tmp_path / 'd.npz', members)
+    with pytest.raises(DataError, match='observations is not as long as its header says'):
+        ogbench.read_members(tmp_path / 'd.npz')
+
+
+def test_absurd_header_allocates_nothing(tmp_path, make_arrays):
+    members = {name: npy(array) for name, array in make_arrays().items()}
+    honest, absurd = b'(14, 4), }' + b' ' * 12, b'(99999999999999, 4), }'
+    assert len(honest) == len(absurd)
+    assert honest in members['actions']
+    members['actions'] = members['actions'].replace(honest, absurd)
+    zip_of(tmp_path / 'd.npz', members)
+    with pytest.raises(DataError, match='actions is not as long as its header says'):
+        ogbench.read_members(tmp_path / 'd.npz')
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(DataError, match=r'nowhere\.npz: cannot be read: No such file'):
+        ogbench.read_members(tmp_path / 'nowhere.npz')

@@ -1,0 +1,415 @@
+"""Stores from RLDS datasets: those that a store was exported to, and other people's."""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.dataset_info import DatasetIdentity
+
+from data_pipeline.errors import DataError
+from data_pipeline.sources.rlds import RldsKeys, rlds_splits
+from data_pipeline.store.frame_store import FrameStore, open_store, prepare_store, write_store
+from data_pipeline.tfds_builder import export_tfds
+from fql.envs.tasks import find_task, task_names
+
+NAME = 'visual-cube-single-play-v0'
+LENGTHS, VAL_LENGTHS = (2, 30, 7, 2), (3, 5)
+
+
+def with_zeros(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Values whose bytes end in zeros, which strings of bytes are prone to lose."""
+    arrays['observations'][3, 4:] = 0
+    arrays['qpos'] = arrays['qpos'] / np.float64(3)
+    arrays['qpos'][:, -2:] = 0
+    arrays['qvel'][:] = 0
+    arrays['actions'][1:4] = [1, -1, 0, 0]
+    arrays['button_states'] = np.arange(2 * len(arrays['actions'])).reshape(-1, 2) % 2
+    return arrays
+
+
+@pytest.fixture
+def arrays(make_arrays) -> dict[str, dict[str, np.ndarray]]:
+    return {
+        'train': with_zeros(make_arrays(LENGTHS)),
+        'val': with_zeros(make_arrays(VAL_LENGTHS, seed=1)),
+    }
+
+
+@pytest.fixture
+def store(tmp_path, arrays) -> FrameStore:
+    np.savez(tmp_path / 'd.npz', **arrays['train'])
+    np.savez(tmp_path / 'd-val.npz', **arrays['val'])
+    return prepare_store(tmp_path / 'store', NAME, tmp_path / 'd.npz')
+
+
+def test_round_trip_is_exact(store, arrays, tmp_path):
+    calls: list[tuple[int, int]] = []
+    folder = export_tfds(store, tmp_path / 'tfds', lambda *call: calls.append(call))
+    assert folder == tmp_path / 'tfds' / 'ogbench' / NAME / '1.0.0'
+    assert calls[-1] == (49, 49)
+    again = write_store(tmp_path / 'again', NAME, rlds_splits(str(folder), RldsKeys()))
+    for split, expected in arrays.items():
+        found = again.splits[split].arrays
+        assert found.keys() == expected.keys()
+        for name, array in expected.items():
+            assert found[name].dtype == array.dtype
+            assert found[name].tobytes() == array.tobytes()
+    assert again.manifest['splits'] == store.manifest['splits']
+
+
+def test_round_trip_of_vectors(make_arrays, tmp_path):
+    np.savez(tmp_path / 'd.npz', **make_arrays(shape=(9,), dtype=np.float32))
+    store = prepare_store(tmp_path / 'store', 'cube-single-play-v0', tmp_path / 'd.npz')
+    folder = export_tfds(store, tmp_path / 'tfds')
+    again = write_store(tmp_path / 'again', 'd', rlds_splits(str(folder), RldsKeys()))
+    assert again.manifest['splits'] == store.manifest['splits']
+
+
+def test_every_visual_dataset_has_a_name_that_tfds_takes(make_arrays, tmp_path):
+    np.savez(tmp_path / 'd.npz', **make_arrays((2,)))
+    store = prepare_store(tmp_path / 'store', 'd', tmp_path / 'd.npz')
+    datasets = {find_task(name).dataset for name in task_names()}
+    names = [name for name in datasets if name.startswith('visual-')]
+    assert len(names) > 30
+    for name in names:
+        named = dataclasses.replace(store, manifest={**store.manifest, 'dataset': name})
+        export_tfds(named, tmp_path / 'tfds')
+        source = tfds.data_source(f'ogbench/{name}', split='train', data_dir=tmp_path / 'tfds')
+        assert len(source[0]['steps']) == 2
+
+
+def test_export_does_not_overwrite(store, tmp_path):
+    folder = export_tfds(store, tmp_path / 'tfds')
+    before = sorted((path, path.stat().st_mtime_ns) for path in folder.parent.rglob('*'))
+
+    def never(done: int, total: int) -> None:
+        raise AssertionError('it has written')
+
+    with pytest.raises(DataError, match='exists; delete it'):
+        export_tfds(store, tmp_path / 'tfds', never)
+    assert sorted((path, path.stat().st_mtime_ns) for path in folder.parent.rglob('*')) == before
+
+
+def test_failed_export_leaves_nothing(store, tmp_path):
+    def fail(done: int, total: int) -> None:
+        raise OSError(28, 'No space left on device')
+
+    with pytest.raises(DataError, match='cannot be written: No space left'):
+        export_tfds(store, tmp_path / 'tfds', fail)
+    assert not any(path.is_file() for path in (tmp_path / 'tfds').rglob('*'))
+
+
+READ_ELSEWHERE = """
+import sys
+import numpy as np, tensorflow_datasets as tfds
+source = tfds.data_source(sys.argv[1], split='train', data_dir=sys.argv[2])
+for length, episode in zip((2, 30, 7, 2), source, strict=True):
+    steps = list(episode['steps'])
+    assert len(steps) == length
+    names = 'observation action reward discount is_first is_last is_terminal qpos qvel'
+    assert set(steps[0]) == {*names.split(), 'button_states'}
+    assert [s['is_first'] for s in steps] == [True] + [False] * (length - 1)
+    assert [s['is_last'] for s in steps] == [False] * (length - 1) + [True]
+    assert not any(s['is_terminal'] for s in steps)
+    assert all(s['reward'] == 0 and s['discount'] == 1 for s in steps)
+    assert steps[0]['observation'].shape == (8, 8, 3)
+assert 'data_pipeline' not in sys.modules and 'tensorflow' not in sys.modules
+print('read')
+"""
+
+
+def test_others_read_it_without_this_code(store, tmp_path):
+    export_tfds(store, tmp_path / 'tfds')
+    done = subprocess.run(
+        [sys.executable, '-c', READ_ELSEWHERE, f'ogbench/{NAME}', tmp_path / 'tfds'],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == 'read\n', done.stderr
+
+
+def bytes_of(shape: tuple[int, ...], dtype: Any) -> Any:
+    return tfds.features.Tensor(shape=shape, dtype=dtype, encoding=tfds.features.Encoding.BYTES)
+
+
+STEP = {
+    'observation': {
+        'image': tfds.features.Image(shape=(6, 5, 3), encoding_format='png'),
+        'wrist': tfds.features.Image(shape=(None, None, 3), encoding_format='png'),
+        'state': bytes_of((4,), np.float64),
+    },
+    'action': bytes_of((2,), np.float64),
+    'is_last': np.bool_,
+    'is_terminal': np.bool_,
+}
+
+
+def robot_episodes(lengths: tuple[int, ...] = (3, 5)) -> list[list[dict[str, Any]]]:
+    rng = np.random.default_rng(0)
+    return [
+        [
+            {
+                'observation': {
+                    'image': rng.integers(0, 256, (6, 5, 3), np.uint8),
+                    'wrist': rng.integers(0, 256, (3, 7, 3), np.uint8),
+                    'state': rng.normal(size=4),
+                },
+                'action': rng.uniform(-1, 1, 2),
+                'is_last': i == length - 1,
+                'is_terminal': i == length - 1,
+            }
+            for i in range(length)
+        ]
+        for length in lengths
+    ]
+
+
+@pytest.fixture
+def write_rlds(tmp_path) -> Callable[..., Path]:
+    """write_rlds(episodes, ...): the folder of a dataset that TFDS's own writer wrote."""
+
+    def write(
+        episodes: list[list[dict[str, Any]]],
+        step: dict[str, Any] = STEP,
+        file_format: str = 'array_record',
+        split: str = 'train',
+        shard_episodes: int = 1,
+    ) -> Path:
+        folder = tmp_path / 'robot' / file_format
+        folder.mkdir(parents=True)
+        info = tfds.core.DatasetInfo(
+            builder=DatasetIdentity('robot', tfds.core.Version('0.1.0'), str(folder), 'elsewhere'),
+            features=tfds.features.FeaturesDict({'steps': tfds.features.Dataset(step)}),
+        )
+        writer = tfds.core.SequentialWriter(info, shard_episodes, file_format=file_format)
+        writer.initialize_splits([split])
+        writer.add_examples({split: [{'steps': steps} for steps in episodes]})
+        writer.close_all()
+        return folder
+
+    return write
+
+
+IMAGE, WRIST, STATE = (RldsKeys(f'observation/{name}') for name in ('image', 'wrist', 'state'))
+
+
+@pytest.mark.parametrize('file_format', ['array_record', 'tfrecord'])
+def test_other_datasets(write_rlds, tmp_path, file_format):
+    episodes = robot_episodes((3, 5, 2, 4))
+    for episode, last in zip(episodes, ([np.nan, 0], [7, 0], [0.5, 1], [-1, 1]), strict=True):
+        episode[-1]['action'] = np.array(last, np.float64)
+    folder = write_rlds(episodes, file_format=file_format)
+    steps = [step for episode in episodes for step in episode]
+    actions = np.array([step['action'] for step in steps])
+    actions[[2, 7]] = 0  # What leads nowhere and could not be stored.
+    for keys in (IMAGE, WRIST, STATE):
+        name = keys.observation.removeprefix('observation/')
+        store = write_store(tmp_path / name, 'robot', rlds_splits(str(folder), keys))
+        split = store.splits['train']
+        expected = np.stack([step['observation'][name] for step in steps])
+        np.testing.assert_array_equal(
+            split.observations, expected.astype(np.float32) if name == 'state' else expected
+        )
+        assert split.actions.dtype == np.float32
+        np.testing.assert_array_equal(split.actions, actions.astype(np.float32))
+        assert np.flatnonzero(split.terminals).tolist() == [2, 7, 9, 13]
+        assert split.info == {}
+        assert store.manifest['sources']['train']['keys']['observation'] == keys.observation
+
+
+def test_rewards_of_the_dataset(write_rlds, tmp_path):
+    step = {**STEP, 'gain': np.float32, 'discount': np.float32}
+    episodes = robot_episodes((3, 4))
+    for i, one in enumerate(step for episode in episodes for step in episode):
+        one.update(gain=i + 0.5, discount=1, is_terminal=i == 2)  # The second one was cut off.
+    episodes[0][-1]['gain'] = np.nan  # What follows the last observation may be anything.
+    episodes[1][0]['discount'] = 0
+    folder = str(write_rlds(episodes, step))
+    splits = rlds_splits(folder, dataclasses.replace(STATE, reward='gain'))
+    labels = write_store(tmp_path / 's', 'robot', splits).splits['train'].labels
+    np.testing.assert_array_equal(labels['rewards'], [0.5, 1.5, 0, 3.5, 4.5, 5.5, 0])
+    np.testing.assert_array_equal(labels['masks'], [1, 0, 1, 0, 1, 1, 1])
+    assert {array.dtype for array in labels.values()} == {np.dtype(np.float32)}
+    assert (
+        write_store(tmp_path / 't', 'robot', rlds_splits(folder, STATE)).splits['train'].labels
+        == {}
+    )
+    with pytest.raises(DataError, match="no rewards at 'loss'; steps have action, discount, gain"):
+        rlds_splits(folder, dataclasses.replace(STATE, reward='loss'))
+
+
+def test_round_trip_of_rewards(make_arrays, tmp_path):
+    arrays = make_arrays()
+    labels = {'rewards': np.arange(14.0), 'masks': np.arange(14) % 3 != 0}
+    ends = arrays['terminals']
+    labels['rewards'][ends], labels['masks'][ends] = 0, 1  # They lead nowhere.
+    np.savez(tmp_path / 'd.npz', **arrays, **labels)
+    store = prepare_store(tmp_path / 'store', 'd', tmp_path / 'd.npz')
+    folder = export_tfds(store, tmp_path / 'tfds')
+    splits = rlds_splits(str(folder), RldsKeys(reward='reward'))
+    again = write_store(tmp_path / 'again', 'd', splits)
+    assert again.manifest['splits'] == store.manifest['splits']
+
+
+@pytest.mark.parametrize('file_format', ['array_record', 'tfrecord'])
+def test_order_is_that_of_the_files(write_rlds, file_format):
+    """TFDS itself takes 16 examples from a file, and then some from others."""
+    episodes = robot_episodes((2,) * 50)
+    folder = write_rlds(episodes, file_format=file_format, shard_episodes=20)
+    blocks = rlds_splits(str(folder), STATE)['train'].read()
+    found = np.concatenate([block for name, block in blocks if name == 'observations'])
+    expected = [step['observation']['state'] for episode in episodes for step in episode]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_the_same_dataset_is_not_prepared_again(write_rlds, tmp_path):
+    folder = str(write_rlds(robot_episodes()))
+    write_store(tmp_path / 's', 'robot', rlds_splits(folder, IMAGE))
+    before = (tmp_path / 's' / 'manifest.json').stat().st_mtime_ns
+    write_store(tmp_path / 's', 'robot', rlds_splits(folder, IMAGE))
+    assert (tmp_path / 's' / 'manifest.json').stat().st_mtime_ns == before
+    with pytest.raises(DataError, match='pass --overwrite'):
+        write_store(tmp_path / 's', 'robot', rlds_splits(folder, WRIST))
+
+
+def test_actions_must_be_in_range(write_rlds, tmp_path):
+    episodes = robot_episodes()
+    episodes[1][2]['action'] = np.array([0, -3.5])
+    with pytest.raises(DataError, match=r'split train: actions reach 3\.5 in row 5'):
+        write_store(tmp_path / 's', 'robot', rlds_splits(str(write_rlds(episodes)), IMAGE))
+    assert not (tmp_path / 's').exists()
+
+
+def test_images_of_several_sizes(write_rlds, tmp_path):
+    episodes = robot_episodes()
+    for step in episodes[1]:
+        step['observation']['wrist'] = np.ones((9, 9, 3), np.uint8)
+    splits = rlds_splits(str(write_rlds(episodes)), WRIST)
+    with pytest.raises(DataError, match=r'observations has rows of shape \(9, 9, 3\) from row 3'):
+        write_store(tmp_path / 's', 'robot', splits)
+
+
+def test_end_within_an_episode(write_rlds, tmp_path):
+    episodes = robot_episodes()
+    episodes[1][2]['is_last'] = True
+    splits = rlds_splits(str(write_rlds(episodes)), IMAGE)
+    with pytest.raises(DataError, match='episode 1: is_last is set at step 2 of 5'):
+        write_store(tmp_path / 's', 'robot', splits)
+
+
+@pytest.mark.parametrize('file_format', ['array_record', 'tfrecord'])
+def test_damaged_files(write_rlds, tmp_path, file_format):
+    folder = write_rlds(robot_episodes((30, 30)), file_format=file_format)
+    splits = rlds_splits(str(folder), IMAGE)
+    file = next(path for path in folder.iterdir() if path.name.endswith('-00001'))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 64] = bytes(64)
+    file.write_bytes(data)
+    with pytest.raises(DataError, match='split train: cannot be read: ') as caught:
+        write_store(tmp_path / 's', 'robot', splits)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('keys', 'message'),
+    [
+        (RldsKeys(), r"no observations at 'observation'; steps have action, is_last, .*tion/image"),
+        (RldsKeys('observation/image', 'motor'), "no actions at 'motor'"),
+        (RldsKeys('observation/image', 'observation/image'), r'actions is uint8 \(6, 5, 3\)'),
+        (RldsKeys('is_last'), r'observations is bool \(\) in a step; it must be uint8'),
+    ],
+)
+def test_unfit_keys(write_rlds, keys, message):
+    folder = write_rlds(robot_episodes())
+    with pytest.raises(DataError, match=message):
+        rlds_splits(str(folder), keys)
+
+
+def test_no_train_split(write_rlds):
+    with pytest.raises(DataError, match='no split named train, only test'):
+        rlds_splits(str(write_rlds(robot_episodes(), split='test')), IMAGE)
+
+
+def test_folders_that_are_no_dataset(tmp_path, write_rlds):
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(DataError, match='must hold one TFDS dataset; found none'):
+        rlds_splits(str(tmp_path / 'empty'), IMAGE)
+    write_rlds(robot_episodes())
+    write_rlds(robot_episodes(), file_format='tfrecord')
+    with pytest.raises(DataError, match=r'must hold one TFDS dataset; found .*array_record, '):
+        rlds_splits(str(tmp_path / 'robot'), IMAGE)
+    with pytest.raises(DataError, match='TFDS can neither open nor prepare it'):
+        rlds_splits(str(tmp_path / 'nowhere'), IMAGE)
+    (tmp_path / 'robot' / 'tfrecord' / 'dataset_info.json').write_text('{"na')
+    with pytest.raises(DataError, match='TFDS can neither open nor prepare it') as caught:
+        rlds_splits(str(tmp_path / 'robot' / 'tfrecord'), IMAGE)
+    assert '\n' not in str(caught.value)
+
+
+def test_image_that_cannot_be_decoded(write_rlds, tmp_path):
+    """Found by TensorFlow within an episode, when its file has been read soundly."""
+    image_bytes = {**STEP, 'observation': {'image': tfds.features.Text()}}
+    step = {key: value for key, value in robot_episodes()[0][0].items() if key != 'observation'}
+    steps = [{**step, 'observation': {'image': 'no PNG'}}, {**step, 'is_last': True}]
+    steps[1]['observation'] = {'image': 'no PNG'}
+    folder = write_rlds([steps], image_bytes, 'tfrecord')
+    features = {**STEP, 'observation': {'image': STEP['observation']['image']}}
+    as_images = tfds.features.Dataset(features)
+    tfds.features.FeaturesDict({'steps': as_images}).save_config(folder)
+    with pytest.raises(DataError, match='split train: cannot be read: '):
+        rlds_splits(str(folder), IMAGE)
+
+
+def test_examples_without_steps(tmp_path):
+    info = tfds.core.DatasetInfo(
+        builder=DatasetIdentity('flat', tfds.core.Version('0.1.0'), str(tmp_path), 'elsewhere'),
+        features=tfds.features.FeaturesDict({'image': bytes_of((3,), np.uint8)}),
+    )
+    writer = tfds.core.SequentialWriter(info, 10, file_format='array_record')
+    writer.initialize_splits(['train'])
+    writer.add_examples({'train': [{'image': np.zeros(3, np.uint8)}]})
+    writer.close_all()
+    with pytest.raises(DataError, match='not an RLDS dataset: its examples have no `steps`'):
+        rlds_splits(str(tmp_path), IMAGE)
+
+
+class TinyRobot(tfds.core.GeneratorBasedBuilder):
+    """Registered under the name tiny_robot by being defined."""
+
+    VERSION = tfds.core.Version('1.0.0')
+    BUILDER_CONFIGS = (tfds.core.BuilderConfig(name='short'), tfds.core.BuilderConfig(name='long'))
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict({'steps': tfds.features.Dataset(STEP)})
+        return self.dataset_info_from_features(features)
+
+    def dataset_info_from_features(self, features: Any) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager: object) -> dict[str, Iterator]:
+        return {'train': self._generate_examples(), 'validation': self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        length = 3 if self.builder_config.name == 'short' else 9
+        yield 0, {'steps': robot_episodes((length,))[0]}
+
+
+def test_registered_name_and_config(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', str(tmp_path / 'tfds'))
+    for config, rows in (('short', 3), ('long', 9)):
+        splits = rlds_splits(f'tiny_robot/{config}', IMAGE)
+        store = write_store(tmp_path / config, 'robot', splits)
+        assert store.splits.keys() == {'train', 'val'}
+        np.testing.assert_array_equal(
+            open_store(tmp_path / config).splits['val'].observations,
+            [step['observation']['image'] for step in robot_episodes((rows,))[0]],
+        )
+    assert (tmp_path / 'tfds' / 'tiny_robot' / 'long' / '1.0.0').is_dir()

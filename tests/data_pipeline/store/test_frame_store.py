@@ -1,0 +1,597 @@
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipeline.errors import DataError
+from data_pipeline.store import frame_store
+from data_pipeline.store.frame_store import (
+    atomic_folder,
+    open_store,
+    prepare_store,
+    remove_leftovers,
+    verify_store,
+)
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def source(tmp_path, make_arrays) -> Path:
+    (tmp_path / 'source').mkdir()
+    path = tmp_path / 'source' / 'tiny-v0.npz'
+    np.savez_compressed(path, **make_arrays())
+    return path
+
+
+@pytest.fixture
+def target(tmp_path) -> Path:
+    return tmp_path / 'data' / 'tiny-v0'
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, '-c', ''])
+    process.wait()
+    return process.pid
+
+
+def leftover(target: Path, kind: str, pid: int, host: str = '') -> Path:
+    """What a process that was killed has left."""
+    return target.with_name(f'.{target.name}.{kind}-{host or frame_store._host()}-{pid}-0a1b2c3d')
+
+
+def test_store_holds_the_source(source, target, make_arrays):
+    store = prepare_store(target, 'tiny-v0', source)
+    arrays = make_arrays()
+    split = store.splits['train']
+    assert store.splits.keys() == {'train'}
+    assert split.info.keys() == {'qpos', 'qvel'}
+    stored = {
+        'observations': split.observations,
+        'actions': split.actions,
+        'terminals': split.terminals,
+        **split.info,
+    }
+    for name, array in stored.items():
+        assert array.dtype == arrays[name].dtype
+        np.testing.assert_array_equal(array, arrays[name])
+        plain = np.load(target / 'train' / f'{name}.npy', allow_pickle=False)
+        np.testing.assert_array_equal(plain, arrays[name])
+        data_start = (target / 'train' / f'{name}.npy').stat().st_size - array.nbytes
+        assert data_start % 64 == 0
+        with pytest.raises(ValueError, match='read-only'):
+            array[0] = 0
+    assert names(target.parent) == ['tiny-v0']
+
+
+def test_rows_of_trajectories(source, target):
+    split = prepare_store(target, 'tiny-v0', source).splits['train']  # Lengths 2, 3, 7, 2.
+    assert split.valid_rows.tolist() == [0, 2, 3, 5, 6, 7, 8, 9, 10, 12]
+    assert split.first_rows.tolist() == [0, 0, 2, 2, 2, 5, 5, 5, 5, 5, 5, 5, 12, 12]
+    assert split.valid_rows.dtype == split.first_rows.dtype == np.int64
+
+
+def test_manifest(source, target, make_arrays):
+    np.savez(source.with_name('tiny-v0-val.npz'), **make_arrays((3, 3), seed=1))
+    store = prepare_store(target, 'tiny-v0', source)
+    manifest = json.loads((target / 'manifest.json').read_text())
+    assert manifest == store.manifest
+    assert manifest['dataset'] == 'tiny-v0'
+    assert manifest['sources']['train'] == {
+        'path': str(source),
+        'bytes': source.stat().st_size,
+        'sha256': hashlib.sha256(source.read_bytes()).hexdigest(),
+    }
+    assert (manifest['splits']['train']['rows'], manifest['splits']['val']['rows']) == (14, 6)
+    assert manifest['splits']['train']['trajectories'] == 4
+    assert manifest['splits']['train']['arrays']['observations']['shape'] == [14, 8, 8, 3]
+    np.testing.assert_array_equal(
+        store.splits['val'].observations, make_arrays((3, 3), seed=1)['observations']
+    )
+
+
+def test_vectors_are_stored_as_float32(tmp_path, target, make_arrays):
+    arrays = make_arrays(shape=(9,), dtype=np.float64)
+    np.savez(tmp_path / 'd.npz', **arrays)
+    frames = prepare_store(target, 'd', tmp_path / 'd.npz').splits['train'].observations
+    assert frames.dtype == np.float32
+    np.testing.assert_array_equal(frames, arrays['observations'].astype(np.float32))
+
+
+def test_vectors_must_be_finite(tmp_path, target, make_arrays):
+    arrays = make_arrays(shape=(9,), dtype=np.float32)
+    arrays['observations'][5, 2] = np.nan
+    np.savez(tmp_path / 'd.npz', **arrays)
+    with pytest.raises(DataError, match='observations holds values that are not finite'):
+        prepare_store(target, 'd', tmp_path / 'd.npz')
+    assert names(target.parent) == []
+
+
+def test_numeric_terminals_are_stored_as_bool(tmp_path, target, make_arrays):
+    arrays = make_arrays()
+    np.savez(tmp_path / 'd.npz', **{**arrays, 'terminals': arrays['terminals'].astype(np.int64)})
+    terminals = prepare_store(target, 'd', tmp_path / 'd.npz').splits['train'].terminals
+    assert terminals.dtype == bool
+    np.testing.assert_array_equal(terminals, arrays['terminals'])
+
+
+def test_progress_reaches_the_total(source, target, make_arrays):
+    np.savez(source.with_name('tiny-v0-val.npz'), **make_arrays((3, 3), seed=1))
+    calls: list[tuple[int, int]] = []
+    prepare_store(target, 'tiny-v0', source, progress=lambda *call: calls.append(call))
+    arrays = [*make_arrays().values(), *make_arrays((3, 3)).values()]
+    total = sum(array.nbytes for array in arrays)
+    done = [call[0] for call in calls]
+    assert {call[1] for call in calls} == {total}
+    assert done == sorted(done)
+    assert done[-1] == total
+
+
+def test_same_source_is_not_prepared_again(source, target):
+    prepare_store(target, 'tiny-v0', source)
+    before = (target / 'manifest.json').stat().st_mtime_ns
+    store = prepare_store(target, 'tiny-v0', source)
+    assert store.splits.keys() == {'train'}
+    assert (target / 'manifest.json').stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize('change', ['contents', 'new val file', 'name'])
+def test_another_source_needs_overwrite(source, target, make_arrays, change):
+    prepare_store(target, 'tiny-v0', source)
+    (target / 'labels').mkdir()
+    if change == 'contents':
+        np.savez(source, **make_arrays(seed=1))
+    elif change == 'new val file':
+        np.savez(source.with_name('tiny-v0-val.npz'), **make_arrays(seed=1))
+    name = 'other-v0' if change == 'name' else 'tiny-v0'
+    with pytest.raises(DataError, match='pass --overwrite'):
+        prepare_store(target, name, source)
+    store = prepare_store(target, name, source, overwrite=True)
+    assert store.manifest['dataset'] == name
+    seed = 1 if change == 'contents' else 0
+    np.testing.assert_array_equal(
+        store.splits['train'].observations, make_arrays(seed=seed)['observations']
+    )
+    assert not (target / 'labels').exists()  # They were those of the old data.
+    assert names(target.parent) == ['tiny-v0']
+
+
+@pytest.mark.parametrize('overwrite', [False, True])
+def test_what_is_no_store_is_never_removed(source, target, overwrite):
+    target.mkdir(parents=True)
+    (target / 'thesis.tex').write_text('dear')
+    with pytest.raises(DataError, match='other than a frame store'):
+        prepare_store(target, 'tiny-v0', source, overwrite=overwrite)
+    assert (target / 'thesis.tex').read_text() == 'dear'
+
+
+def test_bad_file_leaves_nothing(source, target, make_arrays):
+    arrays = make_arrays()
+    arrays['actions'][3] = 1.5
+    np.savez(source, **arrays)
+    with pytest.raises(DataError, match=r'tiny-v0.npz: actions reach 1\.5'):
+        prepare_store(target, 'tiny-v0', source)
+    assert names(target.parent) == []
+
+
+def test_damage_at_the_very_end_leaves_nothing(source, target, make_arrays):
+    """The checksum of the frames is compared when all of them have been written already."""
+    np.savez(source, **make_arrays())
+    data = bytearray(source.read_bytes())
+    place = bytes(data).index(make_arrays()['observations'][-1].tobytes())
+    data[place + 100] ^= 1
+    source.write_bytes(data)
+    with pytest.raises(DataError, match='Bad CRC-32'):
+        prepare_store(target, 'tiny-v0', source)
+    assert names(target.parent) == []
+
+
+def test_bad_file_leaves_the_old_store(source, target, make_arrays):
+    prepare_store(target, 'tiny-v0', source)
+    arrays = make_arrays(seed=1)
+    arrays['terminals'][-1] = False
+    np.savez(source, **arrays)
+    with pytest.raises(DataError, match='last row'):
+        prepare_store(target, 'tiny-v0', source, overwrite=True)
+    frames = open_store(target).splits['train'].observations
+    np.testing.assert_array_equal(frames, make_arrays()['observations'])
+    assert names(target.parent) == ['tiny-v0']
+
+
+def test_bad_val_file_leaves_nothing(source, target, make_arrays):
+    np.savez(source.with_name('tiny-v0-val.npz'), **(make_arrays() | {'actions': np.zeros(14)}))
+    with pytest.raises(DataError, match=r'tiny-v0-val\.npz: actions'):
+        prepare_store(target, 'tiny-v0', source)
+    assert names(target.parent) == []
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'observations': (6, 9, 9, 3)}, r'observations .* uint8 \(9, 9, 3\), .* \(8, 8, 3\)'),
+        ({'actions': (6, 5)}, r'actions has rows of float32 \(5,\), .* are float32 \(4,\)'),
+        ({'observations': (6, 7)}, r'observations .* float32 \(7,\), .* uint8 \(8, 8, 3\)'),
+        ({'qpos': (6, 4)}, r'qpos has rows of float32 \(4,\), .* are float32 \(5,\)'),
+    ],
+)
+def test_splits_have_to_fit_together(source, target, make_arrays, change, message):
+    val = make_arrays((3, 3), seed=1)
+    for name, shape in change.items():
+        dtype = np.uint8 if len(shape) == 4 else np.float32
+        val[name] = np.ones(shape, dtype)
+    np.savez(source.with_name('tiny-v0-val.npz'), **val)
+    with pytest.raises(DataError, match=rf'tiny-v0-val\.npz: {message}') as caught:
+        prepare_store(target, 'tiny-v0', source, progress=pytest.fail)
+    assert '\n' not in str(caught.value)
+    assert not target.parent.exists()
+
+
+def test_a_split_may_lack_what_is_not_required(source, target, make_arrays):
+    val = make_arrays((3, 3), seed=1)
+    del val['qvel']
+    np.savez(source.with_name('tiny-v0-val.npz'), **val)
+    assert 'qvel' not in prepare_store(target, 'tiny-v0', source).splits['val'].info
+
+
+def test_full_disk_is_told_before_anything_is_written(source, target, monkeypatch):
+    usage = type('Usage', (), {'free': 1000})
+    monkeypatch.setattr('shutil.disk_usage', lambda path: usage)
+    with pytest.raises(DataError, match='of disk'):
+        prepare_store(target, 'tiny-v0', source)
+    assert names(target.parent) == []
+
+
+PREPARE_ON_A_FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from data_pipeline.errors import DataError
+from data_pipeline.store.frame_store import prepare_store
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+try:
+    prepare_store(Path(sys.argv[1]), 'tiny-v0', Path(sys.argv[2]), overwrite=True)
+except DataError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize('stands', [False, True])
+def test_disk_that_fills_up_meanwhile(source, target, make_arrays, run_python, stands):
+    """The system refuses to write more than 3000 bytes of a file; only observations are larger."""
+    if stands:
+        prepare_store(target, 'tiny-v0', source)
+    np.savez(source, **make_arrays((20, 20), seed=1))
+    done = run_python(PREPARE_ON_A_FULL_DISK, target, source)
+    assert done.returncode == 0, done.stderr
+    assert f'{target}: cannot be written: ' in done.stdout
+    assert 'nothing was changed' in done.stdout
+    assert len(done.stdout.splitlines()) == 1
+    assert names(target.parent) == (['tiny-v0'] if stands else [])
+    if stands:
+        frames = open_store(target).splits['train'].observations
+        np.testing.assert_array_equal(frames, make_arrays()['observations'])
+
+
+PREPARE = """
+import sys
+from pathlib import Path
+from data_pipeline.store.frame_store import prepare_store
+
+prepare_store(Path(sys.argv[1]), 'tiny-v0', Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize('same_source', [True, False])
+def test_two_at_once(source, target, make_arrays, run_python, same_source):
+    """Another process starts later and is done first."""
+    other = source if same_source else source.with_name('other.npz')
+    if not same_source:
+        np.savez(other, **make_arrays(seed=1))
+    done = []
+
+    def overtake(*_: int) -> None:
+        if not done:
+            done.append(run_python(PREPARE, target, other))
+
+    if same_source:
+        store = prepare_store(target, 'tiny-v0', source, progress=overtake)
+        verify_store(store)
+    else:
+        with pytest.raises(DataError, match='store of other source files stands here'):
+            prepare_store(target, 'tiny-v0', source, progress=overtake)
+    assert done[0].returncode == 0, done[0].stderr
+    frames = open_store(target).splits['train'].observations
+    seed = 0 if same_source else 1
+    np.testing.assert_array_equal(frames, make_arrays(seed=seed)['observations'])
+    assert names(target.parent) == ['tiny-v0']
+
+
+PREPARE_SLOWLY = """
+import sys, time
+from pathlib import Path
+from data_pipeline.store.frame_store import prepare_store
+
+def report(done, total):
+    print(done, flush=True)
+    time.sleep(60)
+
+prepare_store(Path(sys.argv[1]), 'tiny-v0', Path(sys.argv[2]), overwrite=True, progress=report)
+"""
+
+
+def test_kill_leaves_nothing_that_looks_finished(source, target, make_arrays):
+    process = subprocess.Popen(
+        [sys.executable, '-c', PREPARE_SLOWLY, str(target), str(source)],
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()  # It writes now.
+    (pending,) = target.parent.glob(f'.tiny-v0.incomplete-*-{process.pid}-*')
+
+    with pytest.raises(DataError, match='no frame store here'):
+        open_store(target)
+    store = prepare_store(target, 'tiny-v0', source)  # A live process keeps its folder.
+    assert pending.exists()
+
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert not (pending / 'manifest.json').exists()
+    store = prepare_store(target, 'tiny-v0', source)
+    assert names(target.parent) == ['tiny-v0']
+    np.testing.assert_array_equal(store.splits['train'].observations, make_arrays()['observations'])
+
+
+def test_kill_between_the_renames_of_an_overwrite(source, target, make_arrays):
+    """The old store is out of the way, the new one not in its place yet."""
+    prepare_store(target, 'tiny-v0', source)
+    target.rename(leftover(target, 'replaced', dead_pid()))
+    leftover(target, 'incomplete', dead_pid()).mkdir()
+    before = time.time_ns()
+    store = prepare_store(target, 'tiny-v0', source)
+    assert (target / 'manifest.json').stat().st_mtime_ns < before
+    assert store.path == target
+    assert names(target.parent) == ['tiny-v0']
+
+
+def test_kill_after_the_renames_of_an_overwrite(source, target):
+    prepare_store(target, 'tiny-v0', source)
+    leftover(target, 'replaced', dead_pid()).mkdir()
+    prepare_store(target, 'tiny-v0', source)
+    assert names(target.parent) == ['tiny-v0']
+
+
+def test_leftovers_of_other_stores_are_left(source, target):
+    other = leftover(target.with_name('tiny-v0-big'), 'incomplete', dead_pid())
+    other.mkdir(parents=True)
+    leftover(target, 'incomplete', os.getpid()).mkdir()  # As in a container.
+    prepare_store(target, 'tiny-v0', source)
+    assert names(target.parent) == [other.name, 'tiny-v0']
+
+
+def test_what_other_hosts_write_is_left_for_a_week(source, target, monkeypatch):
+    """Which of their processes live cannot be known here, and numbers are equal by chance."""
+    prepare_store(target, 'tiny-v0', source)
+    places = [('elsewhere', dead_pid()), ('elsewhere', os.getpid()), ('else-where.org-1', 1)]
+    written = [leftover(target, 'incomplete', pid, host) for host, pid in places]
+    for folder in written:
+        folder.mkdir()
+    old = leftover(target, 'replaced', dead_pid(), 'elsewhere')
+    target.rename(old)
+    remove_leftovers(target)
+    assert names(target.parent) == sorted(folder.name for folder in [*written, old])
+    now = time.time()
+    monkeypatch.setattr(time, 'time', lambda: now + 8 * 24 * 3600)
+    remove_leftovers(target)
+    assert names(target.parent) == ['tiny-v0']
+    open_store(target)
+
+
+def test_a_writer_of_the_same_number_on_another_host(tmp_path, monkeypatch):
+    target = tmp_path / 'a'
+
+    def write_while_the_other_does() -> None:
+        with atomic_folder(target) as folder:
+            monkeypatch.setattr(frame_store, '_host', lambda: 'elsewhere')
+            remove_leftovers(target)
+            with atomic_folder(target) as other:
+                (other / 'x').write_text('done first')
+            (folder / 'x').write_text('done second')
+
+    with pytest.raises(FileExistsError):
+        write_while_the_other_does()
+    assert (target / 'x').read_text() == 'done first'
+    assert names(tmp_path) == ['a']
+
+
+def test_what_another_thread_writes_is_left(source, target):
+    def prepare(*_: int) -> None:
+        thread = threading.Thread(target=prepare_store, args=(target, 'tiny-v0', source))
+        thread.start()
+        thread.join()
+
+    store = prepare_store(target, 'tiny-v0', source, progress=prepare)
+    verify_store(store)
+    assert names(target.parent) == ['tiny-v0']
+
+
+def test_a_container_of_the_hosts_name_is_another_place(run_python):
+    """It may use the host's network, and so its name, but has process numbers of its own."""
+    code = 'from data_pipeline.store import frame_store; print(frame_store._host())'
+    command = ['unshare', '--pid', '--fork', sys.executable, '-c', code]
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f'no process numbers of its own: {done.stderr.strip()}')
+    assert run_python(code).stdout.strip() == frame_store._host() != done.stdout.strip()
+
+
+def test_atomic_folder_does_not_replace_unasked(tmp_path):
+    target = tmp_path / 'a'
+    with atomic_folder(target) as folder:
+        (folder / 'x').write_text('first')
+    with pytest.raises(FileExistsError), atomic_folder(target) as folder:
+        (folder / 'x').write_text('second')
+    assert (target / 'x').read_text() == 'first'
+    with atomic_folder(target, replace=True) as folder:
+        (folder / 'x').write_text('third')
+        assert (target / 'x').read_text() == 'first'
+    assert (target / 'x').read_text() == 'third'
+    assert names(tmp_path) == ['a']
+
+
+def replace(target: Path, text: str) -> None:
+    with atomic_folder(target, replace=True) as folder:
+        (folder / 'x').write_text(text)
+
+
+def test_another_process_puts_its_own_in_place_between_the_renames(tmp_path, monkeypatch):
+    target, rename = tmp_path / 'a', os.rename
+    replace(target, 'old')
+
+    def rename_and_be_overtaken(source, destination):
+        rename(source, destination)
+        monkeypatch.setattr(os, 'rename', rename)
+        replace(target, 'other')
+
+    monkeypatch.setattr(os, 'rename', rename_and_be_overtaken)
+    with pytest.raises(FileExistsError):
+        replace(target, 'own')
+    assert (target / 'x').read_text() == 'other'
+    assert names(tmp_path) == ['a']
+
+
+def test_another_process_is_between_the_renames(tmp_path, monkeypatch):
+    target, rename = tmp_path / 'a', os.rename
+    replace(target, 'old')
+
+    def rename_after_the_other(source, destination):
+        monkeypatch.setattr(os, 'rename', rename)
+        rename(target, tmp_path / 'old')
+        rename(source, destination)
+
+    monkeypatch.setattr(os, 'rename', rename_after_the_other)
+    replace(target, 'own')
+    assert (target / 'x').read_text() == 'own'
+    assert names(tmp_path) == ['a', 'old']
+
+
+def edit_manifest(target: Path, **changes: object) -> None:
+    path = target / 'manifest.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def swap_shape(target: Path) -> None:
+    path = target / 'manifest.json'
+    path.write_text(path.read_text().replace('"<f4"', '"<i4"'))
+
+
+FAULTS = {
+    'newer format': (lambda t: edit_manifest(t, format_version=2), 'format 2 is newer'),
+    'no manifest': (lambda t: (t / 'manifest.json').unlink(), 'no frame store here'),
+    'half a manifest': (lambda t: os.truncate(t / 'manifest.json', 50), 'damaged'),
+    'empty manifest': (lambda t: (t / 'manifest.json').write_text('{}'), 'damaged'),
+    'missing array': (lambda t: (t / 'train/qpos.npy').unlink(), 'qpos.npy is missing'),
+    'short array': (
+        lambda t: os.truncate(t / 'train/observations.npy', 2000),
+        'observations.npy has 2000 bytes in place of 2816',
+    ),
+    'another type': (swap_shape, 'actions.npy is float32'),
+}
+
+
+@pytest.mark.parametrize('name', FAULTS)
+def test_faulty_stores_are_not_opened(source, target, name):
+    change, message = FAULTS[name]
+    prepare_store(target, 'tiny-v0', source)
+    change(target)
+    with pytest.raises(DataError, match=message) as caught:
+        open_store(target)
+    assert str(target) in str(caught.value)
+
+
+def test_absent_store(tmp_path):
+    with pytest.raises(DataError, match='no frame store here'):
+        open_store(tmp_path / 'nothing')
+
+
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='reads /proc/self/status')
+def test_memory_does_not_grow_with_the_frames(tmp_path, run_python):
+    """150 MB of frames through a process whose memory grows by far less."""
+    terminals = np.zeros(12_000, bool)
+    terminals[-1] = True
+    np.savez_compressed(
+        tmp_path / 'd.npz',
+        observations=np.ones((12_000, 64, 64, 3), np.uint8),
+        actions=np.zeros((12_000, 4), np.float32),
+        terminals=terminals,
+    )
+    code = (
+        'import re, sys\n'
+        'from pathlib import Path\n'
+        'from data_pipeline.store.frame_store import prepare_store\n'
+        'status = Path("/proc/self/status")\n'
+        'peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1])\n'
+        'before = peak()\n'
+        'prepare_store(Path(sys.argv[1]), "d", Path(sys.argv[2]))\n'
+        'print(peak() - before)\n'
+    )
+    result = run_python(code, tmp_path / 'store', tmp_path / 'd.npz')
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) < 60_000  # KiB
+
+
+def test_real_store_has_the_bytes_of_its_source(tmp_path, real_source):
+    store = prepare_store(tmp_path / 'real', 'visual-cube-single-play-v0', real_source)
+    assert store.splits.keys() == {'train', 'val'}
+    with np.load(real_source, allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(store.splits['train'].observations, arrays['observations'])
+        np.testing.assert_array_equal(store.splits['train'].actions, arrays['actions'])
+        ends = np.flatnonzero(arrays['terminals'])
+    assert store.manifest['splits']['train']['trajectories'] == len(ends)
+
+
+def test_members_may_be_in_any_order(source, target, make_arrays):
+    arrays = make_arrays()
+    for save in (np.savez, np.savez_compressed):
+        for order in (sorted(arrays), sorted(arrays, reverse=True)):
+            save(source, **{name: arrays[name] for name in order})
+            store = prepare_store(target, 'tiny-v0', source, overwrite=True)
+            for name, array in store.splits['train'].arrays.items():
+                np.testing.assert_array_equal(array, arrays[name])
+
+
+def test_checksums_are_those_of_the_bytes(source, target, make_arrays):
+    np.savez(source.with_name('tiny-v0-val.npz'), **make_arrays((3, 3), seed=1))
+    store = prepare_store(target, 'tiny-v0', source)
+    for name, array in make_arrays().items():
+        digest = hashlib.sha256(array.tobytes()).hexdigest()
+        assert store.manifest['splits']['train']['arrays'][name]['sha256'] == digest
+    calls: list[tuple[int, int]] = []
+    verify_store(store, lambda *call: calls.append(call))
+    total = sum(a.nbytes for split in store.splits.values() for a in split.arrays.values())
+    assert calls[-1] == (total, total)
+
+
+@pytest.mark.parametrize('file', ['train/qvel.npy', 'val/observations.npy'])
+def test_verify_finds_a_changed_byte(source, target, make_arrays, file):
+    np.savez(source.with_name('tiny-v0-val.npz'), **make_arrays((3, 3), seed=1))
+    store = prepare_store(target, 'tiny-v0', source)
+    data = bytearray((target / file).read_bytes())
+    data[-1] ^= 1
+    (target / file).write_bytes(data)
+    with pytest.raises(DataError, match=rf'{file} is not what was written'):
+        verify_store(store)

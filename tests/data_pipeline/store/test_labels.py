@@ -1,0 +1,306 @@
+import errno
+import json
+import multiprocessing
+import os
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from data_pipeline.errors import DataError
+from data_pipeline.store import labels
+from data_pipeline.store.frame_store import FrameStore, prepare_store
+from data_pipeline.store.labels import labelled_tasks, task_labels
+
+CUBE = 'cube-single-singletask-task1-v0'
+
+
+@pytest.fixture
+def make_store(tmp_path, make_arrays):
+    """make_store(qpos=..., ...): a store of 14 rows with these arrays; None leaves one out."""
+
+    def make(**changes: np.ndarray | None) -> FrameStore:
+        arrays = {k: v for k, v in {**make_arrays(), **changes}.items() if v is not None}
+        np.savez(tmp_path / 'tiny-v0.npz', **arrays)
+        return prepare_store(tmp_path / 'store', 'tiny-v0', tmp_path / 'tiny-v0.npz')
+
+    return make
+
+
+def zeros(*shape: int) -> np.ndarray:
+    return np.zeros(shape, np.float32)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def cube_store(make_store, **changes: np.ndarray | None) -> FrameStore:
+    rng = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray | None] = {
+        'qpos': rng.normal(size=(14, 21)).astype(np.float32),
+        'qvel': rng.normal(size=(14, 20)).astype(np.float32),
+        'actions': rng.uniform(-1, 1, (14, 5)).astype(np.float32),
+    }
+    return make_store(**{**arrays, **changes})
+
+
+@pytest.fixture
+def no_worker(monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise AssertionError('labels were computed in place of read')
+
+    monkeypatch.setattr(labels, 'ProcessPoolExecutor', refuse)
+
+
+def ask_ogbench(run_python, code: str) -> list:
+    """What ogbench itself says, in an interpreter of its own."""
+    result = run_python(f'import gymnasium, ogbench, json\nimport numpy as np\n{code}')
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_cube_labels_on_real_data(tmp_path, real_source, run_python):
+    """Success: the cube is within 4 cm of its target, here computed without `relabel_dataset`."""
+    store = prepare_store(tmp_path / 'store', 'visual-cube-single-play-v0', real_source)
+    rewards, masks = task_labels(store, 'train', CUBE, {})
+    target = ask_ogbench(
+        run_python,
+        f'env = gymnasium.make({CUBE!r})\n'
+        'env.reset(seed=123)\n'
+        'print(json.dumps(env.unwrapped._data.mocap_pos[0].tolist()))',
+    )
+    with np.load(real_source, allow_pickle=False) as arrays:
+        cube = arrays['qpos'][:, 14:17].astype(np.float64)
+    distances = np.sqrt(((cube - target) ** 2).sum(axis=1))
+    is_success = distances <= 0.04
+    assert 0 < is_success.sum() < len(is_success)
+    assert np.abs(distances - 0.04).min() > 1e-7  # No row hangs on rounding.
+    assert rewards.dtype == masks.dtype == np.float32
+    np.testing.assert_array_equal(rewards, np.where(is_success, 0, -1))
+    np.testing.assert_array_equal(masks, np.where(is_success, 0, 1))
+
+    official = ask_ogbench(
+        run_python,
+        'from ogbench.relabel_utils import relabel_dataset\n'
+        f'data = dict(np.load({str(real_source)!r}))\n'
+        f'relabel_dataset({CUBE!r}, gymnasium.make({CUBE!r}), data)\n'
+        'print(json.dumps([data["rewards"].tolist(), data["masks"].tolist()]))',
+    )
+    np.testing.assert_array_equal(rewards, official[0])
+    np.testing.assert_array_equal(masks, official[1])
+
+
+def test_puzzle_rewards_count_unmet_buttons(make_store, run_python):
+    env_id = 'puzzle-3x3-singletask-task2-v0'
+    goal = ask_ogbench(
+        run_python,
+        f'env = gymnasium.make({env_id!r})\n'
+        'env.reset()\n'
+        'print(json.dumps(env.unwrapped._target_button_states.tolist()))',
+    )
+    states = np.random.default_rng(0).integers(0, 2, (14, 9))
+    states[5] = goal
+    store = make_store(
+        qpos=np.zeros((14, 23), np.float32),
+        qvel=np.zeros((14, 23), np.float32),
+        actions=np.zeros((14, 5), np.float32),
+        button_states=states,
+    )
+    rewards, masks = task_labels(store, 'train', env_id, {})
+    unmet = [sum(s != g for s, g in zip(row, goal, strict=True)) for row in states.tolist()]
+    np.testing.assert_array_equal(rewards, [-n for n in unmet])
+    np.testing.assert_array_equal(masks, [float(n > 0) for n in unmet])
+    assert masks[5] == 0
+
+
+def test_pixel_maze_uses_its_twin(make_store, run_python):
+    env_id = 'pointmaze-medium-singletask-task1-v0'
+    goal = np.array(
+        ask_ogbench(
+            run_python,
+            f'env = gymnasium.make({env_id!r})\n'
+            'env.reset()\n'
+            'print(json.dumps(list(env.unwrapped.cur_goal_xy)))',
+        )
+    )
+    qpos = goal + np.random.default_rng(0).uniform(1, 20, (14, 2))
+    qpos[4] = goal + 0.3
+    store = make_store(
+        qpos=qpos, qvel=np.zeros((14, 2), np.float32), actions=np.zeros((14, 2), np.float32)
+    )
+    kwargs = {'ob_type': 'pixels', 'render_mode': 'rgb_array', 'width': 64, 'height': 64}
+    rewards, masks = task_labels(store, 'train', f'ogbench:{env_id}', kwargs)
+    assert np.flatnonzero(masks == 0).tolist() == [4]
+    np.testing.assert_array_equal(rewards, masks * -1)
+    assert (store.path / 'labels' / env_id / 'train' / 'rewards.npy').exists()
+
+
+def test_labels_are_computed_once(make_store, request):
+    store = cube_store(make_store)
+    first = task_labels(store, 'train', CUBE, {'success_timing': 'post'})
+    folder = store.path / 'labels' / CUBE / 'train'
+    np.testing.assert_array_equal(np.load(folder / 'rewards.npy'), first[0])
+    np.testing.assert_array_equal(np.load(folder / 'masks.npy'), first[1])
+    assert names(folder.parent) == ['train']
+    request.getfixturevalue('no_worker')
+    second = task_labels(store, 'train', CUBE, {'success_timing': 'post'})
+    np.testing.assert_array_equal(first, second)
+
+
+def test_cache_is_of_one_task_only(make_store):
+    """`reward_task_id` chooses the goal without being part of the id."""
+    qpos = np.zeros((14, 21), np.float32)
+    qpos[:7, 14:17] = [0.425, -0.1, 0.02]  # The goal of task 1, and that of task 2.
+    qpos[7:, 14:17] = [0.5, 0.0, 0.02]
+    store = cube_store(make_store, qpos=qpos)
+    found = {
+        task: task_labels(store, 'train', 'cube-single-v0', {'reward_task_id': task})[1].tolist()
+        for task in (1, 2)
+    }
+    assert found == {1: [0.0] * 7 + [1.0] * 7, 2: [1.0] * 7 + [0.0] * 7}
+    again = task_labels(store, 'train', 'cube-single-v0', {'reward_task_id': 1})[1]
+    assert again.tolist() == found[1]
+
+
+@pytest.mark.parametrize('stands', [None, 'other recipe'])
+@pytest.mark.parametrize('comes_while', ['_compute_in_process', 'write_text'])
+def test_labels_of_a_parallel_run_are_kept(make_store, monkeypatch, stands, comes_while):
+    """Another process writes the same labels while this one computes, or writes, its own."""
+    store = cube_store(make_store)
+    folder = store.path / 'labels' / CUBE / 'train'
+    values = zeros(14), zeros(14) + 1
+    if stands:
+        labels._write_labels(folder, stands, values)
+    monkeypatch.setattr(labels, '_compute_in_process', lambda *_args: values)
+    function = getattr(labels, comes_while)
+    others = []
+
+    def other_comes(*args):
+        monkeypatch.setattr(labels, comes_while, function)
+        task_labels(store, 'train', CUBE, {})
+        others.append(folder.stat().st_ino)
+        return function(*args)
+
+    monkeypatch.setattr(labels, comes_while, other_comes)
+    np.testing.assert_array_equal(task_labels(store, 'train', CUBE, {}), values)
+    assert others
+    if not stands or comes_while == '_compute_in_process':
+        assert folder.stat().st_ino == others[0]
+    assert names(folder.parent) == ['train']
+    monkeypatch.setattr(labels, '_compute_in_process', None)
+    np.testing.assert_array_equal(task_labels(store, 'train', CUBE, {}), values)
+
+
+def test_a_store_that_cannot_be_written_is_labelled_each_time(make_store, monkeypatch):
+    store = cube_store(make_store)
+    values = zeros(14), zeros(14) + 1
+    computed = []
+    monkeypatch.setattr(labels, '_compute_in_process', lambda *_args: computed.append(1) or values)
+
+    def refuse(path, *_args):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+    monkeypatch.setattr(os, 'mkdir', refuse)
+    for times in (1, 2):
+        np.testing.assert_array_equal(task_labels(store, 'train', CUBE, {}), values)
+        assert len(computed) == times
+
+
+@pytest.mark.parametrize(
+    'harm',
+    [
+        lambda folder: (folder / 'rewards.npy').write_bytes(b''),
+        lambda folder: os.truncate(folder / 'masks.npy', 140),
+        lambda folder: os.truncate(folder / 'masks.npy', 20),
+        lambda folder: (folder / 'recipe.json').write_bytes(b'\xff'),
+        lambda folder: (folder / 'recipe.json').write_text('["'),
+    ],
+)
+def test_damaged_labels_are_computed_anew(make_store, monkeypatch, harm):
+    store = cube_store(make_store)
+    values = zeros(14), zeros(14) + 1
+    monkeypatch.setattr(labels, '_compute_in_process', lambda *_args: values)
+    task_labels(store, 'train', CUBE, {})
+    assert labelled_tasks(store, 'train') == [(CUBE, {})]
+    folder = store.path / 'labels' / CUBE / 'train'
+    harm(folder)
+    assert labelled_tasks(store, 'train') in ([], [(CUBE, {})])
+    np.testing.assert_array_equal(task_labels(store, 'train', CUBE, {}), values)
+    monkeypatch.setattr(labels, '_compute_in_process', None)
+    np.testing.assert_array_equal(task_labels(store, 'train', CUBE, {}), values)
+
+
+def test_a_killed_worker_gives_one_line(make_store):
+    store = cube_store(make_store)
+
+    def kill() -> None:
+        while not (workers := multiprocessing.active_children()):
+            time.sleep(0.01)
+        workers[0].kill()
+
+    threading.Thread(target=kill, daemon=True).start()
+    with pytest.raises(DataError, match=f'the process that labels it for {CUBE} died') as caught:
+        task_labels(store, 'train', CUBE, {})
+    assert '\n' not in str(caught.value)
+
+
+def test_the_caller_stays_free_of_mujoco(run_python):
+    code = (
+        'import sys\n'
+        'import data_pipeline.store.labels\n'
+        'heavy = {"mujoco", "gymnasium", "ogbench", "tensorflow", "jax"}\n'
+        'assert not heavy & set(sys.modules), heavy & set(sys.modules)\n'
+    )
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
+WRONG_DATA = {
+    'scene': ({}, 'scene-singletask-task1-v0', {}, 'qpos has 21 columns, .* has 25'),
+    'qpos': ({'qpos': zeros(14, 28)}, CUBE, {}, 'qpos has 28 columns, .* has 21'),
+    'qvel': ({'qvel': zeros(14, 26)}, CUBE, {}, 'qvel has 26 columns, .* has 20'),
+    'actions': ({'actions': zeros(14, 8)}, CUBE, {}, 'actions has 8 columns, .* has 5'),
+    'no qpos': ({'qpos': None}, CUBE, {}, 'lacks qpos'),
+    'no buttons': (
+        {'qpos': zeros(14, 23), 'qvel': zeros(14, 23)},
+        'puzzle-3x3-singletask-task1-v0',
+        {},
+        'lacks button_states',
+    ),
+    'buttons': (
+        {'qpos': zeros(14, 23), 'qvel': zeros(14, 23), 'button_states': np.zeros((14, 4), int)},
+        'puzzle-3x3-singletask-task1-v0',
+        {},
+        'button_states has 4 columns, .* has 9',
+    ),
+    'many tasks': ({}, 'cube-single-v0', {}, 'has no single task'),
+    'no such task': ({}, 'cube-single-v0', {'reward_task_id': 9}, 'cannot be made: Task ID'),
+    'no such environment': ({}, 'cube-nonuple-v0', {}, 'cube-nonuple-v0 cannot be made'),
+    'no such module': ({}, 'nowhere:cube-v0', {}, 'cannot be made: No module named'),
+}
+
+
+@pytest.mark.parametrize('name', WRONG_DATA)
+def test_data_of_another_environment(make_store, name):
+    changes, env_id, kwargs, message = WRONG_DATA[name]
+    store = cube_store(make_store, **changes)
+    with pytest.raises(DataError, match=message) as caught:
+        task_labels(store, 'train', env_id, kwargs)
+    assert env_id.rpartition(':')[2] in str(caught.value)
+    assert '\n' not in str(caught.value)
+    assert not (store.path / 'labels').exists()
+
+
+def test_data_of_another_environment_names_both(make_store):
+    with pytest.raises(DataError, match=f'dataset tiny-v0 is not of environment {CUBE}: qpos has'):
+        task_labels(cube_store(make_store, qpos=zeros(14, 28)), 'train', CUBE, {})
+
+
+def test_unknown_split():
+    store = SimpleNamespace(path=Path('store'), splits={'train': None})
+    with pytest.raises(DataError, match="no split 'val', only train"):
+        task_labels(store, 'val', CUBE, {})  # type: ignore[arg-type]

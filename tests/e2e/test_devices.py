@@ -1,0 +1,151 @@
+"""Data-parallel training: on 8 virtual devices, in 2 processes, and back on 1."""
+
+import csv
+import dataclasses
+import json
+import os
+import signal
+import socket
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from encoders.saved import load_encoder, read_encoder
+from fql.envs.tasks import QUICKSTART_TASK
+from fql.training.checkpoints import CheckpointReader, finished_steps
+from fql.training.interruption import EXIT_CODE
+
+SETTINGS = (
+    *('--task', QUICKSTART_TASK, '--batch-size', 16, '--flow-steps', 1, '--hidden-dims', 256),
+    *('--eval-interval', 0, '--log-interval', 1, '--save-interval', 4),
+)
+EIGHT = {'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=8'}
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('prepared')]
+
+
+def losses(run):
+    with (run / 'train.csv').open() as file:
+        return np.array([float(row['loss']) for row in csv.DictReader(file)])
+
+
+def finish(*processes):
+    for process in processes:
+        output, errors = process.communicate(timeout=250)
+        assert process.returncode == 0, errors
+    return output
+
+
+@pytest.fixture(scope='module')
+def on_one_device(fql_process, prepared, tmp_path_factory):
+    run = tmp_path_factory.mktemp('one') / 'run'
+    done = fql_process('train', *SETTINGS, '--steps', 8, '--run-dir', run)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+def test_eight_devices_give_the_losses_of_one(start_fql, on_one_device, tmp_path):
+    run = tmp_path / 'run'
+    # With the large parameters spread over the devices; the small ones have copies on each.
+    spread = ('--shard-params', '--steps', 4, '--run-dir', run)
+    finish(start_fql('train', *SETTINGS, *spread, **EIGHT))
+    # Saved on 8, continued on 1, and back on 8.
+    finish(start_fql('train', '--resume', run, '--no-shard-params', '--steps', 8))
+    np.testing.assert_allclose(losses(run), losses(on_one_device), rtol=1e-4, atol=1e-5)
+    finish(start_fql('train', '--resume', run, '--steps', 10, **EIGHT))
+    assert finished_steps(run / 'checkpoints') == [4, 8, 10]
+
+
+SPREAD = """
+import dataclasses, jax, numpy as np
+from fql.agent import initial_state
+from fql.config import AgentConfig, TrainConfig
+from fql.devices import LARGE, make_mesh, put_batch
+from fql.training.run_folder import RunSpec
+from fql.train_step import make_train_step
+
+agent = AgentConfig(hidden_dims=(256, 256), flow_steps=1, encoder='impala_debug')
+config = TrainConfig(task='', frame_stack=1, shard_params=True, agent=agent)
+spec, mesh = RunSpec(config, (8, 8, 3), 'uint8', 2), make_mesh()
+arrays = {
+    'frames': np.zeros((8, 2, 8, 8, 3), np.uint8),
+    'actions': np.zeros((8, 2), np.float32),
+    'rewards': np.zeros(8, np.float32),
+    'masks': np.zeros(8, np.float32),
+}
+state, train_step = initial_state(spec, mesh), make_train_step(spec, mesh)
+for _ in range(3):
+    leaves = jax.tree.leaves(dataclasses.replace(state, key=None))
+    sizes = {leaf.size // leaf.addressable_data(0).size for leaf in leaves if leaf.size >= LARGE}
+    assert sizes == {8}, sizes
+    assert all(leaf.is_fully_replicated for leaf in leaves if leaf.size < LARGE)
+    state, _ = train_step(state, [put_batch(arrays, mesh)])
+"""
+
+
+def test_large_parameters_are_spread_and_stay_so(run_python, monkeypatch):
+    for name, value in EIGHT.items():
+        monkeypatch.setenv(name, value)
+    done = run_python(SPREAD)
+    assert done.returncode == 0, done.stderr
+
+
+def start_two(start_fql, *arguments):
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    together = ('--coordinator', f'127.0.0.1:{port}', '--num-processes', 2, '--process-id')
+    return [start_fql(*arguments, *together, i) for i in range(2)]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_signal_to_one_of_two_processes_stops_both(start_fql, wait_for_checkpoint, tmp_path):
+    run = tmp_path / 'run'
+    settings = ('--steps', 100_000, '--log-interval', 0, '--run-dir', run)
+    processes = start_two(start_fql, 'train', *SETTINGS, *settings)
+    wait_for_checkpoint(processes[0], run, 4)
+    processes[1].send_signal(signal.SIGTERM)
+    output, errors = processes[0].communicate(timeout=250)
+    assert processes[0].returncode == EXIT_CODE, errors
+    _, errors = processes[1].communicate(timeout=250)
+    assert processes[1].returncode == EXIT_CODE, errors
+    step = CheckpointReader(run / 'checkpoints').find(None)
+    assert f'stopped; step {step:,} is saved' in output
+
+
+def test_two_processes_give_the_losses_of_one(fql, start_fql, on_one_device, tmp_path):
+    run = tmp_path / 'run'
+    finish(*start_two(start_fql, 'train', *SETTINGS, '--steps', 4, '--run-dir', run))
+    finish(start_fql('train', '--resume', run, '--steps', 8))
+    np.testing.assert_allclose(losses(run), losses(on_one_device), rtol=1e-4, atol=1e-5)
+    assert json.loads(fql('inspect', 'checkpoint', run).stdout)['step'] == 8
+
+
+def test_two_processes_pretrain_the_encoder_of_one(fql, start_fql, assert_one_line, tmp_path):
+    settings = (
+        *('--dataset', 'visual-pointmaze-quickstart-navigate-v0', '--encoder', 'impala_debug'),
+        *('--objective', 'self_prediction', '--frame-stack', 1, '--batch-size', 16),
+        *('--hidden-dims', 16, '--log-interval', 1, '--save-interval', 2, '--steps', 4),
+    )
+    one, two = tmp_path / 'one', tmp_path / 'two'
+    assert fql('pretrain', *settings, '--run-dir', one).returncode == 0
+    finish(*start_two(start_fql, 'pretrain', *settings, '--run-dir', two))
+    np.testing.assert_allclose(losses(two), losses(one), rtol=1e-4, atol=1e-5)
+    saved = [read_encoder(run / 'encoder') for run in (one, two)]
+    assert dataclasses.replace(saved[0], digest='') == dataclasses.replace(saved[1], digest='')
+    trees = [load_encoder(run / 'encoder', 'impala_debug', (32, 32, 3), 1) for run in (one, two)]
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), *trees)
+    words = ('--coordinator', '127.0.0.1:1', '--num-processes', 2)
+    assert_one_line(fql('pretrain', *settings, *words), 'several processes need --run-dir')
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(start_fql, tmp_path):
+    run = tmp_path / 'run'
+    process = start_fql('train', *SETTINGS, '--batch-size', 12, '--run-dir', run, **EIGHT)
+    _, errors = process.communicate(timeout=250)
+    assert process.returncode == 1
+    assert 'batch-size 12 is no multiple of the 8 devices' in errors
+    assert not run.exists()

@@ -1,0 +1,133 @@
+"""What can befall a run: two trainers, damage, numbers that are not finite, a job scheduler."""
+
+import contextlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from fql.envs.tasks import QUICKSTART_TASK
+from fql.training.checkpoints import CheckpointReader, finished_steps
+from fql.training.loop import MUST_BE_FINITE
+
+SMALL = (
+    *('--task', QUICKSTART_TASK, '--batch-size', 8, '--hidden-dims', 8, '--flow-steps', 1),
+    *('--eval-interval', 0, '--log-interval', 5, '--save-interval', 10),
+)
+
+pytestmark = pytest.mark.usefixtures('prepared')
+
+
+def test_a_second_trainer_refuses(fql, start_fql, wait_for_checkpoint, tmp_path):
+    run = tmp_path / 'run'
+    first = start_fql('train', *SMALL, '--steps', 100_000, '--run-dir', run)
+    wait_for_checkpoint(first, run, 10)
+    second = fql('train', '--resume', run)
+    assert second.returncode == 1
+    assert f'another trainer (process {first.pid}' in second.stderr
+    first.kill()
+    first.communicate()
+    # A dead process holds no lock.
+    latest = max(finished_steps(run / 'checkpoints'))
+    done = fql('train', '--resume', run, '--steps', latest + 1)
+    assert done.returncode == 0, done.stderr
+
+
+def test_resume_auto_starts_and_then_continues(fql, tmp_path):
+    run = tmp_path / 'run'
+    run.mkdir()
+    (run / 'trainer.lock').touch()  # As left by a trainer that was killed in its first moments.
+    command = ('train', *SMALL, '--run-dir', run, '--resume', 'auto', '--steps')
+    assert fql(*command, 10).returncode == 0
+    digest = fql('inspect', 'checkpoint', run, '--step', 10).stdout
+    assert fql(*command, 20).returncode == 0
+    assert finished_steps(run / 'checkpoints') == [10, 20]
+    assert fql('inspect', 'checkpoint', run, '--step', 10).stdout == digest
+    other = fql(*command, 20, '--seed', 1)
+    assert other.returncode == 1
+    assert 'seed: stored 0, asked 1' in other.stderr
+
+
+def test_a_damaged_checkpoint_is_made_again(fql, tmp_path):
+    whole, damaged = tmp_path / 'whole', tmp_path / 'damaged'
+    assert fql('train', *SMALL, '--steps', 30, '--run-dir', whole).returncode == 0
+    shutil.copytree(whole, damaged)
+    files = [path for path in (damaged / 'checkpoints' / '30').rglob('*') if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1])
+
+    told = fql('inspect', 'checkpoint', damaged, '--step', 30)
+    assert told.returncode == 1
+    assert 'was altered' in told.stderr
+    resumed = fql('train', '--resume', damaged)
+    assert resumed.returncode == 0, resumed.stderr
+    assert 'checkpoint of step 30 is damaged' in resumed.stdout
+    assert json.loads(fql('inspect', 'checkpoint', damaged).stdout) == json.loads(
+        fql('inspect', 'checkpoint', whole).stdout
+    )
+    assert (damaged / 'train.csv').read_text() == (whole / 'train.csv').read_text()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(fql, tmp_path):
+    run = tmp_path / 'run'
+    # Such a rate makes the parameters overflow within some steps.
+    done = fql('train', *SMALL, '--steps', 1000, '--run-dir', run, '--lr', 1e18)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith('fql: ')]
+    assert 'not finite' in line
+    (losses,) = (run / 'non-finite').glob('*.json')
+    written = json.loads(losses.read_text())
+    assert not np.isfinite([float(written[name]) for name in MUST_BE_FINITE]).all()
+    step = int(losses.stem.removeprefix('step-'))
+    assert max(finished_steps(run / 'checkpoints'), default=0) < step
+    with np.load(losses.with_suffix('.npz')) as written:
+        out = tmp_path / 'batch.npz'
+        flags = ('--task', QUICKSTART_TASK, '--batch-size', 8, '--step', step - 1, '--out', out)
+        assert fql('inspect', 'batch', *flags).returncode == 0
+        with np.load(out) as expected:
+            np.testing.assert_array_equal(written['frames'][:, 1], expected['next_observations'])
+            np.testing.assert_array_equal(written['actions'], expected['actions'])
+
+
+def test_a_full_disk(fql, start_fql, wait_for_checkpoint, small_disk):
+    run = small_disk / 'run'
+    settings = ('--save-interval', 100, '--log-interval', 0, '--steps', 100_000)
+    process = start_fql('train', *SMALL, *settings, '--run-dir', run)
+    wait_for_checkpoint(process, run, 100)
+    # Unbuffered: closing a buffered file would raise again what its last write did.
+    with (small_disk / 'filler').open('wb', buffering=0) as filler, contextlib.suppress(OSError):
+        while filler.write(bytes(2**16)):
+            pass
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert 'Traceback' not in errors, errors
+    (line,) = [line for line in errors.splitlines() if 'fql: ' in line]
+    assert 'cannot save' in line
+    # The checkpoints before it are sound, and the run goes on once there is room.
+    (small_disk / 'filler').unlink()
+    latest = CheckpointReader(run / 'checkpoints').find(None)
+    done = fql('train', '--resume', run, '--steps', latest + 100)
+    assert done.returncode == 0, done.stderr
+    assert f'updates {latest:,} to' in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('opengl')
+def test_a_watcher_evaluates_what_the_trainer_saves(fql, start_fql, tmp_path):
+    run = tmp_path / 'run'
+    settings = ('--max-episode-steps', 3, '--eval-seed', 5)
+    done = fql('train', *SMALL, *settings, '--steps', 20, '--run-dir', run)
+    assert done.returncode == 0, done.stderr
+    watcher = start_fql('evaluate', run, '--watch', '--episodes', 2)
+    _, errors = watcher.communicate(timeout=200)
+    assert watcher.returncode == 0, errors
+    rows = (run / 'eval.csv').read_text().splitlines()
+    assert [row.split(',')[0] for row in rows] == ['step', '10', '20']
+    episodes = json.loads((run / 'evaluations' / '20.json').read_text())
+    assert [episode['seed'] for episode in episodes] == [5, 6]
+    # A trainer that leaves evaluation to the watcher leaves its results alone.
+    assert fql('train', '--resume', run, '--steps', 30).returncode == 0
+    assert (run / 'eval.csv').read_text().splitlines() == rows
+    refused = fql('evaluate', run, '--watch', '--step', 10)
+    assert refused.returncode == 1

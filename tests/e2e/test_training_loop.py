@@ -1,0 +1,206 @@
+"""The loop around updates, with stand-ins for the agent: what is saved when something fails."""
+
+import dataclasses
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fql.devices import one_device_mesh
+from fql.errors import FQLError
+from fql.train_state import TrainState
+from fql.training.checkpoints import CheckpointReader, CheckpointWriter, finished_steps
+from fql.training.interruption import Interrupted, Interruption
+from fql.training.loop import MUST_BE_FINITE, Trainer, updates_in_call
+from fql.training.run_folder import RunFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def count_up(state, batches):
+    """An update that only counts."""
+    step = state.step + len(batches)
+    return dataclasses.replace(state, step=step), {
+        name: np.zeros(len(batches)) for name in MUST_BE_FINITE
+    }
+
+
+def train(path, evaluate, eval_interval, *, steps=10, save_interval=1, train_step=count_up):
+    """Some updates, saved and evaluated; `evaluate` is called with the state and the writer."""
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params={'w': jnp.zeros(3)},
+        target_params={},
+        opt_state={},
+        key=jax.random.key(0),
+    )
+    schedule = SimpleNamespace(
+        steps=steps,
+        log_interval=0,
+        eval_interval=eval_interval,
+        save_interval=save_interval,
+        updates_per_call=1,
+    )
+    folder = RunFolder(path)
+    with CheckpointWriter(folder.checkpoints, keep_latest=3) as writer, Interruption() as stop:
+        trainer = Trainer(
+            schedule=schedule,
+            mesh=one_device_mesh(),
+            folder=folder,
+            fields=('x',),
+            train_step=train_step,
+            validate=lambda state, batch: {},
+            evaluate=lambda state: evaluate(state, writer),
+            metadata={},
+            writer=writer,
+            train_log=None,
+            interruption=stop,
+            resume_command='',
+        )
+        return trainer.train(state, itertools.repeat({'x': np.zeros(1)}), None, False)[1]
+
+
+def test_all_goes_well(tmp_path):
+    evaluated = []
+    assert train(tmp_path, lambda state, _: evaluated.append(int(state.step)), 4) == 0
+    assert evaluated == [4, 8, 10]
+    assert finished_steps(tmp_path / 'checkpoints') == [8, 9, 10]
+
+
+def test_an_exception_saves_the_step_it_came_in(tmp_path):
+    def die(state, writer):
+        raise FQLError('a worker died')
+
+    with pytest.raises(FQLError, match='a worker died'):
+        train(tmp_path, die, 4)
+    # Step 4 would have been saved after its evaluation.
+    assert CheckpointReader(tmp_path / 'checkpoints').find(None) == 4
+
+
+def test_a_folder_that_becomes_read_only(small_disk):
+    def remount(option):
+        subprocess.run(['mount', '-o', f'remount,{option}', str(small_disk)], check=True)
+
+    def make_read_only(state, writer):
+        writer.wait()
+        remount('ro')
+
+    try:
+        with pytest.raises(FQLError, match=r'cannot save step 4 .*Read-only file system'):
+            train(small_disk / 'run', make_read_only, 4)
+        reader = CheckpointReader(small_disk / 'run' / 'checkpoints')
+        assert finished_steps(small_disk / 'run' / 'checkpoints') == [1, 2, 3]
+        assert reader.find(None) == 3
+    finally:
+        remount('rw')
+
+
+BLOCKED = """
+import sys, time
+from pathlib import Path
+from tests.scripts.test_training_loop import train
+
+def block(state, writer):
+    writer.wait()
+    print('blocked', flush=True)
+    time.sleep(600)
+
+train(Path(sys.argv[1]), block, 4)
+"""
+
+
+def is_caught(process, number):
+    """Whether the process has a handler for a signal."""
+    status = Path(f'/proc/{process.pid}/status').read_text()
+    caught = int(status.split('SigCgt:')[1].split()[0], 16)
+    return bool(caught >> (number - 1) & 1)
+
+
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='reads /proc/PID/status')
+def test_a_second_signal_leaves_at_once(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, '-c', BLOCKED, str(tmp_path)],
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == 'blocked\n'
+        assert is_caught(process, signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 120
+        while is_caught(process, signal.SIGTERM):  # Until the first one was noted.
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == -signal.SIGTERM
+    finally:
+        process.kill()
+        process.communicate()
+    assert CheckpointReader(tmp_path / 'checkpoints').find(None) == 3
+
+
+@pytest.mark.parametrize('name', ['loss', 'update/grad_norm'])
+def test_the_last_update_is_looked_at_when_nothing_is_due(tmp_path, name):
+    """Its gradient too: the loss is of the parameters before the update."""
+
+    def diverge(state, batches):
+        state, metrics = count_up(state, batches)
+        return state, {**metrics, name: metrics[name] + (np.nan if int(state.step) == 3 else 0)}
+
+    with pytest.raises(FQLError, match=f'step 3 is not finite .{name} = nan'):
+        train(tmp_path, None, 0, steps=3, save_interval=0, train_step=diverge)
+
+
+@pytest.mark.parametrize(('start', 'log', 'evaluate', 'save'), [(0, 12, 16, 0), (5, 7, 0, 10)])
+def test_calls_of_several_updates_stop_where_something_is_due(
+    monkeypatch, start, log, evaluate, save
+):
+    monkeypatch.setattr('fql.training.loop.runs_best_alone', lambda: False)
+    schedule = SimpleNamespace(
+        steps=30, log_interval=log, eval_interval=evaluate, save_interval=save, updates_per_call=4
+    )
+    ends = [start]
+    while ends[-1] < schedule.steps:
+        count = updates_in_call(schedule, ends[-1])
+        assert count in (1, 4)
+        assert count == 1 or ends[-1] % 4 == 0
+        ends.append(ends[-1] + count)
+    assert ends[-1] == schedule.steps
+    due = {n for n in range(start + 1, 31) for k in (log, evaluate, save) if k and n % k == 0}
+    assert due <= set(ends)
+    assert len(ends) < schedule.steps - start  # Some calls do make several.
+
+
+def test_free_memory_is_given_back_now_and_then(tmp_path, monkeypatch):
+    times = []
+    monkeypatch.setattr('fql.training.loop.GIVE_BACK_INTERVAL', 4)
+    monkeypatch.setattr('fql.training.loop.give_back_freed_memory', lambda: times.append(1))
+    assert train(tmp_path, None, 0, save_interval=0) == 0
+    assert len(times) == 2  # After the updates 4 and 8 of 10.
+
+
+def test_several_processes_ask_about_every_step(monkeypatch):
+    """All stop at one step, which a call of several updates passes without ending there."""
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    asked = []
+    monkeypatch.setattr(
+        'fql.training.interruption.multihost_utils.reached_preemption_sync_point',
+        lambda step: asked.append(step) or step == 18,
+    )
+    interruption = Interruption()
+    interruption.raise_if_requested(8)
+    interruption.raise_if_requested(16)
+    with pytest.raises(Interrupted):
+        interruption.raise_if_requested(24)
+    assert asked == list(range(8, 25))

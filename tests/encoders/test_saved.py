@@ -1,0 +1,154 @@
+"""Saved encoders: bit-exact round trips, and readable refusals of anything else."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from encoders.errors import EncoderError
+from encoders.impala import ENCODERS
+from encoders.leaves import tree_digest
+from encoders.saved import (
+    DESCRIPTION,
+    FORMAT_VERSION,
+    SavedEncoder,
+    load_encoder,
+    read_encoder,
+    save_encoder,
+)
+
+SAVED = SavedEncoder(
+    encoder='impala_debug',
+    image_shape=(8, 8, 3),
+    frame_stack=2,
+    objective='inverse_dynamics',
+    dataset='d',
+    step=7,
+    versions={'jax': '1'},
+)
+EXPECTED = ('impala_debug', (8, 8, 3), 2)
+
+
+@pytest.fixture(scope='module')
+def params():
+    images = np.zeros((1, 8, 8, 6), np.uint8)
+    return jax.jit(ENCODERS['impala_debug'].init)(jax.random.key(0), images)['params']
+
+
+@pytest.fixture
+def folder(tmp_path, params):
+    save_encoder(tmp_path / 'encoder', params, SAVED)
+    return tmp_path / 'encoder'
+
+
+def test_round_trip_is_bit_exact(folder, params):
+    jax.tree.map(np.testing.assert_array_equal, load_encoder(folder, *EXPECTED), params)
+    saved = read_encoder(folder)
+    assert saved == dataclasses.replace(SAVED, digest=tree_digest(params))
+    assert [path.name for path in folder.parent.iterdir()] == ['encoder']
+
+
+def test_the_digest_sees_bits_paths_and_shapes(params):
+    digest = tree_digest(params)
+    nudged = jax.tree.map(lambda x: np.nextafter(np.asarray(x), np.float32(1)), params)
+    renamed = {**{k: v for k, v in params.items() if k != 'mlp'}, 'mlq': params['mlp']}
+    reshaped = jax.tree.map(lambda x: np.asarray(x)[None], params)
+    assert len({digest, *(tree_digest(p) for p in (nudged, renamed, reshaped))}) == 4
+
+
+def test_all_that_differs_is_named(folder):
+    with pytest.raises(EncoderError) as caught:
+        load_encoder(folder, 'impala_small', (16, 8, 3), 3)
+    for words in (
+        'encoder: saved impala_debug, expected impala_small',
+        'image_shape: saved (8, 8, 3), expected (16, 8, 3)',
+        'frame_stack: saved 2, expected 3',
+    ):
+        assert words in str(caught.value)
+
+
+def test_an_existing_folder_is_left_alone(folder, params):
+    before = (folder / DESCRIPTION).read_text()
+    with pytest.raises(EncoderError, match='exists'):
+        save_encoder(folder, params, dataclasses.replace(SAVED, step=8))
+    assert (folder / DESCRIPTION).read_text() == before
+
+
+def test_parameters_of_another_encoder_are_neither_saved_nor_loaded(tmp_path, params, monkeypatch):
+    with pytest.raises(EncoderError, match=r'mlp/dense_0/kernel: saved .*\(16, 512\), expected'):
+        save_encoder(tmp_path / 'e', params, dataclasses.replace(SAVED, image_shape=(16, 16, 3)))
+    assert not list(tmp_path.iterdir())
+    # As after a change of what the name means.
+    save_encoder(tmp_path / 'e', params, SAVED)
+    monkeypatch.setitem(ENCODERS, 'impala_debug', ENCODERS['impala_debug'].clone(num_blocks=2))
+    with pytest.raises(EncoderError, match=r'stack_0/conv_3/bias: saved nothing, expected float32'):
+        load_encoder(tmp_path / 'e', *EXPECTED)
+
+
+def test_a_failed_save_leaves_nothing(tmp_path, params, monkeypatch):
+    def fail(*_, **__):
+        raise OSError('disk full')
+
+    monkeypatch.setattr('encoders.loading.json.dumps', fail)
+    with pytest.raises(OSError, match='disk full'):
+        save_encoder(tmp_path / 'e', params, SAVED)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_that_are_none(tmp_path):
+    with pytest.raises(EncoderError, match='is no saved encoder'):
+        read_encoder(tmp_path)
+    (tmp_path / DESCRIPTION).write_text('{')
+    with pytest.raises(EncoderError, match='not valid JSON'):
+        read_encoder(tmp_path)
+    with pytest.raises(EncoderError, match='is no saved encoder'):
+        read_encoder(tmp_path / DESCRIPTION)
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        ({'format_version': FORMAT_VERSION + 1}, f'format version {FORMAT_VERSION + 1}'),
+        ({'colour': 'red'}, 'colour'),
+    ],
+)
+def test_folders_of_another_version(folder, change, words):
+    path = folder / DESCRIPTION
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(EncoderError, match=words):
+        load_encoder(folder, *EXPECTED)
+
+
+def largest_file(folder):
+    files = (path for path in (folder / 'params').rglob('*') if path.is_file())
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def flip_bit(folder):
+    path = largest_file(folder)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(folder):
+    path = largest_file(folder)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def unlink(folder):
+    largest_file(folder).unlink()
+
+
+def exchange_digest(folder):
+    path = folder / DESCRIPTION
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'digest': '0' * 64}))
+
+
+@pytest.mark.parametrize('damage', [flip_bit, truncate, unlink, exchange_digest])
+def test_damage_is_found(folder, damage):
+    damage(folder)
+    with pytest.raises(EncoderError, match='damaged'):
+        load_encoder(folder, *EXPECTED)

@@ -1,0 +1,84 @@
+"""Small environments for the tests, found by gymnasium as 'fake_environments:<id>'."""
+
+import subprocess
+import sys
+
+import gymnasium
+import numpy as np
+
+
+class Counter(gymnasium.Env):
+    """Counts its steps, from 3 to 9 of them; draws from every source that OGBench draws from.
+
+    Observation: the step, and the reset's draws. Reward: the step. Success: reported in every step
+    but the last, and in the last one of episodes of an odd length.
+    """
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (5,), np.float64)
+    action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.timestep = 0
+        self.length = int(self.np_random.integers(3, 10))
+        self.draws = [np.random.uniform(), *self.action_space.sample(), self.np_random.uniform()]
+        return self.observation(), {}
+
+    def step(self, action):
+        self.timestep += 1
+        self.draws[0] += action[0]
+        terminated = self.timestep == self.length
+        success = self.length % 2 == 1 if terminated else True
+        info = {'success': float(success)}
+        return self.observation(), float(self.timestep), terminated, False, info
+
+    def observation(self):
+        return np.array([self.timestep, *self.draws])
+
+    def render(self):
+        return np.full((6, 8, 3), self.timestep, np.uint8)
+
+
+class ImageCounter(Counter):
+    """The same, but shows the step as the colour of a picture."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (4, 5, 3), np.uint8)
+
+    def observation(self):
+        return np.full((4, 5, 3), self.timestep, np.uint8) + np.arange(3, dtype=np.uint8)
+
+
+class Broken(Counter):
+    def step(self, action):
+        raise ValueError('the motor is on fire\nand more')
+
+
+class BrokenReset(Counter):
+    def reset(self, *, seed=None, options=None):
+        sys.exit(7)
+
+
+class Imports(Counter):
+    """Shows which libraries its process has imported."""
+
+    def observation(self):
+        names = ('tensorflow', 'jax', 'flax', 'fql.envs.workers', 'numpy')
+        return np.array([name in sys.modules for name in names], np.float64)
+
+
+class StartsProcess(Counter):
+    """Shows the id of a process it has started."""
+
+    def __init__(self):
+        self.process = subprocess.Popen(['sleep', '120'])
+
+    def observation(self):
+        return np.array([self.process.pid, 0, 0, 0, 0], np.float64)
+
+
+class WideActions(Counter):
+    action_space = gymnasium.spaces.Box(-2, 2, (2,), np.float32)
+
+
+for _env in (Counter, *Counter.__subclasses__()):
+    gymnasium.register(f'{_env.__name__}-v0', f'{__name__}:{_env.__name__}')

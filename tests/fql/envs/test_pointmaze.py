@@ -1,0 +1,73 @@
+"""The quickstart's point maze."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fql.envs.make import EnvSpec
+from fql.envs.workers import EnvWorkers
+from fql.training.evaluation import evaluate
+
+REPOSITORY = Path(__file__).parents[3]
+VISUAL = 'fql.envs.pointmaze:visual-pointmaze-quickstart-singletask-v0'
+STATES = 'fql.envs.pointmaze:pointmaze-quickstart-singletask-v0'
+
+
+def walk_to_goal(observations, _, __):
+    """Up to the goal's row, then right to its column."""
+    x, y = observations[:, 0], observations[:, 1]
+    up = np.stack([4 - x, 8 - y], axis=-1)
+    right = np.stack([12 - x, 8 - y], axis=-1)
+    return np.clip(np.where(y[:, None] < 7.5, up, right), -1, 1).astype(np.float32)
+
+
+@pytest.mark.parametrize('timing', ['pre', 'post'])
+def test_the_task_is_solved_by_walking_to_the_goal(timing):
+    with EnvWorkers(EnvSpec(STATES, (('success_timing', timing),)), 1) as workers:
+        result = evaluate(workers, walk_to_goal, episodes=3, seed=0)
+    assert result.success == 1
+    assert (result.lengths < 110).all()
+    assert (result.returns == 1 - result.lengths).all()
+
+
+def test_success_timing_passes_through():
+    lengths = {}
+    for timing in ('pre', 'post'):
+        with EnvWorkers(EnvSpec(STATES, (('success_timing', timing),)), 1) as workers:
+            lengths[timing] = evaluate(workers, walk_to_goal, episodes=2, seed=0).lengths
+    np.testing.assert_array_equal(lengths['pre'], lengths['post'] + 1)
+
+
+TWINS = f"""
+import os
+os.environ['MUJOCO_GL'] = 'egl'
+import gymnasium, numpy as np
+twins = [gymnasium.make(env_id) for env_id in ({VISUAL!r}, {STATES!r})]
+for env in twins:
+    np.random.seed(0)
+    env.action_space.seed(0)
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation), env
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        env.step(np.clip([0.7, 0.1] + rng.normal(0, 1, 2), -1, 1))
+print(*[env.unwrapped.data.qpos.tolist() for env in twins], sep='\\n')
+"""
+
+
+def test_the_twins_move_alike(opengl):
+    printed = subprocess.check_output([sys.executable, '-c', TWINS], cwd=REPOSITORY, text=True)
+    visual, states = printed.splitlines()
+    assert visual == states
+
+
+def test_the_ball_is_seen_wherever_it_starts(opengl):
+    with EnvWorkers(EnvSpec(VISUAL), 1) as workers:
+        assert workers.observation_shape == (32, 32, 3)
+        for seed in range(10):
+            frame = workers.reset({0: seed})[0]
+            yellow = (frame[..., :2] > 200).all(-1) & (frame[..., 2] < 50)
+            assert 4 <= yellow.sum() <= 12

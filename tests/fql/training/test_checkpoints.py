@@ -1,0 +1,241 @@
+"""Checkpoints: bit-exact round trips, what is kept, and what damage does."""
+
+import dataclasses
+import hashlib
+import math
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from encoders.leaves import tree_digest
+from fql.agent import abstract_state, initial_state
+from fql.config import AgentConfig, TrainConfig
+from fql.devices import one_device_mesh
+from fql.errors import FQLError
+from fql.training.checkpoints import (
+    CHECKSUMS,
+    COMMITTED,
+    CheckpointReader,
+    CheckpointWriter,
+    finished_steps,
+    restore_newest,
+)
+from fql.training.run_folder import RunFolder, RunSpec, read_spec, write_spec
+
+SPEC = RunSpec(
+    config=TrainConfig(task='t', agent=AgentConfig(hidden_dims=(8,), encoder='impala_debug')),
+    observation_shape=(8, 8, 3),
+    observation_dtype='uint8',
+    action_dim=2,
+)
+
+
+@pytest.fixture(scope='module')
+def initial():
+    return initial_state(SPEC, one_device_mesh())
+
+
+@pytest.fixture(scope='module')
+def abstract():
+    return abstract_state(SPEC, one_device_mesh())
+
+
+@pytest.fixture
+def state_at(initial):
+    return lambda step: dataclasses.replace(initial, step=jnp.asarray(step, jnp.int32))
+
+
+@pytest.fixture
+def saved(tmp_path, state_at):
+    """A folder with checkpoints of steps 1, 2 and 3."""
+    folder = tmp_path / 'checkpoints'
+    with CheckpointWriter(folder, keep_latest=3) as writer:
+        for step in (1, 2, 3):
+            writer.save(state_at(step), {'note': step})
+    return folder
+
+
+def array_file(folder, step):
+    """The largest file of a checkpoint: arrays' bytes."""
+    files = (path for path in (folder / str(step)).rglob('*') if path.is_file())
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def test_round_trip_is_bit_exact(saved, abstract, state_at):
+    reader = CheckpointReader(saved)
+    assert reader.find(None) == 3
+    assert tree_digest(reader.restore(abstract, 3)) == tree_digest(state_at(3))
+    jax.tree.map(
+        np.testing.assert_array_equal, reader.restore_params(abstract, 3), state_at(3).params
+    )
+    assert reader.metadata(2)['note'] == 2
+
+
+def test_kept_are_the_latest_the_best_and_every_nth(tmp_path, state_at):
+    successes = {1: 0.2, 2: 0.9, 3: math.nan, 5: 0.3, 6: 0.4, 7: math.nan}
+    for resumed in (1, 5):  # A restart in between must not forget the best.
+        with CheckpointWriter(tmp_path, 2, 5, lambda: successes) as writer:
+            for step in range(resumed, resumed + 4):
+                writer.save(state_at(step), {})
+    assert finished_steps(tmp_path) == [2, 5, 7, 8]
+
+
+def test_an_evaluation_that_ends_after_the_save_counts(tmp_path, state_at):
+    """One made again after an interruption, or by a watcher; of equal ones the latest is kept."""
+    successes = {}
+    with CheckpointWriter(tmp_path, 2, 0, lambda: successes) as writer:
+        for step in range(1, 8):
+            writer.save(state_at(step), {})
+            successes |= {2: {1: 0.5}, 4: {3: 0.5}, 6: {6: 0.1}}.get(step, {})
+            if step == 3:
+                assert finished_steps(tmp_path)[0] == 1
+    assert finished_steps(tmp_path) == [3, 6, 7]
+
+
+def test_a_step_is_saved_once_even_while_its_save_is_under_way(tmp_path, state_at):
+    with CheckpointWriter(tmp_path, keep_latest=2) as writer:
+        writer.save(state_at(1), {})
+        writer.save(state_at(1), {})
+        writer.wait()
+        writer.save(state_at(1), {})
+    assert finished_steps(tmp_path) == [1]
+
+
+def test_half_deleted_and_foreign_folders_are_no_checkpoints(saved):
+    (saved / '3' / COMMITTED).unlink()
+    (saved / '7').mkdir()
+    assert finished_steps(saved) == [1, 2]
+    with pytest.raises(FQLError, match=r'no checkpoint of step 3 .*there are \[1, 2\]'):
+        CheckpointReader(saved).find(3)
+
+
+def test_no_checkpoints(tmp_path, abstract):
+    with pytest.raises(FQLError, match='no checkpoints in'):
+        CheckpointReader(tmp_path / 'none')
+    with pytest.raises(FQLError, match='no finished checkpoint'):
+        CheckpointReader(tmp_path).find(None)
+    assert restore_newest(tmp_path, abstract, tmp_path / 'aside') == (None, [])
+
+
+def flip_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize('damage', [flip_bit, truncate, lambda path: path.unlink()])
+def test_damage_falls_back_to_the_newest_sound_step(saved, abstract, state_at, tmp_path, damage):
+    damage(array_file(saved, 3))
+    flip_bit(array_file(saved, 2))
+    reader = CheckpointReader(saved)
+    notices = []
+    assert reader.find(None, notices.append) == 1
+    assert [notice.split(' (')[0] for notice in notices] == [
+        f'checkpoint of step {step} is damaged' for step in (3, 2)
+    ]
+    with pytest.raises(FQLError, match='damaged checkpoint'):
+        reader.find(3)
+    state, notices = restore_newest(saved, abstract, tmp_path / 'aside')
+    assert tree_digest(state) == tree_digest(state_at(1))
+    assert len(notices) == 2
+    assert 'step 3 is damaged' in notices[0]
+    assert finished_steps(saved) == [1]
+    assert len(list((tmp_path / 'aside').iterdir())) == 2
+    with CheckpointWriter(saved, keep_latest=3) as writer:  # The steps are free again.
+        writer.save(state_at(2), {})
+    assert CheckpointReader(saved).find(None) == 2
+
+
+def test_damage_is_found_without_checksums_too_if_it_cannot_be_read(saved, abstract, tmp_path):
+    """A run may be killed between Orbax's commit and the checksums."""
+    (saved / '3' / CHECKSUMS).unlink()
+    shutil.rmtree(saved / '3' / 'training' / 'd')
+    state, _ = restore_newest(saved, abstract, tmp_path / 'aside')
+    assert int(state.step) == 2
+
+
+def test_all_damaged(saved, abstract, tmp_path):
+    for step in (1, 2, 3):
+        flip_bit(array_file(saved, step))
+    with pytest.raises(FQLError, match='no sound checkpoint is left'):
+        restore_newest(saved, abstract, tmp_path / 'aside')
+    assert finished_steps(saved) == [1, 2, 3]
+
+
+@pytest.mark.parametrize('fault', [PermissionError('Permission denied'), OSError('Stale handle')])
+def test_what_cannot_be_read_is_not_called_damaged(saved, abstract, tmp_path, monkeypatch, fault):
+    """Else a fault of the disk, or of rights, would cost checkpoints that are sound."""
+
+    def fail(*args):
+        raise fault
+
+    monkeypatch.setattr(hashlib, 'file_digest', fail)
+    with pytest.raises(FQLError, match=r'3 cannot be read: (Permission denied|Stale handle)'):
+        restore_newest(saved, abstract, tmp_path / 'aside')
+    monkeypatch.undo()
+
+    def out_of_memory(*args, **kwargs):
+        raise RuntimeError('out of memory\nand more')
+
+    monkeypatch.setattr(ocp.Checkpointer, 'restore', out_of_memory)
+    with pytest.raises(FQLError, match=r'as they were written: RuntimeError: out of memory$'):
+        restore_newest(saved, abstract, tmp_path / 'aside')
+    assert finished_steps(saved) == [1, 2, 3]
+    assert not (tmp_path / 'aside').exists()
+
+
+def test_a_checkpoint_of_another_agent_is_no_damage(saved, tmp_path):
+    agent = dataclasses.replace(SPEC.config.agent, hidden_dims=(9,))
+    other = dataclasses.replace(SPEC, config=dataclasses.replace(SPEC.config, agent=agent))
+    with pytest.raises(
+        FQLError, match=r'critic.*saved float32 \(2, 8\), expected float32 \(2, 9\)'
+    ):
+        restore_newest(saved, abstract_state(other, one_device_mesh()), tmp_path / 'aside')
+    assert finished_steps(saved) == [1, 2, 3]
+
+
+def test_a_failed_save_is_told_and_earlier_ones_stay(saved, state_at):
+    def save_into_nothing():
+        with CheckpointWriter(saved, keep_latest=3) as writer:
+            saved.rename(saved.with_name('moved'))
+            saved.write_text('in the way')
+            writer.save(state_at(4), {})
+
+    with pytest.raises(FQLError, match=r'cannot save step 4'):
+        save_into_nothing()
+    assert finished_steps(saved.with_name('moved')) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda s: dataclasses.replace(s, key=jax.random.key(1)),
+        lambda s: dataclasses.replace(s, step=s.step + 1),
+        lambda s: dataclasses.replace(
+            s, target_params=jax.tree.map(lambda x: x + 1e-7, s.target_params)
+        ),
+        lambda s: dataclasses.replace(s, opt_state=jax.tree.map(lambda x: x + 1, s.opt_state)),
+    ],
+)
+def test_the_digest_sees_any_change(state_at, change):
+    assert tree_digest(state_at(1)) == tree_digest(state_at(1))
+    assert tree_digest(change(state_at(1))) != tree_digest(state_at(1))
+
+
+def test_no_leaf_is_weakly_typed(initial):
+    """A checkpoint forgets weak types, which would change the arithmetic after a resume."""
+    leaves = jax.tree.leaves(dataclasses.replace(initial, key=jax.random.key_data(initial.key)))
+    assert not any(leaf.weak_type for leaf in leaves)
+
+
+def test_specification_round_trip(tmp_path):
+    write_spec(RunFolder(tmp_path), SPEC)
+    assert read_spec(RunFolder(tmp_path)) == SPEC

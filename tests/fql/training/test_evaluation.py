@@ -1,0 +1,159 @@
+"""Rollouts: which episodes, whose actions, what is counted."""
+
+from pathlib import Path
+
+import imageio.v3 as iio
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fql.envs.make import EnvSpec
+from fql.envs.workers import EnvWorkers
+from fql.errors import FQLError
+from fql.reports.video import save_gif
+from fql.training.evaluation import evaluate, random_policy
+
+EPISODES = 7
+SEED = 20
+
+
+@pytest.fixture(autouse=True)
+def _fakes(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / 'envs')
+
+
+def fake(name, **settings):
+    return EnvSpec(f'fake_environments:{name}-v0', **settings)
+
+
+class Recorder:
+    """A policy that keeps what it was asked, and answers at random."""
+
+    def __init__(self):
+        self.calls = []
+        self.policy = random_policy(2, seed=5)
+
+    def __call__(self, observations, episodes, timesteps):
+        self.calls.append((observations, episodes, timesteps))
+        return self.policy(observations, episodes, timesteps)
+
+
+def run(name, num_workers, episodes=EPISODES, **settings):
+    recorder = Recorder()
+    with EnvWorkers(fake(name), num_workers) as workers:
+        return evaluate(workers, recorder, episodes, SEED, **settings), recorder.calls
+
+
+def test_results_are_those_of_the_episodes_last_steps():
+    progress = []
+    result, _ = run('Counter', 2, progress=lambda *state: progress.append(state))
+    assert result.seeds.tolist() == list(range(SEED, SEED + EPISODES))
+    assert len(set(result.lengths.tolist())) > 2
+    # Counter's reward is the step, and its success that of the last step, unlike any before.
+    np.testing.assert_array_equal(result.returns, result.lengths * (result.lengths + 1) / 2)
+    np.testing.assert_array_equal(result.successes, result.lengths % 2)
+    assert 0 < result.success < 1
+    assert result.success == result.successes.mean()
+    assert result.frames == []
+    assert progress == [(ended, EPISODES) for ended in range(1, EPISODES + 1)]
+
+
+def seen_by_episode(calls):
+    """What the policy saw: (episode, timestep) -> observation."""
+    return {
+        (int(episode), int(timestep)): observation.tolist()
+        for observations, episodes, timesteps in calls
+        for observation, episode, timestep in zip(observations, episodes, timesteps, strict=True)
+    }
+
+
+@pytest.mark.parametrize('num_workers', [2, 3, 9])
+def test_results_do_not_depend_on_the_number_of_workers(num_workers):
+    alone, alone_calls = run('Counter', 1)
+    result, calls = run('Counter', num_workers)
+    for field in ('returns', 'lengths', 'successes', 'seeds'):
+        np.testing.assert_array_equal(getattr(result, field), getattr(alone, field))
+    seen = seen_by_episode(calls)
+    assert seen == seen_by_episode(alone_calls)
+    assert set(seen) == {
+        (episode, timestep)
+        for episode, length in enumerate(alone.lengths)
+        for timestep in range(length)
+    }
+
+
+def test_the_policy_gets_one_row_per_worker_always():
+    _, calls = run('Counter', 3, episodes=4)
+    for observations, episodes, timesteps in calls:
+        assert observations.shape == (3, 5)
+        assert observations.dtype == np.float32
+        assert episodes.shape == timesteps.shape == (3,)
+        assert episodes.dtype == timesteps.dtype == np.int32
+        assert (observations[:, 0] == timesteps).all()
+
+
+def test_jax_actions_do_not_make_the_workers_import_jax():
+    seen = []
+
+    def policy(observations, episodes, timesteps):
+        seen.append(observations)
+        return jnp.asarray(random_policy(2, 0)(observations, episodes, timesteps))
+
+    with EnvWorkers(fake('Imports'), 1) as workers:
+        evaluate(workers, policy, 1, SEED)
+    tensorflow, jax, flax, *_ = seen[-1][0]
+    assert len(seen) >= 3
+    assert (tensorflow, jax, flax) == (0, 0, 0)
+
+
+def test_frames_of_images_are_the_observations_newest():
+    with EnvWorkers(fake('ImageCounter', frame_stack=3), 2) as workers:
+        result = evaluate(workers, random_policy(2, 0), 4, SEED, record_episodes=3)
+    assert len(result.frames) == 3
+    for frames, length in zip(result.frames, result.lengths, strict=False):
+        assert frames.shape == (length + 1, 4, 5, 3)
+        assert frames.dtype == np.uint8
+        assert frames[:, 0, 0].tolist() == [
+            [step, step + 1, step + 2] for step in range(length + 1)
+        ]
+
+
+def test_frames_of_vectors_are_rendered():
+    result, _ = run('Counter', 2, record_episodes=2)
+    for frames, length in zip(result.frames, result.lengths, strict=False):
+        assert frames.shape == (length + 1, 6, 8, 3)
+        assert frames[:, 0, 0, 0].tolist() == list(range(length + 1))
+
+
+def test_no_episodes_is_an_error():
+    with pytest.raises(FQLError, match='episodes must be at least 1'):
+        run('Counter', 1, episodes=0)
+
+
+def test_random_actions_depend_on_seed_episode_and_timestep():
+    def action(seed, episode, timestep, rows=1):
+        ids = np.full(rows, episode, np.int32), np.full(rows, timestep, np.int32)
+        return random_policy(3, seed)(np.zeros((rows, 2)), *ids)
+
+    first = action(0, 1, 2)
+    assert first.shape == (1, 3)
+    assert first.dtype == np.float32
+    np.testing.assert_array_equal(action(0, 1, 2, rows=2), np.repeat(first, 2, axis=0))
+    for other in (action(1, 1, 2), action(0, 2, 2), action(0, 1, 3), action(0, 2, 1)):
+        assert not np.array_equal(other, first)
+    many = np.concatenate([action(0, episode, 0) for episode in range(500)])
+    assert np.abs(many).max() <= 1
+    assert abs(many.mean()) < 0.1
+    assert abs(many.std() - 3**-0.5) < 0.05
+
+
+def test_gif_shows_episodes_side_by_side_enlarged(tmp_path):
+    long = np.stack([np.full((32, 32, 3), 20 * step, np.uint8) for step in range(5)])
+    short = 255 - long[:2]
+    path = tmp_path / 'episodes.gif'
+    save_gif(path, [long, short], fps=10)
+    frames = iio.imread(path)
+    assert frames.shape == (5, 192, 2 * 192 + 6, 3)
+    assert iio.immeta(path)['duration'] == 100
+    np.testing.assert_allclose(frames[:, 96, 96, 0], 20 * np.arange(5), atol=3)
+    np.testing.assert_allclose(frames[:, 96, -1, 0], [255, 235, 235, 235, 235], atol=3)

@@ -1,0 +1,305 @@
+"""Cached latents: those that the encoder gives, and a training that does not notice."""
+
+import csv
+import dataclasses
+import json
+import shutil
+import threading
+import time
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_pipeline.errors import DataError
+from data_pipeline.store import latents as latent_store
+from data_pipeline.store.frame_store import prepare_store
+from encoders.impala import ENCODERS
+from encoders.saved import SavedEncoder, save_encoder
+from fql.config import AgentConfig, TrainConfig
+from fql.envs.tasks import QUICKSTART_TASK
+from fql.errors import FQLError
+from fql.training import latent_cache
+from fql.training.data import LabelledSplit, run_spec, training_batches
+from fql.training.latent_cache import cache_place, cached_data, locked
+from scripts.benchmark.latents import compare_caching, first_trajectories
+
+SHAPE, STACK, WIDTH, PAD = (32, 32, 3), 3, 512, 3
+LENGTHS = {'train': (2, 9, 1 + STACK, 7, 2), 'val': (11,)}
+FROZEN = TrainConfig(
+    task='t',
+    batch_size=8,
+    frame_stack=STACK,
+    shift_probability=0.0,
+    agent=AgentConfig(
+        hidden_dims=(8,), encoder='impala_debug', encoder_from='/e', encoder_mode='frozen'
+    ),
+)
+COPIES = dataclasses.replace(FROZEN, shift_probability=0.5, latent_copies=2)
+ENCODER = ENCODERS['impala_debug']
+
+
+@pytest.fixture(scope='module')
+def encoder():
+    images = jax.ShapeDtypeStruct((1, *SHAPE[:2], SHAPE[2] * STACK), jnp.uint8)
+    shapes = jax.eval_shape(ENCODER.init, jax.random.key(0), images)['params']
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32) / 4, shapes)
+
+
+@pytest.fixture(scope='module')
+def apply_encoder(encoder):
+    return jax.jit(lambda images: ENCODER.apply({'params': encoder}, images))
+
+
+@pytest.fixture
+def data(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, lengths in LENGTHS.items():
+        terminals = np.zeros(sum(lengths), bool)
+        terminals[np.cumsum(lengths) - 1] = True
+        np.savez(
+            tmp_path / f'd{"-val" if name == "val" else ""}.npz',
+            observations=rng.integers(0, 256, (sum(lengths), *SHAPE), np.uint8),
+            actions=rng.uniform(-1, 1, (sum(lengths), 2)).astype(np.float32),
+            terminals=terminals,
+        )
+    store = prepare_store(tmp_path / 'd', 'd', tmp_path / 'd.npz')
+    return {
+        name: LabelledSplit(
+            split,
+            np.arange(len(split.terminals), dtype=np.float32),
+            np.ones_like(split.terminals, np.float32),
+        )
+        for name, split in store.splits.items()
+    }
+
+
+def encode_rows(apply_encoder, frames, lengths):
+    """Latents of all rows, trajectory by trajectory, as the definition of a stack says."""
+    stacks, end = [], 0
+    for length in lengths:
+        rows = frames[end : end + length]
+        end += length
+        for t in range(length):
+            stack = [rows[max(t - k, 0)] for k in reversed(range(STACK))]
+            stacks.append(np.concatenate(stack, axis=-1))
+    return np.asarray(apply_encoder(np.stack(stacks)))
+
+
+def test_latents_are_those_of_every_row_and_split(data, encoder, apply_encoder):
+    spec = run_spec(data['train'], FROZEN)
+    cached = cached_data(data, spec, encoder)
+    assert cached.keys() == data.keys()
+    for name, labelled in cached.items():
+        expected = encode_rows(apply_encoder, data[name].split.observations, LENGTHS[name])
+        assert labelled.split.observations.dtype == np.float32
+        np.testing.assert_allclose(labelled.split.observations, expected, rtol=1e-4, atol=1e-5)
+        assert len(np.unique(expected, axis=0)) > len(expected) - 2 * len(LENGTHS[name])
+
+    # The loader gives the latents of the very rows whose images it would give.
+    for step, images, latents in zip(
+        range(3),
+        training_batches(data['train'], FROZEN, 5),
+        training_batches(cached['train'], FROZEN, 5),
+        strict=False,
+    ):
+        for name in ('indices', 'actions', 'rewards', 'masks'):
+            np.testing.assert_array_equal(latents[name], images[name], err_msg=str(step))
+        all_latents = cached['train'].split.observations
+        both = np.stack([images['indices'], images['indices'] + 1], axis=1)
+        np.testing.assert_array_equal(latents['frames'], all_latents[both])
+
+    # Float16 of another folder; and nothing is computed twice.
+    half = dataclasses.replace(spec, config=dataclasses.replace(FROZEN, latent_cache='float16'))
+    split = cached_data(data, half, encoder)['train'].split
+    assert split.observations.dtype == np.float16
+    assert split.path != cached['train'].split.path
+    np.testing.assert_allclose(
+        split.observations, cached['train'].split.observations, rtol=1e-3, atol=1e-6
+    )
+    before = (split.path / 'observations.npy').stat().st_mtime_ns
+    cached_data(data, half, encoder)
+    assert (split.path / 'observations.npy').stat().st_mtime_ns == before
+
+    huge = jax.tree.map(lambda leaf: leaf * 100, encoder)
+    with pytest.raises(FQLError, match='not finite in float16'):
+        cached_data(data, half, huge)
+
+
+def test_another_encoder_or_stack_or_seed_has_another_folder(data, encoder):
+    def place(config=FROZEN, encoder=encoder):
+        return cache_place(data, run_spec(data['train'], config), encoder)[0]
+
+    other = jax.tree.map(lambda leaf: leaf + 1, encoder)
+    stack = dataclasses.replace(FROZEN, frame_stack=1)
+    seeds = [dataclasses.replace(COPIES, seed=seed) for seed in (0, 1)]
+    places = [place(), place(encoder=other), place(stack), *map(place, seeds)]
+    assert len(set(places)) == len(places)
+    assert place(dataclasses.replace(FROZEN, seed=1)) == place()  # nothing is drawn
+
+
+def test_copies_are_shifted_as_the_loader_shifts(data, encoder, apply_encoder):
+    spec = run_spec(data['train'], COPIES)
+    cached = cached_data(data, spec, encoder)['train']
+    lengths, frames = LENGTHS['train'], data['train'].split.observations
+    rows = len(frames)
+    latents = np.load(cached.split.path / 'observations.npy').reshape(3, rows, WIDTH)
+    shifts = latent_cache.copy_shifts(data['train'].split, COPIES)
+    assert shifts.shape == (3, rows, 2)
+    assert not shifts[0].any()
+    assert np.abs(shifts).max() == PAD
+    ends = np.cumsum(lengths)
+    padded = np.pad(frames, ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0)), mode='edge')
+    for copy in range(3):
+        shifted = np.empty_like(frames)
+        for begin, end in zip(ends - lengths, ends, strict=True):
+            assert (shifts[copy, begin:end] == shifts[copy, begin]).all()
+            y, x = shifts[copy, begin] + PAD
+            shifted[begin:end] = padded[begin:end, y : y + SHAPE[0], x : x + SHAPE[1]]
+        expected = encode_rows(apply_encoder, shifted, lengths)
+        np.testing.assert_allclose(latents[copy], expected, rtol=1e-4, atol=1e-5)
+
+    seen = set()
+    plain = LabelledSplit(data['train'].split, cached.rewards, cached.masks)
+    for _, images, batch in zip(
+        range(12),
+        training_batches(plain, COPIES, 0),
+        training_batches(cached, COPIES, 0),
+        strict=False,
+    ):
+        np.testing.assert_array_equal(batch['indices'], images['indices'])
+        is_shifted = (images['shifts'] != PAD).any()
+        both = latents[:, np.stack([batch['indices'], batch['indices'] + 1], axis=1)]
+        is_copy = (both == batch['frames']).all(axis=(2, 3))  # (copy, sample)
+        assert is_copy.any(axis=0).all()
+        assert is_copy[0].all() or is_shifted
+        assert is_shifted == is_copy[1:].any()
+        seen |= {(bool(is_shifted), *np.flatnonzero(column)) for column in is_copy.T}
+    assert seen == {(False, 0), (True, 1), (True, 2)}
+
+
+def test_an_interrupted_cache_is_continued(data, encoder, monkeypatch):
+    spec = run_spec(data['train'], COPIES)
+    whole = cached_data(data, spec, encoder)['train'].split.path / 'observations.npy'
+    expected = whole.read_bytes()
+    shutil.rmtree(whole.parents[1])
+    monkeypatch.setattr(latent_store, 'RECORD_ROWS', 1)
+    read_block, blocks_read = latent_cache.read_block, []
+
+    def fail(*arguments):
+        blocks_read.append(arguments[2])
+        if len(blocks_read) == 6:
+            raise KeyboardInterrupt
+        return read_block(*arguments)
+
+    monkeypatch.setattr(latent_cache, 'read_block', fail)
+    with pytest.raises(KeyboardInterrupt):
+        cached_data(data, spec, encoder)
+    there = json.loads((whole.parent / 'progress.json').read_text())['rows']
+    assert 0 < there < 3 * sum(LENGTHS['train'])
+    cached_data(data, spec, encoder)
+    assert whole.read_bytes() == expected
+    per_copy = -(-sum(LENGTHS['train']) // FROZEN.batch_size)
+    assert len(blocks_read) < 6 + 3 * per_copy + 3 * 2
+
+
+def test_the_benchmark_caches_the_first_trajectories(data):
+    split = first_trajectories(data['train'].split, sum(LENGTHS['train'][:3]) + 1)
+    np.testing.assert_array_equal(split.lengths, LENGTHS['train'][:3])
+    report = compare_caching(split, run_spec(data['train'], COPIES), rounds=2)
+    assert report['rows'] == 3 * sum(LENGTHS['train'][:3])
+    ratios = [a / b for a, b in zip(*report['seconds'].values(), strict=True)]
+    assert report['throughput_against_encoder_alone'] == pytest.approx(np.mean(ratios))
+    with pytest.raises(DataError, match='the first trajectory has 2 rows, more than 1'):
+        first_trajectories(data['train'].split, 1)
+
+
+def test_who_comes_second_waits(data, encoder, capfd):
+    spec = run_spec(data['train'], FROZEN)
+    folder, recipe = cache_place(data, spec, encoder)
+    latent_store.make_latent_folder(folder, recipe)
+    found = []
+    other = threading.Thread(target=lambda: found.append(cached_data(data, spec, encoder)))
+    printed = ''
+    with locked(folder / 'lock'):
+        other.start()
+        deadline = time.monotonic() + 120
+        while 'waiting for it' not in printed and time.monotonic() < deadline:
+            time.sleep(0.02)
+            printed += capfd.readouterr().out
+        assert not (folder / 'train').exists()
+    other.join(120)
+    assert 'waiting for it' in printed
+    assert found[0]['train'].split.observations.shape == (sum(LENGTHS['train']), WIDTH)
+
+
+@pytest.fixture(scope='module')
+def saved(encoder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('encoders') / 'e'
+    save_encoder(folder, encoder, SavedEncoder('impala_debug', SHAPE, STACK, 'o', 'dataset-d', 77))
+    return folder
+
+
+def settings(saved, *more):
+    return (
+        *('train', '--task', QUICKSTART_TASK, '--batch-size', 8, '--hidden-dims', 8),
+        *(
+            '--eval-interval',
+            0,
+            '--log-interval',
+            1,
+            '--encoder',
+            'impala_debug',
+            '--flow-steps',
+            1,
+        ),
+        *('--frame-stack', STACK, '--shift-probability', 0),
+        *('--encoder.from', saved, '--encoder.mode', 'frozen', *more),
+    )
+
+
+def losses(run):
+    with (run / 'train.csv').open() as file:
+        return [float(row['loss']) for row in csv.DictReader(file)]
+
+
+def test_the_same_command_gives_the_same_losses_with_and_without_cache(
+    fql, prepared, saved, tmp_path, monkeypatch
+):
+    folder, cached, direct = tmp_path / 'e', tmp_path / 'cached', tmp_path / 'direct'
+    shutil.copytree(saved, folder)
+    monkeypatch.chdir(tmp_path)
+    done = fql(*settings('e', '--steps', 1, '--run-dir', cached))
+    assert done.returncode == 0, done.stderr
+    assert f'frozen, from {folder} (o on dataset-d, 77 updates)' in done.stdout
+    assert 'latents: float32, 1 MB in ' in done.stdout
+    # What it was started from is not needed any more.
+    shutil.rmtree(folder)
+    # The same state goes on both ways.
+    shutil.copytree(cached, direct)
+    spec = (direct / 'config.json').read_text()
+    (direct / 'config.json').write_text(spec.replace('"float32",', '"off",', 1))
+    for run, source in [(cached, 'float32, 1 MB in'), (direct, 'computed in every update')]:
+        done = fql('train', '--resume', run, '--steps', 6)
+        assert done.returncode == 0, done.stderr
+        assert f'latents: {source}' in done.stdout
+    assert len(losses(cached)) == 6
+    np.testing.assert_allclose(losses(cached), losses(direct), rtol=1e-4)
+
+
+def test_what_cannot_be_is_refused_in_one_line(
+    fql, assert_one_line, prepared, saved, tmp_path, monkeypatch
+):
+    run = tmp_path / 'run'
+    done = fql(*settings(saved, '--encoder', 'impala_small', '--run-dir', run))
+    assert_one_line(done, 'encoder: saved impala_debug, expected impala_small')
+    done = fql(*settings(saved, '--frame-stack', 1, '--run-dir', run))
+    assert_one_line(done, 'frame_stack: saved 3, expected 1')
+    assert_one_line(fql(*settings(tmp_path, '--run-dir', run)), 'is no saved encoder')
+    monkeypatch.setattr(latent_cache.shutil, 'disk_usage', lambda path: SimpleNamespace(free=4))
+    done = fql(*settings(saved, '--latent-cache', 'float16', '--run-dir', run))
+    assert_one_line(done, 'MB of disk', '0 MB are free', '--latent-cache')
+    assert not run.exists()

@@ -1,0 +1,68 @@
+"""The metrics files of a run that is killed and resumed."""
+
+import math
+
+from fql.training.metrics_log import MetricsLog, read_csv
+
+
+def open_log(folder, step, **settings):
+    return MetricsLog(folder / 'train.csv', folder / 'tensorboard', step, **settings)
+
+
+def write_rows(folder, start, steps):
+    with open_log(folder, start) as log:
+        for step in steps:
+            log.write(step, {'critic/loss': 0.1 * step, 'actor/loss': 1 / 3})
+
+
+def test_a_resumed_log_equals_an_uninterrupted_one(tmp_path):
+    whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
+    for folder in (whole, resumed):
+        folder.mkdir()
+    write_rows(whole, 0, [1, 2, 3, 4])
+    write_rows(resumed, 0, [1, 2, 3])
+    with (resumed / 'train.csv').open('a') as file:
+        file.write('4,0.4')  # Killed in the middle of a line.
+    write_rows(resumed, 2, [3, 4])
+    assert (resumed / 'train.csv').read_text() == (whole / 'train.csv').read_text()
+    assert len(list((resumed / 'tensorboard').iterdir())) == 1
+
+
+def test_a_log_without_step_keeps_all_rows(tmp_path):
+    write_rows(tmp_path, 0, [1, 2])
+    write_rows(tmp_path, None, [3])
+    assert [row['step'] for row in read_csv(tmp_path / 'train.csv')] == ['1', '2', '3']
+
+
+def test_new_rows_are_mirrored(tmp_path):
+    write_rows(tmp_path, 0, [1])
+    mirrored = []
+    with open_log(tmp_path, 1, mirror=lambda *row: mirrored.append(row)) as log:
+        log.write(2, {'critic/loss': 3.0, 'actor/loss': 4.0})
+    assert mirrored == [(2, {'critic/loss': 3.0, 'actor/loss': 4.0})]
+
+
+def test_values_are_exact_and_nan_survives(tmp_path):
+    with open_log(tmp_path, 0) as log:
+        log.write(7, {'evaluation/success': math.nan, 'evaluation/return': 0.1 + 0.2})
+    with open_log(tmp_path, 7):
+        pass
+    (row,) = read_csv(tmp_path / 'train.csv')
+    assert float(row['evaluation/return']) == 0.1 + 0.2
+    assert math.isnan(float(row['evaluation/success']))
+
+
+def test_event_files_hold_the_same_scalars(tmp_path):
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    write_rows(tmp_path, 0, [1, 2])
+    (path,) = (tmp_path / 'tensorboard').iterdir()
+    scalars = {
+        (value.tag, event.step): value.tensor.float_val[0]
+        if value.HasField('tensor')
+        else value.simple_value
+        for event in EventFileLoader(str(path)).Load()
+        for value in event.summary.value
+    }
+    assert abs(scalars[('actor/loss', 1)] - 1 / 3) < 1e-6
+    assert abs(scalars[('critic/loss', 2)] - 0.2) < 1e-6

@@ -1,0 +1,50 @@
+"""Weights & Biases, with a stand-in for its package."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from fql.config import TrainConfig
+from fql.errors import FQLError
+from fql.training.run_folder import RunFolder
+from fql.training.wandb_mirror import wandb_mirror
+
+CONFIG = TrainConfig(task='t', wandb_project='p')
+
+
+class WandbError(Exception):
+    """`wandb.Error`."""
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The arguments of every `wandb.init`, with the rows that were logged then."""
+    calls = []
+
+    def init(**arguments):
+        if arguments['project'] == 'offline':
+            raise WandbError('no API key\nrun wandb login')
+        rows = []
+        calls.append({**arguments, 'rows': rows})
+        return SimpleNamespace(log=lambda metrics, step: rows.append((step, metrics)))
+
+    monkeypatch.setitem(sys.modules, 'wandb', SimpleNamespace(init=init, Error=WandbError))
+    return calls
+
+
+def test_a_run_keeps_its_id_and_shares_it_with_no_other(started, tmp_path):
+    for name in ('a/seed0', 'b/seed0', 'a/seed0'):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        wandb_mirror(CONFIG, RunFolder(tmp_path / name))(7, {'loss': 1.5})
+    first, second, resumed = started
+    assert first['name'] == second['name'] == 'seed0'
+    assert first['id'] == resumed['id'] != second['id']
+    assert first['rows'] == [(7, {'loss': 1.5})]
+    assert first['config']['agent']['lr'] == CONFIG.agent.lr
+
+
+def test_its_faults_are_one_line(started, tmp_path):
+    config = TrainConfig(task='t', wandb_project='offline')
+    with pytest.raises(FQLError, match=r'^Weights & Biases: no API key$'):
+        wandb_mirror(config, RunFolder(tmp_path))
