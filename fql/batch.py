@@ -6,17 +6,24 @@ from typing import Any, NamedTuple
 import jax
 from einops import rearrange
 
+LOADED_FIELDS = ('frames', 'actions', 'rewards', 'masks')
+"""What every agent reads of the loader's arrays."""
+
 
 class Batch(NamedTuple):
-    """Transitions (o, a, r, m, o').
+    """Transitions (o, a, r, m, o'), or the same over h steps.
 
     Attributes:
         observations: (b, h, w, c) images, uint8 or (augmented) float32 in [0, 1], the stack's
             frames along the channels, oldest first; or (b, d) float32 vectors.
-        actions: (b, a) float32 in [-1, 1].
-        rewards: (b,) float32.
-        masks: (b,) float32, 0 only where the task is complete, so that nothing follows.
-        next_observations: as `observations`.
+        actions: (b, a) float32 in [-1, 1]; over h steps, (b, h, a).
+        rewards: (b,) float32; over h steps, (b, h): their discounted sums up to each step.
+        masks: (b,) float32, 0 only where the task is complete, so that nothing follows; over h
+            steps, (b, h): 0 from the first step on where it was complete.
+        next_observations: as `observations`, one step later or h steps later.
+        valid: (b, h) float32, 1 for steps within the trajectory; only over h steps.
+        next_actions: (b, a) float32, the data's action at `next_observations`.
+        next_actions_valid: (b,) float32, 0 where that is another trajectory's.
     """
 
     observations: jax.Array
@@ -24,6 +31,9 @@ class Batch(NamedTuple):
     rewards: jax.Array
     masks: jax.Array
     next_observations: jax.Array
+    valid: jax.Array | None = None
+    next_actions: jax.Array | None = None
+    next_actions_valid: jax.Array | None = None
 
 
 def stack_frames(frames: jax.Array) -> jax.Array:
@@ -33,18 +43,23 @@ def stack_frames(frames: jax.Array) -> jax.Array:
     return rearrange(frames, 'b t d -> b (t d)')
 
 
-def batch_from_frames(arrays: Mapping[str, Any]) -> Batch:
-    """Builds the two overlapping stacks from the unique frames that the loader delivers.
+def batch_from_frames(arrays: Mapping[str, Any], horizon: int = 1) -> Batch:
+    """Builds the two stacks, which may overlap, from the distinct frames that the loader delivers.
 
     Args:
-        arrays: of NumPy or JAX: `frames` (b, stack + 1, *frame shape), `actions`, `rewards`,
-            `masks`; other entries are ignored.
+        arrays: of NumPy or JAX: `frames` (b, n, *frame shape), whose first frames are the stack of
+            the observation and whose last ones that of the next observation; `actions`, `rewards`,
+            `masks`, and what else `Batch` has; other entries are ignored.
+        horizon: steps between the two observations.
     """
     frames = arrays['frames']
+    count = frames.shape[1]
+    stack = max(count - horizon, count // 2)
+    others = {name: arrays[name] for name in Batch._fields if name in arrays}
     return Batch(
-        observations=stack_frames(frames[:, :-1]),
-        actions=arrays['actions'],
-        rewards=arrays['rewards'],
-        masks=arrays['masks'],
-        next_observations=stack_frames(frames[:, 1:]),
+        **{
+            **others,
+            'observations': stack_frames(frames[:, :stack]),
+            'next_observations': stack_frames(frames[:, count - stack :]),
+        }
     )

@@ -7,9 +7,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fql.config import AugmentationConfig, EncoderName, Processes, TrainConfig
+from fql.agents.configs import AgentName, EncoderName
+from fql.training.config import AugmentationConfig, Processes, TrainConfig
 from fql.training.pretrain_config import PretrainConfig
 
+UpdateMode = Literal[
+    'reference', 'separate', 'plain', 'shared', 'frozen', 'latents', 'states', 'on_device'
+]
 DataDir = Annotated[str, tyro.conf.arg(metavar='DIR')]
 
 
@@ -135,6 +139,8 @@ class Train:
     """
 
     config: Annotated[TrainConfig, tyro.conf.arg(name='')]
+    agent: AgentName = 'fql'
+    """The algorithm; --help shows the settings of the one that is named."""
     run_dir: Path | None = None
     """Folder that the run writes into; it must not hold a run yet. Default: runs/TASK-TIME."""
     resume: Path | None = None
@@ -234,8 +240,9 @@ class Evaluate:
     """Number of episodes; episode i is reset with seed + i."""
     seed: int | None = None
     """Default: the run's eval-seed."""
-    policy: Literal['one_step', 'bc_flow', 'random'] = 'one_step'
-    """FQL's policy, the behaviour-cloned flow policy of the same run, or uniform actions."""
+    policy: str = ''
+    """One of the agent's policies (fql: one_step, bc_flow), or random for uniform actions; default:
+    the agent's first one."""
     workers: int = 0
     """Processes that run environments (0: one for each processor, at most 16)."""
     max_episode_steps: int | None = None
@@ -442,7 +449,7 @@ class BenchmarkUpdate:
     device. The peak is that of a product of two large matrices.
     """
 
-    modes: tuple[Literal['reference', 'separate', 'plain', 'shared', 'frozen', 'latents'], ...] = (
+    modes: tuple[UpdateMode, ...] = (
         'reference',
         'separate',
         'plain',
@@ -453,7 +460,10 @@ class BenchmarkUpdate:
     """reference: as the reference implementation computes an update (three encoders, XLA's max
     pooling, one update per call). separate, shared: --encoder-sharing. plain: shared, with XLA's
     own convolutions and max pooling. frozen: no gradient into the encoder; latents: the same on
-    cached latents. The first one is what others are compared with."""
+    cached latents; states: vectors in place of images; on_device: frames kept on the device, which
+    are sampled, gathered and shifted there. The first one is what others are compared with."""
+    agent: AgentName = 'fql'
+    """Whose update is timed, with its default settings."""
     against: tuple[str, ...] = ()
     """Compare two configurations instead: A as given here, B with these NAME=VALUE settings of
     fql train changed."""
@@ -542,7 +552,7 @@ def command_type(
         train_default = dataclasses.replace(TrainConfig(task=''), task=tyro.MISSING)
     if pretrain_default is None:
         pretrain_default = dataclasses.replace(PretrainConfig(dataset=''), dataset=tyro.MISSING)
-    default = Train(config=train_default)
+    default = Train(config=train_default, agent=train_default.agent.name)  # type: ignore[arg-type]
     pretrain = Pretrain(config=pretrain_default)
     return (
         Annotated[Quickstart, tyro.conf.subcommand('quickstart')]

@@ -2,16 +2,14 @@
 
 import dataclasses
 
-from fql.agent import abstract_state, agent_networks
-from fql.devices import one_device_mesh
 from fql.errors import FQLError
 from fql.reports.tables import check_new, tell
 from fql.reports.video import save_gif
-from fql.training.checkpoints import CheckpointReader
-from fql.training.evaluation import Policy, random_policy
-from fql.training.policy import make_act, make_policy
+from fql.training.evaluation import random_policy
+from fql.training.learning import agent_of
+from fql.training.policy import load_rollout_policy
 from fql.training.rollouts import evaluate_with_progress, start_workers
-from fql.training.run_folder import RunFolder, RunSpec, read_spec
+from fql.training.run_folder import RunFolder, read_spec
 from fql.training.watch import watch
 from scripts.arguments import Evaluate
 
@@ -25,7 +23,7 @@ def run(args: Evaluate) -> None:
         raise FQLError('episodes must be at least 1')
     if args.watch:
         others = (args.step, args.seed, args.max_episode_steps, args.success_timing, args.video)
-        if args.policy != 'one_step' or any(value is not None for value in others):
+        if args.policy or any(value is not None for value in others):
             raise FQLError(
                 '--watch evaluates every checkpoint as the trainer would: '
                 'beside it only --episodes and --workers'
@@ -50,7 +48,7 @@ def run(args: Evaluate) -> None:
     if args.policy == 'random':
         step, policy = None, random_policy(spec.action_dim, seed)
     else:
-        step, policy = _load_policy(run_folder, spec, args, seed)
+        step, policy = load_rollout_policy(run_folder, spec, args.policy, seed, args.step, tell)
     with start_workers(spec, config, args.episodes, args.workers) as workers:
         result = evaluate_with_progress(
             workers,
@@ -60,9 +58,10 @@ def run(args: Evaluate) -> None:
             label='evaluate',
             record_episodes=GIF_EPISODES if args.video else 0,
         )
+    policy_name = args.policy or agent_of(spec).policies[0]
     of_step = '' if step is None else f' of step {step:,}'
     print(
-        f'{config.task}: {args.policy} policy{of_step}: '
+        f'{config.task}: {policy_name} policy{of_step}: '
         f'success {result.success:.1%} over {args.episodes} episodes '
         f'(seeds {seed} to {seed + args.episodes - 1}, success judged '
         f'{config.success_timing}-step), mean return {result.returns.mean():.1f}, '
@@ -72,14 +71,3 @@ def run(args: Evaluate) -> None:
         args.video.parent.mkdir(parents=True, exist_ok=True)
         save_gif(args.video, result.frames, GIF_FPS)
         print(f'wrote {args.video}')
-
-
-def _load_policy(
-    run_folder: RunFolder, spec: RunSpec, args: Evaluate, seed: int
-) -> tuple[int, Policy]:
-    assert args.policy != 'random'
-    reader = CheckpointReader(run_folder.checkpoints)
-    step = reader.find(args.step, tell)
-    params = reader.restore_params(abstract_state(spec, one_device_mesh()), step)
-    act = make_act(agent_networks(spec), spec.config.agent, args.policy)
-    return step, make_policy(act, params, seed)

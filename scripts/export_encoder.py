@@ -1,15 +1,17 @@
 """`fql export-encoder`: the encoder of a run's checkpoint, as a folder of its own."""
 
 from encoders.saved import SavedEncoder, save_encoder
-from fql.agent import abstract_state
+from fql.compiled import abstract_state
 from fql.devices import one_device_mesh
 from fql.envs.tasks import find_task
 from fql.errors import FQLError
-from fql.networks import Params, encoder_of
-from fql.pretraining import abstract_pretrain_state
+from fql.networks import Params
 from fql.reports.tables import tell
 from fql.training.checkpoints import CheckpointReader
+from fql.training.learning import agent_of
+from fql.training.policy import restore_params
 from fql.training.pretrain_config import PretrainSpec, read_pretrain_spec
+from fql.training.pretraining import make_pretraining_learner
 from fql.training.run_folder import RunFolder, RunSpec, read_spec
 from scripts.arguments import ExportEncoder
 from scripts.pretrain import describe_encoder
@@ -41,7 +43,9 @@ def read_pretrained(
     """The encoder in a pretraining's checkpoint, and what it is."""
     reader = CheckpointReader(folder.checkpoints)
     step = reader.find(step, tell)
-    params = reader.restore_params(abstract_pretrain_state(spec, one_device_mesh()), step)
+    params = reader.restore_params(
+        abstract_state(make_pretraining_learner(spec), one_device_mesh()), step
+    )
     return params['encoder'], describe_encoder(spec, step, reader.metadata(step)['versions'])
 
 
@@ -50,17 +54,17 @@ def read_trained(folder: RunFolder, spec: RunSpec, step: int | None) -> tuple[Pa
     config = spec.config
     if not spec.images:
         raise FQLError(f'{folder.path}: its observations are vectors, so that it has no encoder')
-    reader = CheckpointReader(folder.checkpoints)
-    step = reader.find(step, tell)
-    params = reader.restore_params(abstract_state(spec, one_device_mesh()), step)
+    step, params = restore_params(folder, spec, step, tell)
+    reader, agent = CheckpointReader(folder.checkpoints), agent_of(spec)
     height, width, channels = spec.observation_shape
     saved = SavedEncoder(
-        encoder=config.agent.encoder,
+        encoder=config.agent.encoder.size,
         image_shape=(height, width, channels // config.frame_stack),
         frame_stack=config.frame_stack,
-        objective='fql',
+        objective=config.agent.name,
         dataset=config.dataset or find_task(config.task).dataset,
         step=step,
         versions=reader.metadata(step)['versions'],
     )
-    return params['encoders'][encoder_of(config.agent, 'critic')], saved
+    first_head = next(iter(agent.trains_encoder))
+    return params['encoders'][agent.encoding.name(first_head)], saved

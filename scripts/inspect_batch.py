@@ -5,15 +5,16 @@ import dataclasses
 import jax
 import numpy as np
 
-from fql.augmentation import augment_frames, check_augmentation
 from fql.batch import batch_from_frames
-from fql.config import validate_config
-from fql.envs.tasks import default_config, find_task
+from fql.envs.tasks import find_task
 from fql.errors import FQLError
+from fql.learner import split_seed
 from fql.reports.plots import plot_batch
 from fql.reports.tables import check_new, check_new_picture
-from fql.train_state import run_key
+from fql.training.augmentation import augment_frames, check_augmentation
+from fql.training.config import validate_config
 from fql.training.data import load_training_data, training_batches
+from fql.training.presets import default_config
 from scripts.arguments import InspectBatch
 
 CONFIG_FIELDS = (
@@ -45,7 +46,7 @@ def run(args: InspectBatch) -> None:
     check_augmentation(config.augmentation, data.split.observations.shape[1:])
     arrays = next(training_batches(data, config, args.step))
     augment = jax.jit(augment_frames, static_argnames='config')
-    frames = augment(arrays['frames'], config.augmentation, run_key(config.seed), args.step)
+    frames = augment(arrays['frames'], config.augmentation, split_seed(config.seed)[1], args.step)
     arrays = {**arrays, 'frames': np.asarray(frames)}
     batch = batch_from_frames(arrays)._asdict()
     provenance = {'indices': arrays['indices'], 'shifts': arrays['shifts']}

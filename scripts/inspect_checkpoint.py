@@ -3,10 +3,12 @@
 import json
 
 from encoders.leaves import tree_digest
-from fql.agent import abstract_state
+from fql.compiled import abstract_state
 from fql.devices import one_device_mesh
+from fql.learner import count_parameters
 from fql.reports.tables import tell
-from fql.training.checkpoints import CheckpointReader, count_parameters
+from fql.training.checkpoints import CheckpointReader
+from fql.training.learning import make_learner
 from fql.training.run_folder import RunFolder, read_spec
 from scripts.arguments import InspectCheckpoint
 
@@ -17,7 +19,7 @@ def run(args: InspectCheckpoint) -> None:
     spec = read_spec(run_folder)
     reader = CheckpointReader(run_folder.checkpoints)
     step = reader.find(args.step, tell)
-    state = reader.restore(abstract_state(spec, one_device_mesh()), step)
+    state = reader.restore(abstract_state(make_learner(spec), one_device_mesh()), step)
     report = {
         'step': int(state.step),
         'parameters': count_parameters(state.params),

@@ -5,6 +5,7 @@ Spawned processes import this module again, so that nothing heavy may be importe
 
 import importlib
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,10 +15,12 @@ import tyro
 from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.errors import DataError
 from encoders.errors import EncoderError
-from fql.config import TrainConfig
-from fql.envs.tasks import default_config, find_task
+from fql.agents.configs import AGENT_CONFIGS
+from fql.envs.tasks import find_task
 from fql.errors import FQLError
+from fql.training.config import TrainConfig
 from fql.training.host_memory import keep_freed_memory
+from fql.training.presets import default_config
 from fql.training.pretrain_config import PretrainConfig, read_pretrain_spec
 from fql.training.run_folder import RunFolder, read_spec
 from scripts import arguments
@@ -70,6 +73,7 @@ def report_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
 def run(argv: list[str]) -> int:
     """Runs a command and returns its exit code."""
     try:
+        argv = _encoder_size(argv)
         command: Any = tyro.cli(  # type: ignore[call-overload]
             arguments.command_type(_train_default(argv), _pretrain_default(argv)),
             prog='fql',
@@ -103,8 +107,12 @@ def _train_default(argv: list[str]) -> TrainConfig | None:
     resume = _value_of(argv, '--resume')
     if resume and resume != 'auto':
         return read_spec(RunFolder(Path(resume))).config
-    task = _value_of(argv, '--task')
-    return default_config(find_task(task)) if task else None
+    task, agent = _value_of(argv, '--task'), _value_of(argv, '--agent') or 'fql'
+    if agent not in AGENT_CONFIGS:
+        return None  # The parser says what it may be.
+    if task:
+        return default_config(find_task(task), agent)
+    return TrainConfig(task=tyro.MISSING, agent=AGENT_CONFIGS[agent]())
 
 
 def _pretrain_default(argv: list[str]) -> PretrainConfig | None:
@@ -113,6 +121,13 @@ def _pretrain_default(argv: list[str]) -> PretrainConfig | None:
     if resume and resume != 'auto':
         return read_pretrain_spec(RunFolder(Path(resume))).config
     return None
+
+
+def _encoder_size(argv: list[str]) -> list[str]:
+    """The arguments with `--encoder NAME`, of `fql train`, as `--encoder.size NAME`."""
+    if argv[:1] != ['train']:
+        return argv
+    return [re.sub(r'^--encoder(?==|$)', '--encoder.size', argument) for argument in argv]
 
 
 def _value_of(argv: list[str], flag: str) -> str | None:

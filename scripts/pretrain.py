@@ -14,18 +14,12 @@ from data_pipeline.loader import LoaderConfig
 from data_pipeline.store.frame_store import FrameStore
 from data_pipeline.windows import check_windows, make_windows
 from encoders.saved import SavedEncoder, read_encoder, save_encoder
-from fql.augmentation import check_augmentation
+from fql.compiled import abstract_state, initial_state, make_train_step, make_validation
 from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_processes
+from fql.learner import TrainState, count_parameters
 from fql.networks import Params
-from fql.pretraining import (
-    WINDOW_FIELDS,
-    abstract_pretrain_state,
-    initial_pretrain_state,
-    make_pretrain_step,
-    make_pretrain_validation,
-)
-from fql.train_state import TrainState
-from fql.training.checkpoints import CheckpointWriter, count_parameters, restore_newest
+from fql.training.augmentation import check_augmentation
+from fql.training.checkpoints import CheckpointWriter, restore_newest
 from fql.training.data import host_transforms, open_dataset, unaugmented
 from fql.training.interruption import Interruption
 from fql.training.loop import Trainer, rows_logged
@@ -36,6 +30,12 @@ from fql.training.pretrain_config import (
     read_pretrain_spec,
     validate_pretrain_config,
     write_pretrain_spec,
+)
+from fql.training.pretraining import (
+    WINDOW_FIELDS,
+    make_pretraining_learner,
+    pretraining_validation,
+    window_maker,
 )
 from fql.training.run_folder import RunFolder, versions
 from fql.training.run_start import (
@@ -87,15 +87,15 @@ def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
     check_augmentation(config.augmentation, train.observations.shape[1:])
     height, width, channels = train.observations.shape[1:]
     spec = PretrainSpec(config, (height, width, channels), train.actions.shape[1])
+    learner = make_pretraining_learner(spec)
+    abstract = abstract_state(learner, mesh)
     is_main = jax.process_index() == 0
     with ExitStack() as stack:
         stack.enter_context(
             claimed_folder(folder, store, lambda: write_pretrain_spec(folder, spec))
         )
-        state, notices = restore_newest(
-            folder.checkpoints, abstract_pretrain_state(spec, mesh), folder.damaged
-        )
-        state = initial_pretrain_state(spec, mesh) if state is None else state
+        state, notices = restore_newest(folder.checkpoints, abstract, folder.damaged)
+        state = initial_state(learner, config.seed, mesh) if state is None else state
         start = int(state.step)
         wait_for_all_processes('state')
         writer = stack.enter_context(
@@ -118,8 +118,8 @@ def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
             mesh=mesh,
             folder=folder,
             fields=WINDOW_FIELDS,
-            train_step=make_pretrain_step(spec, mesh),
-            validate=make_pretrain_validation(spec),
+            train_step=make_train_step(learner, window_maker(spec), abstract),
+            validate=make_validation(pretraining_validation(spec)),
             evaluate=lambda state: None,
             metadata={'config': dataclasses.asdict(config), 'versions': versions()},
             writer=writer,

@@ -11,15 +11,14 @@ from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.errors import DataError
 from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.store.frame_store import write_store
-from fql.agent import abstract_state, agent_networks
-from fql.config import TrainConfig
-from fql.devices import one_device_mesh
-from fql.envs.tasks import QUICKSTART_CONFIG, QUICKSTART_ENV, QUICKSTART_MODULE
+from fql.envs.tasks import QUICKSTART_ENV, QUICKSTART_MODULE
 from fql.reports.plots import plot_learning_curve
 from fql.reports.video import save_gif
-from fql.training.checkpoints import CheckpointReader
+from fql.training.config import TrainConfig
 from fql.training.evaluation import EvaluationResult, random_policy
-from fql.training.policy import make_act, make_policy
+from fql.training.learning import agent_of
+from fql.training.policy import make_act, make_policy, restore_params
+from fql.training.presets import quickstart_config
 from fql.training.progress import progress_bar, progress_callback
 from fql.training.rollouts import evaluate_with_progress, start_workers
 from fql.training.run_folder import RunFolder, read_spec
@@ -40,7 +39,7 @@ def run(args: Quickstart) -> int:
     began = time.monotonic()
     data_dir = resolve_data_dir(args.data_dir)
     folder = RunFolder((args.run_dir or free_run_dir()).absolute())
-    config = dataclasses.replace(QUICKSTART_CONFIG, data_dir=str(data_dir), seed=args.seed)
+    config = dataclasses.replace(quickstart_config(), data_dir=str(data_dir), seed=args.seed)
     print(f'1/3 data: {config.dataset}')
     prepare_data(config.dataset, data_dir)
     print('2/3 training')
@@ -113,14 +112,11 @@ def prepare_data(dataset: str, data_dir: Path) -> None:
 def compare(config: TrainConfig, folder: RunFolder) -> dict[str, EvaluationResult]:
     """Evaluates FQL's policy, the flow policy it was distilled from, and random actions."""
     spec = read_spec(folder)
-    abstract = abstract_state(spec, one_device_mesh())
-    params = CheckpointReader(folder.checkpoints).restore_params(abstract, config.steps)
-    networks, seed = agent_networks(spec), config.eval_seed
+    _, params = restore_params(folder, spec, config.steps)
+    agent, seed = agent_of(spec), config.eval_seed
     policies = {
-        'FQL': make_policy(make_act(networks, config.agent, 'one_step'), params, seed),
-        'behaviour-cloned flow policy': make_policy(
-            make_act(networks, config.agent, 'bc_flow'), params, seed
-        ),
+        'FQL': make_policy(make_act(agent, 'one_step'), params, seed),
+        'behaviour-cloned flow policy': make_policy(make_act(agent, 'bc_flow'), params, seed),
         'random policy': random_policy(spec.action_dim, seed),
     }
     with start_workers(spec, config, config.eval_episodes, config.eval_workers) as workers:

@@ -14,23 +14,22 @@ from tqdm import tqdm
 from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.loader import check_batches
 from encoders.saved import load_encoder, read_encoder
-from fql.agent import abstract_state, agent_networks, initial_state
-from fql.augmentation import check_augmentation
-from fql.config import TrainConfig, config_to_dict, validate_config
+from fql.agents.configs import AgentConfig
+from fql.compiled import abstract_state, initial_state, make_train_step, make_validation
 from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_processes
-from fql.envs.tasks import find_task, has_own_hyperparameters
+from fql.envs.tasks import find_task
 from fql.envs.workers import EnvWorkers
 from fql.errors import FQLError
+from fql.learner import TrainState, count_parameters
 from fql.networks import Params
 from fql.reports.plots import plot_learning_curve
-from fql.train_state import TrainState
-from fql.train_step import LOADED_FIELDS, make_train_step, make_validation
+from fql.training.augmentation import check_augmentation
 from fql.training.checkpoints import (
     CheckpointWriter,
-    count_parameters,
     finished_steps,
     restore_newest,
 )
+from fql.training.config import TrainConfig, config_to_dict, validate_config
 from fql.training.data import (
     LabelledSplit,
     load_training_data,
@@ -42,9 +41,18 @@ from fql.training.data import (
 )
 from fql.training.interruption import Interruption
 from fql.training.latent_cache import cached_data, check_room, describe_cache, uses_cache
+from fql.training.learning import (
+    agent_of,
+    batch_maker,
+    loaded_fields,
+    make_learner,
+    most_updates_per_call,
+    validation_of,
+)
 from fql.training.loop import Trainer, is_due, rows_logged
 from fql.training.metrics_log import MetricsLog, read_csv
 from fql.training.policy import make_act, make_policy
+from fql.training.presets import has_preset
 from fql.training.rollouts import (
     VIDEO_EPISODES,
     evaluate_with_progress,
@@ -69,12 +77,19 @@ from scripts.arguments import Train
 def run(args: Train) -> int:
     """Starts or resumes a run; returns the exit code."""
     connect_processes(args.processes, args.run_dir, args.resume)
+    if args.agent != args.config.agent.name:
+        raise FQLError(
+            f'the run in {args.resume} trains {args.config.agent.name}, not {args.agent}: '
+            'leave out --agent'
+        )
     # Stored as absolute paths, so that the run can be resumed from any folder.
     data_dir = str(resolve_data_dir(args.config.data_dir))
     agent = args.config.agent
-    if agent.encoder_from:
-        encoder_from = str(Path(agent.encoder_from).expanduser().absolute())
-        agent = dataclasses.replace(agent, encoder_from=encoder_from)
+    if agent.encoder.source:
+        source = str(Path(agent.encoder.source).expanduser().absolute())
+        agent = dataclasses.replace(
+            agent, encoder=dataclasses.replace(agent.encoder, source=source)
+        )
     config = dataclasses.replace(args.config, data_dir=data_dir, agent=agent)
     return train(config, *choose_folder(args.run_dir, args.resume, config.task))
 
@@ -103,8 +118,10 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
     check_data(folder, store)
     check_augmentation(config.augmentation, data['train'].split.observations.shape[1:])
     spec = run_spec(data['train'], config)
+    learner = make_learner(spec)
+    abstract = abstract_state(learner, mesh, config.shard_params)
     encoder = None
-    if config.agent.encoder_from and not finished_steps(folder.checkpoints):
+    if config.agent.encoder.source and not finished_steps(folder.checkpoints):
         encoder = read_starting_encoder(config, data['train'])
         if uses_cache(config):
             check_room(data, spec, encoder)
@@ -118,10 +135,9 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
                 start_workers(spec, config, config.eval_episodes, config.eval_workers)
             )
         stack.enter_context(claimed_folder(folder, store, lambda: write_spec(folder, spec)))
-        state, notices = restore_newest(
-            folder.checkpoints, abstract_state(spec, mesh), folder.damaged
-        )
-        state = initial_state(spec, mesh, encoder) if state is None else state
+        state, notices = restore_newest(folder.checkpoints, abstract, folder.damaged)
+        if state is None:
+            state = initial_state(learner, config.seed, mesh, config.shard_params, encoder)
         start = int(state.step)
         is_evaluation_missing = (
             start > 0
@@ -163,15 +179,18 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
             schedule=config,
             mesh=mesh,
             folder=folder,
-            fields=LOADED_FIELDS,
-            train_step=make_train_step(spec, mesh),
-            validate=make_validation(spec),
+            fields=loaded_fields(agent_of(spec)),
+            train_step=make_train_step(learner, batch_maker(spec), abstract),
+            validate=make_validation(validation_of(spec)),
             evaluate=make_evaluation(spec, mesh, folder, workers, eval_log, interruption),
             metadata={'config': config_to_dict(config), 'versions': versions()},
             writer=writer,
             train_log=train_log,
             interruption=interruption,
             resume_command=f'fql train --resume {folder.path}',
+            updates_per_call=most_updates_per_call(
+                config.updates_per_call, spec, frozen is not None
+            ),
         )
         began = time.monotonic()
         batches = training_batches(data['train'], config, start, **part)
@@ -196,7 +215,7 @@ def make_evaluation(
     of the parameters.
     """
     config = spec.config
-    act = make_act(agent_networks(spec), config.agent, 'one_step')
+    act = make_act(agent_of(spec))
 
     def evaluate(state: TrainState) -> None:
         params = local_copy(state.params, mesh)
@@ -228,24 +247,41 @@ def read_starting_encoder(config: TrainConfig, data: LabelledSplit) -> Params:
     frame_shape = data.split.observations.shape[1:]
     if len(frame_shape) != 3:
         raise FQLError('observations are vectors, which have no encoder: leave out --encoder.from')
-    agent = config.agent
-    params = load_encoder(Path(agent.encoder_from), agent.encoder, frame_shape, config.frame_stack)
+    encoder = config.agent.encoder
+    params = load_encoder(Path(encoder.source), encoder.size, frame_shape, config.frame_stack)
     return jax.tree.map(np.asarray, params)
 
 
 def describe_encoder(spec: RunSpec, state: TrainState) -> str:
     """Its size, and where it comes from."""
-    agent = spec.config.agent
+    encoder = spec.config.agent.encoder
     if not spec.images:
         return 'none'
-    text = f'{agent.encoder}, {agent.encoder_sharing}'
-    if agent.encoder_mode == 'scratch':
+    text = f'{encoder.size}, {encoder.sharing}'
+    if encoder.mode == 'scratch':
         return text
-    text += f', {agent.encoder_mode}, from {agent.encoder_from}'
+    text += f', {encoder.mode}, from {encoder.source}'
     if int(state.step) > 0:  # The folder is no longer needed.
         return text
-    saved = read_encoder(Path(agent.encoder_from))
+    saved = read_encoder(Path(encoder.source))
     return f'{text} ({saved.objective} on {saved.dataset}, {saved.step:,} updates)'
+
+
+def describe_agent(agent: AgentConfig) -> str:
+    """Its name, and the settings that only some agents have."""
+    common = {entry.name for entry in dataclasses.fields(AgentConfig)}
+    own = {
+        entry.name: getattr(agent, entry.name)
+        for entry in dataclasses.fields(agent)
+        if entry.name not in common
+    }
+    settings = (
+        f'{name.replace("_", "-")} {value:g}'
+        if type(value) is float
+        else f'{name.replace("_", "-")} {value}'
+        for name, value in own.items()
+    )
+    return ', '.join([agent.name, f'discount {agent.discount:g}', *settings])
 
 
 def start_summary(
@@ -261,7 +297,7 @@ def start_summary(
         frozen: parameters of the frozen encoder whose latents are cached, if there is one.
     """
     config, agent = spec.config, spec.config.agent
-    is_frozen = agent.encoder_mode == 'frozen'
+    is_frozen = agent.encoder.mode == 'frozen'
     split = data['train'].split
     completed = np.mean(data['train'].masks[split.valid_rows] == 0)
     size = 'x'.join(str(n) for n in spec.observation_shape)
@@ -270,10 +306,11 @@ def start_summary(
         for name, tree in state.params.items()
         if count_parameters(tree)
     }
-    is_tuned = has_own_hyperparameters(find_task(config.task))
-    hint = '' if is_tuned else '  (the paper gives none for this task: tune it)'
+    is_tuned = has_preset(config.agent.name, find_task(config.task))
+    hint = '' if is_tuned else '  (no published settings for this agent and task: tune it)'
     lines = {
         'task': config.task,
+        'agent': describe_agent(agent),
         'dataset': (
             f'{split.path.parent}: {split.num_transitions:,} transitions in '
             f'{split.terminals.sum():,} trajectories, task complete in {completed:.2%}'
@@ -288,7 +325,7 @@ def start_summary(
         **({'latents': describe_cache(data, spec, frozen)} if is_frozen else {}),
         'training': (
             f'updates {int(state.step):,} to {config.steps:,}, batch {config.batch_size}, '
-            f'seed {config.seed}, alpha {agent.alpha:g}{hint}'
+            f'seed {config.seed}{hint}'
         ),
         'devices': (
             f'{jax.device_count()} ({jax.devices()[0].device_kind}) '

@@ -1,12 +1,12 @@
-"""The tasks by OGBench's names, and the hyperparameters that the paper gives for them."""
+"""The tasks by OGBench's names."""
 
-import dataclasses
 import difflib
 from dataclasses import dataclass
-from typing import Any
 
-from fql.config import OWN_TASK, AgentConfig, TrainConfig
 from fql.errors import FQLError
+
+OWN_TASK = 'own'
+"""The task whose rewards and masks are part of the dataset; it has no environment."""
 
 DATASET_TYPES = {
     'pointmaze-quickstart': ('navigate',),
@@ -89,73 +89,3 @@ def find_task(name: str) -> Task:
         env_id=f'{module}:{env}-singletask{suffix}',
         label_env_id=f'{module}:{env.removeprefix("visual-")}-singletask{suffix}',
     )
-
-
-PAPER_HYPERPARAMETERS: dict[str, dict[str, Any]] = {
-    'visual-cube-single': {'alpha': 300.0},
-    'visual-cube-double': {'alpha': 100.0},
-    'visual-scene': {'alpha': 100.0},
-    'visual-puzzle-3x3': {'alpha': 300.0},
-    'visual-puzzle-4x4': {'alpha': 300.0},
-    'antmaze-large': {'alpha': 10.0, 'q_agg': 'min'},
-    'antmaze-giant': {'alpha': 10.0, 'q_agg': 'min', 'discount': 0.995},
-    'humanoidmaze-medium': {'alpha': 30.0, 'discount': 0.995},
-    'humanoidmaze-large': {'alpha': 30.0, 'discount': 0.995},
-    'cube-single': {'alpha': 300.0},
-    'cube-double': {'alpha': 300.0},
-    'scene': {'alpha': 300.0},
-    'puzzle-3x3': {'alpha': 1000.0},
-    'puzzle-4x4': {'alpha': 1000.0},
-}
-"""What differs from `AgentConfig`'s defaults (arXiv 2502.02538, hyperparameter tables)."""
-
-
-def has_own_hyperparameters(task: Task) -> bool:
-    """Whether `default_config` was tuned for the task: by the paper, or for the quickstart."""
-    is_of_paper = task.dataset.endswith(('-navigate-v0', '-play-v0'))
-    return task.name == QUICKSTART_TASK or (is_of_paper and task.env in PAPER_HYPERPARAMETERS)
-
-
-def default_config(task: Task) -> TrainConfig:
-    """The paper's settings for a task; those for its environment, or `AgentConfig`'s, where the
-    paper has none.
-    """
-    if task.name == QUICKSTART_TASK:
-        return QUICKSTART_CONFIG
-    if task.name == OWN_TASK:
-        return TrainConfig(task=task.name, eval_interval=0)
-    agent = dataclasses.replace(AgentConfig(), **PAPER_HYPERPARAMETERS.get(task.env, {}))
-    has_images = task.env.startswith('visual-')
-    return TrainConfig(
-        task=task.name,
-        dataset=task.dataset,
-        steps=500_000 if has_images else 1_000_000,
-        frame_stack=3 if has_images else 1,
-        agent=agent,
-    )
-
-
-QUICKSTART_CONFIG = TrainConfig(
-    task=QUICKSTART_TASK,
-    dataset=find_task(QUICKSTART_TASK).dataset,
-    steps=5_000,
-    batch_size=128,
-    frame_stack=1,
-    shift_probability=0.1,
-    log_interval=100,
-    eval_interval=1_000,
-    eval_episodes=20,
-    save_interval=1_000,
-    agent=AgentConfig(
-        lr=5e-4,
-        discount=0.98,
-        tau=0.05,
-        alpha=0.5,
-        hidden_dims=(128, 128, 128),
-        encoder='impala_debug',
-    ),
-)
-"""Small enough for two processor cores and a few minutes: 32x32 frames, some 60 steps to the goal.
-
-Fewer shifts than the paper's, since 3 pixels are almost a cell of this maze.
-"""

@@ -26,8 +26,7 @@ import orbax.checkpoint as ocp
 from encoders.leaves import describe_leaves, leaf_differences
 from fql.devices import wait_for_all_processes
 from fql.errors import FQLError, first_line
-from fql.networks import Params
-from fql.train_state import TrainState
+from fql.learner import Params, TrainState
 
 logging.getLogger('absl').setLevel(logging.ERROR)
 
@@ -367,11 +366,6 @@ def _move_aside(folder: Path, step: int, fault: str, aside: Path) -> str:
         (folder / str(step)).rename(target)
     wait_for_all_processes(f'moved checkpoint {step}')
     return f'checkpoint of step {step:,} is damaged ({fault}); moved to {target}'
-
-
-def count_parameters(params: Params) -> int:
-    """Number of scalars in a tree of parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def _check_writable(folder: Path, nbytes: int) -> None:

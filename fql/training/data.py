@@ -14,8 +14,8 @@ from data_pipeline.sources.base import LABEL_ARRAYS
 from data_pipeline.store.frame_store import FrameStore, Split, open_store
 from data_pipeline.store.labels import task_labels
 from data_pipeline.transforms import Transform
-from fql.config import OWN_TASK, AugmentationConfig, TrainConfig
-from fql.envs.tasks import find_task
+from fql.envs.tasks import OWN_TASK, find_task
+from fql.training.config import AugmentationConfig, TrainConfig
 from fql.training.pretrain_config import PretrainConfig
 from fql.training.run_folder import RunSpec
 

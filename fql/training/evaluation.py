@@ -9,8 +9,9 @@ import numpy as np
 from fql.envs.workers import EnvWorkers
 from fql.errors import FQLError
 
-# (observations (n, ...), episodes (n,) int32, timesteps (n,) int32) -> actions (n, action_dim).
-# n is the number of workers. Noise that depends on (episode, timestep) alone makes a rollout the
+# (observations (n, ...), episodes (n,) int32, timesteps (n,) int32) -> actions
+# (n, h, action_dim), which are executed one after the other. n is the number of workers. Noise that
+# depends on (episode, timestep) alone makes a rollout the
 # same whatever the number of workers.
 Policy = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
@@ -56,7 +57,8 @@ def evaluate(
 
     The workers go in lock-step, and one that ends its episode takes the next. The policy always
     gets one row per worker, so that it is compiled once; the rows of idle workers repeat
-    another's, and their actions are dropped.
+    another's, and their actions are dropped. A policy that gives several actions for an
+    observation is asked again when all of them are executed, or the episode has ended.
 
     Args:
         workers: the environments.
@@ -74,6 +76,7 @@ def evaluate(
     records = [_Episode() for _ in range(episodes)]
     waiting = deque(range(episodes))
     running: dict[int, int] = {}  # worker -> its episode
+    queues: dict[int, deque[np.ndarray]] = {}  # worker -> actions that it has still to execute
     observations = np.empty(
         (workers.num_workers, *workers.observation_shape), workers.observation_dtype
     )
@@ -91,15 +94,18 @@ def evaluate(
             observations[worker] = first
         record_frames(new)
         running |= new
+        queues |= {worker: deque() for worker in new}
 
-        rows = [
-            worker if worker in running else min(running) for worker in range(workers.num_workers)
-        ]
-        ids = np.array([running[row] for row in rows], np.int32)
-        timesteps = np.array([len(records[running[row]].rewards) for row in rows], np.int32)
-        # Sent as a JAX array, an action would make the worker import JAX.
-        actions = np.asarray(policy(observations[rows], ids, timesteps))
-        steps = workers.step({worker: actions[worker] for worker in running})
+        if any(not queues[worker] for worker in running):
+            rows = [row if row in running else min(running) for row in range(workers.num_workers)]
+            ids = np.array([running[row] for row in rows], np.int32)
+            timesteps = np.array([len(records[running[row]].rewards) for row in rows], np.int32)
+            # Sent as a JAX array, an action would make the worker import JAX.
+            actions = np.asarray(policy(observations[rows], ids, timesteps))
+            for worker in running:
+                if not queues[worker]:
+                    queues[worker].extend(actions[worker])
+        steps = workers.step({worker: queues[worker].popleft() for worker in running})
         for worker, step in steps.items():
             record = records[running[worker]]
             record.rewards.append(step.reward)
@@ -125,12 +131,12 @@ def evaluate(
 
 
 def random_policy(action_dim: int, seed: int) -> Policy:
-    """Actions uniform in [-1, 1], float32, that depend on (seed, episode, timestep) alone."""
+    """Actions (n, 1, action_dim) in [-1, 1], float32, uniform by (seed, episode, timestep)."""
 
     def policy(_: np.ndarray, episodes: np.ndarray, timesteps: np.ndarray) -> np.ndarray:
         return np.stack(
             [
-                np.random.default_rng((seed, episode, timestep)).uniform(-1, 1, action_dim)
+                np.random.default_rng((seed, episode, timestep)).uniform(-1, 1, (1, action_dim))
                 for episode, timestep in zip(episodes.tolist(), timesteps.tolist(), strict=True)
             ]
         ).astype(np.float32)

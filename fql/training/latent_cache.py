@@ -1,7 +1,7 @@
 """Latents of a frozen encoder, computed once for all rows of the data and kept beside them.
 
 A split with latents is one whose observations are vectors: the loader draws the same rows as it
-would of the images, and the update, given vectors, skips the encoder (`fql.latents`).
+would of the images, and the update, given vectors, skips the encoder (`fql.encoding`).
 """
 
 import dataclasses
@@ -29,14 +29,13 @@ from data_pipeline.store.latents import (
     make_latent_folder,
 )
 from encoders.leaves import tree_digest
-from fql.agent import agent_networks
 from fql.batch import stack_frames
-from fql.config import TrainConfig
 from fql.devices import AXIS, compiler_options, local_mesh
 from fql.errors import FQLError
-from fql.latents import encode_observations
 from fql.networks import Params
+from fql.training.config import TrainConfig
 from fql.training.data import LabelledSplit, store_of
+from fql.training.learning import agent_of
 from fql.training.progress import progress_bar
 from fql.training.run_folder import RunSpec
 
@@ -49,7 +48,7 @@ Encode = Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array]
 def uses_cache(config: TrainConfig) -> bool:
     """Whether a run reads latents in place of images."""
     return (
-        config.agent.encoder_mode == 'frozen'
+        config.agent.encoder.mode == 'frozen'
         and config.latent_cache != 'off'
         and not config.augmentation.is_on
         and (config.shift_probability == 0 or config.latent_copies > 0)
@@ -60,7 +59,7 @@ def cache_place(data: dict[str, LabelledSplit], spec: RunSpec, encoder: Params) 
     """The folder where the latents of these data lie, or will, and their recipe."""
     config = spec.config
     encoding = {
-        'encoder': config.agent.encoder,
+        'encoder': config.agent.encoder.size,
         'digest': tree_digest(encoder),
         'precision': config.agent.precision,
         'frame_stack': config.frame_stack,
@@ -113,7 +112,7 @@ def describe_cache(data: dict[str, LabelledSplit], spec: RunSpec, encoder: Param
 
 def latent_width(spec: RunSpec) -> int:
     """Size of the encoder's latents."""
-    encoder = agent_networks(spec).encoder
+    encoder = agent_of(spec).encoder
     assert encoder is not None
     images = jax.ShapeDtypeStruct((1, *spec.observation_shape), spec.observation_dtype)
     latents, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), images)
@@ -268,7 +267,7 @@ def make_encode(spec: RunSpec, mesh: Mesh) -> Encode:
 
     Its arguments are `put_block`'s.
     """
-    networks, config = agent_networks(spec), spec.config
+    encoding, config = agent_of(spec).encoding, spec.config
 
     def encode(
         encoder: Params, frames: jax.Array, stacks: jax.Array, shifts: jax.Array
@@ -277,7 +276,7 @@ def make_encode(spec: RunSpec, mesh: Mesh) -> Encode:
         if config.latent_copies:
             images = jax.vmap(shift_image)(images, shifts)
         params = {'encoders': {'shared': encoder}}
-        latents = encode_observations(networks, config.agent, params, 'critic', images)
+        latents = encoding.encode(params, 'critic', images)
         return latents.astype(config.latent_cache)
 
     spread = NamedSharding(mesh, PartitionSpec(AXIS))

@@ -12,11 +12,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from fql.compiled import TrainStep
 from fql.devices import put_batch
 from fql.errors import FQLError
-from fql.losses import Metrics
-from fql.train_state import TrainState
-from fql.train_step import TrainStep, runs_best_alone
+from fql.learner import Metrics, TrainState
 from fql.training.checkpoints import CheckpointWriter
 from fql.training.host_memory import GIVE_BACK_INTERVAL, give_back_freed_memory
 from fql.training.interruption import EXIT_CODE, Interrupted, Interruption
@@ -59,10 +58,6 @@ class Schedule(Protocol):
     def save_interval(self) -> int:
         """Between checkpoints."""
 
-    @property
-    def updates_per_call(self) -> int:
-        """Updates made by one call of the train step."""
-
 
 @dataclass(frozen=True, eq=False)
 class Trainer:
@@ -73,7 +68,7 @@ class Trainer:
         mesh: the devices.
         folder: where a batch is written whose loss is not finite.
         fields: the loader's arrays that an update reads.
-        train_step: see `fql.train_step.TrainStep`.
+        train_step: see `fql.compiled.TrainStep`.
         validate: metrics of a batch of the validation split.
         evaluate: called with the state whenever an evaluation is due.
         metadata: JSON values kept with each checkpoint.
@@ -81,6 +76,7 @@ class Trainer:
         train_log: of metrics; None in all processes but the first.
         interruption: tells when to stop.
         resume_command: what the user is to run after a stop.
+        updates_per_call: updates made by one call of the train step.
     """
 
     schedule: Schedule
@@ -95,6 +91,7 @@ class Trainer:
     train_log: MetricsLog | None
     interruption: Interruption
     resume_command: str
+    updates_per_call: int = 1
 
     def train(
         self,
@@ -123,7 +120,8 @@ class Trainer:
                 if is_evaluation_missing:
                     self.evaluate(state)
                 while step < schedule.steps:
-                    arrays = [self._next(batches) for _ in range(updates_in_call(schedule, step))]
+                    count = updates_in_call(schedule, step, self.updates_per_call)
+                    arrays = [self._next(batches) for _ in range(count)]
                     # The host runs ahead, but not with so many batches that they fill the memory.
                     if len(in_flight) == MAX_IN_FLIGHT:
                         self._check_finite(*in_flight.popleft())
@@ -215,13 +213,12 @@ class Trainer:
             self.train_log.write(step, values)
 
 
-def updates_in_call(schedule: Schedule, step: int) -> int:
+def updates_in_call(schedule: Schedule, step: int, count: int) -> int:
     """How many updates the next call makes, after `step` updates.
 
-    Calls begin at multiples of `updates_per_call`; one that would pass a step where something is
-    due is made of single updates, so that only two programs are ever compiled.
+    Calls begin at multiples of `count`, the most that one makes; one that would pass a step where
+    something is due is made of single updates, so that only two programs are ever compiled.
     """
-    count = 1 if runs_best_alone() else schedule.updates_per_call
     if step % count or step + count > schedule.steps:
         return 1
     is_any_due = any(

@@ -1,29 +1,41 @@
-"""How trained parameters act: the one-step policy, and the flow policy it was distilled from."""
+"""How trained parameters act: an agent's policy, for rollouts and from a run's checkpoint."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fql.config import AgentConfig
-from fql.latents import encode_observations
-from fql.losses import clip_actions, flow_actions
-from fql.networks import Networks, Params
+from fql.agents.base import Agent
+from fql.compiled import abstract_state
+from fql.devices import one_device_mesh
+from fql.errors import FQLError
+from fql.networks import Params
+from fql.training.checkpoints import CheckpointReader
 from fql.training.evaluation import Policy
+from fql.training.learning import agent_of, make_learner
+from fql.training.run_folder import RunFolder, RunSpec
 
-PolicyName = Literal['one_step', 'bc_flow']
 Act = Callable[[Params, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def make_act(networks: Networks, config: AgentConfig, name: PolicyName) -> Act:
-    """The jitted function (params, key, observations, episodes, timesteps) -> actions.
+def make_act(agent: Agent, name: str = '') -> Act:
+    """The jitted function (params, key, observations, episodes, timesteps) -> actions (b, h, a).
 
-    `one_step` is FQL's policy; `bc_flow` the behaviour-cloned flow policy. The noise of a sample
-    depends on (key, episode, timestep) only, so that an episode does not depend on which others
-    run beside it.
+    What is drawn for a sample depends on (key, episode, timestep) only, so that an episode does not
+    depend on which others run beside it.
+
+    Args:
+        name: one of the agent's policies; its first one if empty.
+
+    Raises:
+        FQLError: the agent has no such policy.
     """
+    if name and name not in agent.policies:
+        raise FQLError(
+            f'agent {agent.config.name} has no policy {name}; it has {", ".join(agent.policies)}'
+        )
+    policy = name or agent.policies[0]
 
     @jax.jit
     def act(
@@ -33,16 +45,11 @@ def make_act(networks: Networks, config: AgentConfig, name: PolicyName) -> Act:
         episodes: jax.Array,
         timesteps: jax.Array,
     ) -> jax.Array:
-        def sample_noise(episode: jax.Array, timestep: jax.Array) -> jax.Array:
-            sample_key = jax.random.fold_in(jax.random.fold_in(key, episode), timestep)
-            return jax.random.normal(sample_key, (networks.bc_flow.action_dim,))
+        def sample_key(episode: jax.Array, timestep: jax.Array) -> jax.Array:
+            return jax.random.fold_in(jax.random.fold_in(key, episode), timestep)
 
-        noise = jax.vmap(sample_noise)(episodes, timesteps)
-        if name == 'bc_flow':
-            latents = encode_observations(networks, config, params, 'bc_flow', observations)
-            return flow_actions(params, networks, config, latents, noise)
-        latents = encode_observations(networks, config, params, 'one_step_policy', observations)
-        return clip_actions(networks.one_step(params, latents, noise))
+        keys = jax.vmap(sample_key)(episodes, timesteps)
+        return agent.sample_actions(params, observations, keys, policy)
 
     return act
 
@@ -55,3 +62,38 @@ def make_policy(act: Act, params: Params, seed: int) -> Policy:
         return np.asarray(act(params, key, *map(jnp.asarray, (observations, episodes, timesteps))))
 
     return policy
+
+
+def restore_params(
+    folder: RunFolder,
+    spec: RunSpec,
+    step: int | None,
+    notify: Callable[[str], None] | None = None,
+) -> tuple[int, Params]:
+    """The step and the online parameters of a run's checkpoint, on one device.
+
+    Args:
+        step: which checkpoint; None for the newest that is sound.
+        notify: told of damaged checkpoints that are newer than the one taken.
+
+    Raises:
+        FQLError: there is none, or it is damaged.
+    """
+    reader = CheckpointReader(folder.checkpoints)
+    step = reader.find(step, notify)
+    abstract = abstract_state(make_learner(spec), one_device_mesh())
+    return step, reader.restore_params(abstract, step)
+
+
+def load_rollout_policy(
+    folder: RunFolder,
+    spec: RunSpec,
+    name: str,
+    seed: int,
+    step: int | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> tuple[int, Policy]:
+    """The step and a policy of a run's checkpoint; see `restore_params` and `make_act`."""
+    act = make_act(agent_of(spec), name)
+    step, params = restore_params(folder, spec, step, notify)
+    return step, make_policy(act, params, seed)

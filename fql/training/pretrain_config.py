@@ -5,13 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fql.config import (
-    AugmentationConfig,
-    EncoderName,
-    augmentation_checks,
-    check_fields,
-    raise_unless,
-)
+from data_pipeline.schema import from_json
+from fql.agents.configs import EncoderName
+from fql.errors import FQLError
+from fql.training.config import AugmentationConfig, check_bounds, raise_unless
 from fql.training.run_folder import RunFolder, read_json, versions, write_json
 
 FORMAT_VERSION = 1
@@ -100,48 +97,30 @@ class PretrainSpec:
 
 def validate_pretrain_config(config: PretrainConfig) -> None:
     """Raises FQLError, naming the field, when a value makes no sense."""
-    checks = {
-        'seed must lie in [0, 2^31)': 0 <= config.seed < 2**31,
-        'steps, batch-size, frame-stack and horizon must be at least 1': min(
-            config.steps, config.batch_size, config.frame_stack, config.horizon
-        )
-        >= 1,
-        'lr must be positive': config.lr > 0,
-        'tau must lie in [0, 1]': 0 <= config.tau <= 1,
-        'hidden-dims must be positive widths': min(config.hidden_dims, default=1) >= 1,
-        'mask-ratio must lie in [0, 1)': 0 <= config.mask_ratio < 1,
-        'mask-ratio needs --objective reconstruction': (
-            config.mask_ratio == 0 or config.objective == 'reconstruction'
-        ),
-        'shift-probability must lie in [0, 1]': 0 <= config.shift_probability <= 1,
-        'updates-per-call and keep-latest must be at least 1': min(
-            config.updates_per_call, config.keep_latest
-        )
-        >= 1,
-        'log-interval and keep-interval must not be negative': min(
-            config.log_interval, config.keep_interval
-        )
-        >= 0,
-        'save-interval must be at least 1: the encoder is taken from the last checkpoint': (
-            config.save_interval >= 1
-        ),
-    }
-    raise_unless({**checks, **augmentation_checks(config.augmentation)})
+    check_bounds(config)
+    raise_unless(
+        {
+            'mask-ratio needs --objective reconstruction': (
+                config.mask_ratio == 0 or config.objective == 'reconstruction'
+            ),
+            'save-interval must be at least 1: the encoder is taken from the last checkpoint': (
+                config.save_interval >= 1
+            ),
+        }
+    )
 
 
-def pretrain_config_from_dict(values: dict[str, Any], origin: Path) -> PretrainConfig:
+def pretrain_config_from_dict(values: Any, origin: Path) -> PretrainConfig:
     """The inverse of `dataclasses.asdict`, after JSON.
 
     Raises:
-        FQLError: when fields are missing or unknown, with their names and `origin`.
+        FQLError: when fields are missing, unknown or of another type, with their names and
+            `origin`.
     """
-    check_fields(PretrainConfig, values, origin)
-    check_fields(AugmentationConfig, values['augmentation'], origin)
-    nested = {
-        'hidden_dims': tuple(values['hidden_dims']),
-        'augmentation': AugmentationConfig(**values['augmentation']),
-    }
-    return PretrainConfig(**{**values, **nested})
+    try:
+        return from_json(PretrainConfig, values)
+    except ValueError as error:
+        raise FQLError(f'{origin}: {error} (written by another version?)') from None
 
 
 def write_pretrain_spec(run: RunFolder, spec: PretrainSpec) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fql.config import OWN_TASK, TrainConfig
 from fql.envs.make import EnvSpec
-from fql.envs.tasks import find_task
+from fql.envs.tasks import OWN_TASK, find_task
 from fql.envs.workers import EnvWorkers
 from fql.errors import FQLError
 from fql.reports.video import save_gif
+from fql.training.config import TrainConfig
 from fql.training.evaluation import EvaluationResult, Policy, evaluate
 from fql.training.metrics_log import MetricsLog, read_csv
 from fql.training.progress import progress_bar, progress_callback

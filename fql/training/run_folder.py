@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from fql.config import TrainConfig, config_from_dict, config_to_dict
+from fql.agents.configs import Spec
 from fql.errors import FQLError
+from fql.training.config import TrainConfig, config_from_dict, config_to_dict
 
 FORMAT_VERSION = 1
 PACKAGES = (
@@ -131,7 +132,12 @@ class RunSpec:
     @property
     def images(self) -> bool:
         """Whether observations are images."""
-        return len(self.observation_shape) == 3
+        return self.shapes.images
+
+    @property
+    def shapes(self) -> Spec:
+        """What the agent sees and does."""
+        return Spec(self.observation_shape, self.observation_dtype, self.action_dim)
 
 
 def versions() -> dict[str, str]:

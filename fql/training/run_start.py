@@ -10,10 +10,10 @@ from typing import Any, Literal
 import jax
 
 from data_pipeline.store.frame_store import FrameStore
-from fql.config import Processes, differing_fields
 from fql.devices import wait_for_all_processes
 from fql.errors import FQLError, first_line
 from fql.training.checkpoints import finished_steps
+from fql.training.config import Processes, differing_fields
 from fql.training.run_folder import RunFolder, write_json
 from fql.training.run_lock import lock_run
 

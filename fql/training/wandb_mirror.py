@@ -4,8 +4,8 @@ import importlib.util
 import secrets
 from collections.abc import Mapping
 
-from fql.config import TrainConfig, config_to_dict
 from fql.errors import FQLError, first_line
+from fql.training.config import TrainConfig, config_to_dict
 from fql.training.metrics_log import Mirror
 from fql.training.run_folder import RunFolder
 

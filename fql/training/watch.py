@@ -3,11 +3,12 @@
 import time
 from collections.abc import Iterator
 
-from fql.agent import abstract_state, agent_networks
+from fql.compiled import abstract_state
 from fql.devices import one_device_mesh
 from fql.errors import FQLError, first_line
 from fql.reports.plots import plot_learning_curve
 from fql.training.checkpoints import CheckpointReader, finished_steps
+from fql.training.learning import agent_of, make_learner
 from fql.training.metrics_log import MetricsLog
 from fql.training.policy import make_act, make_policy
 from fql.training.rollouts import (
@@ -40,8 +41,8 @@ def watch(folder: RunFolder, episodes: int, num_workers: int) -> None:
         )
     if not config.save_interval:
         raise FQLError(f'the trainer of {folder.path} saves nothing: its save-interval is 0')
-    act = make_act(agent_networks(spec), config.agent, 'one_step')
-    abstract = abstract_state(spec, one_device_mesh())
+    act = make_act(agent_of(spec))
+    abstract = abstract_state(make_learner(spec), one_device_mesh())
     with (
         lock_run(folder.watch_lock, 'watcher'),
         start_workers(spec, config, episodes, num_workers) as workers,

@@ -15,12 +15,12 @@ import numpy as np
 from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.loader import LoaderConfig, make_batches
 from data_pipeline.store.frame_store import Split
-from fql.agent import initial_state
-from fql.config import TrainConfig
+from fql.batch import LOADED_FIELDS
+from fql.compiled import abstract_state, initial_state, make_train_step
 from fql.devices import make_mesh, put_batch
-from fql.envs.tasks import default_config, find_task
+from fql.envs.tasks import find_task
 from fql.reports.tables import check_new, format_table, write_json
-from fql.train_step import LOADED_FIELDS, make_train_step
+from fql.training.config import TrainConfig
 from fql.training.data import (
     LabelledSplit,
     load_training_data,
@@ -28,6 +28,8 @@ from fql.training.data import (
     training_batches,
 )
 from fql.training.host_memory import GIVE_BACK_INTERVAL, give_back_freed_memory
+from fql.training.learning import batch_maker, make_learner
+from fql.training.presets import default_config
 from fql.training.progress import progress_bar
 from scripts.arguments import BenchmarkData
 from scripts.benchmark.measuring import check_positive, median_ratio
@@ -244,7 +246,9 @@ def measure_waiting(data: LabelledSplit, config: TrainConfig, updates: int) -> f
     """The share of the time of training that passes in waiting for the next batch."""
     mesh = make_mesh()
     spec = run_spec(data, config)
-    state, train_step = initial_state(spec, mesh), make_train_step(spec, mesh)
+    learner = make_learner(spec)
+    state = initial_state(learner, config.seed, mesh)
+    train_step = make_train_step(learner, batch_maker(spec), abstract_state(learner, mesh))
     batches = training_batches(data, config, 0)
     waiting = began = 0.0
     for update in range(-2, updates):

@@ -12,16 +12,16 @@ import jax.numpy as jnp
 
 from data_pipeline.data_dir import resolve_data_dir
 from encoders.leaves import tree_digest
-from fql.agent import abstract_state, initial_state
-from fql.config import TrainConfig
+from fql.compiled import abstract_state, initial_state, make_train_step
 from fql.devices import make_mesh, one_device_mesh
 from fql.errors import FQLError
-from fql.train_step import make_train_step
 from fql.training.checkpoints import (
     CheckpointReader,
     CheckpointWriter,
     finished_steps,
 )
+from fql.training.config import TrainConfig
+from fql.training.learning import batch_maker, make_learner
 from fql.training.progress import progress_bar
 from fql.training.rollouts import recorded_steps
 from fql.training.run_folder import RunFolder, RunSpec, read_spec
@@ -89,7 +89,7 @@ def _start_and_kill(command: list[str], folder: RunFolder, start: int, seconds: 
 
 def _digest(folder: RunFolder) -> str:
     reader = CheckpointReader(folder.checkpoints)
-    abstract = abstract_state(read_spec(folder), one_device_mesh())
+    abstract = abstract_state(make_learner(read_spec(folder)), one_device_mesh())
     return tree_digest(reader.restore(abstract, reader.find(None)))
 
 
@@ -104,7 +104,9 @@ def measure_save(folder: Path) -> dict[str, float]:
     """
     spec = RunSpec(TrainConfig(task=''), (64, 64, 9), 'uint8', 5)
     mesh = make_mesh()
-    state, train_step = initial_state(spec, mesh), make_train_step(spec, mesh)
+    learner = make_learner(spec)
+    state = initial_state(learner, 0, mesh)
+    train_step = make_train_step(learner, batch_maker(spec), abstract_state(learner, mesh))
     size = spec.config.batch_size
     arrays = {
         'frames': jnp.zeros((size, 4, 64, 64, 3), jnp.uint8),

@@ -16,13 +16,14 @@ from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.errors import DataError
 from data_pipeline.store.frame_store import Split
 from data_pipeline.store.latents import LatentWriter
-from fql.agent import agent_networks
 from fql.devices import AXIS, compiler_options, local_mesh
-from fql.envs.tasks import default_config, find_task
+from fql.envs.tasks import find_task
 from fql.networks import Params
 from fql.reports.tables import check_new, format_table, write_json
 from fql.training.data import load_training_data, run_spec
 from fql.training.latent_cache import AHEAD, latent_width, make_encode, write_latents
+from fql.training.learning import agent_of
+from fql.training.presets import default_config
 from fql.training.run_folder import RunSpec
 from scripts.arguments import BenchmarkLatents
 from scripts.benchmark.measuring import check_positive, median_ratio, take_turns
@@ -66,10 +67,10 @@ def first_trajectories(split: Split, rows: int) -> Split:
 def compare_caching(split: Split, spec: RunSpec, rounds: int) -> dict[str, Any]:
     """Seconds of each turn, and rows (with their copies) in a second, both ways."""
     config, mesh = spec.config, local_mesh()
-    networks = agent_networks(spec)
-    assert networks.encoder is not None
+    module = agent_of(spec).encoder
+    assert module is not None
     image = np.zeros((1, *spec.observation_shape), spec.observation_dtype)
-    encoder = jax.jit(networks.encoder.init)(jax.random.key(config.seed), image)['params']
+    encoder = jax.jit(module.init)(jax.random.key(config.seed), image)['params']
     rows = len(split.observations) * (config.latent_copies + 1)
     encode, width = make_encode(spec, mesh), latent_width(spec)
 
@@ -97,8 +98,11 @@ def make_encoder_alone(
 ) -> Callable[[], None]:
     """A function that encodes one random batch, on the devices already, `batches` times."""
     spread = NamedSharding(mesh, PartitionSpec(AXIS))
+    encoding = agent_of(spec).encoding
     forward = jax.jit(
-        agent_networks(spec).encode, out_shardings=spread, compiler_options=compiler_options()
+        lambda params, images: encoding.encode({'encoders': {'shared': params}}, 'critic', images),
+        out_shardings=spread,
+        compiler_options=compiler_options(),
     )
     shape = (spec.config.batch_size, *spec.observation_shape)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 from matplotlib.figure import Figure
 
-from fql.config import AgentConfig, TrainConfig
 from fql.errors import FQLError
 from fql.reports.tables import format_table, write_json
+from fql.training.config import AgentConfig, TrainConfig
 from scripts.arguments import BenchmarkScaling
 from scripts.benchmark.measuring import check_positive, take_turns
 from scripts.benchmark.update import Way, our_way, with_agent

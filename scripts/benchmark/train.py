@@ -12,17 +12,25 @@ import jax
 import jax.numpy as jnp
 
 from data_pipeline.data_dir import resolve_data_dir
-from fql.agent import initial_state
-from fql.config import TrainConfig
+from fql.compiled import abstract_state, initial_state, make_train_step, make_validation
 from fql.devices import make_mesh, put_batch
-from fql.envs.tasks import default_config, find_task
+from fql.envs.tasks import find_task
 from fql.errors import FQLError
 from fql.reports.tables import check_new, format_table, write_json
-from fql.train_step import LOADED_FIELDS, make_train_step, make_validation
 from fql.training.checkpoints import CheckpointWriter
+from fql.training.config import TrainConfig
 from fql.training.data import load_training_data, run_spec, training_batches
 from fql.training.interruption import Interruption
+from fql.training.learning import (
+    agent_of,
+    batch_maker,
+    loaded_fields,
+    make_learner,
+    most_updates_per_call,
+    validation_of,
+)
 from fql.training.loop import Trainer, updates_in_call
+from fql.training.presets import default_config
 from fql.training.run_folder import RunFolder
 from scripts.arguments import BenchmarkTrain
 from scripts.benchmark.measuring import check_positive, median_ratio, run_fql, take_turns
@@ -63,13 +71,15 @@ def compare_loops(config: TrainConfig, folder: Path, rounds: int) -> dict[str, l
     mesh = make_mesh()
     data = load_training_data(config)['train']
     spec = run_spec(data, config)
-    train_step = make_train_step(spec, mesh)
+    learner, fields = make_learner(spec), loaded_fields(agent_of(spec))
+    train_step = make_train_step(learner, batch_maker(spec), abstract_state(learner, mesh))
     arrays = next(training_batches(data, config, 0))
-    batch = put_batch({name: arrays[name] for name in LOADED_FIELDS}, mesh)
+    batch = put_batch({name: arrays[name] for name in fields}, mesh)
     # The loader runs ahead while the other way has its turn; one for each would only start cold.
     batches = training_batches(data, config, 0)
-    count = updates_in_call(config, 0)
-    start = initial_state(spec, mesh)
+    most = most_updates_per_call(config.updates_per_call, spec, has_latents=False)
+    count = updates_in_call(config, 0, most)
+    start = initial_state(learner, config.seed, mesh)
 
     def bare_updates() -> None:
         state, before = jax.tree.map(jnp.copy, start), None
@@ -85,15 +95,16 @@ def compare_loops(config: TrainConfig, folder: Path, rounds: int) -> dict[str, l
             schedule=config,
             mesh=mesh,
             folder=RunFolder(folder),
-            fields=LOADED_FIELDS,
+            fields=fields,
             train_step=train_step,
-            validate=make_validation(spec),
+            validate=make_validation(validation_of(spec)),
             evaluate=lambda state: None,
             metadata={},
             writer=writer,
             train_log=None,
             interruption=Interruption(),
             resume_command='',
+            updates_per_call=most,
         )
 
         def train() -> None:

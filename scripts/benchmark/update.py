@@ -1,39 +1,47 @@
-"""`fql benchmark update`: the time and the work of one update, in every mode."""
+"""`fql benchmark update`: the time and the work of one update, in every mode.
+
+Imports neither the data pipeline nor environments nor checkpoints, so that it runs wherever JAX
+does.
+"""
 
 import dataclasses
 import json
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jax.sharding import Mesh
 
-from encoders.impala import ImpalaEncoder
-from fql.agent import abstract_state, agent_networks, initial_state
-from fql.batch import Batch, batch_from_frames
-from fql.config import AgentConfig, TrainConfig, validate_config
+from fql.agents.base import Agent
+from fql.agents.configs import AGENT_CONFIGS, FQLConfig
+from fql.agents.fql import FQL
+from fql.batch import batch_from_frames
+from fql.compiled import Arrays, Prepare, abstract_state, initial_state, make_train_step
 from fql.devices import check_batch_size, make_mesh, put_batch
 from fql.errors import FQLError
-from fql.losses import Metrics
-from fql.networks import Networks, Params
+from fql.learner import Learner, Metrics, TrainState, make_optimizer
 from fql.reports.tables import check_new, format_table, write_json
-from fql.train_state import TrainState
-from fql.train_step import TrainStep, make_train_step, runs_best_alone, scan_updates
+from fql.training.config import TrainConfig, validate_config
+from fql.training.learning import agent_of, batch_maker, most_updates_per_call
 from fql.training.run_folder import RunSpec
-from fql.update import update
 from scripts.arguments import BenchmarkUpdate
 from scripts.benchmark.measuring import check_positive, median_ratio, take_turns
 
 ACTION_DIM = 5
 CHANNELS = 3
+STATE_DIM = 28
+DEVICE_FRAMES = 20_000
+"""Frames that the mode on_device keeps on the device."""
+SHIFT_PAD = 3
 PEAK_SIZE = 2048
 """Rows and columns of the matrices whose product gives the machine's peak."""
 
-Arrays = dict[str, np.ndarray]
+HostArrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +61,28 @@ class Way:
     bytes_accessed: float
 
 
+class PlainFQL(FQL):
+    """FQL with XLA's own convolutions and max pooling."""
+
+    @property
+    def encoder(self) -> nn.Module | None:
+        """See `Agent`."""
+        encoder = super().encoder
+        return encoder if encoder is None else encoder.clone(plain=True)
+
+
+class ReferenceFQL(PlainFQL):
+    """The same networks and parameters, computed as the reference implementation does."""
+
+    def apply(self, params: Any, head: str, *inputs: jax.Array) -> Any:
+        """With one concatenated input."""
+        return super().apply(params, head, jnp.concatenate(inputs, axis=-1))
+
+
 def run(args: BenchmarkUpdate) -> None:
     """Measures, prints a table and writes the numbers as JSON if asked to."""
     check_new(args.json)
-    check_positive(rounds=args.rounds)
+    check_positive(rounds=args.rounds, image_size=args.image_size)
     config = base_config(args)
     validate_config(config)
     if args.against:
@@ -74,37 +100,40 @@ def run(args: BenchmarkUpdate) -> None:
 
 def base_config(args: BenchmarkUpdate) -> TrainConfig:
     """The settings of `shared`."""
-    agent = AgentConfig(
-        encoder=args.encoder, hidden_dims=args.hidden_dims, precision=args.precision
-    )
+    agent = AGENT_CONFIGS[args.agent]()
+    encoder = dataclasses.replace(agent.encoder, size=args.encoder)
     return TrainConfig(
         task='',
         batch_size=args.batch_size,
         frame_stack=args.frame_stack,
         updates_per_call=args.updates_per_call,
-        agent=agent,
+        agent=dataclasses.replace(
+            agent, encoder=encoder, hidden_dims=args.hidden_dims, precision=args.precision
+        ),
     )
 
 
 def changed_config(config: TrainConfig, changes: tuple[str, ...]) -> TrainConfig:
-    """A configuration with some fields, NAME=VALUE, of the run or of the agent changed.
+    """A configuration with some fields, NAME=VALUE, of the run, the agent or its encoder changed.
 
     Raises:
         FQLError: no such field, or a value that makes no sense.
     """
-    agent_fields = {field.name for field in dataclasses.fields(AgentConfig)}
-    run_fields = {field.name for field in dataclasses.fields(TrainConfig)}
     for change in changes:
         name, separator, text = change.partition('=')
         try:
             value: Any = json.loads(text)
         except ValueError:
             value = text
-        setting = {name.replace('-', '_'): tuple(value) if isinstance(value, list) else value}
-        if separator and setting.keys() <= agent_fields:
-            config = with_agent(config, **setting)
-        elif separator and setting.keys() <= run_fields:
-            config = dataclasses.replace(config, **setting)  # type: ignore[arg-type]
+        value = tuple(value) if isinstance(value, list) else value
+        field = name.replace('-', '_')
+        inner = field.removeprefix('encoder.')
+        if separator and inner != field and hasattr(config.agent.encoder, inner):
+            config = with_encoder(config, **{inner: value})
+        elif separator and hasattr(config.agent, field) and field != 'encoder':
+            config = with_agent(config, **{field: value})
+        elif separator and hasattr(config, field):
+            config = dataclasses.replace(config, **{field: value})
         else:
             raise FQLError(f'--against {change}: not NAME=VALUE of a setting of fql train')
     validate_config(config)
@@ -113,45 +142,54 @@ def changed_config(config: TrainConfig, changes: tuple[str, ...]) -> TrainConfig
 
 def our_way(config: TrainConfig, image_size: int, num_devices: int | None = None) -> Way:
     """The step that `fql train` runs, transfer to the device included."""
-    mesh = make_mesh(num_devices)
-    check_batch_size(config.batch_size, mesh)
-    spec = run_spec(config, image_size)
-    return train_step_way(
-        spec, make_train_step(spec, mesh), random_arrays(config, image_size), mesh
-    )
+    spec = image_spec(config, image_size)
+    arrays = random_arrays(agent_of(spec), config, image_size)
+    return host_way(spec, agent_of(spec), arrays, make_mesh(num_devices))
 
 
 def plain_way(config: TrainConfig, image_size: int) -> Way:
     """The same step with XLA's own convolutions and max pooling, see `encoders.cpu_convolution`."""
-    spec = run_spec(config, image_size)
-    networks = agent_networks(spec)
-    encoder = cast(ImpalaEncoder, networks.encoder).clone(plain=True)
-    networks = dataclasses.replace(networks, encoder=encoder)
-    mesh = make_mesh()
-    train_step = scan_updates(
-        lambda state, arrays: update(networks, config.agent, state, batch_from_frames(arrays)),
-        abstract_state(spec, mesh),
-    )
-    return train_step_way(spec, train_step, random_arrays(config, image_size), mesh)
+    spec = image_spec(config, image_size)
+    agent = PlainFQL(fql_config(config), spec.shapes)
+    return host_way(spec, agent, random_arrays(agent, config, image_size), make_mesh())
 
 
 def latents_way(config: TrainConfig, image_size: int) -> Way:
     """The step on cached latents of a frozen encoder."""
-    spec = run_spec(with_agent(config, encoder_mode='frozen'), image_size)
-    encoder = agent_networks(spec).encoder
+    spec = image_spec(with_encoder(config, mode='frozen'), image_size)
+    agent = agent_of(spec)
     observations = jnp.zeros((1, *spec.observation_shape), jnp.uint8)
-    assert encoder is not None
-    shape = jax.eval_shape(encoder.init_with_output, jax.random.key(0), observations)[0].shape
-    latents = np.random.default_rng(0).normal(size=(config.batch_size, 2, shape[-1]))
-    arrays = {'frames': latents.astype(np.float32), **random_vectors(config.batch_size)}
-    mesh = make_mesh()
-    return train_step_way(spec, make_train_step(spec, mesh), arrays, mesh)
+    assert agent.encoder is not None
+    latents, _ = jax.eval_shape(agent.encoder.init_with_output, jax.random.key(0), observations)
+    arrays = {
+        'frames': random_vectors((config.batch_size, 2, latents.shape[-1])),
+        **random_columns(agent, config.batch_size),
+    }
+    return host_way(spec, agent, arrays, make_mesh(), has_latents=True)
 
 
-def train_step_way(spec: RunSpec, train_step: TrainStep, arrays: Arrays, mesh: Mesh) -> Way:
-    """A train step on the same batch again and again."""
-    count = 1 if runs_best_alone() else spec.config.updates_per_call
-    state = initial_state(spec, mesh)
+def states_way(config: TrainConfig, image_size: int) -> Way:
+    """The step on vector observations."""
+    del image_size
+    spec = RunSpec(config, (STATE_DIM,), 'float32', ACTION_DIM)
+    agent = agent_of(spec)
+    arrays = {
+        'frames': random_vectors((config.batch_size, 2, STATE_DIM)),
+        **random_columns(agent, config.batch_size),
+    }
+    return host_way(spec, agent, arrays, make_mesh())
+
+
+def host_way(
+    spec: RunSpec, agent: Agent, arrays: HostArrays, mesh: Mesh, has_latents: bool = False
+) -> Way:
+    """The train step on the same batch again and again, which comes from the host each time."""
+    config = spec.config
+    check_batch_size(config.batch_size, mesh)
+    count = most_updates_per_call(config.updates_per_call, spec, has_latents)
+    learner = Learner(agent, make_optimizer(config.agent.lr, config.agent.encoder))
+    train_step = make_train_step(learner, batch_maker(spec), abstract_state(learner, mesh))
+    state = initial_state(learner, config.seed, mesh)
     batches = [put_batch(arrays, mesh)] * count
     compiled = train_step.lower(state, batches).compile()  # type: ignore[attr-defined]
 
@@ -161,56 +199,81 @@ def train_step_way(spec: RunSpec, train_step: TrainStep, arrays: Arrays, mesh: M
     return make_way(step, state, compiled, count)
 
 
+def on_device_way(config: TrainConfig, image_size: int) -> Way:
+    """The step on frames that stay on the device: sampled, gathered and shifted there.
+
+    It is the limit that a pipeline on the host is to be compared with.
+    """
+    spec, mesh = image_spec(config, image_size), make_mesh()
+    agent = agent_of(spec)
+    count = most_updates_per_call(config.updates_per_call, spec, has_latents=False)
+    learner = Learner(agent, make_optimizer(config.agent.lr, config.agent.encoder))
+    frames = jnp.asarray(random_images((DEVICE_FRAMES, image_size, image_size, CHANNELS)))
+    columns = {
+        name: jnp.asarray(column) for name, column in random_columns(agent, DEVICE_FRAMES).items()
+    }
+    train_step = make_train_step(
+        learner, device_sampler(config, agent.horizon), abstract_state(learner, mesh)
+    )
+    state = initial_state(learner, config.seed, mesh)
+    batches = [{'frames': frames, **columns}] * count
+    compiled = train_step.lower(state, batches).compile()  # type: ignore[attr-defined]
+    return make_way(lambda state: compiled(state, batches), state, compiled, count)
+
+
+def device_sampler(config: TrainConfig, horizon: int) -> Prepare:
+    """The function from whole columns on the device to the batch of an update."""
+    stack = config.frame_stack
+    offsets = sorted({*range(1 - stack, 1), *range(horizon + 1 - stack, horizon + 1)})
+
+    def prepare(arrays: Arrays, key: jax.Array, step: jax.Array) -> Any:
+        rows_key, coin_key, shift_key = jax.random.split(jax.random.fold_in(key, step), 3)
+        bounds = (stack, len(arrays['frames']) - horizon)
+        rows = jax.random.randint(rows_key, (config.batch_size,), *bounds)
+        coin = jax.random.uniform(coin_key) < config.shift_probability
+        shifts = jax.random.randint(shift_key, (config.batch_size, 2), -SHIFT_PAD, SHIFT_PAD + 1)
+        lines, columns = (
+            jnp.clip(jnp.arange(size) + shifts[:, i : i + 1] * coin, 0, size - 1)
+            for i, size in enumerate(arrays['frames'].shape[1:3])
+        )
+        places = (rows[:, None] + jnp.asarray(offsets))[:, :, None, None]
+        frames = arrays['frames'][places, lines[:, None, :, None], columns[:, None, None, :]]
+        batch = {name: column[rows] for name, column in arrays.items() if name != 'frames'}
+        return batch_from_frames({'frames': frames, **batch}, horizon)
+
+    return prepare
+
+
 def reference_way(config: TrainConfig, image_size: int) -> Way:
     """An update as the reference implementation makes it.
 
     Three encoders, XLA's own max pooling, concatenated inputs, observations and next observations
     sent as whole stacks, one update in a call, no buffer used again, XLA's own options; float32.
     """
-    spec = run_spec(with_agent(config, encoder_sharing='separate', precision='float32'), image_size)
-    networks = ReferenceNetworks(**vars(agent_networks(spec)))
-    batch = batch_from_frames(random_arrays(config, image_size))
-    mesh = make_mesh()
-    state = initial_state(spec, mesh)
+    config = with_encoder(with_agent(config, precision='float32'), sharing='separate')
+    spec, mesh = image_spec(config, image_size), make_mesh()
+    agent = ReferenceFQL(fql_config(config), spec.shapes)
+    learner = Learner(agent, make_optimizer(config.agent.lr, config.agent.encoder))
+    batch = batch_from_frames(random_arrays(agent, config, image_size))
+    arrays = {name: np.asarray(x) for name, x in batch._asdict().items() if x is not None}
+    state = initial_state(learner, config.seed, mesh)
 
     def reference_update(state: TrainState, arrays: Mapping[str, jax.Array]) -> Any:
-        return update(networks, spec.config.agent, state, Batch(**arrays))
+        return learner.update(state, type(batch)(**arrays))
 
-    def put() -> dict[str, jax.Array]:
-        return put_batch({name: np.asarray(x) for name, x in batch._asdict().items()}, mesh)
-
-    compiled = jax.jit(reference_update).lower(state, put()).compile()
-    return make_way(lambda state: compiled(state, put()), state, compiled, 1)
+    compiled = jax.jit(reference_update).lower(state, put_batch(arrays, mesh)).compile()
+    return make_way(lambda state: compiled(state, put_batch(arrays, mesh)), state, compiled, 1)
 
 
-@dataclass(frozen=True)
-class ReferenceNetworks(Networks):
-    """The same networks and parameters, computed as the reference implementation does."""
+def fql_config(config: TrainConfig) -> FQLConfig:
+    """The agent's settings, which must be FQL's.
 
-    def encode(self, encoder_params: Params, observations: jax.Array) -> jax.Array:
-        """With XLA's own convolutions and max pooling."""
-        encoder = cast(ImpalaEncoder, self.encoder).clone(plain=True)
-        return cast(jax.Array, encoder.apply({'params': encoder_params}, observations))
-
-    def qs(self, params: Params, latents: jax.Array, actions: jax.Array) -> jax.Array:
-        """With one concatenated input."""
-        return super().qs(params, *_as_one(latents, actions))
-
-    def velocity(
-        self, params: Params, latents: jax.Array, x: jax.Array, time: jax.Array
-    ) -> jax.Array:
-        """With one concatenated input."""
-        inputs, nothing = _as_one(latents, x, time)
-        return super().velocity(params, inputs, nothing, nothing)
-
-    def one_step(self, params: Params, latents: jax.Array, noise: jax.Array) -> jax.Array:
-        """With one concatenated input."""
-        return super().one_step(params, *_as_one(latents, noise))
-
-
-def _as_one(*inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """All inputs in the place of the first one, and nothing in that of another."""
-    return jnp.concatenate(inputs, axis=-1), inputs[0][:, :0]
+    Raises:
+        FQLError: another agent has no such mode.
+    """
+    if not isinstance(config.agent, FQLConfig):
+        raise FQLError(f'modes reference and plain are of fql; agent {config.agent.name} has none')
+    return config.agent
 
 
 def make_way(
@@ -231,7 +294,7 @@ def make_way(
     return Way(run_once, updates, costs['flops'], costs['bytes accessed'])
 
 
-def run_spec(config: TrainConfig, image_size: int) -> RunSpec:
+def image_spec(config: TrainConfig, image_size: int) -> RunSpec:
     """The specification of a run on square images."""
     shape = (image_size, image_size, CHANNELS * config.frame_stack)
     return RunSpec(config, shape, 'uint8', ACTION_DIM)
@@ -242,11 +305,16 @@ def with_agent(config: TrainConfig, **changes: Any) -> TrainConfig:
     return dataclasses.replace(config, agent=dataclasses.replace(config.agent, **changes))
 
 
-def random_arrays(config: TrainConfig, image_size: int) -> Arrays:
+def with_encoder(config: TrainConfig, **changes: Any) -> TrainConfig:
+    """A configuration whose encoder differs."""
+    return with_agent(config, encoder=dataclasses.replace(config.agent.encoder, **changes))
+
+
+def random_arrays(agent: Agent, config: TrainConfig, image_size: int) -> HostArrays:
     """A batch as the loader gives it."""
-    frame = (image_size, image_size, CHANNELS)
-    frames = random_images((config.batch_size, config.frame_stack + 1, *frame))
-    return {'frames': frames, **random_vectors(config.batch_size)}
+    count = config.frame_stack + min(agent.horizon, config.frame_stack)
+    frames = random_images((config.batch_size, count, image_size, image_size, CHANNELS))
+    return {'frames': frames, **random_columns(agent, config.batch_size)}
 
 
 def random_images(shape: tuple[int, ...]) -> np.ndarray:
@@ -254,23 +322,38 @@ def random_images(shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-def random_vectors(batch_size: int) -> Arrays:
-    """Actions, rewards and masks."""
+def random_vectors(shape: tuple[int, ...]) -> np.ndarray:
+    """Standard normal numbers, float32."""
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def random_columns(agent: Agent, size: int) -> HostArrays:
+    """Actions, rewards, masks, and what else the agent needs."""
     rng = np.random.default_rng(1)
+    steps = () if agent.horizon == 1 else (agent.horizon,)
+    ones = np.ones((size, *steps), np.float32)
+    extra = {
+        'valid': ones,
+        'next_actions': rng.uniform(-1, 1, (size, ACTION_DIM)).astype(np.float32),
+        'next_actions_valid': np.ones(size, np.float32),
+    }
     return {
-        'actions': rng.uniform(-1, 1, (batch_size, ACTION_DIM)).astype(np.float32),
-        'rewards': -np.ones(batch_size, np.float32),
-        'masks': np.ones(batch_size, np.float32),
+        'actions': rng.uniform(-1, 1, (size, *steps, ACTION_DIM)).astype(np.float32),
+        'rewards': -ones,
+        'masks': ones,
+        **{name: extra[name] for name in agent.needs},
     }
 
 
 MODES: dict[str, Callable[[TrainConfig, int], Way]] = {
     'reference': reference_way,
-    'separate': lambda config, size: our_way(with_agent(config, encoder_sharing='separate'), size),
+    'separate': lambda config, size: our_way(with_encoder(config, sharing='separate'), size),
     'plain': plain_way,
     'shared': our_way,
-    'frozen': lambda config, size: our_way(with_agent(config, encoder_mode='frozen'), size),
+    'frozen': lambda config, size: our_way(with_encoder(config, mode='frozen'), size),
     'latents': latents_way,
+    'states': states_way,
+    'on_device': on_device_way,
 }
 
 
@@ -288,17 +371,18 @@ def measure(ways: Mapping[str, Way], rounds: int, precision: str) -> dict[str, A
     peak = 2 * PEAK_SIZE**3 / min(seconds.pop('matmul'))
     first = next(iter(ways))
     per_update = {name: [s / ways[name].updates for s in seconds[name]] for name in ways}
+    medians = {name: statistics.median(per_update[name]) for name in ways}
     return {
         'peak_gflops': peak / 1e9,
         'compared_with': first,
         'ways': {
             name: {
-                'ms_per_update': 1e3 * statistics.median(per_update[name]),
+                'ms_per_update': 1e3 * medians[name],
                 'times_faster': median_ratio(per_update, first, name),
                 'gflop_per_update': way.flops / 1e9,
                 'gigabytes_per_update': way.bytes_accessed / 1e9,
-                'gflops': way.flops / statistics.median(per_update[name]) / 1e9,
-                'share_of_peak': way.flops / statistics.median(per_update[name]) / peak,
+                'gflops': way.flops / medians[name] / 1e9,
+                'share_of_peak': way.flops / medians[name] / peak,
                 'seconds': per_update[name],
             }
             for name, way in ways.items()
@@ -308,25 +392,18 @@ def measure(ways: Mapping[str, Way], rounds: int, precision: str) -> dict[str, A
 
 def format_report(report: Mapping[str, Any]) -> str:
     """A line for each way."""
-    header = [
-        f'{report["devices"]} x {report["device"]}',
-        'ms/update',
-        f'x {report["compared_with"]}',
-        'GFLOP',
-        'GB',
-        'GFLOP/s',
-        'of peak',
-    ]
+    device = f'{report["devices"]} x {report["device"]}'
+    columns = {
+        'ms_per_update': ('ms/update', '.1f'),
+        'times_faster': (f'x {report["compared_with"]}', '.2f'),
+        'gflop_per_update': ('GFLOP', '.1f'),
+        'gigabytes_per_update': ('GB', '.1f'),
+        'gflops': ('GFLOP/s', '.1f'),
+        'share_of_peak': ('of peak', '.0%'),
+    }
+    header = [device, *(title for title, _ in columns.values())]
     rows = [
-        [
-            name,
-            f'{way["ms_per_update"]:.1f}',
-            f'{way["times_faster"]:.2f}',
-            f'{way["gflop_per_update"]:.1f}',
-            f'{way["gigabytes_per_update"]:.1f}',
-            f'{way["gflops"]:.1f}',
-            f'{way["share_of_peak"]:.0%}',
-        ]
+        [name, *(format(way[key], shape) for key, (_, shape) in columns.items())]
         for name, way in report['ways'].items()
     ]
     peak = f'peak: {report["peak_gflops"]:.0f} GFLOP/s, the product of {PEAK_SIZE}^2 matrices'

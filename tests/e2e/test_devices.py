@@ -61,7 +61,7 @@ def test_eight_devices_give_the_losses_of_one(start_fql, on_one_device, tmp_path
 SPREAD = """
 import dataclasses, jax, numpy as np
 from fql.agent import initial_state
-from fql.config import AgentConfig, TrainConfig
+from fql.training.config import AgentConfig, TrainConfig
 from fql.devices import LARGE, make_mesh, put_batch
 from fql.training.run_folder import RunSpec
 from fql.train_step import make_train_step

@@ -10,7 +10,7 @@ import pytest
 
 from encoders.impala import ENCODERS
 from fql.batch import Batch
-from fql.config import AgentConfig, AugmentationConfig, TrainConfig, validate_config
+from fql.training.config import AgentConfig, AugmentationConfig, TrainConfig, validate_config
 from fql.errors import FQLError
 from fql.networks import encoder_names, init_params, make_networks
 from fql.train_state import init_state, make_optimizer

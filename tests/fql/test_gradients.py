@@ -10,7 +10,7 @@ import pytest
 
 from encoders.impala import ImpalaEncoder
 from fql.batch import Batch
-from fql.config import AgentConfig
+from fql.training.config import AgentConfig
 from fql.latents import encode_batch
 from fql.losses import bc_flow_loss, critic_loss, distill_loss, q_loss, sample_draws
 from fql.networks import make_networks

@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 from encoders.impala import ENCODERS
-from fql.config import AugmentationConfig, differing_fields
+from fql.training.config import AugmentationConfig, differing_fields
 from fql.devices import one_device_mesh
 from fql.errors import FQLError
 from fql.pretraining import (

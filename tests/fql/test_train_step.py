@@ -6,7 +6,7 @@ import numpy as np
 
 from encoders.leaves import tree_digest
 from fql.agent import initial_state
-from fql.config import AgentConfig, TrainConfig
+from fql.training.config import AgentConfig, TrainConfig
 from fql.devices import one_device_mesh
 from fql.train_step import make_train_step
 from fql.training.run_folder import RunSpec

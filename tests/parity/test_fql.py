@@ -11,7 +11,7 @@ import pytest
 
 from encoders.impala import ImpalaEncoder
 from fql.batch import Batch
-from fql.config import AgentConfig
+from fql.training.config import AgentConfig
 from fql.losses import Draws
 from fql.networks import Critic, Networks, VectorField
 from fql.train_state import TrainState, make_optimizer

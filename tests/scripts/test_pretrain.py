@@ -16,7 +16,7 @@ from encoders.impala import ENCODERS
 from encoders.leaves import tree_digest
 from encoders.saved import load_encoder, read_encoder
 from fql.agent import initial_state
-from fql.config import AgentConfig, TrainConfig
+from fql.training.config import AgentConfig, TrainConfig
 from fql.devices import one_device_mesh
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.pretraining import abstract_pretrain_state

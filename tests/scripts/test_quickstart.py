@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from fql.envs.tasks import QUICKSTART_CONFIG
+from fql.training.presets import quickstart_config
 from scripts.quickstart import prepare_data
 
 
 def test_a_store_of_other_data_says_which_command_replaces_it(
     fql, assert_one_line, maze_npz, tmp_path
 ):
-    name = QUICKSTART_CONFIG.dataset
+    name = quickstart_config().dataset
     data = ('--data-dir', tmp_path)
     assert fql('prepare', name, '--source', maze_npz, *data).returncode == 0
     with np.load(maze_npz) as file:
@@ -26,6 +26,6 @@ def test_a_store_of_other_data_says_which_command_replaces_it(
 
 def test_damaged_data_are_to_be_deleted(fql, assert_one_line, tmp_path):
     (tmp_path / 'collected').mkdir()
-    (tmp_path / 'collected' / f'{QUICKSTART_CONFIG.dataset}.npz').write_bytes(b'no zip')
+    (tmp_path / 'collected' / f'{quickstart_config().dataset}.npz').write_bytes(b'no zip')
     done = fql('quickstart', '--data-dir', tmp_path, '--run-dir', tmp_path / 'run')
     assert_one_line(done, 'delete it and get it again')

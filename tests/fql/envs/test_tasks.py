@@ -6,14 +6,9 @@ import sys
 
 import pytest
 
-from fql.config import TrainConfig
-from fql.envs.tasks import (
-    QUICKSTART_TASK,
-    default_config,
-    find_task,
-    has_own_hyperparameters,
-    task_names,
-)
+from fql.training.config import TrainConfig
+from fql.envs.tasks import QUICKSTART_TASK, find_task, task_names
+from fql.training.presets import default_config, has_preset
 from fql.errors import FQLError
 
 LIST_REGISTRY = """
@@ -95,11 +90,11 @@ def test_quickstart_has_its_own_settings():
 
 
 def test_the_paper_tuned_play_and_navigate_only():
-    tuned = {name for name in task_names() if has_own_hyperparameters(find_task(name))}
+    tuned = {name for name in task_names() if has_preset('fql', find_task(name))}
     assert QUICKSTART_TASK in tuned
     assert 'visual-cube-single-play-singletask-task2-v0' in tuned
     assert 'antmaze-large-navigate-singletask-task1-v0' in tuned
     assert 'visual-cube-single-noisy-singletask-task2-v0' not in tuned
     assert 'antmaze-large-stitch-singletask-task1-v0' not in tuned
     assert 'visual-cube-triple-play-singletask-task1-v0' not in tuned
-    assert not has_own_hyperparameters(find_task('own'))
+    assert not has_preset('fql', find_task('own'))

@@ -13,7 +13,7 @@ import pytest
 
 from encoders.leaves import tree_digest
 from fql.agent import abstract_state, initial_state
-from fql.config import AgentConfig, TrainConfig
+from fql.training.config import AgentConfig, TrainConfig
 from fql.devices import one_device_mesh
 from fql.errors import FQLError
 from fql.training.checkpoints import (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fql.config import (
+from fql.training.config import (
     AgentConfig,
     AugmentationConfig,
     TrainConfig,

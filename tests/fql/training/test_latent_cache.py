@@ -18,7 +18,7 @@ from data_pipeline.store import latents as latent_store
 from data_pipeline.store.frame_store import prepare_store
 from encoders.impala import ENCODERS
 from encoders.saved import SavedEncoder, save_encoder
-from fql.config import AgentConfig, TrainConfig
+from fql.training.config import AgentConfig, TrainConfig
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.errors import FQLError
 from fql.training import latent_cache

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fql.config import TrainConfig
+from fql.training.config import TrainConfig
 from fql.errors import FQLError
 from fql.training.run_folder import RunFolder
 from fql.training.wandb_mirror import wandb_mirror

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.store.frame_store import prepare_store
-from fql.config import TrainConfig
+from fql.training.config import TrainConfig
 from fql.training.data import LabelledSplit
 from scripts.benchmark.data import PAD, compare_samplers, format_report, reference_sampler
 from scripts.benchmark.sources import measure, prepare, watched_memory

@@ -9,7 +9,7 @@ import pytest
 
 from fql.agent import agent_networks, initial_state
 from fql.batch import batch_from_frames
-from fql.config import AgentConfig, TrainConfig
+from fql.training.config import AgentConfig, TrainConfig
 from fql.devices import one_device_mesh
 from fql.update import update
 from scripts.benchmark.update import (

@@ -3,59 +3,12 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
-
+from data_pipeline.schema import from_json
+from fql.agents.configs import AGENT_CONFIGS, AgentConfig, EncoderConfig, FQLConfig
+from fql.envs.tasks import OWN_TASK
 from fql.errors import FQLError
-
-OWN_TASK = 'own'
-"""The task whose rewards and masks are part of the dataset; it has no environment."""
-
-EncoderName = Literal['impala_debug', 'impala_small', 'impala', 'impala_large']
-EncoderMode = Literal['scratch', 'finetune', 'frozen']
-
-
-@dataclass(frozen=True)
-class AgentConfig:
-    """The algorithm. Defaults are the reference implementation's, but for the shared encoder."""
-
-    lr: float = 3e-4
-    """Adam's learning rate."""
-    discount: float = 0.99
-    """Discount factor."""
-    tau: float = 0.005
-    """Rate at which the target network follows the critic."""
-    alpha: float = 10.0
-    """Weight of the distillation loss; the one hyperparameter to tune for each task."""
-    flow_steps: int = 10
-    """Euler steps of the flow policy."""
-    q_agg: Literal['mean', 'min'] = 'mean'
-    """How the target critics are combined."""
-    normalize_q_loss: bool = False
-    """Divide the Q term by the mean absolute Q."""
-    hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
-    """Widths of the hidden layers of critic, flow and one-step policy."""
-    critic_layer_norm: bool = True
-    """LayerNorm in the critic."""
-    actor_layer_norm: bool = False
-    """LayerNorm in the flow and the one-step policy."""
-    encoder: EncoderName = 'impala_small'
-    """Size of the encoder; without effect on vector observations."""
-    encoder_sharing: Literal['shared', 'separate'] = 'shared'
-    """One encoder for the critic and both policies, or one each as in the reference."""
-    bc_flow_trains_encoder: bool = True
-    """Whether the BC-flow loss trains the shared encoder, as the critic loss always does."""
-    precision: Literal['float32', 'bfloat16'] = 'float32'
-    """Of the networks' computation; parameters, losses and optimiser are float32 always."""
-    encoder_from: Annotated[str, tyro.conf.arg(name='encoder.from', metavar='DIR')] = ''
-    """Folder of a saved encoder to start from; read when the run starts, never afterwards."""
-    encoder_mode: Annotated[EncoderMode, tyro.conf.arg(name='encoder.mode')] = 'scratch'
-    """Train a fresh encoder, train the saved one on, or leave that one as it is."""
-    encoder_lr_multiplier: Annotated[float, tyro.conf.arg(name='encoder.lr-multiplier')] = 1.0
-    """Finetune: the encoder's learning rate is this times lr."""
-    encoder_unfreeze_step: Annotated[int, tyro.conf.arg(name='encoder.unfreeze-step')] = 0
-    """Finetune: the encoder is trained from this update on."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +101,7 @@ class TrainConfig:
     """Spread large parameters over the devices (FSDP) instead of keeping a copy on each."""
     wandb_project: str = ''
     """Also send the metrics to this Weights & Biases project (needs the extra `wandb`)."""
-    agent: AgentConfig = field(default_factory=AgentConfig)
+    agent: AgentConfig = field(default_factory=FQLConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
 
@@ -180,64 +133,94 @@ RESUMABLE_FIELDS = frozenset(
 """Fields that may differ when a run is resumed: they change no update made so far."""
 
 
+BOUNDS: dict[str, tuple[float, float]] = {
+    'seed': (0, 2**31 - 1),
+    'steps': (1, 2**31 - 1),
+    'batch_size': (1, 2**20),
+    'frame_stack': (1, 64),
+    'shift_probability': (0, 1),
+    'latent_copies': (0, 1000),
+    'updates_per_call': (1, 10_000),
+    'log_interval': (0, 2**31 - 1),
+    'eval_interval': (0, 2**31 - 1),
+    'eval_episodes': (0, 10**6),
+    'eval_workers': (0, 4096),
+    'eval_seed': (0, 2**31 - 1),
+    'max_episode_steps': (0, 2**31 - 1),
+    'save_interval': (0, 2**31 - 1),
+    'keep_latest': (1, 2**31 - 1),
+    'keep_interval': (0, 2**31 - 1),
+    'brightness': (0, 1),
+    'contrast': (0, 1),
+    'saturation': (0, 1),
+    'hue': (0, 0.5),
+    'grayscale_probability': (0, 1),
+    'blur_probability': (0, 1),
+    'cutout_probability': (0, 1),
+    'flip_probability': (0, 1),
+    'window_probability': (0, 1),
+    'lr': (1e-12, 10),
+    'discount': (0, 1),
+    'tau': (0, 1),
+    'hidden_dims': (1, 2**16),
+    'alpha': (0, 1e9),
+    'alpha_actor': (0, 1e9),
+    'alpha_critic': (0, 1e9),
+    'beta': (0, 1e9),
+    'expectile': (0, 1),
+    'flow_steps': (1, 1000),
+    'num_samples': (1, 4096),
+    'num_critics': (1, 100),
+    'horizon': (1, 1000),
+    'actor_freq': (1, 10_000),
+    'actor_noise': (0, 100),
+    'actor_noise_clip': (0, 100),
+    'target_entropy_multiplier': (-100, 100),
+    'lr_multiplier': (1e-9, 1e3),
+    'unfreeze_step': (0, 2**31 - 1),
+    'mask_ratio': (0, 0.99),
+}
+"""Smallest and largest value of every number in a configuration, by the field's name; of each one
+where a field has several.
+"""
+
+FLAGS = {'lr_multiplier': 'encoder.lr-multiplier', 'unfreeze_step': 'encoder.unfreeze-step'}
+"""Flags that are not named as their fields."""
+
+
 def validate_config(config: TrainConfig) -> None:
     """Raises FQLError, naming the field, when a value makes no sense."""
-    agent, augmentation = config.agent, config.augmentation
+    check_bounds(config)
+    encoder, augmentation = config.agent.encoder, config.augmentation
+    bc_flow_trains_encoder = getattr(config.agent, 'bc_flow_trains_encoder', True)
     checks = {
-        'seed must lie in [0, 2^31)': 0 <= config.seed < 2**31,
-        'steps must be at least 1': config.steps >= 1,
-        'batch-size must be at least 1': config.batch_size >= 1,
-        'updates-per-call must be at least 1': config.updates_per_call >= 1,
-        'frame-stack must be at least 1': config.frame_stack >= 1,
-        'shift-probability must lie in [0, 1]': 0 <= config.shift_probability <= 1,
-        'intervals, episodes and workers must not be negative': min(
-            config.log_interval,
-            config.eval_interval,
-            config.eval_episodes,
-            config.eval_workers,
-            config.max_episode_steps,
-            config.save_interval,
-            config.keep_interval,
-        )
-        >= 0,
-        'keep-latest must be at least 1': config.keep_latest >= 1,
         'eval-episodes must be at least 1 (eval-interval 0 turns evaluation off)': (
             config.eval_episodes >= 1 or config.eval_interval == 0
         ),
-        'eval-seed must lie in [0, 2^31)': 0 <= config.eval_seed < 2**31,
         'task own needs --dataset': config.task != OWN_TASK or config.dataset != '',
         'task own has no environment: set eval-interval to 0': (
             config.task != OWN_TASK or config.eval_interval == 0
         ),
-        'lr must be positive': agent.lr > 0,
-        'discount must lie in [0, 1]': 0 <= agent.discount <= 1,
-        'tau must lie in [0, 1]': 0 <= agent.tau <= 1,
-        'alpha must not be negative': agent.alpha >= 0,
-        'flow-steps must be at least 1': agent.flow_steps >= 1,
         'encoder.from needs --encoder.mode finetune or frozen': (
-            not agent.encoder_from or agent.encoder_mode != 'scratch'
+            not encoder.source or encoder.mode != 'scratch'
         ),
-        f'encoder.mode {agent.encoder_mode} needs --encoder.from': (
-            bool(agent.encoder_from) or agent.encoder_mode == 'scratch'
+        f'encoder.mode {encoder.mode} needs --encoder.from': (
+            bool(encoder.source) or encoder.mode == 'scratch'
         ),
-        'encoder.mode frozen needs --encoder-sharing shared: one encoder, kept as it is': (
-            agent.encoder_mode != 'frozen' or agent.encoder_sharing == 'shared'
+        'encoder.mode frozen needs --encoder.sharing shared: one encoder, kept as it is': (
+            encoder.mode != 'frozen' or encoder.sharing == 'shared'
         ),
         'no-bc-flow-trains-encoder needs a shared encoder that is trained': (
-            agent.bc_flow_trains_encoder
-            or (agent.encoder_sharing == 'shared' and agent.encoder_mode != 'frozen')
+            bc_flow_trains_encoder or (encoder.sharing == 'shared' and encoder.mode != 'frozen')
         ),
-        'encoder.lr-multiplier must be positive': agent.encoder_lr_multiplier > 0,
-        'encoder.unfreeze-step must not be negative': agent.encoder_unfreeze_step >= 0,
         'encoder.lr-multiplier and encoder.unfreeze-step need --encoder.mode finetune': (
-            agent.encoder_mode == 'finetune'
-            or (agent.encoder_lr_multiplier == 1 and agent.encoder_unfreeze_step == 0)
+            encoder.mode == 'finetune'
+            or (encoder.lr_multiplier == 1 and encoder.unfreeze_step == 0)
         ),
-        'latent-copies must not be negative': config.latent_copies >= 0,
         'latent-copies needs --encoder.mode frozen, a latent-cache and shift-probability above 0': (
             config.latent_copies == 0
             or (
-                agent.encoder_mode == 'frozen'
+                encoder.mode == 'frozen'
                 and config.latent_cache != 'off'
                 and config.shift_probability > 0
             )
@@ -245,23 +228,24 @@ def validate_config(config: TrainConfig) -> None:
         'latent-copies are of shifted images: set all other augmentations to 0, or latent-copies': (
             config.latent_copies == 0 or not augmentation.is_on
         ),
-        'hidden-dims must be one or more positive widths': (
-            len(agent.hidden_dims) > 0 and min(agent.hidden_dims) >= 1
-        ),
-        **augmentation_checks(augmentation),
+        'hidden-dims must be one or more widths': len(config.agent.hidden_dims) > 0,
     }
     raise_unless(checks)
 
 
-def augmentation_checks(config: AugmentationConfig) -> dict[str, bool]:
-    """What must hold, each with the message for when it does not."""
-    return {
-        'hue must lie in [0, 0.5]': 0 <= config.hue <= 0.5,
-        **{
-            f'{name.replace("_", "-")} must lie in [0, 1]': 0 <= value <= 1
-            for name, value in dataclasses.asdict(config).items()
-        },
-    }
+def check_bounds(config: Any) -> None:
+    """Raises FQLError if a number of a configuration, nested ones too, is out of `BOUNDS`."""
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if dataclasses.is_dataclass(value):
+            check_bounds(value)
+        elif entry.name in BOUNDS:
+            low, high = BOUNDS[entry.name]
+            values = value if isinstance(value, tuple) else (value,)
+            if not all(low <= number <= high for number in values):  # NaN is nowhere within.
+                shown = ' '.join(f'{number:g}' for number in values)
+                flag = FLAGS.get(entry.name, entry.name.replace('_', '-'))
+                raise FQLError(f'{flag} must lie in [{low:g}, {high:g}], not {shown}')
 
 
 def raise_unless(checks: dict[str, bool]) -> None:
@@ -272,36 +256,31 @@ def raise_unless(checks: dict[str, bool]) -> None:
 
 
 def config_to_dict(config: TrainConfig) -> dict[str, Any]:
-    """Plain JSON values; `agent` and `augmentation` nested."""
+    """Plain JSON values; `agent`, with its name, and `augmentation` nested."""
     values = dataclasses.asdict(config)
-    values['agent']['hidden_dims'] = list(config.agent.hidden_dims)
+    values['agent'] = {'name': config.agent.name, **values['agent']}
     return values
 
 
-def config_from_dict(values: dict[str, Any], origin: Path) -> TrainConfig:
-    """The inverse of `config_to_dict`.
+def config_from_dict(values: Any, origin: Path) -> TrainConfig:
+    """The inverse of `config_to_dict`, after JSON.
 
     Raises:
-        FQLError: when fields are missing or unknown, with their names and `origin`.
+        FQLError: when fields are missing, unknown or of another type, with their names and
+            `origin`.
     """
-    check_fields(TrainConfig, values, origin)
-    check_fields(AgentConfig, values['agent'], origin)
-    check_fields(AugmentationConfig, values['augmentation'], origin)
-    agent_values = {**values['agent'], 'hidden_dims': tuple(values['agent']['hidden_dims'])}
-    nested = {
-        'agent': AgentConfig(**agent_values),
-        'augmentation': AugmentationConfig(**values['augmentation']),
-    }
-    return TrainConfig(**{**values, **nested})
-
-
-def check_fields(cls: type, values: dict[str, Any], origin: Path) -> None:
-    """Raises FQLError, naming them and `origin`, if `values` lack or add fields to a dataclass."""
-    expected = {f.name for f in dataclasses.fields(cls)}
-    if missing := sorted(expected - values.keys()):
-        raise FQLError(f'{origin}: no field {", ".join(missing)} (written by another version?)')
-    if unknown := sorted(values.keys() - expected):
-        raise FQLError(f'{origin}: unknown field {", ".join(unknown)} (another version?)')
+    try:
+        agent = dict(values['agent'])
+        agent_class = AGENT_CONFIGS[agent.pop('name')]
+    except (KeyError, TypeError, ValueError):
+        names = ', '.join(AGENT_CONFIGS)
+        message = f'{origin}: no field agent with a name that is one of {names}'
+        raise FQLError(f'{message} (written by another version?)') from None
+    rest = {name: value for name, value in values.items() if name != 'agent'}
+    try:
+        return from_json(TrainConfig, rest, given={'agent': from_json(agent_class, agent)})
+    except ValueError as error:
+        raise FQLError(f'{origin}: {error} (written by another version?)') from None
 
 
 def differing_fields(stored: Any, asked: Any) -> list[str]:
@@ -312,15 +291,23 @@ def differing_fields(stored: Any, asked: Any) -> list[str]:
     """
     before, after = _flat(stored), _flat(asked)
     return [
-        f'{name}: stored {before[name]!r}, asked {after[name]!r}'
-        for name in before
-        if name not in RESUMABLE_FIELDS and before[name] != after[name]
+        f'{name}: stored {before.get(name)!r}, asked {after.get(name)!r}'
+        for name in {**before, **after}
+        if name not in RESUMABLE_FIELDS and before.get(name) != after.get(name)
     ]
 
 
 def _flat(config: Any) -> dict[str, Any]:
-    """The fields of a configuration and of those nested in it, by name."""
+    """The fields of a configuration and of those nested in it, by flag; `agent` is its name."""
     flat: dict[str, Any] = {}
-    for name, value in dataclasses.asdict(config).items():
-        flat |= value if isinstance(value, dict) else {name: value}
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if isinstance(value, AgentConfig):
+            flat['agent'] = value.name
+        if dataclasses.is_dataclass(value):
+            flat |= _flat(value)
+        elif isinstance(config, EncoderConfig):
+            flat[f'encoder.{"from" if entry.name == "source" else entry.name}'] = value
+        else:
+            flat[entry.name] = value
     return flat

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from fql.config import AugmentationConfig
 from fql.errors import FQLError
+from fql.training.config import AugmentationConfig
 
 BLUR_SIGMA = (0.1, 1.0)
 """Range of the blur's standard deviation, in pixels."""
@@ -20,7 +20,7 @@ BLUR_RADIUS = 3
 CUTOUT_SIZE = 0.25
 """Height and width of what is cut out, as a part of the image's."""
 
-# Large, so that it is none of the numbers by which `fql.losses.sample_draws` splits the same key.
+# Large, so that it is none of the numbers by which agents split the same key.
 _STREAM = 0x617567
 
 

@@ -4,14 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from fql.augmentation import (
+from fql.training.augmentation import (
     BLUR_RADIUS,
     BLUR_SIGMA,
     CUTOUT_SIZE,
     augment_frames,
     check_augmentation,
 )
-from fql.config import AugmentationConfig
+from fql.training.config import AugmentationConfig
 from fql.errors import FQLError
 
 SAMPLES, TIMES, HEIGHT, WIDTH = 12, 3, 12, 16

@@ -1,0 +1,268 @@
+"""Every agent's settings, as frozen dataclasses. Imports no JAX: `--help` must answer at once."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+import tyro
+
+EncoderName = Literal['impala_debug', 'impala_small', 'impala', 'impala_large']
+EncoderMode = Literal['scratch', 'finetune', 'frozen']
+EncoderSharing = Literal['shared', 'separate']
+AgentName = Literal['fql', 'iql', 'rebrac', 'ifql', 'fbrac', 'fawac', 'bc', 'sac', 'qc_fql', 'qc']
+Aggregation = Literal['mean', 'min']
+Precision = Literal['float32', 'bfloat16']
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Shapes of what an agent sees and does.
+
+    Attributes:
+        observation_shape: of one stacked observation, (h, w, c) or (d,).
+        observation_dtype: 'uint8' for images, 'float32' for vectors.
+        action_dim: size of an action.
+    """
+
+    observation_shape: tuple[int, ...]
+    observation_dtype: str
+    action_dim: int
+
+    @property
+    def images(self) -> bool:
+        """Whether observations are images."""
+        return len(self.observation_shape) == 3
+
+
+def _flag(name: str, metavar: str | None = None) -> object:
+    return tyro.conf.arg(name=f'encoder.{name}', metavar=metavar)
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The encoder of images; without effect on vector observations."""
+
+    size: Annotated[EncoderName, _flag('size')] = 'impala_small'
+    """Size of the encoder; --encoder NAME is short for it."""
+    sharing: Annotated[EncoderSharing, _flag('sharing')] = 'shared'
+    """One encoder for all networks, or one each as in the reference implementation."""
+    mode: Annotated[EncoderMode, _flag('mode')] = 'scratch'
+    """Train a fresh encoder, train the saved one on, or leave that one as it is."""
+    source: Annotated[str, _flag('from', 'DIR')] = ''
+    """Folder of a saved encoder to start from; read when the run starts, never afterwards."""
+    lr_multiplier: Annotated[float, _flag('lr-multiplier')] = 1.0
+    """Finetune: the encoder's learning rate is this times lr."""
+    unfreeze_step: Annotated[int, _flag('unfreeze-step')] = 0
+    """Finetune: the encoder is trained from this update on."""
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """What all agents have in common. Defaults are the reference implementation's."""
+
+    name: ClassVar[str]
+    """What --agent calls it."""
+
+    lr: float = 3e-4
+    """Adam's learning rate."""
+    discount: float = 0.99
+    """Discount factor."""
+    tau: float = 0.005
+    """Rate at which the target networks follow."""
+    hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    """Widths of the hidden layers of every network behind the encoder."""
+    critic_layer_norm: bool = True
+    """LayerNorm in the critic, and in the value function where there is one."""
+    actor_layer_norm: bool = False
+    """LayerNorm in the policies."""
+    precision: Precision = 'float32'
+    """Of the networks' computation; parameters, losses and optimiser are float32 always."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+
+
+@dataclass(frozen=True)
+class FQLConfig(AgentConfig):
+    """Flow Q-Learning (Park, Li, Levine 2025)."""
+
+    name = 'fql'
+
+    alpha: float = 10.0
+    """Weight of the distillation loss; the one hyperparameter to tune for each task."""
+    flow_steps: int = 10
+    """Euler steps of the flow policy."""
+    q_agg: Aggregation = 'mean'
+    """How the target critics are combined."""
+    normalize_q_loss: bool = False
+    """Divide the Q term by the mean absolute Q."""
+    bc_flow_trains_encoder: bool = True
+    """Whether the BC-flow loss trains the shared encoder, as the critic loss always does."""
+
+
+@dataclass(frozen=True)
+class IQLConfig(AgentConfig):
+    """Implicit Q-Learning (Kostrikov et al. 2022) with a Gaussian actor."""
+
+    name = 'iql'
+
+    expectile: float = 0.9
+    """Expectile of the value loss."""
+    actor_loss: Literal['awr', 'ddpgbc'] = 'awr'
+    """How the policy is extracted: advantage-weighted regression, or DDPG with behaviour cloning.
+    """
+    alpha: float = 10.0
+    """awr: factor of the advantage in the weight (larger is greedier); ddpgbc: weight of behaviour
+    cloning."""
+    const_std: bool = True
+    """Whether the actor's standard deviation is 1 or learnt."""
+
+
+@dataclass(frozen=True)
+class ReBRACConfig(AgentConfig):
+    """ReBRAC (Tarasov et al. 2023)."""
+
+    name = 'rebrac'
+
+    alpha_actor: float = 0.0
+    """Weight of behaviour cloning in the actor's loss."""
+    alpha_critic: float = 0.0
+    """Weight of behaviour cloning in the critic's target."""
+    actor_freq: int = 2
+    """Updates between those of the actor and of the targets."""
+    actor_noise: float = 0.2
+    """Standard deviation of the noise on the target actor's actions."""
+    actor_noise_clip: float = 0.5
+    """Largest noise on the target actor's actions."""
+    tanh_squash: bool = True
+    """Whether the actor's actions are squashed by tanh."""
+    as_published: bool = False
+    """At a trajectory's last transition, penalise the distance to the next trajectory's first
+    action, as the published implementation does; otherwise there is no penalty there."""
+
+
+@dataclass(frozen=True)
+class IFQLConfig(AgentConfig):
+    """IQL's critic and value function, and the best of several actions of a flow policy."""
+
+    name = 'ifql'
+
+    expectile: float = 0.9
+    """Expectile of the value loss."""
+    num_samples: int = 32
+    """Actions sampled from the flow, of which the critics' best is taken."""
+    flow_steps: int = 10
+    """Euler steps of the flow policy."""
+    bc_flow_trains_encoder: bool = True
+    """Whether the BC-flow loss trains the shared encoder, as the critic and value losses do."""
+
+
+@dataclass(frozen=True)
+class FBRACConfig(AgentConfig):
+    """Flow behaviour-regularised actor-critic: Q gradients through the whole flow."""
+
+    name = 'fbrac'
+
+    alpha: float = 10.0
+    """Weight of the BC-flow loss."""
+    flow_steps: int = 10
+    """Euler steps of the flow policy, through which the gradient goes."""
+    q_agg: Aggregation = 'mean'
+    """How the target critics are combined."""
+    normalize_q_loss: bool = False
+    """Divide the Q term by the mean absolute Q."""
+    bc_flow_trains_encoder: bool = True
+    """Whether the BC-flow loss trains the shared encoder; the Q term never does."""
+
+
+@dataclass(frozen=True)
+class FAWACConfig(AgentConfig):
+    """Flow advantage-weighted actor-critic."""
+
+    name = 'fawac'
+
+    beta: float = 10.0
+    """Factor of the advantage in the weight of flow matching (larger is greedier)."""
+    flow_steps: int = 10
+    """Euler steps of the flow policy."""
+    q_agg: Aggregation = 'mean'
+    """How the target critics are combined."""
+    bc_flow_trains_encoder: bool = True
+    """Whether the weighted BC-flow loss trains the shared encoder, as the critic loss does."""
+
+
+@dataclass(frozen=True)
+class BCConfig(AgentConfig):
+    """Behaviour cloning by flow matching; rewards are not used."""
+
+    name = 'bc'
+
+    flow_steps: int = 10
+    """Euler steps of the flow policy."""
+
+
+@dataclass(frozen=True)
+class SACConfig(AgentConfig):
+    """Soft actor-critic; RLPD (Ball et al. 2023) when trained online with half of each batch from
+    the data.
+    """
+
+    name = 'sac'
+
+    q_agg: Aggregation = 'min'
+    """How the target critics are combined."""
+    backup_entropy: bool = False
+    """Whether the critic's target contains the next action's entropy."""
+    target_entropy_multiplier: float = 0.5
+    """Entropy that the temperature aims at: minus this times the size of an action."""
+
+
+@dataclass(frozen=True)
+class QCFQLConfig(AgentConfig):
+    """FQL on chunks of actions (Li, Zhou, Levine 2025, Q-chunking): distilled one-step policy."""
+
+    name = 'qc_fql'
+
+    alpha: float = 100.0
+    """Weight of the distillation loss."""
+    horizon: int = 5
+    """Actions in a chunk, or steps of the return."""
+    action_chunking: bool = True
+    """Whether the policy gives the whole chunk, or its first action (FQL with n-step returns)."""
+    flow_steps: int = 10
+    """Euler steps of the flow policy."""
+    q_agg: Aggregation = 'mean'
+    """How the critics are combined."""
+    num_critics: int = 2
+    """Critics in the ensemble."""
+    bc_flow_trains_encoder: bool = True
+    """Whether the BC-flow loss trains the shared encoder, as the critic loss always does."""
+
+
+@dataclass(frozen=True)
+class QCConfig(AgentConfig):
+    """Q-chunking with the best of several chunks of a flow policy (Li, Zhou, Levine 2025)."""
+
+    name = 'qc'
+
+    horizon: int = 5
+    """Actions in a chunk, or steps of the return."""
+    action_chunking: bool = True
+    """Whether the policy gives the whole chunk, or its first action (n-step returns)."""
+    num_samples: int = 32
+    """Chunks sampled from the flow, of which the critics' best is taken."""
+    flow_steps: int = 10
+    """Euler steps of the flow policy."""
+    q_agg: Aggregation = 'mean'
+    """How the critics are combined."""
+    num_critics: int = 2
+    """Critics in the ensemble."""
+    bc_flow_trains_encoder: bool = True
+    """Whether the BC-flow loss trains the shared encoder, as the critic loss always does."""
+
+
+AGENT_CONFIGS: dict[str, type[AgentConfig]] = {
+    config.name: config
+    for config in (
+        *(FQLConfig, IQLConfig, ReBRACConfig, IFQLConfig, FBRACConfig, FAWACConfig),
+        *(BCConfig, SACConfig, QCFQLConfig, QCConfig),
+    )
+}
+"""By the name that --agent takes."""

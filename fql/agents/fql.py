@@ -1,0 +1,150 @@
+"""Flow Q-Learning: a flow-matching behaviour policy, and a one-step policy distilled from it.
+
+Source: Park, Li, Levine, 'Flow Q-Learning', ICML 2025, arXiv 2502.02538, and what its public
+implementation computes. The other agents' files say what differs from this one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fql.agents.base import Agent, Metrics, sample_noise
+from fql.agents.configs import FQLConfig
+from fql.agents.objectives import aggregate, clip_actions, flow_actions, flow_errors, q_metrics
+from fql.batch import Batch
+from fql.networks import Critic, Head, Params, VectorField
+
+
+class Draws(NamedTuple):
+    """The random numbers of one update.
+
+    Attributes:
+        next_action_noise: (b, a) normal; the one-step policy's noise at o', in the critic target.
+        flow_noise: (b, a) normal; x_0 of the flow-matching path.
+        flow_time: (b, 1) uniform in [0, 1); t of the flow-matching path.
+        policy_noise: (b, a) normal; shared by the distillation and Q terms.
+    """
+
+    next_action_noise: jax.Array
+    flow_noise: jax.Array
+    flow_time: jax.Array
+    policy_noise: jax.Array
+
+
+@dataclass(frozen=True)
+class FQL(Agent):
+    """Critics, a velocity field v, and a one-step policy mu."""
+
+    config: FQLConfig
+    policies = ('one_step', 'bc_flow')
+
+    @property
+    def heads(self) -> Mapping[str, Head]:
+        """See `Agent`."""
+        config, size = self.config, self.spec.action_dim
+        dtype = jnp.dtype(config.precision)
+        critic = Critic(config.hidden_dims, config.critic_layer_norm, dtype)
+        actor = VectorField(config.hidden_dims, size, config.actor_layer_norm, dtype)
+        return {
+            'critic': Head(critic, (size,)),
+            'bc_flow': Head(actor, (size, 1)),
+            'one_step_policy': Head(actor, (size,)),
+        }
+
+    @property
+    def trains_encoder(self) -> Mapping[str, bool]:
+        """The one-step policy follows a moving critic and flow; it trains no encoder."""
+        return {
+            'critic': True,
+            'bc_flow': self.config.bc_flow_trains_encoder,
+            'one_step_policy': False,
+        }
+
+    def sample_draws(self, key: jax.Array, batch: Batch) -> Draws:
+        """See `Agent`."""
+        keys = jax.random.split(key, 4)
+        shape = batch.actions.shape
+        return Draws(
+            next_action_noise=jax.random.normal(keys[0], shape),
+            flow_noise=jax.random.normal(keys[1], shape),
+            flow_time=jax.random.uniform(keys[2], (shape[0], 1)),
+            policy_noise=jax.random.normal(keys[3], shape),
+        )
+
+    def loss(
+        self, params: Params, target_params: Params, batch: Batch, draws: Draws, step: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        """Critic loss + BC-flow loss + alpha * distillation + Q term."""
+        del step
+        self.check(batch)
+        config, stop = self.config, jax.lax.stop_gradient
+        latents = self.encoding.latents(params, batch.observations)
+        next_latents = self.encoding.target_latents(
+            params, target_params, batch.next_observations, ('critic', 'one_step_policy')
+        )
+
+        # mean((Q_k(o, a) - y)^2), y = r + discount * m * agg_k Qbar_k(o', clip(mu(o', z'))).
+        next_actions = clip_actions(
+            self.one_step(params, next_latents['one_step_policy'], draws.next_action_noise)
+        )
+        next_qs = self.qs(target_params, next_latents['critic'], next_actions)
+        next_q = aggregate(next_qs, config.q_agg)
+        target = stop(batch.rewards + config.discount * batch.masks * next_q)
+        qs = self.qs(params, latents['critic'], batch.actions)
+        critic_loss = jnp.mean((qs - target) ** 2)
+
+        # mean((v(o, x_t, t) - (a - z))^2).
+        bc_flow_loss = jnp.mean(
+            flow_errors(
+                lambda x, time: self.apply(params, 'bc_flow', latents['bc_flow'], x, time),
+                batch.actions,
+                draws.flow_noise,
+                draws.flow_time,
+            )
+        )
+
+        # mean((mu(o, z) - a_flow(o, z))^2), mu unclipped and no gradient into the flow.
+        actions = self.one_step(params, latents['one_step_policy'], draws.policy_noise)
+        teacher = stop(self.flow(params, stop(latents['bc_flow']), draws.policy_noise))
+        distill_loss = jnp.mean((actions - teacher) ** 2)
+
+        # -mean_k Q_k(o, clip(mu(o, z))), gradient into mu only; optionally over mean |Q|.
+        q = self.qs(*stop((params, latents['critic'])), clip_actions(actions)).mean(axis=0)
+        q_loss = -q.mean()
+        if config.normalize_q_loss:
+            q_loss = q_loss / stop(jnp.abs(q).mean())
+
+        actor_loss = bc_flow_loss + config.alpha * distill_loss + q_loss
+        return critic_loss + actor_loss, {
+            **q_metrics(critic_loss, qs),
+            'actor/loss': actor_loss,
+            'actor/bc_flow_loss': bc_flow_loss,
+            'actor/distill_loss': distill_loss,
+            'actor/q_loss': q_loss,
+        }
+
+    def sample_actions(
+        self, params: Params, observations: jax.Array, keys: jax.Array, policy: str
+    ) -> jax.Array:
+        """`one_step`: clip(mu(o, z)); `bc_flow`: the behaviour-cloned flow policy."""
+        noise = sample_noise(keys, (self.spec.action_dim,))
+        if policy == 'bc_flow':
+            latents = self.encoding.encode(params, 'bc_flow', observations)
+            return self.flow(params, latents, noise)[:, None]
+        latents = self.encoding.encode(params, 'one_step_policy', observations)
+        return clip_actions(self.one_step(params, latents, noise))[:, None]
+
+    def one_step(self, params: Params, latents: jax.Array, noise: jax.Array) -> jax.Array:
+        """mu(o, z), (b, a), not clipped."""
+        return self.apply(params, 'one_step_policy', latents, noise)
+
+    def flow(self, params: Params, latents: jax.Array, noise: jax.Array) -> jax.Array:
+        """The flow policy's actions (b, a) from this noise."""
+        return flow_actions(
+            lambda x, time: self.apply(params, 'bc_flow', latents, x, time),
+            noise,
+            self.config.flow_steps,
+        )

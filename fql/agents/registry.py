@@ -1,0 +1,13 @@
+"""The agents by name."""
+
+from fql.agents.base import Agent
+from fql.agents.configs import AgentConfig, Spec
+from fql.agents.fql import FQL
+
+AGENTS: dict[str, type[Agent]] = {'fql': FQL}
+"""By the name of their configuration."""
+
+
+def make_agent(config: AgentConfig, spec: Spec) -> Agent:
+    """The agent of these settings, for observations and actions of these shapes."""
+    return AGENTS[config.name](config, spec)

@@ -1,0 +1,93 @@
+"""Which encoder each head reads, and which losses train it.
+
+`shared` (default): one encoder. Each agent has a table that says which heads' losses train it. The
+target networks have an averaged encoder of their own, whose latents every head reads wherever a
+target is computed: each observation is encoded once.
+
+`separate`: an encoder for each head, as in the reference implementation.
+
+A frozen encoder is a shared one that no loss trains: all observations are encoded with it, and the
+target networks have none. As its latents never change, a batch may hold them in place of images:
+then observations are (b, d), float16 or float32, and are not encoded.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from fql.networks import Params
+
+Latents = dict[str, jax.Array]
+"""What each head reads of an observation, (b, d) float, by the head's name."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """The way from observations to the latents that each head reads.
+
+    Attributes:
+        module: images to latents; None where observations are vectors, which are the latents then.
+        trains: by head, whether its loss trains a shared encoder.
+        shared: one encoder for all heads, or one each.
+        frozen: no loss trains the encoder.
+    """
+
+    module: nn.Module | None
+    trains: Mapping[str, bool]
+    shared: bool
+    frozen: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The keys of `params['encoders']` for image observations."""
+        return ('shared',) if self.shared else tuple(self.trains)
+
+    def name(self, head: str) -> str:
+        """The key, in `params['encoders']`, of the encoder that a head reads."""
+        return 'shared' if self.shared else head
+
+    def encode(self, params: Params, head: str, observations: jax.Array) -> jax.Array:
+        """The latents (b, d) that a head reads, with the gradient of everything.
+
+        Args:
+            observations: images (b, h, w, c), or vectors (b, d), which are latents already.
+        """
+        if self.module is None:
+            return observations
+        if observations.ndim == 2:
+            assert self.frozen
+            return observations.astype(jnp.float32)
+        variables = {'params': params['encoders'][self.name(head)]}
+        return cast(jax.Array, self.module.apply(variables, observations))
+
+    def latents(self, params: Params, observations: jax.Array) -> Latents:
+        """What every head reads, with the gradient that the table allows.
+
+        Where heads have encoders of their own, each trains its own.
+        """
+        heads = list(self.trains)
+        if self.module is not None and not self.shared:
+            return {head: self.encode(params, head, observations) for head in heads}
+        latents = self.encode(params, heads[0], observations)
+        fixed = jax.lax.stop_gradient(latents)
+        return {head: latents if trains else fixed for head, trains in self.trains.items()}
+
+    def target_latents(
+        self, params: Params, target_params: Params, observations: jax.Array, heads: Iterable[str]
+    ) -> Latents:
+        """What heads read where a target is computed, without gradient.
+
+        It comes from the averaged encoder where the target networks have the one of that head, and
+        else from the online one.
+        """
+        encoded: Latents = {}
+        for head in heads:
+            name = self.name(head)
+            if name not in encoded:
+                source = target_params if name in target_params['encoders'] else params
+                encoded[name] = jax.lax.stop_gradient(self.encode(source, head, observations))
+        return {head: encoded[self.name(head)] for head in heads}

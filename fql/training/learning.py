@@ -1,0 +1,58 @@
+"""From a run's stored settings to its learner, and from the loader's arrays to its batches."""
+
+from collections.abc import Callable
+
+import jax
+
+from fql.agents.base import Agent
+from fql.agents.registry import make_agent
+from fql.batch import LOADED_FIELDS, Batch, batch_from_frames
+from fql.compiled import Arrays, Prepare
+from fql.learner import Learner, Metrics, TrainState, make_optimizer
+from fql.training.augmentation import augment_frames
+from fql.training.run_folder import RunSpec
+
+
+def agent_of(spec: RunSpec) -> Agent:
+    """The agent that a run trains."""
+    return make_agent(spec.config.agent, spec.shapes)
+
+
+def make_learner(spec: RunSpec) -> Learner:
+    """The agent that a run trains, and its optimiser."""
+    agent = spec.config.agent
+    return Learner(agent_of(spec), make_optimizer(agent.lr, agent.encoder))
+
+
+def loaded_fields(agent: Agent) -> tuple[str, ...]:
+    """What an update reads of the loader's arrays."""
+    return (*LOADED_FIELDS, *sorted(agent.needs))
+
+
+def most_updates_per_call(asked: int, spec: RunSpec, has_latents: bool) -> int:
+    """How many updates one call of the compiled step makes.
+
+    On CPUs it is one where there are convolutions, which run on one thread inside a loop.
+
+    Args:
+        has_latents: batches hold latents in place of images.
+    """
+    has_convolutions = spec.images and not has_latents
+    return 1 if has_convolutions and jax.default_backend() == 'cpu' else asked
+
+
+def batch_maker(spec: RunSpec) -> Prepare:
+    """The function from the loader's arrays to the augmented batch of an update."""
+    horizon, augmentation = agent_of(spec).horizon, spec.config.augmentation
+
+    def prepare(arrays: Arrays, key: jax.Array, step: jax.Array) -> Batch:
+        frames = augment_frames(arrays['frames'], augmentation, key, step)
+        return batch_from_frames({**arrays, 'frames': frames}, horizon)
+
+    return prepare
+
+
+def validation_of(spec: RunSpec) -> Callable[[TrainState, Arrays], Metrics]:
+    """The function (state, the loader's arrays) -> metrics, without augmentation."""
+    learner, horizon = make_learner(spec), agent_of(spec).horizon
+    return lambda state, arrays: learner.validate(state, batch_from_frames(arrays, horizon))
