@@ -3,8 +3,12 @@
 from fql.agents.base import Agent
 from fql.agents.configs import AgentConfig, Spec
 from fql.agents.fql import FQL
+from fql.agents.iql import IQL
 
-AGENTS: dict[str, type[Agent]] = {'fql': FQL}
+AGENTS: dict[str, type[Agent]] = {
+    'fql': FQL,
+    'iql': IQL,
+}
 """By the name of their configuration."""
 
 
