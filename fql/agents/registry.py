@@ -4,10 +4,12 @@ from fql.agents.base import Agent
 from fql.agents.configs import AgentConfig, Spec
 from fql.agents.fql import FQL
 from fql.agents.iql import IQL
+from fql.agents.rebrac import ReBRAC
 
 AGENTS: dict[str, type[Agent]] = {
     'fql': FQL,
     'iql': IQL,
+    'rebrac': ReBRAC,
 }
 """By the name of their configuration."""
 
