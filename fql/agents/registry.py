@@ -3,6 +3,7 @@
 from fql.agents.base import Agent
 from fql.agents.configs import AgentConfig, Spec
 from fql.agents.fql import FQL
+from fql.agents.ifql import IFQL
 from fql.agents.iql import IQL
 from fql.agents.rebrac import ReBRAC
 
@@ -10,6 +11,7 @@ AGENTS: dict[str, type[Agent]] = {
     'fql': FQL,
     'iql': IQL,
     'rebrac': ReBRAC,
+    'ifql': IFQL,
 }
 """By the name of their configuration."""
 
