@@ -2,6 +2,7 @@
 
 from fql.agents.base import Agent
 from fql.agents.configs import AgentConfig, Spec
+from fql.agents.fbrac import FBRAC
 from fql.agents.fql import FQL
 from fql.agents.ifql import IFQL
 from fql.agents.iql import IQL
@@ -12,6 +13,7 @@ AGENTS: dict[str, type[Agent]] = {
     'iql': IQL,
     'rebrac': ReBRAC,
     'ifql': IFQL,
+    'fbrac': FBRAC,
 }
 """By the name of their configuration."""
 
