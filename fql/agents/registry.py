@@ -2,6 +2,7 @@
 
 from fql.agents.base import Agent
 from fql.agents.configs import AgentConfig, Spec
+from fql.agents.fawac import FAWAC
 from fql.agents.fbrac import FBRAC
 from fql.agents.fql import FQL
 from fql.agents.ifql import IFQL
@@ -14,6 +15,7 @@ AGENTS: dict[str, type[Agent]] = {
     'rebrac': ReBRAC,
     'ifql': IFQL,
     'fbrac': FBRAC,
+    'fawac': FAWAC,
 }
 """By the name of their configuration."""
 
