@@ -1,6 +1,7 @@
 """The agents by name."""
 
 from fql.agents.base import Agent
+from fql.agents.bc import BC
 from fql.agents.configs import AgentConfig, Spec
 from fql.agents.fawac import FAWAC
 from fql.agents.fbrac import FBRAC
@@ -16,6 +17,7 @@ AGENTS: dict[str, type[Agent]] = {
     'ifql': IFQL,
     'fbrac': FBRAC,
     'fawac': FAWAC,
+    'bc': BC,
 }
 """By the name of their configuration."""
 
