@@ -9,6 +9,7 @@ from fql.agents.fql import FQL
 from fql.agents.ifql import IFQL
 from fql.agents.iql import IQL
 from fql.agents.rebrac import ReBRAC
+from fql.agents.sac import SAC
 
 AGENTS: dict[str, type[Agent]] = {
     'fql': FQL,
@@ -18,6 +19,7 @@ AGENTS: dict[str, type[Agent]] = {
     'fbrac': FBRAC,
     'fawac': FAWAC,
     'bc': BC,
+    'sac': SAC,
 }
 """By the name of their configuration."""
 
