@@ -8,6 +8,7 @@ from fql.agents.fbrac import FBRAC
 from fql.agents.fql import FQL
 from fql.agents.ifql import IFQL
 from fql.agents.iql import IQL
+from fql.agents.qc_fql import QCFQL
 from fql.agents.rebrac import ReBRAC
 from fql.agents.sac import SAC
 
@@ -20,6 +21,7 @@ AGENTS: dict[str, type[Agent]] = {
     'fawac': FAWAC,
     'bc': BC,
     'sac': SAC,
+    'qc_fql': QCFQL,
 }
 """By the name of their configuration."""
 
