@@ -8,6 +8,7 @@ from fql.agents.fbrac import FBRAC
 from fql.agents.fql import FQL
 from fql.agents.ifql import IFQL
 from fql.agents.iql import IQL
+from fql.agents.qc import QC
 from fql.agents.qc_fql import QCFQL
 from fql.agents.rebrac import ReBRAC
 from fql.agents.sac import SAC
@@ -22,6 +23,7 @@ AGENTS: dict[str, type[Agent]] = {
     'bc': BC,
     'sac': SAC,
     'qc_fql': QCFQL,
+    'qc': QC,
 }
 """By the name of their configuration."""
 
