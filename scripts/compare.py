@@ -9,10 +9,10 @@ import numpy as np
 
 from fql.errors import FQLError
 from fql.reports.plots import plot_successes
-from fql.reports.tables import check_new_picture, format_table
+from fql.reports.tables import format_table
 from fql.training.rollouts import recorded_successes
 from fql.training.run_folder import RunFolder
-from scripts.arguments import Compare
+from scripts.compare_args import Compare
 
 Successes = dict[int, float]
 
@@ -23,9 +23,6 @@ def run(args: Compare) -> None:
     Raises:
         FQLError: a folder has no evaluations, or the picture exists or is to be no PNG.
     """
-    if not args.runs:
-        raise FQLError('name run folders to compare')
-    check_new_picture(args.out)
     groups = {name: list(map(read_run, paths)) for name, paths in group_runs(args.runs).items()}
     print(format_groups(groups))
     plot_successes(args.out, {name: common_steps(runs) for name, runs in groups.items()})

@@ -11,7 +11,7 @@ from fql.reports.tables import tell
 from fql.training.checkpoints import CheckpointReader
 from fql.training.pretrain_config import PretrainSpec, read_pretrain_spec
 from fql.training.run_folder import RunFolder, RunSpec, read_spec
-from scripts.arguments import ExportEncoder
+from scripts.export_encoder_args import ExportEncoder
 from scripts.pretrain import describe_encoder
 
 

@@ -9,12 +9,10 @@ from fql.augmentation import augment_frames, check_augmentation
 from fql.batch import batch_from_frames
 from fql.config import validate_config
 from fql.envs.tasks import default_config, find_task
-from fql.errors import FQLError
 from fql.reports.plots import plot_batch
-from fql.reports.tables import check_new, check_new_picture
 from fql.train_state import run_key
 from fql.training.data import load_training_data, training_batches
-from scripts.arguments import InspectBatch
+from scripts.inspect_batch_args import InspectBatch
 
 CONFIG_FIELDS = (
     'seed',
@@ -29,12 +27,6 @@ CONFIG_FIELDS = (
 
 def run(args: InspectBatch) -> None:
     """Makes the batch and writes what was asked for."""
-    if args.out is None and args.png is None:
-        raise FQLError('nothing to write: give --out batch.npz, --png batch.png, or both')
-    if args.step < 0:
-        raise FQLError('step must not be negative; the first update is 0')
-    check_new(args.out)
-    check_new_picture(args.png)
     asked = {name: getattr(args, name) for name in CONFIG_FIELDS}
     config = dataclasses.replace(
         default_config(find_task(args.task)),

@@ -1,7 +1,6 @@
 """`fql inspect data`: what a frame store holds, in words and in pictures."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,16 +11,12 @@ from data_pipeline.store.frame_store import FrameStore, Split, open_store, verif
 from data_pipeline.store.labels import labelled_tasks, task_labels
 from fql.envs.tasks import find_task, task_names
 from fql.reports.data_plots import plot_frames, plot_histograms
-from fql.reports.tables import check_new_picture
 from fql.training.progress import progress_bar, progress_callback
-from scripts.arguments import InspectData
+from scripts.inspect_data_args import InspectData
 
 
 def run(args: InspectData) -> None:
     """Prints the report and writes what was asked for."""
-    pictures = [] if args.png is None else [args.png, histogram_path(args.png)]
-    for path in pictures:
-        check_new_picture(path)
     store = open_store(resolve_data_dir(args.data_dir) / args.dataset)
     for line in describe_manifest(store):
         print(line)
@@ -35,17 +30,12 @@ def run(args: InspectData) -> None:
         with progress_bar('verify', 'B') as bar:
             verify_store(store, progress_callback(bar))
         print('checksums: every array is as it was written')
-    if args.png is not None:
+    if args.png is not None and args.histograms is not None:
         args.png.parent.mkdir(parents=True, exist_ok=True)
-        plot_frames(pictures[0], store.splits['train'], args.dataset)
-        plot_histograms(pictures[1], store.splits['train'], args.dataset)
-        for path in pictures:
+        plot_frames(args.png, store.splits['train'], args.dataset)
+        plot_histograms(args.histograms, store.splits['train'], args.dataset)
+        for path in (args.png, args.histograms):
             print(f'wrote {path}')
-
-
-def histogram_path(png: Path) -> Path:
-    """The file beside `png` for the second page."""
-    return png.with_name(f'{png.stem}-histograms{png.suffix}')
 
 
 def describe_manifest(store: FrameStore) -> Iterator[str]:

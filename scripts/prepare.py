@@ -7,18 +7,12 @@ from data_pipeline.sources.base import SourceSplit
 from data_pipeline.sources.download import download_dataset
 from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.store.frame_store import FrameStore, open_store, write_store
-from fql.errors import FQLError
 from fql.training.progress import progress_bar, progress_callback
-from scripts.arguments import Prepare
+from scripts.prepare_args import Prepare
 
 
 def run(args: Prepare) -> None:
     """Prepares the dataset and says what it holds and where it lies."""
-    if args.source is not None and args.tfds is not None:
-        raise FQLError('--source and --tfds exclude each other')
-    for name in ('observation_key', 'action_key', 'reward_key'):
-        if args.tfds is None and getattr(args, name) != getattr(Prepare, name):
-            raise FQLError(f'--{name.replace("_", "-")} is for RLDS datasets; name one with --tfds')
     path = resolve_data_dir(args.data_dir) / args.dataset
     if args.source is None and args.tfds is None and path.exists() and not args.overwrite:
         print(describe(open_store(path)))  # Nothing to download for.

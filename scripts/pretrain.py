@@ -37,16 +37,14 @@ from fql.training.pretrain_config import (
     validate_pretrain_config,
     write_pretrain_spec,
 )
-from fql.training.run_folder import RunFolder, versions
+from fql.training.run_folder import Resume, RunFolder, choose_folder, versions
 from fql.training.run_start import (
-    Resume,
     check_data,
     check_run_folder,
-    choose_folder,
     claimed_folder,
     connect_processes,
 )
-from scripts.arguments import Pretrain
+from scripts.pretrain_args import Pretrain
 
 
 def run(args: Pretrain) -> int:

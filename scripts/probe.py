@@ -20,7 +20,7 @@ from fql.batch import stack_frames
 from fql.errors import FQLError
 from fql.training.data import open_dataset
 from fql.training.progress import progress_bar
-from scripts.arguments import Probe
+from scripts.probe_args import Probe
 
 BLOCK = 256
 """Rows encoded at a time."""

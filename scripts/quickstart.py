@@ -23,8 +23,8 @@ from fql.training.policy import make_act, make_policy
 from fql.training.progress import progress_bar, progress_callback
 from fql.training.rollouts import evaluate_with_progress, start_workers
 from fql.training.run_folder import RunFolder, read_spec
-from scripts.arguments import Quickstart
 from scripts.prepare import describe
+from scripts.quickstart_args import Quickstart
 from scripts.train import train
 
 EPISODES = 160

@@ -53,17 +53,23 @@ from fql.training.rollouts import (
     recorded_successes,
     start_workers,
 )
-from fql.training.run_folder import RunFolder, RunSpec, read_spec, versions, write_spec
-from fql.training.run_start import (
+from fql.training.run_folder import (
     Resume,
+    RunFolder,
+    RunSpec,
+    choose_folder,
+    read_spec,
+    versions,
+    write_spec,
+)
+from fql.training.run_start import (
     check_data,
     check_run_folder,
-    choose_folder,
     claimed_folder,
     connect_processes,
 )
 from fql.training.wandb_mirror import check_wandb, wandb_mirror
-from scripts.arguments import Train
+from scripts.train_args import Train
 
 
 def run(args: Train) -> int:

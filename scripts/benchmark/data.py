@@ -19,7 +19,7 @@ from fql.agent import initial_state
 from fql.config import TrainConfig
 from fql.devices import make_mesh, put_batch
 from fql.envs.tasks import default_config, find_task
-from fql.reports.tables import check_new, format_table, write_json
+from fql.reports.tables import format_table, write_json
 from fql.train_step import LOADED_FIELDS, make_train_step
 from fql.training.data import (
     LabelledSplit,
@@ -29,8 +29,8 @@ from fql.training.data import (
 )
 from fql.training.host_memory import GIVE_BACK_INTERVAL, give_back_freed_memory
 from fql.training.progress import progress_bar
-from scripts.arguments import BenchmarkData
-from scripts.benchmark.measuring import check_positive, median_ratio
+from scripts.benchmark.data_args import BenchmarkData
+from scripts.benchmark.measuring import median_ratio
 from scripts.benchmark.sources import anonymous_megabytes, measure_sources
 
 MILLION = 1_000_000
@@ -46,8 +46,6 @@ Report = dict[str, Any]
 
 def run(args: BenchmarkData) -> None:
     """Measures, prints a table and writes the numbers as JSON if asked to."""
-    check_new(args.json)
-    check_positive(rounds=args.rounds, batches=args.batches, updates=args.updates)
     data_dir = resolve_data_dir(args.data_dir)
     config = dataclasses.replace(default_config(find_task(args.task)), data_dir=str(data_dir))
     data = load_training_data(config)['train']

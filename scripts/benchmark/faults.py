@@ -25,8 +25,8 @@ from fql.training.checkpoints import (
 from fql.training.progress import progress_bar
 from fql.training.rollouts import recorded_steps
 from fql.training.run_folder import RunFolder, RunSpec, read_spec
-from scripts.arguments import BenchmarkFaults
-from scripts.benchmark.measuring import FQL, ROOT, check_positive, run_fql
+from scripts.benchmark.faults_args import BenchmarkFaults
+from scripts.benchmark.measuring import FQL, ROOT, run_fql
 
 SETTINGS = (
     *('--batch-size', '16', '--encoder', 'impala_debug', '--hidden-dims', '32', '32'),
@@ -38,9 +38,6 @@ SAVES = 5
 
 def run(args: BenchmarkFaults) -> int:
     """Prints a report; the exit code is 0 only if the states agree."""
-    if args.folder.exists():
-        raise FQLError(f'{args.folder} exists; delete it or name another --folder')
-    check_positive(kills=args.kills, updates=args.updates)
     data_dir = str(resolve_data_dir(args.data_dir))
     command = ['train', '--task', args.task, '--data-dir', data_dir, *SETTINGS]
     command += ['--steps', str(args.updates)]

@@ -20,18 +20,16 @@ from fql.agent import agent_networks
 from fql.devices import AXIS, compiler_options, local_mesh
 from fql.envs.tasks import default_config, find_task
 from fql.networks import Params
-from fql.reports.tables import check_new, format_table, write_json
+from fql.reports.tables import format_table, write_json
 from fql.training.data import load_training_data, run_spec
 from fql.training.latent_cache import AHEAD, latent_width, make_encode, write_latents
 from fql.training.run_folder import RunSpec
-from scripts.arguments import BenchmarkLatents
-from scripts.benchmark.measuring import check_positive, median_ratio, take_turns
+from scripts.benchmark.latents_args import BenchmarkLatents
+from scripts.benchmark.measuring import median_ratio, take_turns
 
 
 def run(args: BenchmarkLatents) -> None:
     """Measures, prints a table and writes the numbers as JSON if asked to."""
-    check_new(args.json)
-    check_positive(rows=args.rows, rounds=args.rounds)
     config = default_config(find_task(args.task))
     config = dataclasses.replace(
         config,

@@ -45,13 +45,6 @@ def median_ratio(seconds: Mapping[str, Sequence[float]], slow: str, fast: str) -
     return statistics.median(a / b for a, b in pairs)
 
 
-def check_positive(**counts: int) -> None:
-    """Raises FQLError if one of the numbers is not."""
-    for name, count in counts.items():
-        if count < 1:
-            raise FQLError(f'{name.replace("_", "-")} must be at least 1, not {count}')
-
-
 def run_fql(*arguments: str, environment: Mapping[str, str] = os.environ) -> None:
     """Runs the program in a process of its own, silently.
 

@@ -10,10 +10,9 @@ import jax
 from matplotlib.figure import Figure
 
 from fql.config import AgentConfig, TrainConfig
-from fql.errors import FQLError
 from fql.reports.tables import format_table, write_json
-from scripts.arguments import BenchmarkScaling
-from scripts.benchmark.measuring import check_positive, take_turns
+from scripts.benchmark.measuring import take_turns
+from scripts.benchmark.scaling_args import BenchmarkScaling
 from scripts.benchmark.update import Way, our_way, with_agent
 
 VIRTUAL_DEVICES = 8
@@ -35,11 +34,7 @@ class Axis:
 
 def run(args: BenchmarkScaling) -> None:
     """Measures every axis, prints a table, and writes `scaling.json` and `scaling.png`."""
-    check_positive(rounds=args.rounds)
     table, plot = args.out / 'scaling.json', args.out / 'scaling.png'
-    for path in (table, plot):
-        if path.exists():
-            raise FQLError(f'{path} exists; name another folder with --out')
     # Must come before JAX is used; other platforms take the devices that there are.
     jax.config.update('jax_num_cpu_devices', VIRTUAL_DEVICES)
     points = {

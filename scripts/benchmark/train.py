@@ -16,24 +16,19 @@ from fql.agent import initial_state
 from fql.config import TrainConfig
 from fql.devices import make_mesh, put_batch
 from fql.envs.tasks import default_config, find_task
-from fql.errors import FQLError
-from fql.reports.tables import check_new, format_table, write_json
+from fql.reports.tables import format_table, write_json
 from fql.train_step import LOADED_FIELDS, make_train_step, make_validation
 from fql.training.checkpoints import CheckpointWriter
 from fql.training.data import load_training_data, run_spec, training_batches
 from fql.training.interruption import Interruption
 from fql.training.loop import Trainer, updates_in_call
 from fql.training.run_folder import RunFolder
-from scripts.arguments import BenchmarkTrain
-from scripts.benchmark.measuring import check_positive, median_ratio, run_fql, take_turns
+from scripts.benchmark.measuring import median_ratio, run_fql, take_turns
+from scripts.benchmark.train_args import BenchmarkTrain
 
 
 def run(args: BenchmarkTrain) -> None:
     """Measures, prints a table and writes the numbers as JSON if asked to."""
-    check_new(args.json)
-    check_positive(updates=args.updates, updates_per_call=args.updates_per_call, rounds=args.rounds)
-    if args.updates % args.updates_per_call:
-        raise FQLError('updates must be a multiple of updates-per-call')
     config = dataclasses.replace(
         default_config(find_task(args.task)),
         data_dir=str(resolve_data_dir(args.data_dir)),

@@ -20,13 +20,13 @@ from fql.devices import check_batch_size, make_mesh, put_batch
 from fql.errors import FQLError
 from fql.losses import Metrics
 from fql.networks import Networks, Params
-from fql.reports.tables import check_new, format_table, write_json
+from fql.reports.tables import format_table, write_json
 from fql.train_state import TrainState
 from fql.train_step import TrainStep, make_train_step, runs_best_alone, scan_updates
 from fql.training.run_folder import RunSpec
 from fql.update import update
-from scripts.arguments import BenchmarkUpdate
-from scripts.benchmark.measuring import check_positive, median_ratio, take_turns
+from scripts.benchmark.measuring import median_ratio, take_turns
+from scripts.benchmark.update_args import BenchmarkUpdate
 
 ACTION_DIM = 5
 CHANNELS = 3
@@ -55,8 +55,6 @@ class Way:
 
 def run(args: BenchmarkUpdate) -> None:
     """Measures, prints a table and writes the numbers as JSON if asked to."""
-    check_new(args.json)
-    check_positive(rounds=args.rounds)
     config = base_config(args)
     validate_config(config)
     if args.against:
