@@ -3,7 +3,7 @@
 import numpy as np
 
 from fql.envs.tasks import QUICKSTART_CONFIG
-from scripts.quickstart import prepare_data
+from fql.training.quickstart import prepare_data
 
 
 def test_a_store_of_other_data_says_which_command_replaces_it(
