@@ -8,13 +8,12 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from data_pipeline.data_dir import resolve_data_dir
 from encoders.leaves import tree_digest
 from fql.agent import abstract_state, initial_state
 from fql.config import TrainConfig
-from fql.devices import make_mesh, one_device_mesh
+from fql.devices import make_mesh, one_device_mesh, put_batch
 from fql.errors import FQLError
 from fql.train_step import make_train_step
 from fql.training.checkpoints import (
@@ -24,9 +23,10 @@ from fql.training.checkpoints import (
 )
 from fql.training.progress import progress_bar
 from fql.training.rollouts import recorded_steps
-from fql.training.run_folder import RunFolder, RunSpec, read_spec
+from fql.training.run_folder import RunFolder, read_spec
 from scripts.benchmark.faults_args import BenchmarkFaults
-from scripts.benchmark.measuring import FQL, ROOT, run_fql
+from scripts.benchmark.measuring import FQL, ROOT, run_fql, take_turns
+from scripts.benchmark.update import random_arrays, run_spec
 
 SETTINGS = (
     *('--batch-size', '16', '--encoder', 'impala_debug', '--hidden-dims', '32', '32'),
@@ -34,6 +34,7 @@ SETTINGS = (
 )
 KILL_WITHIN_SECONDS = 2.0
 SAVES = 5
+IMAGE_SIZE = 64
 
 
 def run(args: BenchmarkFaults) -> int:
@@ -99,35 +100,25 @@ def measure_save(folder: Path) -> dict[str, float]:
         `blocking_share_every_1000`, the share of time that training stands still when it saves
         every 1,000 updates.
     """
-    spec = RunSpec(TrainConfig(task=''), (64, 64, 9), 'uint8', 5)
-    mesh = make_mesh()
-    state, train_step = initial_state(spec, mesh), make_train_step(spec, mesh)
-    size = spec.config.batch_size
-    arrays = {
-        'frames': jnp.zeros((size, 4, 64, 64, 3), jnp.uint8),
-        'actions': jnp.zeros((size, spec.action_dim)),
-        'rewards': jnp.zeros(size),
-        'masks': jnp.zeros(size),
-    }
-    blocking, total, updates = [], [], []
+    config, mesh = TrainConfig(task=''), make_mesh()
+    spec, arrays = run_spec(config, IMAGE_SIZE), put_batch(random_arrays(config, IMAGE_SIZE), mesh)
+    states, train_step = [initial_state(spec, mesh)], make_train_step(spec, mesh)
+
+    def update() -> None:
+        states.append(jax.block_until_ready(train_step(states.pop(), [arrays])[0]))
+
     with CheckpointWriter(folder, keep_latest=1) as writer:
-        for _ in range(SAVES):
-            state, _ = train_step(state, [arrays])
-            jax.block_until_ready(state)
-            began = time.perf_counter()
-            writer.save(state, {})
-            blocking.append(time.perf_counter() - began)
-            writer.wait()
-            total.append(time.perf_counter() - began)
-            began = time.perf_counter()
-            state, _ = train_step(state, [arrays])
-            jax.block_until_ready(state)
-            updates.append(time.perf_counter() - began)
-    update, block = statistics.median(updates), statistics.median(blocking)
+        ways = {
+            'update': update,
+            'block': lambda: writer.save(states[0], {}),
+            'write': writer.wait,
+        }
+        seconds = take_turns(ways, SAVES, before={'block': update})
+    step, block, write = (statistics.median(turns) for turns in seconds.values())
     return {
-        'state_megabytes': round(sum(x.nbytes for x in jax.tree.leaves(state)) / 1e6, 1),
+        'state_megabytes': round(sum(x.nbytes for x in jax.tree.leaves(states[0])) / 1e6, 1),
         'blocking_ms': round(block * 1e3, 1),
-        'total_s': round(statistics.median(total), 2),
-        'update_ms': round(update * 1e3, 1),
-        'blocking_share_every_1000': block / (block + 1000 * update),
+        'total_s': round(block + write, 2),
+        'update_ms': round(step * 1e3, 1),
+        'blocking_share_every_1000': block / (block + 1000 * step),
     }

@@ -1,5 +1,6 @@
-"""What benchmarks share: taking turns, and the program in a process of its own."""
+"""What benchmarks share: a task's settings, taking turns, and the program in its own process."""
 
+import dataclasses
 import os
 import statistics
 import subprocess
@@ -7,7 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from data_pipeline.data_dir import resolve_data_dir
+from fql.config import TrainConfig
+from fql.envs.tasks import default_config, find_task
 from fql.errors import FQLError
 from fql.training.progress import progress_bar
 
@@ -20,17 +25,30 @@ WARM_UP = 2
 """Turns that are not counted."""
 
 
-def take_turns(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def task_config(task: str, data_dir: str, **changes: Any) -> TrainConfig:
+    """The settings of a task, but for the changes."""
+    config = default_config(find_task(task))
+    return dataclasses.replace(config, data_dir=str(resolve_data_dir(data_dir)), **changes)
+
+
+def take_turns(
+    ways: Mapping[str, Callable[[], object]],
+    rounds: int,
+    before: Mapping[str, Callable[[], object]] | None = None,
+) -> dict[str, list[float]]:
     """Seconds of each way, A B A B: what slows the machine for a while slows all of them.
 
     Args:
         ways: each does its work once and returns when that is done.
         rounds: turns of each.
+        before: what some ways do before each of their turns, not timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with progress_bar('measure', 'turn', rounds + WARM_UP) as bar:
         for turn in range(rounds + WARM_UP):
             for name, way in ways.items():
+                if before and name in before:
+                    before[name]()
                 began = time.perf_counter()
                 way()
                 if turn >= WARM_UP:
