@@ -12,37 +12,31 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.errors import DataError
 from data_pipeline.store.frame_store import Split
 from data_pipeline.store.latents import LatentWriter
 from fql.devices import AXIS, compiler_options, local_mesh
-from fql.envs.tasks import find_task
 from fql.networks import Params
-from fql.reports.tables import check_new, format_table, write_json
+from fql.reports.tables import format_table, write_json
 from fql.training.data import load_training_data, run_spec
 from fql.training.latent_cache import AHEAD, latent_width, make_encode, write_latents
 from fql.training.learning import agent_of
-from fql.training.presets import default_config
 from fql.training.run_folder import RunSpec
-from scripts.arguments import BenchmarkLatents
-from scripts.benchmark.measuring import check_positive, median_ratio, take_turns
+from scripts.benchmark.latents_args import BenchmarkLatents
+from scripts.benchmark.measuring import median_ratio, take_turns, task_config
 
 
 def run(args: BenchmarkLatents) -> None:
     """Measures, prints a table and writes the numbers as JSON if asked to."""
-    check_new(args.json)
-    check_positive(rows=args.rows, rounds=args.rounds)
-    config = default_config(find_task(args.task))
-    config = dataclasses.replace(
-        config,
-        data_dir=str(resolve_data_dir(args.data_dir)),
-        latent_copies=args.latent_copies,
-    )
+    config = task_config(args.task, args.data_dir, latent_copies=args.latent_copies)
     data = load_training_data(config)['train']
     split = first_trajectories(data.split, args.rows)
     report = compare_caching(split, run_spec(data, config), args.rounds)
-    print(format_report(report))
+    rows = [
+        *((f'{name}, rows/s', f'{rate:,.0f}') for name, rate in report['rows_per_second'].items()),
+        ('throughput of caching', f'{report["throughput_against_encoder_alone"]:.1%}'),
+    ]
+    print(format_table(['', f'of {report["rows"]:,} rows'], rows))
     write_json(args.json, report)
 
 
@@ -120,12 +114,3 @@ def make_encoder_alone(
         jax.block_until_ready(list(pending))
 
     return encode_alone
-
-
-def format_report(report: dict[str, Any]) -> str:
-    """The figures, one a line."""
-    rows = [
-        *((f'{name}, rows/s', f'{rate:,.0f}') for name, rate in report['rows_per_second'].items()),
-        ('throughput of caching', f'{report["throughput_against_encoder_alone"]:.1%}'),
-    ]
-    return format_table(['', f'of {report["rows"]:,} rows'], rows)

@@ -107,7 +107,7 @@ def test_a_folder_that_becomes_read_only(small_disk):
 BLOCKED = """
 import sys, time
 from pathlib import Path
-from tests.scripts.test_training_loop import train
+from tests.e2e.test_training_loop import train
 
 def block(state, writer):
     writer.wait()

@@ -21,12 +21,12 @@ from fql.devices import one_device_mesh
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.pretraining import abstract_pretrain_state
 from fql.training.checkpoints import CheckpointReader, CheckpointWriter, finished_steps
+from fql.training.export_encoder import read_pretrained
 from fql.training.interruption import EXIT_CODE, Interrupted, Interruption
+from fql.training.pretrain import write_final_encoder
 from fql.training.pretrain_config import read_pretrain_spec
+from fql.training.probe import probe
 from fql.training.run_folder import RunFolder, RunSpec, write_spec
-from scripts.export_encoder import read_pretrained
-from scripts.pretrain import write_final_encoder
-from scripts.probe import probe
 
 DATASET = 'visual-pointmaze-dots-v0'
 SETTINGS = (

@@ -1,0 +1,48 @@
+"""The arguments of `fql inspect batch`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fql.errors import FQLError
+from fql.reports.tables import check_new, check_new_picture
+from fql.training.config import AugmentationConfig
+from scripts.shared_args import DataDir
+
+
+@dataclass(frozen=True)
+class InspectBatch:
+    """Write the batch that one update of a run sees, shifted and augmented.
+
+    fql inspect batch --task visual-cube-single-play-singletask-task1-v0 --step 7 --seed 0
+        --out batch.npz --png batch.png
+    """
+
+    task: str
+    """The task."""
+    step: int = 0
+    """Which update; the first one is update 0."""
+    seed: int = 0
+    """The run's seed."""
+    out: Path | None = None
+    """Where to write the arrays, .npz; an existing file is not overwritten."""
+    png: Path | None = None
+    """Where to draw the first transitions; an existing file is not overwritten."""
+    dataset: str | None = None
+    """As for fql train."""
+    data_dir: DataDir = ''
+    batch_size: int | None = None
+    """As for fql train."""
+    frame_stack: int | None = None
+    """As for fql train."""
+    shift_probability: float | None = None
+    """As for fql train."""
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+
+    def check(self) -> None:
+        """Raises FQLError if the arguments make no sense."""
+        if self.out is None and self.png is None:
+            raise FQLError('nothing to write: give --out batch.npz, --png batch.png, or both')
+        if self.step < 0:
+            raise FQLError('step must not be negative; the first update is 0')
+        check_new(self.out)
+        check_new_picture(self.png)
