@@ -20,7 +20,7 @@ from fql.training.checkpoints import (
     finished_steps,
 )
 from fql.training.config import TrainConfig
-from fql.training.learning import make_learner
+from fql.training.learning import agent_of, batch_maker, make_learner
 from fql.training.progress import progress_bar
 from fql.training.rollouts import recorded_steps
 from fql.training.run_folder import RunFolder, read_spec
