@@ -138,7 +138,7 @@ def make_pretrain_validation(
 
 
 def windows_from_frames(arrays: Arrays) -> Windows:
-    """Stacks the frames of the arrays of `data_pipeline.windows`, NumPy or JAX."""
+    """Stacks the frames of the arrays of `data_pipeline.loader.make_windows`, NumPy or JAX."""
     return Windows(
         observations=stack_frames(arrays['frames']),
         later_observations=stack_frames(arrays['later_frames']),
