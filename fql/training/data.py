@@ -16,6 +16,7 @@ from data_pipeline.store.labels import task_labels
 from data_pipeline.transforms import Transform
 from fql.envs.tasks import OWN_TASK, find_task
 from fql.training.config import AugmentationConfig, TrainConfig
+from fql.training.learning import agent_of
 from fql.training.pretrain_config import PretrainConfig
 from fql.training.run_folder import RunSpec
 
@@ -107,9 +108,13 @@ def loader_config(
     data: LabelledSplit, config: TrainConfig, process_index: int = 0, process_count: int = 1
 ) -> LoaderConfig:
     """What the batches of a run on these data are made of."""
+    agent = agent_of(run_spec(data, config))
     return LoaderConfig(
         batch_size=config.batch_size,
         frame_stack=1 if data.has_latents else config.frame_stack,
+        horizon=agent.horizon,
+        discount=config.agent.discount,
+        next_actions='next_actions' in agent.needs,
         shift_probability=config.shift_probability,
         transforms=host_transforms(config.augmentation),
         copies=config.latent_copies if data.has_latents else 0,

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import jax
 
-from data_pipeline.loader import LoaderConfig
+from data_pipeline.loader import LoaderConfig, check_windows, make_windows
 from data_pipeline.store.frame_store import FrameStore
-from data_pipeline.windows import check_windows, make_windows
 from encoders.saved import SavedEncoder, read_encoder, save_encoder
 from fql.compiled import abstract_state, initial_state, make_train_step, make_validation
 from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_processes
@@ -68,7 +67,7 @@ def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
     check_data(folder, store)
     train = store.splits['train']
     loader = loader_config(config)
-    check_windows(train, loader, config.horizon)
+    check_windows(train, loader)
     check_augmentation(config.augmentation, train.observations.shape[1:])
     height, width, channels = train.observations.shape[1:]
     spec = PretrainSpec(config, (height, width, channels), train.actions.shape[1])
@@ -95,9 +94,8 @@ def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
         val_windows = None
         if 'val' in store.splits and store.splits['val'].num_transitions >= config.batch_size:
             logged = rows_logged(config, start)
-            val_windows = make_windows(
-                store.splits['val'], loader_config(unaugmented(config)), config.horizon, logged
-            )
+            val_loader = loader_config(unaugmented(config))
+            val_windows = make_windows(store.splits['val'], val_loader, logged)
         trainer = Trainer(
             schedule=config,
             mesh=mesh,
@@ -113,7 +111,7 @@ def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
             resume_command=f'fql pretrain --resume {folder.path}',
         )
         began = time.monotonic()
-        batches = make_windows(train, loader, config.horizon, start)
+        batches = make_windows(train, loader, start)
         state, code = trainer.train(state, batches, val_windows, is_evaluation_missing=False)
         if code == 0:
             encoder = local_copy(state.params['encoder'], mesh)
@@ -128,6 +126,7 @@ def loader_config(config: PretrainConfig) -> LoaderConfig:
     return LoaderConfig(
         batch_size=config.batch_size,
         frame_stack=config.frame_stack,
+        horizon=config.horizon,
         shift_probability=config.shift_probability,
         transforms=host_transforms(config.augmentation),
         seed=config.seed,
