@@ -1,0 +1,475 @@
+"""Parity with the reference implementations' numbers, in `separate` mode and on vectors.
+
+`data/README.md` describes the files. `$FQL_REFERENCE` names another one, which is tested alone.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from encoders.impala import ENCODERS, ImpalaEncoder
+from fql.agents.base import Agent
+from fql.agents.configs import AGENT_CONFIGS, AgentConfig, EncoderConfig, Spec
+from fql.agents.registry import AGENTS, make_agent
+from fql.batch import Batch
+from fql.learner import Learner, TrainState, make_optimizer
+
+DATA = Path(__file__).parent / 'data'
+SETTINGS = ('hidden_dims', 'critic_layer_norm', 'actor_layer_norm', 'lr', 'discount', 'tau')
+"""What every agent has, under the same name as the reference."""
+GRADIENT_METRICS = {
+    'grad_norm': lambda leaves: sum(jnp.linalg.norm(leaf.ravel()) for leaf in leaves),
+    # The reference counts the targets' zeros.
+    'grad_max': lambda leaves: max(0.0, *(leaf.max() for leaf in leaves)),
+    'grad_min': lambda leaves: min(0.0, *(leaf.min() for leaf in leaves)),
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What is called how in the files of one agent, and how close we must be to them.
+
+    Attributes:
+        agent: what we call it.
+        settings: our names of the settings, by theirs.
+        fixed: settings that we do not have, and the only values at which we do the same.
+        without_effect: settings that change nothing in the reference at the `fixed` ones.
+        ours: settings that the reference does not have.
+        metrics: our names of the metrics, by theirs; or the value, where it is always the same.
+        unmoved: networks of theirs that no loss trains, and that we do not have.
+        policies: our names of the policies, by the key of their actions in `eval`.
+        metrics_rtol: of metrics; their absolute tolerance is 1e-5.
+        gradients_rtol: of each array, relative to its norm.
+    """
+
+    agent: str
+    metrics: Mapping[str, str | float]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    without_effect: frozenset[str] = frozenset()
+    ours: Mapping[str, Any] = field(default_factory=dict)
+    unmoved: frozenset[str] = frozenset()
+    policies: Mapping[str, str] = field(default_factory=dict)
+    metrics_rtol: float = 2e-5
+    gradients_rtol: float = 2e-5
+
+
+def same(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+Q_METRICS = {
+    'critic_loss': 'critic/loss',
+    'q_mean': 'critic/q_mean',
+    'q_max': 'critic/q_max',
+    'q_min': 'critic/q_min',
+}
+VALUE_METRICS = {
+    'value_loss': 'value/loss',
+    'v_mean': 'value/v_mean',
+    'v_max': 'value/v_max',
+    'v_min': 'value/v_min',
+    'critic_loss': 'critic/loss',
+    'td_target_mean': 'critic/target_mean',
+    'td_target_max': 'critic/target_max',
+    'td_target_min': 'critic/target_min',
+}
+TEMPERATURES = {'actions_temperature_0': 'mode', 'actions_temperature_1': 'sample'}
+CHUNKS = Reference(
+    agent='',
+    metrics={**Q_METRICS, 'actor_loss': 'actor/loss', 'bc_flow_loss': 'actor/bc_flow_loss'},
+    settings={
+        **same('action_chunking', 'flow_steps', 'q_agg'),
+        'horizon_length': 'horizon',
+        'num_qs': 'num_critics',
+    },
+    fixed={'use_fourier_features': False, 'weight_decay': 0.0},
+    without_effect=frozenset({'fourier_feature_dim', 'normalize_q_loss'}),
+)
+
+REFERENCES = {
+    'fql': Reference(
+        agent='fql',
+        metrics={
+            **Q_METRICS,
+            'actor_loss': 'actor/loss',
+            'bc_flow_loss': 'actor/bc_flow_loss',
+            'distill_loss': 'actor/distill_loss',
+            'q_loss': 'actor/q_loss',
+        },
+        settings=same('alpha', 'flow_steps', 'q_agg', 'normalize_q_loss'),
+        policies={'actions': 'one_step'},
+        metrics_rtol=1e-5,
+        gradients_rtol=1e-5,
+    ),
+    'iql': Reference(
+        agent='iql',
+        metrics={
+            **VALUE_METRICS,
+            'actor_loss': 'actor/loss',
+            'advantage_mean': 'actor/advantage_mean',
+            'bc_log_prob': 'actor/log_prob',
+            'bc_loss': 'actor/bc_loss',
+            'mse': 'actor/mse',
+            'policy_q_mean': 'actor/q_mean',
+            'policy_q_abs_mean': 'actor/q_abs_mean',
+            'q_loss': 'actor/q_loss',
+            'std': 'actor/std',
+        },
+        settings=same('actor_loss', 'alpha', 'const_std', 'expectile'),
+        policies=TEMPERATURES,
+        # exp(alpha * A) magnifies roundings.
+        gradients_rtol=5e-5,
+    ),
+    'rebrac': Reference(
+        agent='rebrac',
+        metrics={
+            **Q_METRICS,
+            'actor_total_loss': 'actor/loss',
+            'bc_loss': 'actor/bc_loss',
+            'mse': 'actor/mse',
+            'q_loss': 'actor/q_loss',
+            'std': 1.0,
+        },
+        settings=same(
+            *('actor_freq', 'actor_noise', 'actor_noise_clip'),
+            *('alpha_actor', 'alpha_critic', 'tanh_squash'),
+        ),
+        fixed={'actor_fc_scale': 0.01},
+        ours={'as_published': True},
+        policies=TEMPERATURES,
+    ),
+    'ifql': Reference(
+        agent='ifql',
+        metrics={**VALUE_METRICS, 'actor_loss': 'actor/bc_flow_loss'},
+        settings=same('expectile', 'flow_steps', 'num_samples'),
+        policies={'actions': 'best_of_n'},
+    ),
+    'sac': Reference(
+        agent='sac',
+        metrics={
+            **Q_METRICS,
+            'actor_loss': 'actor/loss',
+            'actor_total_loss': 'actor/total_loss',
+            'alpha': 'alpha/value',
+            'alpha_loss': 'alpha/loss',
+            'entropy': 'actor/entropy',
+            'policy_q_mean': 'actor/q_mean',
+            'std': 'actor/std',
+        },
+        settings=same('backup_entropy', 'q_agg', 'target_entropy_multiplier'),
+        fixed={'actor_fc_scale': 0.01, 'state_dependent_std': True, 'tanh_squash': True},
+        # It is derived from the multiplier where it is not given.
+        without_effect=frozenset({'target_entropy'}),
+        policies=TEMPERATURES,
+    ),
+    'acfql distill-ddpg': Reference(
+        agent='qc_fql',
+        metrics={**CHUNKS.metrics, 'distill_loss': 'actor/distill_loss', 'q_loss': 'actor/q_loss'},
+        settings={**CHUNKS.settings, **same('alpha')},
+        fixed=CHUNKS.fixed,
+        without_effect=CHUNKS.without_effect | {'actor_num_samples'},
+        policies={'actions': 'one_step'},
+    ),
+    'acfql best-of-n': Reference(
+        agent='qc',
+        metrics={**CHUNKS.metrics, 'distill_loss': 0.0, 'q_loss': 0.0},
+        settings={**CHUNKS.settings, 'actor_num_samples': 'num_samples'},
+        fixed=CHUNKS.fixed,
+        without_effect=CHUNKS.without_effect | {'alpha'},
+        unmoved=frozenset({'one_step_policy'}),
+        policies={'actions': 'best_of_n'},
+    ),
+}
+
+
+class File:
+    """The contents of one file, in our names and layouts."""
+
+    def __init__(self, path: Path) -> None:
+        with np.load(path, allow_pickle=False) as file:
+            self.arrays = dict(file)
+        self.values: dict[str, Any] = json.loads(str(self.arrays['config']))
+        kind = [self.values.get('agent', 'fql')]
+        if 'actor_type' in self.values:
+            kind.append(self.values['actor_type'])
+        self.reference = REFERENCES[' '.join(kind)]
+        self.chunks = kind[0] == 'acfql'
+        self.updates = self.values['updates']
+
+    def subtree(self, prefix: str) -> dict[str, Any]:
+        """The nested dictionary of all entries below `prefix/`."""
+        tree: dict[str, Any] = {}
+        for path, value in self.arrays.items():
+            if path.startswith(f'{prefix}/'):
+                *parents, leaf = path.removeprefix(f'{prefix}/').split('/')
+                node = tree
+                for parent in parents:
+                    node = node.setdefault(parent, {})
+                node[leaf] = jnp.asarray(value)
+        return tree
+
+    def config(self) -> AgentConfig:
+        """Our settings; every one of theirs is one of ours, or asserted to be what we do."""
+        reference = self.reference
+        values = dict(self.values)
+        for name in ('agent', 'actor_type', 'encoder', 'updates'):
+            values.pop(name, None)
+        names = {**same(*SETTINGS), **reference.settings}
+        settings = {}
+        for name, value in values.items():
+            if name in reference.fixed:
+                assert value == reference.fixed[name], name
+            elif name not in reference.without_effect:
+                assert name in names, f'{name} is no setting of ours'
+                settings[names[name]] = tuple(value) if isinstance(value, list) else value
+        if 'target_entropy' in values:
+            size = self.arrays['step_0/batch/actions'].shape[-1]
+            assert values['target_entropy'] == -values['target_entropy_multiplier'] * size
+        encoder = EncoderConfig(size='impala_debug', sharing='separate')
+        config = AGENT_CONFIGS[reference.agent](encoder=encoder, **settings, **reference.ours)
+        for name, value in settings.items():
+            assert getattr(config, name) == value
+        return config
+
+    def encoder(self) -> ImpalaEncoder | None:
+        """The encoder of images."""
+        if self.values['encoder'] is None:
+            return None
+        sizes = dict(self.values['encoder'])
+        encoder = ImpalaEncoder(
+            stack_sizes=tuple(sizes.pop('stack_sizes')),
+            num_blocks=sizes.pop('num_blocks'),
+            hidden_dims=tuple(sizes.pop('mlp_hidden_dims')),
+        )
+        assert not sizes
+        return encoder
+
+    def agent(self) -> Agent:
+        """Our agent of these settings."""
+        observations = self.arrays['step_0/batch/observations']
+        spec = Spec(
+            observation_shape=observations.shape[1:],
+            observation_dtype=str(observations.dtype),
+            action_dim=self.arrays['step_0/batch/actions'].shape[-1],
+        )
+        assert spec.images == (self.encoder() is not None)
+        return make_agent(self.config(), spec)
+
+    def networks(self, prefix: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Their networks in our layout (encoders apart): online ones, and averages."""
+        online: dict[str, Any] = {'encoders': {}}
+        averages: dict[str, Any] = {'encoders': {}}
+        for name, network in self.subtree(prefix).items():
+            if name in self.reference.unmoved:
+                continue
+            head = name.removeprefix('target_')
+            params = online if head == name else averages
+            if 'encoder' in network:
+                params['encoders'][head] = network.pop('encoder')
+            params[head] = network
+        return online, averages
+
+    def state(self, learner: Learner) -> TrainState:
+        """The state before the first update."""
+        params, target_params = self.networks('initial_params')
+        fresh = jax.eval_shape(lambda: learner.init(0))
+        assert_same_shapes(params, fresh.params)
+        assert_same_shapes(target_params, fresh.target_params)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            target_params=target_params,
+            opt_state=learner.optimizer.init(learner.trained(params)),
+            key=jax.random.key(0),
+        )
+
+    def batch(self, step: int) -> Batch:
+        """The batch of an update."""
+        arrays = self.subtree(f'step_{step}/batch')
+        if self.chunks:
+            # Of the observations after each action, images stacked before the channels.
+            following = arrays['next_observations']
+            following = following[..., -1, :] if following.ndim == 5 else following[:, -1]
+            arrays['next_observations'] = following
+            del arrays['terminals']
+        if 'next_actions' in arrays:
+            # As published, the actions after a trajectory's last one count too.
+            arrays['next_actions_valid'] = jnp.zeros(len(arrays['actions']))
+        return Batch(**arrays)
+
+    def draws(self, agent: Agent, step: int) -> Any:
+        """The random numbers of an update; any for what the reference does not draw."""
+        sampled = agent.sample_draws(jax.random.key(0), self.batch(step))
+        given = self.subtree(f'step_{step}/draws')
+        if not given:
+            return sampled
+        draws = sampled._replace(**given)
+        assert_same_shapes(draws, sampled)
+        return draws
+
+    def actions(self) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """Observations, noise, and what actions each of our policies chooses of these."""
+        arrays = {
+            key.removeprefix('eval/'): value
+            for key, value in self.arrays.items()
+            if key.startswith('eval/')
+        }
+        if '0/action' in arrays:
+            count = len(arrays) // 3
+            arrays = {
+                f'{name}s' if name != 'noise' else name: np.stack(
+                    [arrays[f'{i}/{name}'] for i in range(count)]
+                )
+                for name in ('observation', 'noise', 'action')
+            }
+        observations, noise = arrays.pop('observations'), arrays.pop('noise')
+        return observations, noise, {self.reference.policies[key]: arrays[key] for key in arrays}
+
+
+def assert_same_shapes(got: Any, expected: Any) -> None:
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    shapes = [jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), x) for x in (got, expected)]
+    assert shapes[0] == shapes[1]
+
+
+def paths() -> list[Path]:
+    """All files."""
+    if path := os.environ.get('FQL_REFERENCE'):
+        return [Path(path)]
+    found = sorted(DATA.glob('*.npz'))
+    assert found, f'no reference values in {DATA}'
+    return found
+
+
+FILES = {path.stem: File(path) for path in paths()}
+TESTED = [name for name, file in FILES.items() if file.reference.agent in AGENTS]
+"""Those of agents that there are."""
+
+
+@pytest.fixture
+def file(request, monkeypatch):
+    file = FILES[request.param]
+    if encoder := file.encoder():
+        monkeypatch.setitem(ENCODERS, 'impala_debug', encoder)
+    with jax.default_matmul_precision('highest'):
+        yield file
+
+
+@pytest.fixture
+def learner(file):
+    agent = file.agent()
+    return Learner(agent, make_optimizer(agent.config.lr, agent.config.encoder))
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_every_setting_of_the_reference_is_one_of_ours(name):
+    assert FILES[name].config().name == FILES[name].reference.agent
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_what_we_leave_out_does_nothing_in_the_reference(name):
+    file = FILES[name]
+    initial, final, grads = map(file.subtree, ('initial_params', 'final_params', 'step_0/grads'))
+    for network in file.reference.unmoved:
+        jax.tree.map(np.testing.assert_array_equal, initial[network], final[network])
+        assert not any(leaf.any() for leaf in jax.tree.leaves(grads[network]))
+
+
+@pytest.fixture
+def updates(file, learner, options_of_training):
+    """Gradient, metrics and next state of each update."""
+
+    def step(state, batch, draws):
+        return learner.gradient(state, batch, draws)[0], *learner.update(state, batch, draws)
+
+    step = jax.jit(step, compiler_options=options_of_training)
+    done, state = [], file.state(learner)
+    for k in range(file.updates):
+        grads, state, metrics = step(state, file.batch(k), file.draws(learner.agent, k))
+        done.append((grads, metrics, state))
+    return done
+
+
+@pytest.mark.parametrize('file', TESTED, indirect=True)
+def test_gradients_match_the_reference(file, updates):
+    given = [k for k in range(file.updates) if file.subtree(f'step_{k}/grads')]
+    assert given[0] == 0
+    for k in given:
+        got, expected = updates[k][0], file.networks(f'step_{k}/grads')[0]
+        for path, ours, theirs in pairs(got, expected):
+            error = np.linalg.norm(ours - theirs)
+            allowed = file.reference.gradients_rtol * np.linalg.norm(theirs)
+            assert error <= allowed, f'step {k}: {path}'
+
+
+@pytest.mark.parametrize('file', TESTED, indirect=True)
+def test_metrics_match_the_reference(file, updates):
+    for k, (grads, metrics, _) in enumerate(updates):
+        given = file.subtree(f'step_{k}/metrics')
+        assert given
+        for theirs, expected in given.items():
+            if theirs in GRADIENT_METRICS:
+                got = GRADIENT_METRICS[theirs](jax.tree.leaves(grads))
+            else:
+                ours = file.reference.metrics[theirs]
+                got = ours if isinstance(ours, float) else metrics[ours]
+            np.testing.assert_allclose(
+                got,
+                expected,
+                rtol=file.reference.metrics_rtol,
+                atol=1e-5,
+                err_msg=f'step {k}: {theirs}',
+            )
+
+
+@pytest.mark.parametrize('file', TESTED, indirect=True)
+def test_parameters_match_the_reference(file, updates):
+    """After the last update, the averages included."""
+    state = updates[-1][2]
+    params, target_params = file.networks('final_params')
+    for got, expected in [(state.params, params), (state.target_params, target_params)]:
+        for path, ours, theirs in pairs(got, expected):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6, err_msg=path)
+
+
+def pairs(got: Any, expected: Any) -> list[tuple[str, jax.Array, jax.Array]]:
+    """(path, leaf, leaf) of two trees of the same structure."""
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    return [
+        (jax.tree_util.keystr(path), ours, theirs)
+        for (path, ours), theirs in zip(
+            jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    'file', [name for name in TESTED if FILES[name].subtree('eval')], indirect=True
+)
+def test_actions_match_the_reference(file, learner, monkeypatch):
+    """Each key stands for one row of the reference's noise."""
+    observations, noise, expected = file.actions()
+
+    def normal(key, shape=(), dtype=jnp.float32):
+        assert shape == noise.shape[1:]
+        return jnp.asarray(noise, dtype)[jax.random.key_data(key)[1]]
+
+    monkeypatch.setattr(jax.random, 'normal', normal)
+    rows = jnp.arange(len(noise), dtype=jnp.uint32)
+    keys = jax.random.wrap_key_data(jnp.stack([jnp.zeros_like(rows), rows], axis=1))
+    params, _ = file.networks('final_params')
+    for policy, actions in expected.items():
+        got = jax.jit(lambda p, o, k, name=policy: learner.agent.sample_actions(p, o, k, name))(
+            params, observations, keys
+        )
+        got = got.reshape(len(observations), -1)
+        np.testing.assert_allclose(got, actions, rtol=0, atol=2e-6, err_msg=policy)
