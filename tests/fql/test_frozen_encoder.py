@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fql.train_state import init_state, make_optimizer
+from fql.update import update
 
 from encoders.impala import ENCODERS
 from fql.batch import Batch
-from fql.training.config import AgentConfig, AugmentationConfig, TrainConfig, validate_config
 from fql.errors import FQLError
 from fql.networks import encoder_names, init_params, make_networks
-from fql.train_state import init_state, make_optimizer
+from fql.training.config import AgentConfig, AugmentationConfig, TrainConfig, validate_config
 from fql.training.policy import make_act
-from fql.update import update
 
 BATCH, IMAGE, WIDTH, ACTIONS = 8, (16, 16, 9), 512, 2
 SCRATCH = AgentConfig(hidden_dims=(8,), flow_steps=1, encoder='impala_debug')

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from fql.agent import initial_state
-from fql.training.config import AgentConfig, TrainConfig
-from fql.devices import one_device_mesh
 from fql.train_step import make_train_step
+
+from fql.devices import one_device_mesh
+from fql.training.config import AgentConfig, TrainConfig
 from fql.training.run_folder import RunSpec
 
 TOLERANCE = 0.02

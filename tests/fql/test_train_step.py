@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from fql.agent import initial_state
+from fql.train_step import make_train_step
 
 from encoders.leaves import tree_digest
-from fql.agent import initial_state
-from fql.training.config import AgentConfig, TrainConfig
 from fql.devices import one_device_mesh
-from fql.train_step import make_train_step
+from fql.training.config import AgentConfig, TrainConfig
 from fql.training.run_folder import RunSpec
 
 SPEC = RunSpec(
