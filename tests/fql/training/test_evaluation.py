@@ -125,6 +125,40 @@ def test_frames_of_vectors_are_rendered():
         assert frames[:, 0, 0, 0].tolist() == list(range(length + 1))
 
 
+def test_chunks_are_executed_to_their_end_and_dropped_with_the_episode(monkeypatch):
+    """Of a policy with chunks of 4, every action is seen in order, and none in the next episode."""
+    asked, executed = [], {}
+
+    def policy(observations, episodes, timesteps):
+        asked.append(list(zip(episodes.tolist(), timesteps.tolist(), strict=True)))
+        place = timesteps[:, None] + np.arange(4)
+        value = (0.1 * episodes[:, None] + 0.001 * place).astype(np.float32)
+        return np.repeat(value[..., None], 2, axis=-1)
+
+    with EnvWorkers(EnvSpec('fake_environments:Counter-v0'), 2) as workers:
+        step, running = workers.step, {}
+        reset = workers.reset
+
+        def watched_reset(seeds):
+            running.update({worker: seed - SEED for worker, seed in seeds.items()})
+            return reset(seeds)
+
+        def watched_step(actions):
+            for worker, action in actions.items():
+                executed.setdefault(running[worker], []).append(float(action[0]))
+            return step(actions)
+
+        monkeypatch.setattr(workers, 'reset', watched_reset)
+        monkeypatch.setattr(workers, 'step', watched_step)
+        result = evaluate(workers, policy, 5, SEED)
+    for episode, actions in executed.items():
+        assert len(actions) == result.lengths[episode]
+        expected = 0.1 * episode + 0.001 * np.arange(len(actions))
+        np.testing.assert_allclose(actions, expected, rtol=0, atol=1e-6)
+    assert any(length % 4 for length in result.lengths)
+    assert len(asked) < sum(result.lengths) / 2
+
+
 def test_no_episodes_is_an_error():
     with pytest.raises(FQLError, match='episodes must be at least 1'):
         run('Counter', 1, episodes=0)
@@ -136,7 +170,7 @@ def test_random_actions_depend_on_seed_episode_and_timestep():
         return random_policy(3, seed)(np.zeros((rows, 2)), *ids)
 
     first = action(0, 1, 2)
-    assert first.shape == (1, 3)
+    assert first.shape == (1, 1, 3)
     assert first.dtype == np.float32
     np.testing.assert_array_equal(action(0, 1, 2, rows=2), np.repeat(first, 2, axis=0))
     for other in (action(1, 1, 2), action(0, 2, 2), action(0, 1, 3), action(0, 2, 1)):

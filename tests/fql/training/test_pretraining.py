@@ -7,14 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from fql.pretraining import (
-    initial_pretrain_state,
-    make_pretrain_step,
-    make_pretrain_validation,
-    windows_from_frames,
-)
 
 from encoders.impala import ENCODERS
+from fql.compiled import abstract_state, initial_state, make_train_step, make_validation
 from fql.devices import one_device_mesh
 from fql.errors import FQLError
 from fql.training.config import AugmentationConfig, differing_fields
@@ -24,6 +19,12 @@ from fql.training.pretrain_config import (
     read_pretrain_spec,
     validate_pretrain_config,
     write_pretrain_spec,
+)
+from fql.training.pretraining import (
+    make_pretraining_learner,
+    pretraining_validation,
+    window_maker,
+    windows_from_frames,
 )
 from fql.training.run_folder import RunFolder
 
@@ -57,6 +58,12 @@ def small_encoder(monkeypatch):
     monkeypatch.setitem(ENCODERS, 'impala_debug', LinearEncoder())
 
 
+def begin(spec):
+    learner, mesh = make_pretraining_learner(spec), one_device_mesh()
+    step = make_train_step(learner, window_maker(spec), abstract_state(learner, mesh))
+    return initial_state(learner, spec.config.seed, mesh), step
+
+
 @pytest.fixture(scope='module')
 def arrays():
     rng = np.random.default_rng(0)
@@ -69,7 +76,7 @@ def arrays():
 
 
 def test_the_target_follows_the_parameters_after_the_step(arrays):
-    state = initial_pretrain_state(SPEC, one_device_mesh())
+    state, step = begin(SPEC)
     for before, target in zip(
         jax.tree.leaves(state.params['encoder']),
         jax.tree.leaves(state.target_params['encoder']),
@@ -77,7 +84,7 @@ def test_the_target_follows_the_parameters_after_the_step(arrays):
     ):
         np.testing.assert_array_equal(before, target)
     old = jax.tree.map(np.asarray, state.target_params)
-    new, metrics = make_pretrain_step(SPEC, one_device_mesh())(state, [arrays])
+    new, metrics = step(state, [arrays])
     assert int(new.step) == 1
     assert set(old['heads']) == {'compressor'}
     for path, target in jax.tree_util.tree_leaves_with_path(new.target_params):
@@ -88,25 +95,18 @@ def test_the_target_follows_the_parameters_after_the_step(arrays):
         np.testing.assert_allclose(target, 0.25 * online + 0.75 * start, rtol=1e-5, atol=1e-7)
     assert metrics['loss'].shape == (1,)
 
-    validation = make_pretrain_validation(SPEC)(new, arrays)
+    validation = make_validation(pretraining_validation(SPEC))(new, arrays)
     assert 1 <= validation['validation/features/effective_rank'] <= 3.01  # Of 4 samples.
     assert 'validation/temporal_contrast/accuracy' in validation
 
 
-def test_the_two_observations_are_augmented_apart(arrays, monkeypatch):
+def test_the_two_observations_are_augmented_apart(arrays):
     """Equal frames at t and t + k, as the objective sees them, differ in brightness."""
-
-    def loss(networks, params, target_params, windows, key):
-        bias = params['encoder']['dense']['bias']
-        return jnp.sum(bias), {'loss': jnp.sum(bias), 'windows': windows}
-
-    monkeypatch.setattr('fql.pretraining.pretraining_loss', loss)
     config = dataclasses.replace(SPEC.config, augmentation=AugmentationConfig(brightness=0.3))
-    step = make_pretrain_step(dataclasses.replace(SPEC, config=config), one_device_mesh())
+    prepare = jax.jit(window_maker(dataclasses.replace(SPEC, config=config)))
     same = {**arrays, 'frames': np.full_like(arrays['frames'], 128)}
     same['later_frames'] = same['frames']
-    _, metrics = step(initial_pretrain_state(SPEC, one_device_mesh()), [same])
-    windows = jax.tree.map(lambda x: np.asarray(x[0]), metrics['windows'])
+    windows = jax.tree.map(np.asarray, prepare(same, jax.random.key(0), jnp.asarray(0)))
     values = np.concatenate([windows.observations, windows.later_observations]).reshape(8, -1)
     assert (values.max(axis=1) - values.min(axis=1) < 1e-6).all()
     assert len(set(np.round(values[:, 0], 4))) == 8
