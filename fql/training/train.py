@@ -178,7 +178,7 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
         batches = training_batches(data['train'], config, start, **part)
         _, code = trainer.train(state, batches, val_batches, is_evaluation_missing)
     if code == 0 and is_main:
-        plot_learning_curve(folder, config.task)
+        plot_learning_curve(folder, f'{config.agent.name}: {config.task}')
         print(end_summary(folder, config.steps - start, time.monotonic() - began), flush=True)
     return code
 

@@ -222,6 +222,7 @@ class File:
         self.reference = REFERENCES[' '.join(kind)]
         self.chunks = kind[0] == 'acfql'
         self.updates = self.values['updates']
+        self.updates_done: list[Any] = []
 
     def subtree(self, prefix: str) -> dict[str, Any]:
         """The nested dictionary of all entries below `prefix/`."""
@@ -407,7 +408,9 @@ def test_what_we_leave_out_does_nothing_in_the_reference(name):
 
 @pytest.fixture
 def updates(file, learner, options_of_training):
-    """Gradient, metrics and next state of each update."""
+    """Gradient, metrics and next state of each update, computed once for a file."""
+    if file.updates_done:
+        return file.updates_done
 
     def step(state, batch, draws):
         return learner.gradient(state, batch, draws)[0], *learner.update(state, batch, draws)
@@ -417,6 +420,7 @@ def updates(file, learner, options_of_training):
     for k in range(file.updates):
         grads, state, metrics = step(state, file.batch(k), file.draws(learner.agent, k))
         done.append((grads, metrics, state))
+    file.updates_done = done
     return done
 
 
