@@ -11,7 +11,7 @@ from scripts.shared_args import DataDir
 
 @dataclass(frozen=True)
 class InspectData:
-    """Print what a frame store holds: source, trajectories, actions, and rewards of its tasks.
+    """Print what a frame store holds, and the rewards of its tasks.
 
     fql inspect data visual-cube-single-play-v0 --verify --png cube.png
 

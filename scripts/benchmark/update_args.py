@@ -13,7 +13,6 @@ class BenchmarkUpdate:
     """Time one update in every mode, in turns, and count its work.
 
     fql benchmark update --rounds 10 --json update.json
-
     fql benchmark update --against precision=bfloat16
 
     GFLOP and GB (read and written) are those that XLA counts in the compiled program, on one
