@@ -2,25 +2,17 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 
-from fql.augmentation import augment_frames, check_augmentation
 from fql.batch import batch_from_frames
 from fql.config import validate_config
 from fql.envs.tasks import default_config, find_task
 from fql.reports.plots import plot_batch
-from fql.train_state import run_key
-from fql.training.data import load_training_data, training_batches
+from fql.training.data import batch_of_update
 from scripts.inspect_batch_args import InspectBatch
 
 CONFIG_FIELDS = (
-    'seed',
-    'dataset',
-    'data_dir',
-    'batch_size',
-    'frame_stack',
-    'shift_probability',
+    *('seed', 'dataset', 'data_dir', 'batch_size', 'frame_stack', 'shift_probability'),
     'augmentation',
 )
 
@@ -33,12 +25,7 @@ def run(args: InspectBatch) -> None:
         **{name: value for name, value in asked.items() if value is not None},
     )
     validate_config(config)
-    data = load_training_data(config)['train']
-    check_augmentation(config.augmentation, data.split.observations.shape[1:])
-    arrays = next(training_batches(data, config, args.step))
-    augment = jax.jit(augment_frames, static_argnames='config')
-    frames = augment(arrays['frames'], config.augmentation, run_key(config.seed), args.step)
-    arrays = {**arrays, 'frames': np.asarray(frames)}
+    arrays = batch_of_update(config, args.step)
     batch = batch_from_frames(arrays)._asdict()
     provenance = {'indices': arrays['indices'], 'shifts': arrays['shifts']}
     if args.out is not None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+import jax
 import numpy as np
 
 from data_pipeline.data_dir import resolve_data_dir
@@ -14,8 +15,10 @@ from data_pipeline.sources.base import LABEL_ARRAYS
 from data_pipeline.store.frame_store import FrameStore, Split, open_store
 from data_pipeline.store.labels import task_labels
 from data_pipeline.transforms import Transform
+from fql.augmentation import augment_frames, check_augmentation
 from fql.config import OWN_TASK, AugmentationConfig, TrainConfig
 from fql.envs.tasks import find_task
+from fql.train_state import run_key
 from fql.training.pretrain_config import PretrainConfig
 from fql.training.run_folder import RunSpec
 
@@ -69,6 +72,16 @@ def load_training_data(config: TrainConfig) -> dict[str, LabelledSplit]:
         name: LabelledSplit(split, *task_labels(store, name, task.label_env_id, {}))
         for name, split in store.splits.items()
     }
+
+
+def batch_of_update(config: TrainConfig, step: int) -> dict[str, np.ndarray]:
+    """The loader's batch for one update of a run, its frames augmented as the update has them."""
+    data = load_training_data(config)['train']
+    check_augmentation(config.augmentation, data.split.observations.shape[1:])
+    arrays = next(training_batches(data, config, step))
+    augment = jax.jit(augment_frames, static_argnames='config')
+    frames = augment(arrays['frames'], config.augmentation, run_key(config.seed), step)
+    return {**arrays, 'frames': np.asarray(frames)}
 
 
 def store_of(data: Mapping[str, LabelledSplit]) -> FrameStore:

@@ -10,9 +10,9 @@ from scripts.shared_args import DataDir, JsonOut, check_positive
 class BenchmarkLatents:
     """Time the caching of a frozen encoder's latents against the encoder alone, in turns.
 
-    The encoder is a fresh one. Alone, it encodes one batch again and again; to cache, frames are
-    read, put on the devices and encoded, and latents are checked and written, to the folder for
-    temporary files. Both have compiled before.
+    The encoder is a fresh one. Alone, it encodes one batch again and again, which lies on the
+    devices; to cache, frames are read, put on the devices and encoded, and latents are checked and
+    written, to the folder for temporary files. Both have compiled before.
     """
 
     task: str = 'visual-cube-single-play-singletask-task1-v0'
