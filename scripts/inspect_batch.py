@@ -9,7 +9,7 @@ from fql.config import validate_config
 from fql.envs.tasks import default_config, find_task
 from fql.reports.plots import plot_batch
 from fql.training.data import batch_of_update
-from scripts.inspect_batch_args import InspectBatch
+from scripts.inspect_args import InspectBatch
 
 CONFIG_FIELDS = (
     *('seed', 'dataset', 'data_dir', 'batch_size', 'frame_stack', 'shift_probability'),

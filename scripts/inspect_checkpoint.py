@@ -8,7 +8,7 @@ from fql.devices import one_device_mesh
 from fql.reports.tables import tell
 from fql.training.checkpoints import CheckpointReader, count_parameters
 from fql.training.run_folder import RunFolder, read_spec
-from scripts.inspect_checkpoint_args import InspectCheckpoint
+from scripts.inspect_args import InspectCheckpoint
 
 
 def run(args: InspectCheckpoint) -> None:

@@ -19,21 +19,21 @@ from data_pipeline.errors import DataError
 from encoders.errors import EncoderError
 from fql.errors import FQLError
 from fql.training.host_memory import keep_freed_memory
-from scripts.benchmark.data_args import BenchmarkData
-from scripts.benchmark.faults_args import BenchmarkFaults
-from scripts.benchmark.latents_args import BenchmarkLatents
-from scripts.benchmark.scaling_args import BenchmarkScaling
-from scripts.benchmark.train_args import BenchmarkTrain
-from scripts.benchmark.update_args import BenchmarkUpdate
+from scripts.benchmark.args import (
+    BenchmarkData,
+    BenchmarkFaults,
+    BenchmarkLatents,
+    BenchmarkScaling,
+    BenchmarkTrain,
+    BenchmarkUpdate,
+)
 from scripts.collect_args import Collect
 from scripts.compare_args import Compare
 from scripts.evaluate_args import Evaluate
 from scripts.export_encoder_args import ExportEncoder
 from scripts.export_tfds_args import ExportTfds
 from scripts.help import FAMILIES, command_help, overview
-from scripts.inspect_batch_args import InspectBatch
-from scripts.inspect_checkpoint_args import InspectCheckpoint
-from scripts.inspect_data_args import InspectData
+from scripts.inspect_args import InspectBatch, InspectCheckpoint, InspectData
 from scripts.prepare_args import Prepare
 from scripts.pretrain_args import Pretrain
 from scripts.probe_args import Probe

@@ -19,6 +19,7 @@ from fql.agent import initial_state
 from fql.config import TrainConfig
 from fql.devices import make_mesh, put_batch
 from fql.reports.tables import format_table, tell, write_json
+from fql.reports.timing import median_ratio, take_turns
 from fql.train_step import LOADED_FIELDS, make_train_step
 from fql.training.data import LabelledSplit, load_training_data, run_spec, training_batches
 from fql.training.host_memory import (
@@ -26,8 +27,8 @@ from fql.training.host_memory import (
     anonymous_megabytes,
     give_back_freed_memory,
 )
-from scripts.benchmark.data_args import BenchmarkData
-from scripts.benchmark.measuring import median_ratio, take_turns, task_config
+from scripts.benchmark.args import BenchmarkData
+from scripts.benchmark.measuring import task_config
 from scripts.benchmark.sources import measure_sources
 
 MILLION = 1_000_000

@@ -15,6 +15,7 @@ from fql.agent import abstract_state, initial_state
 from fql.config import TrainConfig
 from fql.devices import make_mesh, one_device_mesh, put_batch
 from fql.errors import FQLError
+from fql.reports.timing import take_turns
 from fql.train_step import make_train_step
 from fql.training.checkpoints import (
     CheckpointReader,
@@ -24,8 +25,8 @@ from fql.training.checkpoints import (
 from fql.training.progress import progress_bar
 from fql.training.rollouts import recorded_steps
 from fql.training.run_folder import RunFolder, read_spec
-from scripts.benchmark.faults_args import BenchmarkFaults
-from scripts.benchmark.measuring import FQL, ROOT, run_fql, take_turns
+from scripts.benchmark.args import BenchmarkFaults
+from scripts.benchmark.measuring import FQL, ROOT, run_fql
 from scripts.benchmark.update import random_arrays, run_spec
 
 SETTINGS = (

@@ -17,6 +17,7 @@ from data_pipeline.store.latents import LatentWriter
 from fql.agent import agent_networks
 from fql.devices import local_mesh
 from fql.reports.tables import format_table, write_json
+from fql.reports.timing import median_ratio, take_turns
 from fql.training.data import load_training_data, run_spec
 from fql.training.latent_cache import (
     AHEAD,
@@ -27,8 +28,8 @@ from fql.training.latent_cache import (
     write_latents,
 )
 from fql.training.run_folder import RunSpec
-from scripts.benchmark.latents_args import BenchmarkLatents
-from scripts.benchmark.measuring import median_ratio, take_turns, task_config
+from scripts.benchmark.args import BenchmarkLatents
+from scripts.benchmark.measuring import task_config
 
 
 def run(args: BenchmarkLatents) -> None:

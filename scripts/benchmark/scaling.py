@@ -10,8 +10,8 @@ import jax
 from fql.config import AgentConfig, TrainConfig
 from fql.reports.plots import plot_series
 from fql.reports.tables import format_table, write_json
-from scripts.benchmark.measuring import take_turns
-from scripts.benchmark.scaling_args import BenchmarkScaling
+from fql.reports.timing import take_turns
+from scripts.benchmark.args import BenchmarkScaling
 from scripts.benchmark.update import Way, our_way, with_agent
 
 VIRTUAL_DEVICES = 8

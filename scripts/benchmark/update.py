@@ -21,12 +21,12 @@ from fql.errors import FQLError
 from fql.losses import Metrics
 from fql.networks import Networks, Params
 from fql.reports.tables import format_table, write_json
+from fql.reports.timing import median_ratio, take_turns
 from fql.train_state import TrainState
 from fql.train_step import TrainStep, make_train_step, runs_best_alone, scan_updates
 from fql.training.run_folder import RunSpec
 from fql.update import update
-from scripts.benchmark.measuring import median_ratio, take_turns
-from scripts.benchmark.update_args import BenchmarkUpdate
+from scripts.benchmark.args import BenchmarkUpdate
 
 ACTION_DIM = 5
 CHANNELS = 3
