@@ -12,21 +12,20 @@ from scripts.shared_args import DataDir
 
 @dataclass(frozen=True)
 class Collect:
-    """Collect a dataset with OGBench's scripted oracles, as an .npz file of OGBench's format.
+    """Collect a dataset with OGBench's scripted oracles.
 
     fql collect visual-cube-single-v0 --episodes 100 --val-episodes 10
-
     fql collect puzzle-3x3-v0 --dataset-type noisy
-
     fql collect visual-pointmaze-medium-v0 --dataset-type stitch --frame-size 32
 
-    Environments are OGBench's cube-single, cube-double, cube-triple, cube-quadruple, scene,
-    puzzle-3x3, puzzle-4x4, puzzle-4x5, puzzle-4x6, and pointmaze-medium, pointmaze-large,
-    pointmaze-giant, pointmaze-teleport. With visual- before the name, observations are images.
-    (fql train has no task for point mazes; their data serve fql pretrain and fql export-tfds.)
+    The result is an .npz file of OGBench's format. Environments are OGBench's cube-single,
+    cube-double, cube-triple, cube-quadruple, scene, puzzle-3x3, puzzle-4x4, puzzle-4x5, puzzle-4x6,
+    and pointmaze-medium, pointmaze-large, pointmaze-giant, pointmaze-teleport. With visual- before
+    the name, observations are images. (fql train has no task for point mazes; their data serve fql
+    pretrain and fql export-tfds.)
 
-    What is not given has the number of OGBench's dataset of that name. That is a day's work for
-    a million images on two cores without a GPU (about 10 a second; without images 1,000), so begin
+    What is not given has the number of OGBench's dataset of that name. That is a day's work for a
+    million images on two cores without a GPU (about 10 a second; without images 1,000), so begin
     with few episodes. An interrupted collection goes on when the command is repeated, also with
     another number of episodes.
     """

@@ -11,7 +11,7 @@ from fql.reports.tables import check_new_picture
 
 @dataclass(frozen=True)
 class Compare:
-    """Draw the success of several runs over their updates, and print a table.
+    """Draw the success of several runs, and print a table.
 
     fql compare runs/scratch-0 runs/scratch-1 runs/frozen-0 runs/frozen-1 --out curves.png
 

@@ -10,12 +10,12 @@ from scripts.shared_args import DataDir
 
 @dataclass(frozen=True)
 class ExportEncoder:
-    """Write the encoder of a run as a folder of its own, for fql train --encoder.from.
+    """Write the encoder of a run as a folder of its own.
 
     fql export-encoder runs/cube --out encoders/cube
 
-    Of an agent with --encoder-sharing separate it is the critic's. Of a pretraining, the encoder
-    of an earlier checkpoint can be had.
+    The folder is for fql train --encoder.from. Of an agent with --encoder.sharing separate it is
+    the critic's. Of a pretraining, the encoder of an earlier checkpoint can be had.
     """
 
     run: tyro.conf.Positional[Path]

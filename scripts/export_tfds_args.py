@@ -10,12 +10,16 @@ from scripts.shared_args import DataDir
 
 @dataclass(frozen=True)
 class ExportTfds:
-    """Write a frame store as an RLDS dataset that TFDS reads without this program.
+    """Write a frame store as an RLDS dataset, which TFDS reads.
 
     fql export-tfds visual-cube-single-play-v0 --out ~/tensorflow_datasets
 
-    then, in Python: tfds.data_source('ogbench/visual-cube-single-play-v0'). Rewards are 0 and
-    discounts 1, as the data are free of goals, but where the dataset has rewards of its own.
+    Then, in Python, without this program:
+
+    tfds.data_source('ogbench/visual-cube-single-play-v0')
+
+    Rewards are 0 and discounts 1, as the data are free of goals, but where the dataset has rewards
+    of its own.
     """
 
     dataset: tyro.conf.Positional[str]

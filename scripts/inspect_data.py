@@ -5,7 +5,7 @@ from data_pipeline.store.frame_store import open_store, verify_store
 from fql.reports.data_plots import plot_frames, plot_histograms
 from fql.reports.data_report import describe_data
 from fql.training.progress import progress_bar, progress_callback
-from scripts.inspect_data_args import InspectData
+from scripts.inspect_args import InspectData
 
 
 def run(args: InspectData) -> None:

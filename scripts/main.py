@@ -4,10 +4,13 @@ Spawned processes import this module again, and `--help` must answer at once, so
 may be imported here, nor where arguments are declared.
 """
 
+import difflib
 import importlib
+import importlib.metadata
 import os
+import select
 import sys
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import tyro
 
@@ -16,20 +19,20 @@ from data_pipeline.errors import DataError
 from encoders.errors import EncoderError
 from fql.errors import FQLError
 from fql.training.host_memory import keep_freed_memory
-from scripts.benchmark.data_args import BenchmarkData
-from scripts.benchmark.faults_args import BenchmarkFaults
-from scripts.benchmark.latents_args import BenchmarkLatents
-from scripts.benchmark.scaling_args import BenchmarkScaling
-from scripts.benchmark.train_args import BenchmarkTrain
-from scripts.benchmark.update_args import BenchmarkUpdate
+from scripts.benchmark.args import (
+    BenchmarkData,
+    BenchmarkFaults,
+    BenchmarkLatents,
+    BenchmarkTrain,
+    BenchmarkUpdate,
+)
 from scripts.collect_args import Collect
 from scripts.compare_args import Compare
 from scripts.evaluate_args import Evaluate
 from scripts.export_encoder_args import ExportEncoder
 from scripts.export_tfds_args import ExportTfds
-from scripts.inspect_batch_args import InspectBatch
-from scripts.inspect_checkpoint_args import InspectCheckpoint
-from scripts.inspect_data_args import InspectData
+from scripts.help import FAMILIES, command_help, overview
+from scripts.inspect_args import InspectBatch, InspectCheckpoint, InspectData
 from scripts.prepare_args import Prepare
 from scripts.pretrain_args import Pretrain
 from scripts.probe_args import Probe
@@ -51,7 +54,6 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     'inspect batch': (InspectBatch, 'scripts.inspect_batch'),
     'inspect checkpoint': (InspectCheckpoint, 'scripts.inspect_checkpoint'),
     'benchmark update': (BenchmarkUpdate, 'scripts.benchmark.update'),
-    'benchmark scaling': (BenchmarkScaling, 'scripts.benchmark.scaling'),
     'benchmark train': (BenchmarkTrain, 'scripts.benchmark.train'),
     'benchmark data': (BenchmarkData, 'scripts.benchmark.data'),
     'benchmark latents': (BenchmarkLatents, 'scripts.benchmark.latents'),
@@ -64,16 +66,29 @@ short forms out, and `check()`, which raises FQLError on what makes no sense, be
 is imported.
 """
 
+HELP = {'-h', '--help'}
+
 
 def main() -> NoReturn:
     """Runs a command and exits.
 
     0: done; 1: a fault the user can mend; 2: bad arguments; 42: a run was asked to stop and can be
-    resumed; 130: interrupted.
+    resumed; 130: interrupted; 141: what reads the output has ended, as `head` does.
     """
     keep_freed_memory()
     sys.unraisablehook = report_unraisable
-    sys.exit(run(sys.argv[1:]))
+    for stream in (sys.stdout, sys.stderr):
+        # In the C locale, of cron and of minimal containers, no text must be a fault.
+        stream.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
+    try:
+        code = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at its exit; to nowhere.
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        code = 141
+    sys.exit(code)
 
 
 def report_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
@@ -88,14 +103,21 @@ def report_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
 def run(words: list[str]) -> int:
     """Runs a command and returns its exit code."""
     try:
-        name = command_name(words)
+        words = [expand_home(word) for word in words]
+        name = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
+        if name is None:
+            return answer(words)
         declared, module = COMMANDS[name]
         words = words[len(name.split()) :]
         if hasattr(declared, 'expand'):
             words = declared.expand(words)
+        default = declared.defaults(words) if hasattr(declared, 'defaults') else None
+        if HELP & set(words):
+            print(command_help(f'fql {name}', declared, default))
+            return 0
         args: Any = tyro.cli(
             declared,
-            default=declared.defaults(words) if hasattr(declared, 'defaults') else None,
+            default=default,
             prog=f'fql {name}',
             args=words,
             config=(tyro.conf.OmitArgPrefixes,),
@@ -112,6 +134,8 @@ def run(words: list[str]) -> int:
         print(f'fql: {error}', file=sys.stderr)
         return 1
     except OSError as error:  # A full disk, a folder that must not be written, and the like.
+        if isinstance(error, BrokenPipeError) and is_unread(sys.stdout):
+            raise
         print(f'fql: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -119,13 +143,37 @@ def run(words: list[str]) -> int:
         return 130
 
 
-def command_name(words: list[str]) -> str:
-    """The command that the first word, or the first two, name."""
-    for count in (1, 2):
-        if (name := ' '.join(words[:count])) in COMMANDS:
-            return name
-    print(f'fql: no such command; there are {", ".join(COMMANDS)}', file=sys.stderr)
-    raise SystemExit(2)
+def answer(words: list[str]) -> int:
+    """Answers words that name no command: help, the version, or the nearest names."""
+    first = words[0] if words else ''
+    if first == '--version':
+        print(f'fql {importlib.metadata.version("fql-pixels")}')
+        return 0
+    family = first if first in FAMILIES else ''
+    rest = words[1:] if family else words
+    if not rest or rest[0] in HELP:
+        summaries = {name: cls.__doc__.split('\n')[0] for name, (cls, _) in COMMANDS.items()}
+        print(overview(summaries, family), file=sys.stdout if rest else sys.stderr)
+        return 0 if rest else 2
+    asked = ' '.join(words[: 2 if family else 1])
+    names = COMMANDS if family else [*COMMANDS, *FAMILIES]
+    nearest = difflib.get_close_matches(asked, names, cutoff=0.5)
+    told = f'did you mean {" or ".join(nearest)}?' if nearest else 'fql --help names all'
+    print(f'fql: no command {asked!r}; {told}', file=sys.stderr)
+    return 2
+
+
+def is_unread(stream: TextIO) -> bool:
+    """Whether a pipe's other end is closed."""
+    poll = select.poll()
+    poll.register(stream, 0)
+    return bool(poll.poll(0))
+
+
+def expand_home(word: str) -> str:
+    """A word whose ~, which a shell leaves alone after an =, is the home folder."""
+    flag, equals, value = word.partition('=') if word.startswith('--') else ('', '', word)
+    return flag + equals + (os.path.expanduser(value) if value.startswith('~') else value)
 
 
 if __name__ == '__main__':

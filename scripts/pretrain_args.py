@@ -19,12 +19,13 @@ from scripts.shared_args import value_of
 
 @dataclass(frozen=True)
 class Pretrain:
-    """Train an encoder alone, without rewards; it ends as a folder, RUN/encoder.
+    """Train an encoder alone, without rewards.
 
     fql pretrain --dataset visual-cube-single-play-v0 --run-dir runs/cube-encoder
     fql pretrain --resume runs/cube-encoder
+    fql train --task ... --encoder.from runs/cube-encoder/encoder --encoder.mode frozen
 
-    then: fql train --task ... --encoder.from runs/cube-encoder/encoder --encoder.mode frozen
+    It ends as a folder, RUN/encoder, from which the last of these commands starts.
     """
 
     config: Annotated[PretrainConfig, tyro.conf.arg(name='')]

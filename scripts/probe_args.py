@@ -10,13 +10,13 @@ from scripts.shared_args import DataDir
 
 @dataclass(frozen=True)
 class Probe:
-    """Print how well robot and objects can be read off an encoder's latents by a linear map.
+    """Print how well a linear map reads positions off latents.
 
     fql probe runs/cube-encoder/encoder
 
-    For every column of qpos, R^2 on the validation split of a ridge regression fitted to the
-    training split: from the saved encoder's latents, from those of a random one of the same size,
-    and from the images' pixels, averaged to at most 16x16.
+    For every column of qpos, which holds the positions of robot and objects, R^2 on the validation
+    split of a ridge regression fitted to the training split: from the saved encoder's latents, from
+    those of a random one of the same size, and from the images' pixels, averaged to at most 16x16.
     """
 
     encoder: tyro.conf.Positional[Path]

@@ -8,9 +8,10 @@ from scripts.shared_args import DataDir
 
 @dataclass(frozen=True)
 class Quickstart:
-    """Collect a small pixel task, train FQL on it and compare it with cloning and chance.
+    """Try it: collect a small task, train on it, compare the policy.
 
-    Takes some minutes on two processor cores. A second call reuses the collected data.
+    The task is one of pixels; the policy is compared with behaviour cloning and with chance. Takes
+    some minutes on two processor cores. A second call reuses the collected data.
     """
 
     data_dir: DataDir = ''

@@ -1,5 +1,6 @@
 """What the arguments of several commands share."""
 
+import itertools
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +31,7 @@ def check_positive(**counts: int) -> None:
 
 def value_of(words: list[str], flag: str) -> str | None:
     """What a flag is given, read before the words are parsed; None without it."""
-    for word, following in zip(words, [*words[1:], ''], strict=True):
+    for word, following in itertools.zip_longest(words, words[1:]):
         if word == flag:
             return following
         if word.startswith(f'{flag}='):

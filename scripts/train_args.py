@@ -1,13 +1,15 @@
 """The arguments of `fql train`."""
 
+import dataclasses
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, cast
 
 import tyro
 
-from fql.agents.configs import AGENT_CONFIGS, AgentName
+from fql.agents.configs import AGENT_CONFIGS, AgentName, FQLConfig
 from fql.envs.tasks import find_task
 from fql.errors import FQLError
 from fql.training.config import Processes, TrainConfig, validate_config
@@ -60,7 +62,26 @@ class Train:
 
     @classmethod
     def expand(cls, words: list[str]) -> list[str]:
-        """The words with `--encoder NAME` as `--encoder.size NAME`."""
+        """The words with `--encoder NAME` as `--encoder.size NAME`.
+
+        Raises:
+            SystemExit: one is a flag of other agents; says of which.
+        """
+        agent = AGENT_CONFIGS.get(value_of(words, '--agent') or 'fql', FQLConfig)
+        if not value_of(words, '--resume'):
+            known = {entry.name for entry in dataclasses.fields(agent)}
+            for word in words:
+                name = word.partition('=')[0].removeprefix('--').replace('-', '_')
+                owners = [
+                    other.name
+                    for other in AGENT_CONFIGS.values()
+                    if name in {entry.name for entry in dataclasses.fields(other)}
+                ]
+                if word.startswith('--') and owners and name not in known:
+                    flag = f'--{name.replace("_", "-")}'
+                    text = f'{flag} is a setting of {", ".join(owners)}, not of {agent.name}'
+                    print(f'fql: {text}', file=sys.stderr)
+                    raise SystemExit(2)
         return [re.sub('^--encoder(?==|$)', '--encoder.size', word) for word in words]
 
     def check(self) -> None:

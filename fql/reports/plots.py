@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -71,32 +70,6 @@ def plot_successes(path: Path, curves: Mapping[str, tuple[Sequence[int], np.ndar
     figure.legend(fontsize=8, loc='outside right upper')
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-
-
-def plot_series(
-    path: Path, series: Mapping[str, Sequence[Mapping[str, Any]]], columns: Mapping[str, str]
-) -> None:
-    """Draws points against their `value`: a column of panels for each series.
-
-    Args:
-        path: the PNG to write.
-        series: the points by name.
-        columns: what of a point is drawn, a row of panels each, and its label.
-    """
-    figure = Figure(figsize=(3 * len(series), 2.5 * len(columns)), layout='constrained')
-    panels = figure.subplots(len(columns), len(series), sharex='col', squeeze=False)
-    for i, (name, points) in enumerate(series.items()):
-        values = [point['value'] for point in points]
-        for axes, key in zip(panels[:, i], columns, strict=True):
-            axes.plot(values, [point[key] for point in points], 'o-')
-            axes.set_ylim(bottom=0)
-            axes.set_xticks(values)
-            axes.grid(alpha=0.3)
-        panels[-1, i].set_xlabel(name)
-    for axes, label in zip(panels[:, 0], columns.values(), strict=True):
-        axes.set_ylabel(label)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
 
 
 def _line(axes: Axes, rows: list[dict[str, str]], name: str, label: str, marker: str = '') -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+import jax
 import numpy as np
 
 from data_pipeline.data_dir import resolve_data_dir
@@ -15,6 +16,8 @@ from data_pipeline.store.frame_store import FrameStore, Split, open_store
 from data_pipeline.store.labels import task_labels
 from data_pipeline.transforms import Transform
 from fql.envs.tasks import OWN_TASK, find_task
+from fql.learner import split_seed
+from fql.training.augmentation import augment_frames, check_augmentation
 from fql.training.config import AugmentationConfig, TrainConfig
 from fql.training.learning import agent_of
 from fql.training.pretrain_config import PretrainConfig
@@ -70,6 +73,16 @@ def load_training_data(config: TrainConfig) -> dict[str, LabelledSplit]:
         name: LabelledSplit(split, *task_labels(store, name, task.label_env_id, {}))
         for name, split in store.splits.items()
     }
+
+
+def batch_of_update(config: TrainConfig, step: int) -> dict[str, np.ndarray]:
+    """The loader's batch for one update of a run, its frames augmented as the update has them."""
+    data = load_training_data(config)['train']
+    check_augmentation(config.augmentation, data.split.observations.shape[1:])
+    arrays = next(training_batches(data, config, step))
+    augment = jax.jit(augment_frames, static_argnames='config')
+    frames = augment(arrays['frames'], config.augmentation, split_seed(config.seed)[1], step)
+    return {**arrays, 'frames': np.asarray(frames)}
 
 
 def store_of(data: Mapping[str, LabelledSplit]) -> FrameStore:

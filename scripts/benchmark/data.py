@@ -19,6 +19,7 @@ from fql.batch import LOADED_FIELDS
 from fql.compiled import abstract_state, initial_state, make_train_step
 from fql.devices import make_mesh, put_batch
 from fql.reports.tables import format_table, tell, write_json
+from fql.reports.timing import median_ratio, take_turns
 from fql.training.config import TrainConfig
 from fql.training.data import LabelledSplit, load_training_data, run_spec, training_batches
 from fql.training.host_memory import (
@@ -27,8 +28,8 @@ from fql.training.host_memory import (
     give_back_freed_memory,
 )
 from fql.training.learning import batch_maker, make_learner
-from scripts.benchmark.data_args import BenchmarkData
-from scripts.benchmark.measuring import median_ratio, take_turns, task_config
+from scripts.benchmark.args import BenchmarkData
+from scripts.benchmark.measuring import task_config
 from scripts.benchmark.sources import measure_sources
 
 MILLION = 1_000_000

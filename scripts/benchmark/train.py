@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from fql.compiled import abstract_state, initial_state, make_train_step, make_validation
 from fql.devices import make_mesh, put_batch
 from fql.reports.tables import format_table, write_json
+from fql.reports.timing import median_ratio, take_turns
 from fql.training.checkpoints import CheckpointWriter
 from fql.training.config import TrainConfig
 from fql.training.data import load_training_data, run_spec, training_batches
@@ -27,8 +28,8 @@ from fql.training.learning import (
 )
 from fql.training.loop import Trainer, updates_in_call
 from fql.training.run_folder import RunFolder
-from scripts.benchmark.measuring import median_ratio, run_fql, take_turns, task_config
-from scripts.benchmark.train_args import BenchmarkTrain
+from scripts.benchmark.args import BenchmarkTrain
+from scripts.benchmark.measuring import run_fql, task_config
 
 
 def run(args: BenchmarkTrain) -> None:

@@ -26,11 +26,11 @@ from fql.devices import check_batch_size, make_mesh, put_batch
 from fql.errors import FQLError
 from fql.learner import Learner, Metrics, TrainState, make_optimizer
 from fql.reports.tables import format_table, write_json
+from fql.reports.timing import median_ratio, take_turns
 from fql.training.config import TrainConfig, validate_config
 from fql.training.learning import agent_of, batch_maker, most_updates_per_call
 from fql.training.run_folder import RunSpec
-from scripts.benchmark.measuring import median_ratio, take_turns
-from scripts.benchmark.update_args import BenchmarkUpdate
+from scripts.benchmark.args import BenchmarkUpdate
 
 ACTION_DIM = 5
 CHANNELS = 3

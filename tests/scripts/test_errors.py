@@ -220,7 +220,6 @@ def test_nan_actions(assert_one_line, fql, maze_npz, tmp_path):
         ('data', '--updates', 0),
         ('latents', '--rounds', 0),
         ('update', '--rounds', -1),
-        ('scaling', '--rounds', 0),
         ('train', '--updates', 0),
         ('faults', '--kills', 0),
     ],
