@@ -12,7 +12,13 @@ import jax
 from data_pipeline.loader import LoaderConfig, check_windows, make_windows
 from data_pipeline.store.frame_store import FrameStore
 from encoders.saved import SavedEncoder, read_encoder, save_encoder
-from fql.compiled import abstract_state, initial_state, make_train_step, make_validation
+from fql.compiled import (
+    abstract_state,
+    initial_state,
+    make_train_step,
+    make_validation,
+    updates_per_call,
+)
 from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_processes
 from fql.learner import TrainState, count_parameters
 from fql.networks import Params
@@ -101,7 +107,12 @@ def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
             mesh=mesh,
             folder=folder,
             fields=WINDOW_FIELDS,
-            train_step=make_train_step(learner, window_maker(spec), abstract),
+            train_step=make_train_step(
+                learner,
+                window_maker(spec),
+                abstract,
+                updates_per_call(config.updates_per_call, has_convolutions=True),
+            ),
             validate=make_validation(pretraining_validation(spec)),
             evaluate=lambda state: None,
             metadata={'config': dataclasses.asdict(config), 'versions': versions()},
