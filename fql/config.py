@@ -76,22 +76,11 @@ class AugmentationConfig:
     """Probability that a sample's images are blurred, by a Gaussian of up to 1 pixel."""
     cutout_probability: float = 0.0
     """Probability that a rectangle a quarter as high and as wide as the images is blackened."""
-    flip_probability: float = 0.0
-    """Probability that a sample's images are mirrored, left to right; its action stays as it is."""
-    window_probability: float = 0.0
-    """Probability that all but a window of a sample's images, at least half as high and as wide, is
-    blackened."""
 
     @property
     def is_on(self) -> bool:
         """Whether anything is changed at all."""
         return self != AugmentationConfig()
-
-    @property
-    def is_on_device(self) -> bool:
-        """Whether anything is changed in the training step, not only by the data pipeline."""
-        on_device = dataclasses.replace(self, flip_probability=0.0, window_probability=0.0)
-        return on_device != AugmentationConfig()
 
 
 @dataclass(frozen=True)
@@ -117,10 +106,7 @@ class TrainConfig:
     """Probability that a batch's images are randomly shifted (up to 3 pixels)."""
     latent_cache: Literal['off', 'float32', 'float16'] = 'float32'
     """Of a frozen encoder: compute the latents of all rows once and train on these, in files of
-    this type beside the data; where images are changed at random only with latent-copies."""
-    latent_copies: int = 0
-    """Cache latents of so many randomly shifted copies too, from which shifted batches are drawn
-    (0: shifted batches need the encoder in every update)."""
+    this type beside the data; only where images are not changed at random."""
     updates_per_call: int = 1
     """Updates that one call of the compiled step makes; more save time where updates are short. On
     CPUs it is always one."""
@@ -232,18 +218,6 @@ def validate_config(config: TrainConfig) -> None:
         'encoder.lr-multiplier and encoder.unfreeze-step need --encoder.mode finetune': (
             agent.encoder_mode == 'finetune'
             or (agent.encoder_lr_multiplier == 1 and agent.encoder_unfreeze_step == 0)
-        ),
-        'latent-copies must not be negative': config.latent_copies >= 0,
-        'latent-copies needs --encoder.mode frozen, a latent-cache and shift-probability above 0': (
-            config.latent_copies == 0
-            or (
-                agent.encoder_mode == 'frozen'
-                and config.latent_cache != 'off'
-                and config.shift_probability > 0
-            )
-        ),
-        'latent-copies are of shifted images: set all other augmentations to 0, or latent-copies': (
-            config.latent_copies == 0 or not augmentation.is_on
         ),
         'hidden-dims must be one or more positive widths': (
             len(agent.hidden_dims) > 0 and min(agent.hidden_dims) >= 1

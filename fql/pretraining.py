@@ -149,7 +149,7 @@ def windows_from_frames(arrays: Arrays) -> Windows:
 
 def _augmented(arrays: Arrays, config: PretrainConfig, state: TrainState) -> Arrays:
     """The arrays with their frames augmented, those at t and those at t + k apart."""
-    if not config.augmentation.is_on_device:
+    if not config.augmentation.is_on:
         return arrays
     both = jnp.concatenate([arrays['frames'], arrays['later_frames']])
     frames, later = jnp.split(

@@ -25,7 +25,7 @@ from fql.pretraining import (
 )
 from fql.train_state import TrainState
 from fql.training.checkpoints import CheckpointWriter, count_parameters, restore_newest
-from fql.training.data import host_transforms, open_dataset, unaugmented
+from fql.training.data import open_dataset
 from fql.training.interruption import Interruption
 from fql.training.loop import Trainer, rows_logged
 from fql.training.metrics_log import MetricsLog
@@ -109,8 +109,7 @@ def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
         val_windows = None
         if 'val' in store.splits and store.splits['val'].num_transitions >= config.batch_size:
             logged = rows_logged(config, start)
-            val_loader = loader_config(unaugmented(config))
-            val_windows = make_windows(store.splits['val'], val_loader, logged)
+            val_windows = make_windows(store.splits['val'], loader, logged)
         trainer = Trainer(
             schedule=config,
             mesh=mesh,
@@ -143,7 +142,6 @@ def loader_config(config: PretrainConfig) -> LoaderConfig:
         frame_stack=config.frame_stack,
         horizon=config.horizon,
         shift_probability=config.shift_probability,
-        transforms=host_transforms(config.augmentation),
         seed=config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

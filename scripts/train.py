@@ -38,7 +38,6 @@ from fql.training.data import (
     run_spec,
     store_of,
     training_batches,
-    unaugmented,
 )
 from fql.training.interruption import Interruption
 from fql.training.latent_cache import cached_data, check_room, describe_cache, uses_cache
@@ -157,7 +156,7 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
         val_batches = None
         if 'val' in data and data['val'].split.num_transitions >= config.batch_size:
             logged = rows_logged(config, start)
-            val_batches = training_batches(data['val'], unaugmented(config), logged, **part)
+            val_batches = training_batches(data['val'], config, logged, **part)
         interruption = stack.enter_context(Interruption())
         trainer = Trainer(
             schedule=config,

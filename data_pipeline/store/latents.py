@@ -1,7 +1,7 @@
 """Latents of a frozen encoder, kept beside the frames they were computed from.
 
     <store>/latents/<key>/recipe.json                what they were made of; the key is its digest
-    <store>/latents/<key>/<split>/observations.npy   (n * (copies + 1), d)
+    <store>/latents/<key>/<split>/observations.npy   (n, d)
     <store>/latents/<key>/<split>/progress.json      how many rows stand, and their checksum
 
 The array grows by blocks of rows and is whole once the record counts them all; one that was cut
@@ -60,13 +60,9 @@ def make_latent_folder(folder: Path, recipe: str) -> None:
     _write_whole(folder / 'recipe.json', recipe)
 
 
-def latent_split(folder: Path, split: Split, width: int, dtype: str, copies: int) -> Split | None:
-    """`split` with its latents (n, width) as observations; None where they are not all there.
-
-    The file behind them goes on with the latents of the copies, n rows each.
-    """
-    rows = len(split.observations)
-    shape = (rows * (copies + 1), width)
+def latent_split(folder: Path, split: Split, width: int, dtype: str) -> Split | None:
+    """`split` with its latents (n, width) as observations; None where they are not all there."""
+    shape = (len(split.observations), width)
     path = folder / split.name / _ARRAY
     if _read_record(path).get('rows') != shape[0]:
         return None
@@ -76,7 +72,7 @@ def latent_split(folder: Path, split: Split, width: int, dtype: str, copies: int
         return None
     if latents.shape != shape or latents.dtype != np.dtype(dtype):
         return None
-    return dataclasses.replace(split, path=path.parent, observations=latents[:rows])
+    return dataclasses.replace(split, path=path.parent, observations=latents)
 
 
 class LatentWriter:

@@ -33,11 +33,7 @@ def run(args: BenchmarkLatents) -> None:
     check_new(args.json)
     check_positive(rows=args.rows, rounds=args.rounds)
     config = default_config(find_task(args.task))
-    config = dataclasses.replace(
-        config,
-        data_dir=str(resolve_data_dir(args.data_dir)),
-        latent_copies=args.latent_copies,
-    )
+    config = dataclasses.replace(config, data_dir=str(resolve_data_dir(args.data_dir)))
     data = load_training_data(config)['train']
     split = first_trajectories(data.split, args.rows)
     report = compare_caching(split, run_spec(data, config), args.rounds)
@@ -64,13 +60,13 @@ def first_trajectories(split: Split, rows: int) -> Split:
 
 
 def compare_caching(split: Split, spec: RunSpec, rounds: int) -> dict[str, Any]:
-    """Seconds of each turn, and rows (with their copies) in a second, both ways."""
+    """Seconds of each turn, and rows in a second, both ways."""
     config, mesh = spec.config, local_mesh()
     networks = agent_networks(spec)
     assert networks.encoder is not None
     image = np.zeros((1, *spec.observation_shape), spec.observation_dtype)
     encoder = jax.jit(networks.encoder.init)(jax.random.key(config.seed), image)['params']
-    rows = len(split.observations) * (config.latent_copies + 1)
+    rows = len(split.observations)
     encode, width = make_encode(spec, mesh), latent_width(spec)
 
     def cache() -> None:
