@@ -1,6 +1,6 @@
 """`fql export-encoder`: the encoder of a run's checkpoint, as a folder of its own."""
 
-from encoders.saved import SavedEncoder, save_encoder
+from encoders.saved import SavedEncoder
 from fql.agent import abstract_state
 from fql.devices import one_device_mesh
 from fql.envs.tasks import find_task
@@ -11,6 +11,7 @@ from fql.reports.tables import tell
 from fql.training.checkpoints import CheckpointReader
 from fql.training.pretrain_config import PretrainSpec, read_pretrain_spec
 from fql.training.run_folder import RunFolder, RunSpec, read_spec
+from fql.training.saved_encoders import save_encoder_folder
 from scripts.arguments import ExportEncoder
 from scripts.pretrain import describe_encoder
 
@@ -27,7 +28,7 @@ def run(args: ExportEncoder) -> None:
         params, saved = read_pretrained(folder, read_pretrain_spec(folder), args.step)
     else:
         params, saved = read_trained(folder, read_spec(folder), args.step)
-    save_encoder(args.out, params, saved)
+    save_encoder_folder(args.out, params, saved)
     print(
         f'{args.out}: {saved.encoder}, {saved.frame_stack} frame(s) of '
         f'{"x".join(map(str, saved.image_shape))}, {saved.objective} on {saved.dataset}, '

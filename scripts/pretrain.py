@@ -1,7 +1,6 @@
 """`fql pretrain`: starts or continues a pretraining, which ends with a saved encoder."""
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -12,7 +11,7 @@ import jax
 from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.loader import LoaderConfig, check_windows, make_windows
 from data_pipeline.store.frame_store import FrameStore
-from encoders.saved import SavedEncoder, read_encoder, save_encoder
+from encoders.saved import SavedEncoder, read_encoder
 from fql.augmentation import check_augmentation
 from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_processes
 from fql.networks import Params
@@ -45,6 +44,7 @@ from fql.training.run_start import (
     claimed_folder,
     connect_processes,
 )
+from fql.training.saved_encoders import save_encoder_folder
 from scripts.arguments import Pretrain
 
 
@@ -168,11 +168,11 @@ def write_final_encoder(folder: RunFolder, spec: PretrainSpec, encoder: Params) 
 
     A run that was extended replaces the one it had.
     """
-    if folder.encoder.exists():
-        if read_encoder(folder.encoder).step == spec.config.steps:
-            return
-        shutil.rmtree(folder.encoder)
-    save_encoder(folder.encoder, encoder, describe_encoder(spec, spec.config.steps, versions()))
+    replace = folder.encoder.exists()
+    if replace and read_encoder(folder.encoder).step == spec.config.steps:
+        return
+    saved = describe_encoder(spec, spec.config.steps, versions())
+    save_encoder_folder(folder.encoder, encoder, saved, replace=replace)
 
 
 def start_summary(

@@ -10,7 +10,7 @@ from data_pipeline.collection.recipes import Recipe
 from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.errors import DataError
 from data_pipeline.sources.ogbench import npz_splits
-from data_pipeline.store.frame_store import write_store
+from data_pipeline.store.writer import write_store
 from fql.agent import abstract_state, agent_networks
 from fql.config import TrainConfig
 from fql.devices import one_device_mesh

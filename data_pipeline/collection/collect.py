@@ -22,8 +22,7 @@ import numpy as np
 from data_pipeline.collection.oracles import make_environment, run_episode
 from data_pipeline.collection.recipes import Recipe
 from data_pipeline.errors import DataError
-from data_pipeline.file_lock import locked
-from data_pipeline.store.frame_store import sync_path
+from data_pipeline.files import locked, replacing, write_npy_header, write_text
 
 _REPORT_SECONDS = 1.0
 
@@ -108,31 +107,12 @@ def _open_parts(parts: Path, recipe: Recipe) -> None:
     recipe_file = parts / 'recipe.json'
     wanted = json.dumps(dataclasses.asdict(recipe), sort_keys=True)
     if not recipe_file.exists():
-        with _replacing(recipe_file, parts) as temporary:
-            temporary.write_text(wanted)
+        write_text(recipe_file, wanted)
     elif (found := recipe_file.read_text()) != wanted:
         raise DataError(
             f'{parts} holds episodes of another collection, {found}; '
             'finish that one or remove the folder'
         )
-
-
-@contextmanager
-def _replacing(path: Path, parts: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` when that succeeds and vanishes when it fails.
-
-    What it becomes is on the disk when this ends.
-    """
-    # A worker orphaned by an interruption may still be writing the same file.
-    temporary = parts / f'{path.name}.{os.getpid()}.tmp'
-    try:
-        yield temporary
-        sync_path(temporary)
-        os.replace(temporary, path)
-        sync_path(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _part(parts: Path, episode: int) -> Path:
@@ -207,7 +187,7 @@ def _run_worker(
             with closing(make_environment(recipe)) as env:
                 for episode in episodes:
                     arrays = run_episode(env, recipe, _episode_rng(recipe, episode), rows.add)
-                    with _writing(parts), _replacing(_part(parts, episode), parts) as temporary:
+                    with _writing(parts), replacing(_part(parts, episode)) as temporary:
                         _write_part(temporary, arrays)
                     rows.send()
             connection.send(None)
@@ -249,17 +229,12 @@ def _merge(parts: Sequence[Path], out: Path) -> None:
 
     The file's bytes depend on the arrays alone: no time of writing is in it.
     """
-    with _replacing(out, parts[0].parent) as merged, zipfile.ZipFile(merged, 'w') as archive:
+    with replacing(out, parts[0].parent) as merged, zipfile.ZipFile(merged, 'w') as archive:
         for name, (shape, dtype) in _shapes(parts).items():
             member = zipfile.ZipInfo(f'{name}.npy')
             member.compress_type = zipfile.ZIP_DEFLATED
-            header = {
-                'descr': np.lib.format.dtype_to_descr(dtype),
-                'fortran_order': False,
-                'shape': shape,
-            }
             with archive.open(member, 'w', force_zip64=True) as file:
-                np.lib.format.write_array_header_1_0(file, header)
+                write_npy_header(file, shape, dtype)
                 for part in parts:
                     with _reading(part) as arrays:
                         file.write(np.ascontiguousarray(arrays[name]).data)

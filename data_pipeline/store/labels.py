@@ -19,13 +19,9 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.store.frame_store import (
-    FrameStore,
-    atomic_folder,
-    remove_leftovers,
-    write_array,
-    write_text,
-)
+from data_pipeline.files import atomic_folder, write_text
+from data_pipeline.store.frame_store import FrameStore
+from data_pipeline.store.writer import write_array
 
 
 def task_labels(
@@ -172,9 +168,8 @@ def _write_labels(folder: Path, recipe: str, labels: tuple[np.ndarray, np.ndarra
     # Runs that start together all compute the same labels; whichever is first writes them.
     if _read_labels(folder, recipe) is not None:
         return
-    with suppress(OSError):  # A store that is only read, a full disk, or another run was quicker.
-        remove_leftovers(folder)
-        with atomic_folder(folder, replace=folder.exists()) as new:
-            for name, array in zip(('rewards', 'masks'), labels, strict=True):
-                write_array(new / f'{name}.npy', array)
-            write_text(new / 'recipe.json', recipe)
+    # A store that is only read, a full disk, or another run was quicker.
+    with suppress(OSError), atomic_folder(folder, replace=folder.exists()) as new:
+        for name, array in zip(('rewards', 'masks'), labels, strict=True):
+            write_array(new / f'{name}.npy', array)
+        write_text(new / 'recipe.json', recipe)

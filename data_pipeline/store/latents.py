@@ -12,15 +12,14 @@ import dataclasses
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import numpy as np
-from numpy.lib import format as npy_format
 
 from data_pipeline.errors import DataError
+from data_pipeline.files import sync_file, write_json, write_npy_header, write_text
 from data_pipeline.store.frame_store import FrameStore, Split
 
 RECORD_ROWS = 8_192
@@ -57,7 +56,7 @@ def latent_folder(store: FrameStore, recipe: str) -> Path:
 def make_latent_folder(folder: Path, recipe: str) -> None:
     """Makes the folder, if need be, and writes the recipe into it."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(folder / 'recipe.json', recipe)
+    write_text(folder / 'recipe.json', recipe)
 
 
 def latent_split(folder: Path, split: Split, width: int, dtype: str) -> Split | None:
@@ -92,12 +91,7 @@ class LatentWriter:
         self._shape, self._dtype = shape, np.dtype(dtype)
         self._path.touch()
         self._file = self._path.open('r+b')
-        header = {
-            'descr': npy_format.dtype_to_descr(self._dtype),
-            'fortran_order': False,
-            'shape': shape,
-        }
-        npy_format.write_array_header_1_0(self._file, header)
+        write_npy_header(self._file, shape, self._dtype)
         self._data_start = self._file.tell()
         self.rows, self._digest = self._sound_rows()
         self._recorded = self.rows
@@ -128,10 +122,9 @@ class LatentWriter:
 
     def _record(self) -> None:
         # The rows must be on disk before the record that counts them.
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        sync_file(self._file)
         record = {'rows': self.rows, 'sha256': self._digest.hexdigest()}
-        _write_whole(self._path.with_name(_RECORD), json.dumps(record))
+        write_json(self._path.with_name(_RECORD), record)
         self._recorded = self.rows
 
     def _sound_rows(self) -> tuple[int, Any]:
@@ -161,13 +154,3 @@ def _read_record(array: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Writes a text file, synced, whole or not at all."""
-    temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}')
-    with temporary.open('w', encoding='utf-8') as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -5,19 +5,17 @@ would of the images, and the update, given vectors, skips the encoder (`fql.late
 """
 
 import dataclasses
-import fcntl
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tqdm import tqdm
 
 from data_pipeline.errors import DataError
+from data_pipeline.files import locked
 from data_pipeline.store.frame_store import Split
 from data_pipeline.store.latents import (
     LatentWriter,
@@ -138,7 +136,7 @@ def cached_data(
     mesh = local_mesh()
     encode = make_encode(spec, mesh)
     cached = {}
-    with locked(folder / 'lock'):
+    with locked(folder / 'lock', f'computes the latents in {folder}', wait=True):
         for name, labelled in data.items():
             split = latent_split(folder, labelled.split, width, dtype)
             if split is None:
@@ -242,15 +240,3 @@ def make_encode(spec: RunSpec, mesh: Mesh) -> Encode:
 
     spread = NamedSharding(mesh, PartitionSpec(AXIS))
     return jax.jit(encode, out_shardings=spread, compiler_options=compiler_options())
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds a lock file, after waiting for it; the system frees it when a process dies."""
-    with path.open('a+') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            tqdm.write(f'another process computes the latents in {path.parent}; waiting for it')
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from data_pipeline.files import write_json
 from fql.config import (
     AugmentationConfig,
     EncoderName,
@@ -12,7 +13,7 @@ from fql.config import (
     check_fields,
     raise_unless,
 )
-from fql.training.run_folder import RunFolder, read_json, versions, write_json
+from fql.training.run_folder import RunFolder, read_json, versions
 
 FORMAT_VERSION = 1
 

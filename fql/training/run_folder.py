@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from data_pipeline.files import write_json
 from fql.config import TrainConfig, config_from_dict, config_to_dict
 from fql.errors import FQLError
 
@@ -190,13 +191,6 @@ def read_json(path: Path, format_version: int, spec: type, without: str) -> dict
         if field.name not in values:
             raise FQLError(f'{path}: no field {field.name!r}')
     return cast(dict[str, Any], values)
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes a file whole or not at all, in place of what is there."""
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(json.dumps(values, indent=2) + '\n')
-    temporary.replace(path)
 
 
 def read_spec(run: RunFolder) -> RunSpec:

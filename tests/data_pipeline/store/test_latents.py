@@ -8,13 +8,13 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.store import latents as latent_store
-from data_pipeline.store.frame_store import prepare_store
 from data_pipeline.store.latents import (
     LatentWriter,
     latent_recipe,
     latent_split,
     make_latent_folder,
 )
+from data_pipeline.store.writer import prepare_store
 
 ROWS, WIDTH = 14, 3
 LATENTS = np.random.default_rng(0).normal(size=(ROWS, WIDTH)).astype(np.float32)

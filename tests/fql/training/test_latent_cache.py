@@ -14,16 +14,18 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
+from data_pipeline.files import locked
 from data_pipeline.store import latents as latent_store
-from data_pipeline.store.frame_store import prepare_store
+from data_pipeline.store.writer import prepare_store
 from encoders.impala import ENCODERS
-from encoders.saved import SavedEncoder, save_encoder
+from encoders.saved import SavedEncoder
 from fql.config import AgentConfig, TrainConfig
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.errors import FQLError
 from fql.training import latent_cache
 from fql.training.data import LabelledSplit, run_spec, training_batches
-from fql.training.latent_cache import cache_place, cached_data, locked
+from fql.training.latent_cache import cache_place, cached_data
+from fql.training.saved_encoders import save_encoder_folder
 from scripts.benchmark.latents import compare_caching, first_trajectories
 
 SHAPE, STACK, WIDTH = (32, 32, 3), 3, 512
@@ -182,7 +184,7 @@ def test_who_comes_second_waits(data, encoder, capfd):
     found = []
     other = threading.Thread(target=lambda: found.append(cached_data(data, spec, encoder)))
     printed = ''
-    with locked(folder / 'lock'):
+    with locked(folder / 'lock', 'computes'):
         other.start()
         deadline = time.monotonic() + 120
         while 'waiting for it' not in printed and time.monotonic() < deadline:
@@ -197,7 +199,8 @@ def test_who_comes_second_waits(data, encoder, capfd):
 @pytest.fixture(scope='module')
 def saved(encoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp('encoders') / 'e'
-    save_encoder(folder, encoder, SavedEncoder('impala_debug', SHAPE, STACK, 'o', 'dataset-d', 77))
+    described = SavedEncoder('impala_debug', SHAPE, STACK, 'o', 'dataset-d', 77)
+    save_encoder_folder(folder, encoder, described)
     return folder
 
 
