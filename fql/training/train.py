@@ -42,7 +42,6 @@ from fql.training.data import (
     run_spec,
     store_of,
     training_batches,
-    unaugmented,
 )
 from fql.training.interruption import Interruption
 from fql.training.latent_cache import cached_data, check_room, describe_cache, uses_cache
@@ -160,7 +159,7 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
         val_batches = None
         if 'val' in data and data['val'].split.num_transitions >= config.batch_size:
             logged = rows_logged(config, start)
-            val_batches = training_batches(data['val'], unaugmented(config), logged, **part)
+            val_batches = training_batches(data['val'], config, logged, **part)
         has_convolutions = spec.images and frozen is None
         per_call = updates_per_call(config.updates_per_call, has_convolutions)
         interruption = stack.enter_context(Interruption())

@@ -129,8 +129,6 @@ class BenchmarkLatents:
     """A task whose dataset is prepared; its batch size, frame stack and encoder are taken."""
     rows: int = 20_000
     """Rows of a turn: the dataset's first trajectories that have no more."""
-    latent_copies: int = 0
-    """As for fql train."""
     rounds: Rounds = 5
     json: JsonOut = None
     data_dir: DataDir = ''
