@@ -45,6 +45,7 @@ class Reference:
         ours: settings that the reference does not have.
         metrics: our names of the metrics, by theirs; or the value, where it is always the same.
         unmoved: networks of theirs that no loss trains, and that we do not have.
+        draws: the order of the draws, where ours have no names.
         policies: our names of the policies, by the key of their actions in `eval`.
         metrics_rtol: of metrics; their absolute tolerance is 1e-5.
         gradients_rtol: of each array, relative to its norm.
@@ -57,6 +58,7 @@ class Reference:
     without_effect: frozenset[str] = frozenset()
     ours: Mapping[str, Any] = field(default_factory=dict)
     unmoved: frozenset[str] = frozenset()
+    draws: tuple[str, ...] = ()
     policies: Mapping[str, str] = field(default_factory=dict)
     metrics_rtol: float = 2e-5
     gradients_rtol: float = 2e-5
@@ -64,6 +66,10 @@ class Reference:
 
 def same(*names: str) -> dict[str, str]:
     return {name: name for name in names}
+
+
+def temperatures(zero: str, one: str) -> dict[str, str]:
+    return {'actions_temperature_0': zero, 'actions_temperature_1': one}
 
 
 Q_METRICS = {
@@ -82,10 +88,9 @@ VALUE_METRICS = {
     'td_target_max': 'critic/target_max',
     'td_target_min': 'critic/target_min',
 }
-TEMPERATURES = {'actions_temperature_0': 'mode', 'actions_temperature_1': 'sample'}
 CHUNKS = Reference(
     agent='',
-    metrics={**Q_METRICS, 'actor_loss': 'actor/loss', 'bc_flow_loss': 'actor/bc_flow_loss'},
+    metrics={**Q_METRICS, 'bc_flow_loss': 'actor/bc_flow_loss'},
     settings={
         **same('action_chunking', 'flow_steps', 'q_agg'),
         'horizon_length': 'horizon',
@@ -116,16 +121,17 @@ REFERENCES = {
             **VALUE_METRICS,
             'actor_loss': 'actor/loss',
             'advantage_mean': 'actor/advantage_mean',
-            'bc_log_prob': 'actor/log_prob',
+            'bc_log_prob': 'actor/bc_log_prob',
             'bc_loss': 'actor/bc_loss',
             'mse': 'actor/mse',
-            'policy_q_mean': 'actor/q_mean',
-            'policy_q_abs_mean': 'actor/q_abs_mean',
+            'policy_q_mean': 'actor/policy_q_mean',
+            'policy_q_abs_mean': 'actor/policy_q_abs_mean',
             'q_loss': 'actor/q_loss',
             'std': 'actor/std',
         },
         settings=same('actor_loss', 'alpha', 'const_std', 'expectile'),
-        policies=TEMPERATURES,
+        draws=('policy_noise',),
+        policies=temperatures('mean', 'sample'),
         # exp(alpha * A) magnifies roundings.
         gradients_rtol=5e-5,
     ),
@@ -145,12 +151,14 @@ REFERENCES = {
         ),
         fixed={'actor_fc_scale': 0.01},
         ours={'as_published': True},
-        policies=TEMPERATURES,
+        draws=('next_action_noise',),
+        policies=temperatures('mode', 'noisy'),
     ),
     'ifql': Reference(
         agent='ifql',
         metrics={**VALUE_METRICS, 'actor_loss': 'actor/bc_flow_loss'},
         settings=same('expectile', 'flow_steps', 'num_samples'),
+        draws=('flow_noise', 'flow_time'),
         policies={'actions': 'best_of_n'},
     ),
     'sac': Reference(
@@ -159,21 +167,26 @@ REFERENCES = {
             **Q_METRICS,
             'actor_loss': 'actor/loss',
             'actor_total_loss': 'actor/total_loss',
-            'alpha': 'alpha/value',
-            'alpha_loss': 'alpha/loss',
+            'alpha': 'actor/alpha',
+            'alpha_loss': 'actor/alpha_loss',
             'entropy': 'actor/entropy',
-            'policy_q_mean': 'actor/q_mean',
+            'policy_q_mean': 'actor/policy_q_mean',
             'std': 'actor/std',
         },
         settings=same('backup_entropy', 'q_agg', 'target_entropy_multiplier'),
         fixed={'actor_fc_scale': 0.01, 'state_dependent_std': True, 'tanh_squash': True},
         # It is derived from the multiplier where it is not given.
         without_effect=frozenset({'target_entropy'}),
-        policies=TEMPERATURES,
+        policies=temperatures('mode', 'sample'),
     ),
     'acfql distill-ddpg': Reference(
         agent='qc_fql',
-        metrics={**CHUNKS.metrics, 'distill_loss': 'actor/distill_loss', 'q_loss': 'actor/q_loss'},
+        metrics={
+            **CHUNKS.metrics,
+            'actor_loss': 'actor/loss',
+            'distill_loss': 'actor/distill_loss',
+            'q_loss': 'actor/q_loss',
+        },
         settings={**CHUNKS.settings, **same('alpha')},
         fixed=CHUNKS.fixed,
         without_effect=CHUNKS.without_effect | {'actor_num_samples'},
@@ -181,7 +194,12 @@ REFERENCES = {
     ),
     'acfql best-of-n': Reference(
         agent='qc',
-        metrics={**CHUNKS.metrics, 'distill_loss': 0.0, 'q_loss': 0.0},
+        metrics={
+            **CHUNKS.metrics,
+            'actor_loss': 'actor/bc_flow_loss',
+            'distill_loss': 0.0,
+            'q_loss': 0.0,
+        },
         settings={**CHUNKS.settings, 'actor_num_samples': 'num_samples'},
         fixed=CHUNKS.fixed,
         without_effect=CHUNKS.without_effect | {'alpha'},
@@ -312,7 +330,12 @@ class File:
         given = self.subtree(f'step_{step}/draws')
         if not given:
             return sampled
-        draws = sampled._replace(**given)
+        if names := self.reference.draws:
+            assert sorted(given) == sorted(names)
+            draws = tuple(given[name] for name in names)
+            draws = draws if isinstance(sampled, tuple) else draws[0]
+        else:
+            draws = sampled._replace(**given)
         assert_same_shapes(draws, sampled)
         return draws
 
