@@ -32,8 +32,6 @@ class Agent(ABC):
 
     policies: ClassVar[tuple[str, ...]]
     """What it can act with; the first one is the default."""
-    needs: ClassVar[frozenset[str]] = frozenset()
-    """Fields of the batch that it reads beyond the common ones."""
     averaged_heads: ClassVar[tuple[str, ...]] = ('critic',)
     """Heads that have a target network, which averages them and the encoders they read."""
     averages_after_step: ClassVar[bool] = False
@@ -65,15 +63,32 @@ class Agent(ABC):
         """
 
     @abstractmethod
+    def act(
+        self, params: Params, observations: jax.Array, noise: jax.Array, policy: str
+    ) -> jax.Array:
+        """Actions (b, action_horizon, a) in [-1, 1] for observations (b, ...).
+
+        Args:
+            noise: (b, *noise_shape) standard normal; a policy without randomness ignores it.
+            policy: one of `policies`.
+        """
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the noise that acting takes for one observation."""
+        return (self.spec.action_dim,)
+
     def sample_actions(
         self, params: Params, observations: jax.Array, keys: jax.Array, policy: str
     ) -> jax.Array:
-        """Actions (b, horizon, a) in [-1, 1] for observations (b, ...).
+        """`act` with the noise of each observation from its own key, (b,) typed PRNG keys."""
+        noise = jax.vmap(lambda key: jax.random.normal(key, self.noise_shape))(keys)
+        return self.act(params, observations, noise, policy)
 
-        Args:
-            keys: (b,) typed PRNG keys, one for each observation.
-            policy: one of `policies`.
-        """
+    @property
+    def needs(self) -> frozenset[str]:
+        """Fields of the batch that the loss reads beyond the common ones."""
+        return frozenset()
 
     @property
     def horizon(self) -> int:
@@ -161,8 +176,3 @@ class Agent(ABC):
         chex.assert_equal_shape([batch.observations, batch.next_observations])
         for field in self.needs:
             assert getattr(batch, field) is not None, f'the batch has no {field}'
-
-
-def sample_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal noise (b, *shape), each row from its own key."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)

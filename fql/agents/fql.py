@@ -6,32 +6,23 @@ implementation computes. The other agents' files say what differs from this one.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fql.agents.base import Agent, Metrics, sample_noise
+from fql.agents.base import Agent, Metrics
 from fql.agents.configs import FQLConfig
-from fql.agents.objectives import aggregate, clip_actions, flow_actions, flow_errors, q_metrics
+from fql.agents.objectives import (
+    FlowDraws,
+    aggregate,
+    clip_actions,
+    flow_actions,
+    flow_errors,
+    q_metrics,
+    sample_flow_draws,
+)
 from fql.batch import Batch
 from fql.networks import Critic, Head, Params, VectorField
-
-
-class Draws(NamedTuple):
-    """The random numbers of one update.
-
-    Attributes:
-        next_action_noise: (b, a) normal; the one-step policy's noise at o', in the critic target.
-        flow_noise: (b, a) normal; x_0 of the flow-matching path.
-        flow_time: (b, 1) uniform in [0, 1); t of the flow-matching path.
-        policy_noise: (b, a) normal; shared by the distillation and Q terms.
-    """
-
-    next_action_noise: jax.Array
-    flow_noise: jax.Array
-    flow_time: jax.Array
-    policy_noise: jax.Array
 
 
 @dataclass(frozen=True)
@@ -63,19 +54,12 @@ class FQL(Agent):
             'one_step_policy': False,
         }
 
-    def sample_draws(self, key: jax.Array, batch: Batch) -> Draws:
-        """See `Agent`."""
-        keys = jax.random.split(key, 4)
-        shape = batch.actions.shape
-        return Draws(
-            next_action_noise=jax.random.normal(keys[0], shape),
-            flow_noise=jax.random.normal(keys[1], shape),
-            flow_time=jax.random.uniform(keys[2], (shape[0], 1)),
-            policy_noise=jax.random.normal(keys[3], shape),
-        )
+    def sample_draws(self, key: jax.Array, batch: Batch) -> FlowDraws:
+        """`policy_noise` is shared by the distillation and Q terms."""
+        return sample_flow_draws(key, batch.actions.shape)
 
     def loss(
-        self, params: Params, target_params: Params, batch: Batch, draws: Draws, step: jax.Array
+        self, params: Params, target_params: Params, batch: Batch, draws: FlowDraws, step: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         """Critic loss + BC-flow loss + alpha * distillation + Q term."""
         del step
@@ -126,11 +110,10 @@ class FQL(Agent):
             'actor/q_loss': q_loss,
         }
 
-    def sample_actions(
-        self, params: Params, observations: jax.Array, keys: jax.Array, policy: str
+    def act(
+        self, params: Params, observations: jax.Array, noise: jax.Array, policy: str
     ) -> jax.Array:
         """`one_step`: clip(mu(o, z)); `bc_flow`: the behaviour-cloned flow policy."""
-        noise = sample_noise(keys, (self.spec.action_dim,))
         if policy == 'bc_flow':
             latents = self.encoding.encode(params, 'bc_flow', observations)
             return self.flow(params, latents, noise)[:, None]
