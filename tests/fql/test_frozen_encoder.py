@@ -9,19 +9,30 @@ import optax
 import pytest
 
 from encoders.impala import ENCODERS
+from fql.agents.base import Agent
+from fql.agents.configs import EncoderConfig, FQLConfig, Spec
+from fql.agents.registry import make_agent
 from fql.batch import Batch
-from fql.training.config import AgentConfig, AugmentationConfig, TrainConfig, validate_config
 from fql.errors import FQLError
-from fql.networks import encoder_names, init_params, make_networks
-from fql.train_state import init_state, make_optimizer
+from fql.learner import Learner, make_optimizer
+from fql.training.config import AugmentationConfig, TrainConfig, validate_config
 from fql.training.policy import make_act
-from fql.update import update
 
 BATCH, IMAGE, WIDTH, ACTIONS = 8, (16, 16, 9), 512, 2
-SCRATCH = AgentConfig(hidden_dims=(8,), flow_steps=1, encoder='impala_debug')
-FROZEN = dataclasses.replace(SCRATCH, encoder_from='/e', encoder_mode='frozen')
-FINETUNE = dataclasses.replace(FROZEN, encoder_mode='finetune')
-NETWORKS = make_networks(SCRATCH, ACTIONS, images=True)
+SPEC = Spec(IMAGE, 'uint8', ACTIONS)
+SCRATCH = FQLConfig(hidden_dims=(8,), flow_steps=1, encoder=EncoderConfig(size='impala_debug'))
+
+
+def with_encoder(config, **changes):
+    return dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, **changes))
+
+
+FROZEN = with_encoder(SCRATCH, source='/e', mode='frozen')
+FINETUNE = with_encoder(FROZEN, mode='finetune')
+
+
+def make_learner(config):
+    return Learner(make_agent(config, SPEC), make_optimizer(config.lr, config.encoder))
 
 
 def make_batch(seed: int = 0) -> Batch:
@@ -41,17 +52,15 @@ def fill(seed, shapes):
     return jax.tree.map(lambda s: jnp.asarray(0.1 * rng.normal(size=s.shape), jnp.float32), shapes)
 
 
-def fake_init_params(key, networks, config, observations, action_dim):
-    shapes = jax.eval_shape(
-        lambda key: init_params(key, networks, config, observations, action_dim), key
-    )
-    return fill(0, shapes)
-
-
 @pytest.fixture(autouse=True, scope='module')
 def quick_parameters():
+    init_params = Agent.init_params
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('fql.train_state.init_params', fake_init_params)
+        patch.setattr(
+            Agent,
+            'init_params',
+            lambda agent, key: fill(0, jax.eval_shape(lambda key: init_params(agent, key), key)),
+        )
         yield
 
 
@@ -66,9 +75,8 @@ def encoder():
 @pytest.fixture(scope='module')
 def states(encoder):
     """The state before the first update, by encoder mode."""
-    images = make_batch().observations
     return {
-        config.encoder_mode: init_state(0, NETWORKS, config, images, ACTIONS, given)
+        config.encoder.mode: make_learner(config).init(0, given)
         for config, given in [(FROZEN, encoder), (FINETUNE, encoder), (SCRATCH, None)]
     }
 
@@ -88,11 +96,16 @@ def update_on_latents(states):
 @pytest.fixture(scope='module')
 def encode(encoder):
     """The compiled encoder."""
-    return jax.jit(NETWORKS.encode).lower(encoder, make_batch().observations).compile()
+    encoding = make_agent(SCRATCH, SPEC).encoding
+
+    def encode(encoder, images):
+        return encoding.encode({'encoders': {'shared': encoder}}, 'critic', images)
+
+    return jax.jit(encode).lower(encoder, make_batch().observations).compile()
 
 
 def lower_update(config, state, batch):
-    return jax.jit(lambda s, b: update(NETWORKS, config, s, b)).lower(state, batch)
+    return jax.jit(make_learner(config).update).lower(state, batch)
 
 
 def on_latents(batch, o=None, next_o=None):
@@ -158,9 +171,9 @@ def test_latents_in_place_of_images_give_the_same_update(
     _, others = update_on_latents(state, on_latents(batch, *reversed(latents)))
     assert abs(others['loss'] - metrics['loss']) > 1e-4
     # The policy still reads images.
-    act, numbers = make_act(NETWORKS, FROZEN, 'one_step'), jnp.arange(BATCH)
+    act, numbers = make_act(make_agent(FROZEN, SPEC), 'one_step'), jnp.arange(BATCH)
     actions = act(state.params, jax.random.key(0), batch.observations, numbers, numbers)
-    assert actions.shape == (BATCH, ACTIONS)
+    assert actions.shape == (BATCH, 1, ACTIONS)
 
 
 def test_latents_are_no_input_of_an_encoder_that_is_trained(states):
@@ -170,16 +183,16 @@ def test_latents_are_no_input_of_an_encoder_that_is_trained(states):
 
 @pytest.mark.parametrize('sharing', ['shared', 'separate'])
 def test_every_encoder_and_its_target_start_from_the_saved_one(sharing, encoder):
-    config = dataclasses.replace(FINETUNE, encoder_sharing=sharing)
-    images = make_batch().observations
-    state = init_state(0, NETWORKS, config, images, ACTIONS, encoder)
-    assert state.params['encoders'].keys() == set(encoder_names(config))
+    state = make_learner(with_encoder(FINETUNE, sharing=sharing)).init(0, encoder)
+    heads = {'critic', 'bc_flow', 'one_step_policy'}
+    assert state.params['encoders'].keys() == ({'shared'} if sharing == 'shared' else heads)
+    assert state.target_params['encoders']
     for tree in [*state.params['encoders'].values(), *state.target_params['encoders'].values()]:
         assert same_bits(tree, encoder)
 
 
 def test_an_encoder_is_trained_from_its_unfreeze_step_on(states, encoder):
-    config = dataclasses.replace(FINETUNE, encoder_unfreeze_step=2)
+    config = with_encoder(FINETUNE, unfreeze_step=2)
     state = states['finetune']
     step = lower_update(config, state, make_batch()).compile()
     for _ in range(2):
@@ -217,8 +230,8 @@ def assert_close(tree, expected):
 
 
 def test_the_encoder_has_its_own_learning_rate_and_begins_late():
-    config = dataclasses.replace(FINETUNE, encoder_lr_multiplier=0.1, encoder_unfreeze_step=2)
-    found = all_updates(make_optimizer(config), range(4))
+    config = with_encoder(FINETUNE, lr_multiplier=0.1, unfreeze_step=2)
+    found = all_updates(make_optimizer(config.lr, config.encoder), range(4))
     heads = all_updates(optax.adam(config.lr), range(4))
     # An Adam that has seen nothing before: its moments and its count begin at update 2.
     late = all_updates(optax.adam(0.1 * config.lr), range(2, 4))
@@ -235,36 +248,35 @@ def test_scratch_has_one_adam_over_all_parameters(states):
     assert jax.tree.structure(state.opt_state) == jax.tree.structure(expected)
 
 
+GIVEN = {'mode': 'frozen', 'source': '/e'}
+
+
 @pytest.mark.parametrize(
-    ('agent', 'others', 'message'),
+    ('encoder', 'others', 'message'),
     [
-        ({'encoder_from': '/e'}, {}, 'encoder.from needs'),
-        ({'encoder_mode': 'frozen'}, {}, 'encoder.mode frozen needs --encoder.from'),
-        ({'encoder_mode': 'finetune'}, {}, 'encoder.mode finetune needs --encoder.from'),
-        (
-            {'encoder_mode': 'frozen', 'encoder_from': '/e', 'encoder_sharing': 'separate'},
-            {},
-            'needs --encoder-sharing shared',
-        ),
-        ({'encoder_lr_multiplier': 0.1}, {}, 'need --encoder.mode finetune'),
-        ({'encoder_unfreeze_step': 5}, {}, 'need --encoder.mode finetune'),
-        ({'encoder_lr_multiplier': 0.0}, {}, 'must be positive'),
-        ({'encoder_unfreeze_step': -1}, {}, 'must not be negative'),
+        ({'source': '/e'}, {}, 'encoder.from needs --encoder.mode finetune or frozen'),
+        ({'mode': 'frozen'}, {}, 'encoder.mode frozen needs --encoder.from'),
+        ({'mode': 'finetune'}, {}, 'encoder.mode finetune needs --encoder.from'),
+        ({**GIVEN, 'sharing': 'separate'}, {}, 'needs --encoder.sharing shared'),
+        ({'lr_multiplier': 0.1}, {}, 'encoder.lr-multiplier .* need --encoder.mode finetune'),
+        ({'unfreeze_step': 5}, {}, 'encoder.unfreeze-step need --encoder.mode finetune'),
+        ({'lr_multiplier': 0.0}, {}, r'encoder.lr-multiplier must lie in \[1e-09, 1000\], not 0'),
+        ({'unfreeze_step': -1}, {}, r'encoder.unfreeze-step must lie in \[0, .*\], not -1'),
         ({}, {'latent_copies': 2}, 'latent-copies needs'),
-        (dataclasses.asdict(FROZEN), {'latent_copies': -1}, 'must not be negative'),
+        (GIVEN, {'latent_copies': -1}, r'latent-copies must lie in \[0, 1000\], not -1'),
         (
-            dataclasses.asdict(FROZEN),
+            GIVEN,
             {'latent_copies': 2, 'shift_probability': 0.0},
             'shift-probability above 0',
         ),
         (
-            dataclasses.asdict(FROZEN),
+            GIVEN,
             {'latent_copies': 2, 'augmentation': AugmentationConfig(hue=0.1)},
             'set all other augmentations to 0',
         ),
     ],
 )
-def test_settings_that_do_not_fit_together_are_refused(agent, others, message):
-    config = TrainConfig(task='t', agent=AgentConfig(**agent), **others)
+def test_settings_that_do_not_fit_together_are_refused(encoder, others, message):
+    agent = FQLConfig(encoder=EncoderConfig(**encoder))
     with pytest.raises(FQLError, match=message):
-        validate_config(config)
+        validate_config(TrainConfig(task='t', agent=agent, **others))

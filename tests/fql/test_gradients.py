@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fql.latents import encode_batch
+from fql.losses import bc_flow_loss, critic_loss, distill_loss, q_loss, sample_draws
+from fql.train_state import init_state
+from fql.update import update
 
 from encoders.impala import ImpalaEncoder
 from fql.batch import Batch
-from fql.training.config import AgentConfig
-from fql.latents import encode_batch
-from fql.losses import bc_flow_loss, critic_loss, distill_loss, q_loss, sample_draws
 from fql.networks import make_networks
-from fql.train_state import init_state
-from fql.update import update
+from fql.training.config import AgentConfig
 
 ACTION_DIM = 3
 SMALL = AgentConfig(hidden_dims=(16, 16), flow_steps=2)

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fql.agent import initial_state
-from fql.training.config import AgentConfig, TrainConfig
+from fql.agents.configs import EncoderConfig, FQLConfig
+from fql.compiled import abstract_state, initial_state, make_train_step
 from fql.devices import one_device_mesh
-from fql.train_step import make_train_step
+from fql.training.config import TrainConfig
+from fql.training.learning import batch_maker, make_learner
 from fql.training.run_folder import RunSpec
 
 TOLERANCE = 0.02
@@ -18,10 +19,20 @@ TOLERANCE = 0.02
 
 
 def spec(precision):
-    agent = AgentConfig(
-        hidden_dims=(64, 64), encoder='impala_debug', flow_steps=2, precision=precision
+    agent = FQLConfig(
+        hidden_dims=(64, 64),
+        encoder=EncoderConfig(size='impala_debug'),
+        flow_steps=2,
+        precision=precision,
     )
     return RunSpec(TrainConfig(task='', frame_stack=1, agent=agent), (16, 16, 3), 'uint8', 2)
+
+
+def start(precision):
+    """The train step, and the state before the first update."""
+    learner, mesh = make_learner(spec(precision)), one_device_mesh()
+    step = make_train_step(learner, batch_maker(spec(precision)), abstract_state(learner, mesh))
+    return step, initial_state(learner, 0, mesh)
 
 
 @pytest.fixture(scope='module')
@@ -38,8 +49,7 @@ def arrays():
 def test_losses_stay_near_those_of_float32(arrays):
     metrics, states = {}, {}
     for precision in ('float32', 'bfloat16'):
-        state = initial_state(spec(precision), one_device_mesh())
-        step = make_train_step(spec(precision), one_device_mesh())
+        step, state = start(precision)
         states[precision], metrics[precision] = step(state, [arrays])
     for name in ('critic/loss', 'actor/bc_flow_loss', 'actor/distill_loss', 'loss'):
         exact, rounded = (np.asarray(metrics[p][name]) for p in ('float32', 'bfloat16'))
@@ -52,9 +62,8 @@ def test_losses_stay_near_those_of_float32(arrays):
 
 
 def test_the_networks_compute_in_bfloat16(arrays):
-    lowered = make_train_step(spec('bfloat16'), one_device_mesh()).lower(
-        initial_state(spec('bfloat16'), one_device_mesh()), [arrays]
-    )
+    step, state = start('bfloat16')
+    lowered = step.lower(state, [arrays])
     products = [
         line
         for line in lowered.as_text().splitlines()

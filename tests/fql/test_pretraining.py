@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-
-from encoders.impala import ENCODERS
-from fql.training.config import AugmentationConfig, differing_fields
-from fql.devices import one_device_mesh
-from fql.errors import FQLError
 from fql.pretraining import (
     initial_pretrain_state,
     make_pretrain_step,
     make_pretrain_validation,
     windows_from_frames,
 )
+
+from encoders.impala import ENCODERS
+from fql.devices import one_device_mesh
+from fql.errors import FQLError
+from fql.training.config import AugmentationConfig, differing_fields
 from fql.training.pretrain_config import (
     PretrainConfig,
     PretrainSpec,

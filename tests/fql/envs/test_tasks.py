@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from fql.training.config import TrainConfig
 from fql.envs.tasks import QUICKSTART_TASK, find_task, task_names
-from fql.training.presets import default_config, has_preset
 from fql.errors import FQLError
+from fql.training.config import TrainConfig
+from fql.training.presets import default_config, has_preset
 
 LIST_REGISTRY = """
 import json

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from fql.errors import FQLError
 from fql.training.augmentation import (
     BLUR_RADIUS,
     BLUR_SIGMA,
@@ -12,7 +13,6 @@ from fql.training.augmentation import (
     check_augmentation,
 )
 from fql.training.config import AugmentationConfig
-from fql.errors import FQLError
 
 SAMPLES, TIMES, HEIGHT, WIDTH = 12, 3, 12, 16
 KEY = jax.random.key(3)

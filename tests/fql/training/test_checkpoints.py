@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from fql.agent import abstract_state, initial_state
 
 from encoders.leaves import tree_digest
-from fql.agent import abstract_state, initial_state
-from fql.training.config import AgentConfig, TrainConfig
 from fql.devices import one_device_mesh
 from fql.errors import FQLError
 from fql.training.checkpoints import (
@@ -24,6 +23,7 @@ from fql.training.checkpoints import (
     finished_steps,
     restore_newest,
 )
+from fql.training.config import AgentConfig, TrainConfig
 from fql.training.run_folder import RunFolder, RunSpec, read_spec, write_spec
 
 SPEC = RunSpec(

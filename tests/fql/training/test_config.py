@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fql.errors import FQLError
 from fql.training.config import (
     AgentConfig,
     AugmentationConfig,
@@ -15,7 +16,6 @@ from fql.training.config import (
     differing_fields,
     validate_config,
 )
-from fql.errors import FQLError
 
 CONFIG = TrainConfig(
     task='t',

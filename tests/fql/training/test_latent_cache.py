@@ -18,10 +18,10 @@ from data_pipeline.store import latents as latent_store
 from data_pipeline.store.frame_store import prepare_store
 from encoders.impala import ENCODERS
 from encoders.saved import SavedEncoder, save_encoder
-from fql.training.config import AgentConfig, TrainConfig
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.errors import FQLError
 from fql.training import latent_cache
+from fql.training.config import AgentConfig, TrainConfig
 from fql.training.data import LabelledSplit, run_spec, training_batches
 from fql.training.latent_cache import cache_place, cached_data, locked
 from scripts.benchmark.latents import compare_caching, first_trajectories

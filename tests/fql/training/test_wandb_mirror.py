@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from fql.training.config import TrainConfig
 from fql.errors import FQLError
+from fql.training.config import TrainConfig
 from fql.training.run_folder import RunFolder
 from fql.training.wandb_mirror import wandb_mirror
 
