@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fql.train_state import TrainState
 
 from fql.devices import one_device_mesh
 from fql.errors import FQLError
-from fql.train_state import TrainState
 from fql.training.checkpoints import CheckpointReader, CheckpointWriter, finished_steps
 from fql.training.interruption import Interrupted, Interruption
 from fql.training.loop import MUST_BE_FINITE, Trainer, updates_in_call

@@ -6,21 +6,13 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from encoders.pretraining import (
-    OBJECTIVES,
-    PATCH,
-    Windows,
-    effective_rank,
-    feature_std,
-    init_params,
-    make_networks,
-    mask_patches,
-    pretraining_loss,
-    target_part,
-)
+from encoders.pretraining import OBJECTIVES
+from encoders.pretraining.base import Windows, effective_rank, feature_std
+from encoders.pretraining.reconstruction import PATCH, mask_patches
 
 BATCH, HORIZON, ACTIONS, SHAPE = 6, 3, 2, (12, 10, 6)
 KEY = jax.random.key(7)
+STEP = jnp.zeros((), jnp.int32)
 MOMENTUM = ('temporal_contrast', 'self_prediction')
 
 
@@ -47,20 +39,20 @@ def windows():
 
 
 @pytest.fixture(scope='module')
-def build(windows):
-    """build(objective): networks, parameters, and a momentum target that is not their copy."""
+def build():
+    """build(name): an objective, parameters, and a momentum target that is not their copy."""
 
-    def make(objective, mask_ratio=0.0):
-        networks = make_networks(
-            objective, LinearEncoder(), SHAPE, ACTIONS, HORIZON, (16,), mask_ratio
+    def make(name, **options):
+        objective = OBJECTIVES[name](
+            LinearEncoder(), SHAPE, ACTIONS, HORIZON, hidden_dims=(16,), **options
         )
-        shapes = jax.eval_shape(lambda: init_params(KEY, networks, windows.observations))
+        shapes = jax.eval_shape(objective.init_params, KEY)
         rng = np.random.default_rng(0)
         params, other = (
             jax.tree.map(lambda x: 0.2 * rng.normal(size=x.shape).astype(x.dtype), shapes)
             for _ in range(2)
         )
-        return networks, params, target_part(objective, other)
+        return objective, params, objective.averaged(other)
 
     return make
 
@@ -155,39 +147,39 @@ REFERENCES = {
 }
 
 
-@pytest.mark.parametrize('objective', OBJECTIVES)
-def test_loss_against_numpy_and_where_its_gradient_goes(build, windows, objective):
-    networks, params, target = build(objective)
+@pytest.mark.parametrize('name', OBJECTIVES)
+def test_loss_against_numpy_and_where_its_gradient_goes(build, windows, name):
+    objective, params, target = build(name)
 
     @jax.jit
     def loss_and_grads(params, target):
         return jax.value_and_grad(
-            lambda *trees: pretraining_loss(networks, *trees, windows, KEY),
+            lambda *trees: objective.loss(*trees, windows, KEY, STEP),
             argnums=(0, 1),
             has_aux=True,
         )(params, target)
 
     (loss, metrics), (grads, target_grads) = loss_and_grads(params, target)
-    expected = REFERENCES[objective](params, target, windows)
+    expected = REFERENCES[name](params, target, windows)
     np.testing.assert_allclose(loss, expected, rtol=2e-5)
     latents = encode(params, windows.observations)
     np.testing.assert_allclose(metrics['features/std'], latents.std(axis=0).mean(), rtol=1e-5)
-    if objective == 'self_prediction':  # Centring takes this one away, but for rounding.
+    if name == 'self_prediction':  # Centring takes this one away, but for rounding.
         assert np.abs(grads['heads']['predictor']['dense_1'].pop('bias')).max() < 1e-6
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         assert np.any(leaf), jax.tree_util.keystr(path)
-    assert (objective in MOMENTUM) == bool(jax.tree.leaves(target))
+    assert (name in MOMENTUM) == bool(jax.tree.leaves(target))
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(target_grads))
 
 
 def test_contrast_knows_which_observation_follows(build, windows):
     """After some steps on one batch, other pairings of its observations have a higher loss."""
-    networks, params, _ = build('temporal_contrast')
-    target = target_part('temporal_contrast', params)
+    objective, params, _ = build('temporal_contrast')
+    target = objective.averaged(params)
 
     @jax.jit
     def loss(params, windows):
-        return pretraining_loss(networks, params, target, windows, KEY)
+        return objective.loss(params, target, windows, KEY, STEP)
 
     @jax.jit
     def descend(params):
@@ -216,12 +208,12 @@ def test_masking_is_by_patches_and_seen_by_the_encoder_only(build, windows):
             assert (patch.all(axis=(1, 2)) | ~patch.any(axis=(1, 2))).all()
     assert 0.15 < is_black.mean() < 0.35
 
-    networks, params, target = build('reconstruction', 0.5)
+    objective, params, target = build('reconstruction', mask_ratio=0.5)
     scaled = (windows.observations / 255).astype(np.float32)
 
     @jax.jit
     def loss_and_seen(params):
-        loss, _ = pretraining_loss(networks, params, target, windows, KEY)
+        loss, _ = objective.loss(params, target, windows, KEY, STEP)
         return loss, mask_patches(KEY, scaled, 0.5)
 
     loss, seen = loss_and_seen(params)

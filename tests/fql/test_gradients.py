@@ -7,29 +7,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fql.latents import encode_batch
-from fql.losses import bc_flow_loss, critic_loss, distill_loss, q_loss, sample_draws
-from fql.train_state import init_state
-from fql.update import update
 
-from encoders.impala import ImpalaEncoder
+from encoders.impala import ENCODERS, ImpalaEncoder
+from fql.agents.configs import EncoderConfig, FQLConfig, Spec
+from fql.agents.registry import make_agent
 from fql.batch import Batch
-from fql.networks import make_networks
-from fql.training.config import AgentConfig
+from fql.learner import Learner, make_optimizer
 
 ACTION_DIM = 3
-SMALL = AgentConfig(hidden_dims=(16, 16), flow_steps=2)
-SHARED = SMALL
-SHARED_CRITIC_ONLY = dataclasses.replace(SMALL, bc_flow_trains_encoder=False)
-SEPARATE = dataclasses.replace(SMALL, encoder_sharing='separate')
+SHARED = FQLConfig(hidden_dims=(16, 16), flow_steps=2, encoder=EncoderConfig(size='impala_debug'))
+SHARED_CRITIC_ONLY = dataclasses.replace(SHARED, bc_flow_trains_encoder=False)
+SEPARATE = dataclasses.replace(
+    SHARED, encoder=EncoderConfig(size='impala_debug', sharing='separate')
+)
+LOSSES = {
+    'critic': 'critic/loss',
+    'bc_flow': 'actor/bc_flow_loss',
+    'distill': 'actor/distill_loss',
+    'q': 'actor/q_loss',
+}
+
+
+@pytest.fixture(autouse=True, scope='module')
+def small_encoder():
+    with pytest.MonkeyPatch.context() as patch:
+        encoder = ImpalaEncoder(stack_sizes=(4,), hidden_dims=(8,))
+        patch.setitem(ENCODERS, 'impala_debug', encoder)
+        yield
 
 
 @functools.cache
 def make(config):
-    networks = dataclasses.replace(
-        make_networks(config, ACTION_DIM, images=True),
-        encoder=ImpalaEncoder(stack_sizes=(4,), hidden_dims=(8,)),
-    )
+    agent = make_agent(config, Spec((8, 8, 3), 'uint8', ACTION_DIM))
+    learner = Learner(agent, make_optimizer(config.lr, config.encoder))
     rng = np.random.default_rng(0)
     batch = Batch(
         observations=jnp.asarray(rng.integers(0, 256, (4, 8, 8, 3), np.uint8)),
@@ -38,35 +48,23 @@ def make(config):
         masks=jnp.asarray([1.0, 1.0, 0.0, 1.0]),
         next_observations=jnp.asarray(rng.integers(0, 256, (4, 8, 8, 3), np.uint8)),
     )
-    state = jax.jit(lambda: init_state(0, networks, config, batch.observations, ACTION_DIM))()
-    return networks, batch, state
+    return learner, batch, jax.jit(lambda: learner.init(0))()
 
 
 @functools.cache
 def jit_update(config):
-    networks = make(config)[0]
-    return jax.jit(lambda state, batch: update(networks, config, state, batch))
+    return jax.jit(make(config)[0].update)
 
 
 @functools.cache
 def trained_parts(config):
     """Of each loss, the names of the parts of the parameters with a gradient other than zero."""
-    networks, batch, state = make(config)
-    draws = sample_draws(jax.random.key(1), 4, ACTION_DIM)
+    learner, batch, state = make(config)
+    draws = learner.agent.sample_draws(jax.random.key(1), batch)
 
     def losses(params):
-        latents = encode_batch(params, state.target_params, networks, config, batch)
-        actions = networks.one_step(params, latents.one_step_policy, draws.policy_noise)
-        noise, time = draws.flow_noise, draws.flow_time
-        target, next_noise = state.target_params, draws.next_action_noise
-        return {
-            'critic': critic_loss(params, target, networks, config, latents, batch, next_noise)[0],
-            'bc_flow': bc_flow_loss(params, networks, latents, batch, noise, time)[0],
-            'distill': distill_loss(params, networks, config, latents, actions, draws.policy_noise)[
-                0
-            ],
-            'q': q_loss(params, networks, config, latents, actions)[0],
-        }
+        _, metrics = learner.agent.loss(params, state.target_params, batch, draws, state.step)
+        return {loss: metrics[name] for loss, name in LOSSES.items()}
 
     found = {}
     for loss, grads in jax.jit(jax.jacrev(losses))(state.params).items():
@@ -107,7 +105,7 @@ def test_target_network_follows_the_critic_before_the_step(config):
         state, target_params=jax.tree.map(jnp.zeros_like, state.target_params)
     )
     new_state, _ = jit_update(config)(state, batch)
-    name = 'shared' if config.encoder_sharing == 'shared' else 'critic'
+    name = 'shared' if config.encoder.sharing == 'shared' else 'critic'
     assert new_state.target_params['encoders'].keys() == {name}
     for target, source in [
         (new_state.target_params['critic'], state.params['critic']),

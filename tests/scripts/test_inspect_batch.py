@@ -4,15 +4,15 @@ import dataclasses
 
 import numpy as np
 import pytest
+from fql.agent import initial_state
+from fql.train_step import LOADED_FIELDS, make_train_step
 
 from fql import train_step
-from fql.agent import initial_state
-from fql.training.config import AugmentationConfig
 from fql.devices import one_device_mesh
 from fql.envs.tasks import QUICKSTART_TASK, find_task
-from fql.training.presets import default_config
-from fql.train_step import LOADED_FIELDS, make_train_step
+from fql.training.config import AugmentationConfig
 from fql.training.data import load_training_data, run_spec, training_batches
+from fql.training.presets import default_config
 
 PAD = 3
 

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from einops import reduce
 from flax import linen as nn
+from fql.agent import initial_state
+from fql.pretraining import abstract_pretrain_state
 
 from data_pipeline.store.frame_store import open_store
 from encoders.impala import ENCODERS
 from encoders.leaves import tree_digest
 from encoders.saved import load_encoder, read_encoder
-from fql.agent import initial_state
-from fql.training.config import AgentConfig, TrainConfig
 from fql.devices import one_device_mesh
 from fql.envs.tasks import QUICKSTART_TASK
-from fql.pretraining import abstract_pretrain_state
 from fql.training.checkpoints import CheckpointReader, CheckpointWriter, finished_steps
+from fql.training.config import AgentConfig, TrainConfig
 from fql.training.interruption import EXIT_CODE, Interrupted, Interruption
 from fql.training.pretrain_config import read_pretrain_spec
 from fql.training.run_folder import RunFolder, RunSpec, write_spec

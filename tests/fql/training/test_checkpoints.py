@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from fql.agent import abstract_state, initial_state
 
 from encoders.leaves import tree_digest
+from fql.agents.configs import EncoderConfig, FQLConfig
+from fql.compiled import abstract_state, initial_state
 from fql.devices import one_device_mesh
 from fql.errors import FQLError
 from fql.training.checkpoints import (
@@ -23,11 +24,14 @@ from fql.training.checkpoints import (
     finished_steps,
     restore_newest,
 )
-from fql.training.config import AgentConfig, TrainConfig
+from fql.training.config import TrainConfig
+from fql.training.learning import make_learner
 from fql.training.run_folder import RunFolder, RunSpec, read_spec, write_spec
 
 SPEC = RunSpec(
-    config=TrainConfig(task='t', agent=AgentConfig(hidden_dims=(8,), encoder='impala_debug')),
+    config=TrainConfig(
+        task='t', agent=FQLConfig(hidden_dims=(8,), encoder=EncoderConfig(size='impala_debug'))
+    ),
     observation_shape=(8, 8, 3),
     observation_dtype='uint8',
     action_dim=2,
@@ -36,12 +40,12 @@ SPEC = RunSpec(
 
 @pytest.fixture(scope='module')
 def initial():
-    return initial_state(SPEC, one_device_mesh())
+    return initial_state(make_learner(SPEC), 0, one_device_mesh())
 
 
 @pytest.fixture(scope='module')
 def abstract():
-    return abstract_state(SPEC, one_device_mesh())
+    return abstract_state(make_learner(SPEC), one_device_mesh())
 
 
 @pytest.fixture
@@ -195,10 +199,11 @@ def test_what_cannot_be_read_is_not_called_damaged(saved, abstract, tmp_path, mo
 def test_a_checkpoint_of_another_agent_is_no_damage(saved, tmp_path):
     agent = dataclasses.replace(SPEC.config.agent, hidden_dims=(9,))
     other = dataclasses.replace(SPEC, config=dataclasses.replace(SPEC.config, agent=agent))
+    abstract = abstract_state(make_learner(other), one_device_mesh())
     with pytest.raises(
         FQLError, match=r'critic.*saved float32 \(2, 8\), expected float32 \(2, 9\)'
     ):
-        restore_newest(saved, abstract_state(other, one_device_mesh()), tmp_path / 'aside')
+        restore_newest(saved, abstract, tmp_path / 'aside')
     assert finished_steps(saved) == [1, 2, 3]
 
 

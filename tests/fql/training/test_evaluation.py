@@ -67,6 +67,44 @@ def seen_by_episode(calls):
     }
 
 
+class Chunks:
+    """A policy of three actions at a time, which say at which timestep they are to be executed."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, observations, episodes, timesteps):
+        self.calls.append((observations, episodes, timesteps))
+        places = timesteps[:, None] + np.arange(3)
+        return np.stack([places / 100, np.zeros_like(places)], axis=-1).astype(np.float32)
+
+
+@pytest.mark.parametrize('num_workers', [1, 3])
+def test_chunks_are_executed_to_their_end_or_that_of_the_episode(num_workers, monkeypatch):
+    executed, policy = [], Chunks()
+    step = EnvWorkers.step
+
+    def record(workers, actions):
+        executed.extend(float(action[0]) for action in actions.values())
+        return step(workers, actions)
+
+    monkeypatch.setattr(EnvWorkers, 'step', record)
+    with EnvWorkers(fake('Counter'), num_workers) as workers:
+        result = evaluate(workers, policy, EPISODES, SEED)
+    # Each action is executed at the very timestep that it was chosen for, so none is left over
+    # from the episode before.
+    expected = [t / 100 for length in result.lengths for t in range(length)]
+    np.testing.assert_allclose(sorted(executed), sorted(expected), atol=1e-6)
+    assert any(length % 3 for length in result.lengths)
+    if num_workers == 1:
+        asked = [(int(episodes[0]), int(times[0])) for _, episodes, times in policy.calls]
+        assert asked == [
+            (episode, timestep)
+            for episode, length in enumerate(result.lengths)
+            for timestep in range(0, length, 3)
+        ]
+
+
 @pytest.mark.parametrize('num_workers', [2, 3, 9])
 def test_results_do_not_depend_on_the_number_of_workers(num_workers):
     alone, alone_calls = run('Counter', 1)
@@ -136,7 +174,7 @@ def test_random_actions_depend_on_seed_episode_and_timestep():
         return random_policy(3, seed)(np.zeros((rows, 2)), *ids)
 
     first = action(0, 1, 2)
-    assert first.shape == (1, 3)
+    assert first.shape == (1, 1, 3)
     assert first.dtype == np.float32
     np.testing.assert_array_equal(action(0, 1, 2, rows=2), np.repeat(first, 2, axis=0))
     for other in (action(1, 1, 2), action(0, 2, 2), action(0, 1, 3), action(0, 2, 1)):

@@ -18,10 +18,11 @@ from data_pipeline.store import latents as latent_store
 from data_pipeline.store.frame_store import prepare_store
 from encoders.impala import ENCODERS
 from encoders.saved import SavedEncoder, save_encoder
+from fql.agents.configs import EncoderConfig, FQLConfig
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.errors import FQLError
 from fql.training import latent_cache
-from fql.training.config import AgentConfig, TrainConfig
+from fql.training.config import TrainConfig
 from fql.training.data import LabelledSplit, run_spec, training_batches
 from fql.training.latent_cache import cache_place, cached_data, locked
 from scripts.benchmark.latents import compare_caching, first_trajectories
@@ -33,8 +34,9 @@ FROZEN = TrainConfig(
     batch_size=8,
     frame_stack=STACK,
     shift_probability=0.0,
-    agent=AgentConfig(
-        hidden_dims=(8,), encoder='impala_debug', encoder_from='/e', encoder_mode='frozen'
+    agent=FQLConfig(
+        hidden_dims=(8,),
+        encoder=EncoderConfig(size='impala_debug', source='/e', mode='frozen'),
     ),
 )
 COPIES = dataclasses.replace(FROZEN, shift_probability=0.5, latent_copies=2)

@@ -6,12 +6,12 @@ import json
 import jax
 import numpy as np
 import pytest
-
 from fql.agent import agent_networks, initial_state
-from fql.batch import batch_from_frames
-from fql.training.config import AgentConfig, TrainConfig
-from fql.devices import one_device_mesh
 from fql.update import update
+
+from fql.batch import batch_from_frames
+from fql.devices import one_device_mesh
+from fql.training.config import AgentConfig, TrainConfig
 from scripts.benchmark.update import (
     MODES,
     ReferenceNetworks,

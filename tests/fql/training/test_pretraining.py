@@ -7,14 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from fql.pretraining import (
-    initial_pretrain_state,
-    make_pretrain_step,
-    make_pretrain_validation,
-    windows_from_frames,
-)
 
 from encoders.impala import ENCODERS
+from encoders.pretraining import TemporalContrast
+from fql.compiled import abstract_state, initial_state, make_train_step, make_validation
 from fql.devices import one_device_mesh
 from fql.errors import FQLError
 from fql.training.config import AugmentationConfig, differing_fields
@@ -24,6 +20,12 @@ from fql.training.pretrain_config import (
     read_pretrain_spec,
     validate_pretrain_config,
     write_pretrain_spec,
+)
+from fql.training.pretraining import (
+    make_pretraining_learner,
+    pretraining_validation,
+    window_maker,
+    windows_from_frames,
 )
 from fql.training.run_folder import RunFolder
 
@@ -68,8 +70,15 @@ def arrays():
     }
 
 
+def begin(spec):
+    """The train step, and the state before the first update."""
+    learner, mesh = make_pretraining_learner(spec), one_device_mesh()
+    step = make_train_step(learner, window_maker(spec), abstract_state(learner, mesh))
+    return step, initial_state(learner, spec.config.seed, mesh)
+
+
 def test_the_target_follows_the_parameters_after_the_step(arrays):
-    state = initial_pretrain_state(SPEC, one_device_mesh())
+    step, state = begin(SPEC)
     for before, target in zip(
         jax.tree.leaves(state.params['encoder']),
         jax.tree.leaves(state.target_params['encoder']),
@@ -77,7 +86,7 @@ def test_the_target_follows_the_parameters_after_the_step(arrays):
     ):
         np.testing.assert_array_equal(before, target)
     old = jax.tree.map(np.asarray, state.target_params)
-    new, metrics = make_pretrain_step(SPEC, one_device_mesh())(state, [arrays])
+    new, metrics = step(state, [arrays])
     assert int(new.step) == 1
     assert set(old['heads']) == {'compressor'}
     for path, target in jax.tree_util.tree_leaves_with_path(new.target_params):
@@ -88,7 +97,7 @@ def test_the_target_follows_the_parameters_after_the_step(arrays):
         np.testing.assert_allclose(target, 0.25 * online + 0.75 * start, rtol=1e-5, atol=1e-7)
     assert metrics['loss'].shape == (1,)
 
-    validation = make_pretrain_validation(SPEC)(new, arrays)
+    validation = make_validation(pretraining_validation(SPEC))(new, arrays)
     assert 1 <= validation['validation/features/effective_rank'] <= 3.01  # Of 4 samples.
     assert 'validation/temporal_contrast/accuracy' in validation
 
@@ -96,16 +105,16 @@ def test_the_target_follows_the_parameters_after_the_step(arrays):
 def test_the_two_observations_are_augmented_apart(arrays, monkeypatch):
     """Equal frames at t and t + k, as the objective sees them, differ in brightness."""
 
-    def loss(networks, params, target_params, windows, key):
+    def loss(objective, params, target_params, windows, key, step):
         bias = params['encoder']['dense']['bias']
-        return jnp.sum(bias), {'loss': jnp.sum(bias), 'windows': windows}
+        return jnp.sum(bias), {'windows': windows}
 
-    monkeypatch.setattr('fql.pretraining.pretraining_loss', loss)
+    monkeypatch.setattr(TemporalContrast, 'loss', loss)
     config = dataclasses.replace(SPEC.config, augmentation=AugmentationConfig(brightness=0.3))
-    step = make_pretrain_step(dataclasses.replace(SPEC, config=config), one_device_mesh())
+    step, state = begin(dataclasses.replace(SPEC, config=config))
     same = {**arrays, 'frames': np.full_like(arrays['frames'], 128)}
     same['later_frames'] = same['frames']
-    _, metrics = step(initial_pretrain_state(SPEC, one_device_mesh()), [same])
+    _, metrics = step(state, [same])
     windows = jax.tree.map(lambda x: np.asarray(x[0]), metrics['windows'])
     values = np.concatenate([windows.observations, windows.later_observations]).reshape(8, -1)
     assert (values.max(axis=1) - values.min(axis=1) < 1e-6).all()
