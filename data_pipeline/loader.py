@@ -1,17 +1,22 @@
-"""Batches of transitions from a frame store, by tf.data.
+"""Batches from a frame store, by tf.data: (stack at t, k actions, stack at t + k).
 
-    step -> rows drawn with (seed, step) -> frames of the stacks, randomly shifted -> transforms
-         -> prefetch
+    step -> transitions drawn with (seed, step) -> rows of both stacks and of the steps between
+         -> frames, randomly shifted -> transforms -> prefetch
+
+With k = 1 that is a transition, with k = h a chunk of h actions (`make_batches`), with k drawn from
+1..h a window that encoders are pretrained on (`make_windows`).
 
 Nothing depends on what was drawn before, so a run continues at any step. Frames are gathered from
 the memory-mapped file itself, and only by TensorFlow's own ops (Python ones hang at exit).
 """
 
+import dataclasses
+import itertools
 import mmap
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +36,9 @@ ACTION_LIMIT = 1 - 1e-5
 _ROWS, _SHIFTS, _COIN, _COPIES = range(4)
 _STREAMS = 4
 
+# Seeds of runs lie below it: with it added, a step has random numbers that no run's loader draws.
+_MORE_SEEDS = 2**31
+
 # Linux reads no more for one call than the device reads ahead, by default 128 KB, drops the rest,
 # and says nothing.
 _READ_AHEAD_BYTES = 128 << 10
@@ -43,8 +51,11 @@ _MAP_NORESERVE = getattr(mmap, 'MAP_NORESERVE', 0x4000 if sys.platform == 'linux
 class LoaderConfig:
     """What a batch is made of.
 
-    batch_size: transitions per batch, over all processes
+    batch_size: samples per batch, over all processes
     frame_stack: frames per observation
+    horizon: actions between the two observations; of windows, the largest number of them
+    discount: factor by step of the rewards that are summed over a horizon of more than one
+    next_actions: whether the action of the next transition is loaded; for a horizon of one
     shift_pad: largest random shift, in pixels
     shift_probability: probability that a batch is shifted at all
     transforms: further changes of images, made one after the other
@@ -57,6 +68,9 @@ class LoaderConfig:
 
     batch_size: int
     frame_stack: int = 1
+    horizon: int = 1
+    discount: float = 0.99
+    next_actions: bool = False
     shift_pad: int = 3
     shift_probability: float = 0.5
     transforms: tuple[Transform, ...] = ()
@@ -66,10 +80,14 @@ class LoaderConfig:
     process_count: int = 1
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.frame_stack < 1 or min(self.shift_pad, self.copies) < 0:
-            raise DataError(f'{self}: batch_size and frame_stack are at least 1, the rest 0')
-        if not 0 <= self.shift_probability <= 1:
-            raise DataError(f'{self}: shift_probability is within [0, 1]')
+        if min(self.batch_size, self.frame_stack, self.horizon) < 1:
+            raise DataError(f'{self}: batch_size, frame_stack and horizon are at least 1')
+        if min(self.shift_pad, self.copies) < 0:
+            raise DataError(f'{self}: shift_pad and copies are at least 0')
+        if not (0 <= self.shift_probability <= 1 and 0 <= self.discount <= 1):
+            raise DataError(f'{self}: shift_probability and discount are within [0, 1]')
+        if self.next_actions and self.horizon > 1:
+            raise DataError(f'{self}: next_actions are for a horizon of 1')
         if not 0 <= self.process_index < self.process_count:
             raise DataError(f'{self}: process_index is within [0, process_count)')
         if self.batch_size % self.process_count:
@@ -77,8 +95,11 @@ class LoaderConfig:
 
     @property
     def local_size(self) -> int:
-        """Transitions of a batch that this process loads."""
+        """Samples of a batch that this process loads."""
         return self.batch_size // self.process_count
+
+
+Batch = dict[str, tf.Tensor]
 
 
 def make_batches(
@@ -90,65 +111,119 @@ def make_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches, the first one that of `start_step`; batch n depends on (seed, n) only.
 
+    A transition is drawn uniformly, with replacement, from all but the last `horizon - 1` of the
+    split. A chunk begins there, wherever its trajectory ends: what would lie behind that end is not
+    valid.
+
     Args:
         rewards, masks: (n,) float32, one for each row of the split.
 
     Yields:
-        Read-only arrays, for b = batch_size / process_count transitions, of a batch drawn uniformly
-        with replacement:
-        frames: (b, frame_stack + 1, *observation shape) as in the store; `[:, :-1]` is the stack
-            of the observation, `[:, 1:]` that of the next one, both oldest first and filled up with
-            the first frame of the trajectory.
+        Read-only arrays, for b = batch_size / process_count samples that begin in row t:
+        frames: (b, number of `frame_offsets`, *observation shape) as in the store: the stack at t
+            is the first `frame_stack` of them, that at t + horizon the last ones, both oldest
+            first. In place of rows before or behind t's trajectory stands its first or last one.
         actions: (b, a) float32, clipped to +-(1 - 1e-5).
         rewards, masks: (b,) float32.
-        indices: (b,) int64, rows of the split.
+        indices: (b,) int64: t, a row of the split.
         shifts: (b, 2) int32, row and column of the crop in the image edge-padded by `shift_pad`;
             (shift_pad, shift_pad) is no shift.
+
+        With a horizon h of more than one, place j being row t + j:
+        actions: (b, h, a), zeros where not valid.
+        rewards: (b, h), the discounted sum of those up to j; none is added where not valid.
+        masks: (b, h), the least of those up to j; as before where not valid.
+        valid: (b, h) float32: 1 where t + j begins a transition of t's trajectory, else 0.
+
+        With `next_actions`, of the next transition of the split (of the last one: its own):
+        next_actions: (b, a), clipped.
+        next_actions_valid: (b,) float32: 0 where it is none of t's trajectory, else 1.
 
     Raises:
         DataError: see `check_batches`.
     """
     check_batches(split, config)
-    rows, shape = len(split.observations), split.observations.shape[1:]
-    if len(rewards) != rows or len(masks) != rows:
-        raise ValueError(f'{len(rewards)} rewards and {len(masks)} masks for {rows} rows')
-    is_shifting = shifts_images(shape, config)
-    frames = map_file(split.path / 'observations.npy')
     trajectories = find_trajectories(split)
-    columns = {
-        'actions': as_tensor(split.actions),
-        'rewards': tf.constant(rewards, tf.float32),
-        'masks': tf.constant(masks, tf.float32),
-    }
+    batch_of = batch_maker(split, trajectories, rewards, masks, config)
+    starts = num_starts(split, config)
+    return endless(
+        lambda step: batch_of(sample_transitions(starts, config, step), step), start_step
+    )
 
-    # Nothing in it needs AutoGraph, whose conversion would take longer than all else before the
-    # first batch.
-    @tf.autograph.experimental.do_not_convert
-    def make_batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
-        indices, first, _ = sample_rows(trajectories, config, step)
-        stack = stack_rows(indices, first, config.frame_stack)
-        if config.copies:
-            stack += rows * sample_copies(config, step)[:, None]
-        if is_shifting:
-            coin = flip_coin(config, step)
-            shifts = tf.where(coin, sample_shifts(config, step), config.shift_pad)
-            images = tf.cond(
-                coin,
-                lambda: gather_shifted(frames, stack, shape, shifts, config.shift_pad),
-                lambda: gather_frames(frames, stack, shape),
-            )
-        else:
-            shifts = tf.fill([config.local_size, 2], config.shift_pad)
-            images = gather_frames(frames, stack, shape)
-        images = transformed(images, config, step)
-        batch = {name: tf.gather(values, indices) for name, values in columns.items()}
-        batch['actions'] = tf.clip_by_value(batch['actions'], -ACTION_LIMIT, ACTION_LIMIT)
-        return {'frames': images, **batch, 'indices': indices, 'shifts': shifts}
 
+def make_windows(
+    split: Split, config: LoaderConfig, start_step: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches of windows, the first one that of `start_step`; batch n depends on (seed, n).
+
+    A row t is drawn uniformly, with replacement, from all but the trajectories' last ones; then an
+    offset k, uniformly from 1 to `horizon`, or to the number of rows that the trajectory has left
+    where these are fewer.
+
+    Args:
+        split: of images.
+
+    Yields:
+        Read-only arrays, for b = batch_size / process_count windows:
+        frames: (b, frame_stack, h, w, c) uint8, the stack at t: oldest first, filled up with the
+            first frame of the trajectory.
+        later_frames: the same at t + k.
+        actions: (b, horizon, a) float32: a_t .. a_{t+k-1}, clipped to +-(1 - 1e-5); then zeros.
+        offsets: (b,) int32: k.
+        indices: (b,) int64: t.
+        shifts, later_shifts: (b, 2) int32: rows and columns of the two stacks' crops, drawn apart,
+            as in `make_batches`; whether there are any is drawn for the batch.
+
+    Raises:
+        DataError: see `check_windows`.
+    """
+    check_windows(split, config)
+    trajectories = find_trajectories(split)
+    frames = map_frames(split)
+    actions = as_tensor(split.actions)
+    later_config = dataclasses.replace(config, seed=config.seed + _MORE_SEEDS)
+
+    def make_batch(step: tf.Tensor) -> Batch:
+        transitions = sample_transitions(split.num_transitions, config, step)
+        samples = find_rows(trajectories, transitions)
+        offsets = sample_offsets(
+            tf.minimum(samples.last - samples.rows, config.horizon), config, step
+        )
+        later = samples._replace(rows=samples.rows + offsets)
+        places = tuple(range(1 - config.frame_stack, 1))
+        coin = flip_coin(config, step)
+        shifts = sample_shifts(frames.shape, coin, config, step)
+        later_shifts = sample_shifts(frames.shape, coin, later_config, step)
+        images = gather_observations(frames, stack_rows(samples, places), coin, shifts, config)
+        later_images = gather_observations(
+            frames, stack_rows(later, places), coin, later_shifts, config
+        )
+        steps = steps_from(samples.rows, offsets, config.horizon)
+        return {
+            'frames': transformed(images, config, step),
+            'later_frames': transformed(later_images, later_config, step),
+            'actions': clipped(gather_inside(actions, steps, 0)),
+            'offsets': tf.cast(offsets, tf.int32),
+            'indices': samples.rows,
+            'shifts': shifts,
+            'later_shifts': later_shifts,
+        }
+
+    return endless(make_batch, start_step)
+
+
+def endless(
+    make_batch: Callable[[tf.Tensor], Batch], start_step: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of all steps from `start_step` on, as read-only arrays, in order."""
     options = tf.data.Options()
     options.experimental_optimization.apply_default_optimizations = False  # They copy the frames.
+    # Nothing in it needs AutoGraph, whose conversion would take longer than all else before the
+    # first batch.
     dataset = tf.data.Dataset.counter(start_step).map(
-        make_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        tf.autograph.experimental.do_not_convert(make_batch),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
     )
     return dataset.prefetch(1).with_options(options).as_numpy_iterator()
 
@@ -156,19 +231,93 @@ def make_batches(
 def check_batches(split: Split, config: LoaderConfig) -> None:
     """Raises DataError if there are no such batches.
 
-    There are fewer transitions than `batch_size`, images not larger than `shift_pad`, or transforms
-    of vectors.
+    There are fewer transitions where a chunk may begin than `batch_size`, images not larger than
+    `shift_pad`, or transforms of vectors.
     """
     shape = split.observations.shape[1:]
-    if config.batch_size > split.num_transitions:
+    if config.batch_size > num_starts(split, config):
+        chunks = f' and chunks of {config.horizon}' if config.horizon > 1 else ''
         raise DataError(
             f'{split.path}: {split.num_transitions} transitions are too few for batch_size '
-            f'{config.batch_size}'
+            f'{config.batch_size}{chunks}'
         )
     if config.transforms and len(shape) != 3:
         raise DataError(f'{split.path}: observations are vectors, which no transform changes')
     if shifts_images(shape, config) and config.shift_pad >= min(shape[:2]):
         raise DataError(f'{split.path}: shift_pad {config.shift_pad} for images of {shape}')
+
+
+def check_windows(split: Split, config: LoaderConfig) -> None:
+    """Raises DataError if there are no such windows.
+
+    Observations are no images, or see `check_batches`; a window may begin in every transition.
+    """
+    if split.observations.ndim != 4:
+        raise DataError(f'{split.path}: observations are vectors, where images are needed')
+    check_batches(split, dataclasses.replace(config, horizon=1))
+
+
+def num_starts(split: Split, config: LoaderConfig) -> int:
+    """The transitions where a chunk may begin, the first ones of the split."""
+    return split.num_transitions - config.horizon + 1
+
+
+def frame_offsets(frame_stack: int, horizon: int) -> tuple[int, ...]:
+    """The rows, counted from t, of a sample's `frames`: those of both stacks, each once, in order.
+
+    The first `frame_stack` are the stack at t, the last ones that at t + horizon; `stack_places`
+    says so. There are frame_stack + min(frame_stack, horizon) of them.
+    """
+    now = range(1 - frame_stack, 1)
+    return tuple(sorted({*now, *(offset + horizon for offset in now)}))
+
+
+def stack_places(frame_stack: int, horizon: int) -> tuple[slice, slice]:
+    """Which of a sample's `frames` are the stack at t, and which that at t + horizon."""
+    places = len(frame_offsets(frame_stack, horizon))
+    return slice(0, frame_stack), slice(places - frame_stack, places)
+
+
+def batch_maker(
+    split: Split,
+    trajectories: 'Trajectories',
+    rewards: np.ndarray,
+    masks: np.ndarray,
+    config: LoaderConfig,
+) -> Callable[[tf.Tensor, tf.Tensor], Batch]:
+    """The function (transitions (b,) int64, step) -> the batch of these; see `make_batches`.
+
+    Transitions are counted over the whole split. The step is that of the random shifts.
+    """
+    rows = len(split.observations)
+    if len(rewards) != rows or len(masks) != rows:
+        raise ValueError(f'{len(rewards)} rewards and {len(masks)} masks for {rows} rows')
+    frames = map_frames(split)
+    columns = Columns(
+        as_tensor(split.actions),
+        tf.constant(rewards, tf.float32),
+        tf.constant(masks, tf.float32),
+    )
+    offsets = frame_offsets(config.frame_stack, config.horizon)
+
+    def batch_of(transitions: tf.Tensor, step: tf.Tensor) -> Batch:
+        samples = find_rows(trajectories, transitions)
+        stack = stack_rows(samples, offsets)
+        if config.copies:
+            stack += rows * sample_copies(config, step)[:, None]
+        coin = flip_coin(config, step)
+        shifts = sample_shifts(frames.shape, coin, config, step)
+        images = gather_observations(frames, stack, coin, shifts, config)
+        batch = {'frames': transformed(images, config, step)}
+        if config.horizon == 1:
+            batch |= gather_transitions(columns, samples.rows)
+        else:
+            batch |= gather_chunks(columns, samples, config.horizon, config.discount)
+        if config.next_actions:
+            batch |= gather_next_actions(columns.actions, trajectories, transitions, samples)
+        return {**batch, 'indices': samples.rows, 'shifts': shifts}
+
+    return batch_of
 
 
 def shifts_images(shape: tuple[int, ...], config: LoaderConfig) -> bool:
@@ -229,6 +378,29 @@ def available_memory() -> int:
     return next((int(x.split()[1]) << 10 for x in lines if x.startswith('MemAvailable:')), 0)
 
 
+class Frames(NamedTuple):
+    """One array of observations: its file as a tensor (n, values per row), and the shape of a row.
+
+    A dataset with several cameras would have several of them, and all that follows for each.
+    """
+
+    values: tf.Tensor
+    shape: tuple[int, ...]
+
+
+def map_frames(split: Split) -> Frames:
+    """The observations of a split, mapped."""
+    return Frames(map_file(split.path / 'observations.npy'), split.observations.shape[1:])
+
+
+class Columns(NamedTuple):
+    """What a split's rows have besides observations: (n, a), (n,) and (n,) float32."""
+
+    actions: tf.Tensor
+    rewards: tf.Tensor
+    masks: tf.Tensor
+
+
 class Trajectories(NamedTuple):
     """Where the m trajectories of a split lie; (m,) int64 each.
 
@@ -249,27 +421,50 @@ def find_trajectories(split: Split) -> Trajectories:
     return Trajectories(*(tf.constant(values, tf.int64) for values in found))
 
 
-def sample_rows(
-    trajectories: Trajectories, config: LoaderConfig, step: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """This process's part of the batch's rows, and the first and last rows of their trajectories.
+class Samples(NamedTuple):
+    """The rows t where samples begin, and the first and last rows of their trajectories.
 
-    Returns:
-        (b,) int64 each.
+    All are (b,) int64.
     """
+
+    rows: tf.Tensor
+    first: tf.Tensor
+    last: tf.Tensor
+
+
+def find_rows(trajectories: Trajectories, transitions: tf.Tensor) -> Samples:
+    """Where transitions (b,) int64, counted over the whole split, begin."""
+    found = tf.searchsorted(trajectories.transitions, transitions, side='right')
+    # Before a transition's row lie as many last rows, where none begins, as trajectories.
+    rows = transitions + tf.cast(found, tf.int64)
+    return Samples(rows, tf.gather(trajectories.first, found), tf.gather(trajectories.last, found))
+
+
+def sample_transitions(bound: int, config: LoaderConfig, step: tf.Tensor) -> tf.Tensor:
+    """(b,) int64, uniform in 0..bound - 1; this process's part."""
     transitions = tf.random.stateless_uniform(
         [config.batch_size],
         _stream(config, step, _ROWS),
         minval=0,
-        maxval=trajectories.transitions[-1],
+        maxval=bound,
         dtype=tf.int64,
         alg='philox',
     )
-    transitions = local_part(transitions, config)
-    found = tf.searchsorted(trajectories.transitions, transitions, side='right')
-    # Before a transition's row lie as many last rows, where none begins, as trajectories.
-    rows = transitions + tf.cast(found, tf.int64)
-    return rows, tf.gather(trajectories.first, found), tf.gather(trajectories.last, found)
+    return local_part(transitions, config)
+
+
+def sample_offsets(limits: tf.Tensor, config: LoaderConfig, step: tf.Tensor) -> tf.Tensor:
+    """(b,) int64, uniform in 1..limits (b,) int64; this process's part."""
+    # Of so large a number, the remainder is uniform but for one part in 2^50.
+    draws = tf.random.stateless_uniform(
+        [config.batch_size],
+        tf.stack([tf.constant(config.seed + 2 * _MORE_SEEDS, tf.int64), step]),
+        minval=0,
+        maxval=2**62,
+        dtype=tf.int64,
+        alg='philox',
+    )
+    return 1 + local_part(draws, config) % limits
 
 
 def local_part(drawn: tf.Tensor, config: LoaderConfig) -> tf.Tensor:
@@ -284,8 +479,15 @@ def flip_coin(config: LoaderConfig, step: tf.Tensor) -> tf.Tensor:
     return draw < config.shift_probability
 
 
-def sample_shifts(config: LoaderConfig, step: tf.Tensor) -> tf.Tensor:
-    """(b, 2) int32 row and column offsets, uniform in 0..2 * shift_pad; this process's part."""
+def sample_shifts(
+    shape: tuple[int, ...], coin: tf.Tensor, config: LoaderConfig, step: tf.Tensor
+) -> tf.Tensor:
+    """(b, 2) int32 row and column offsets, uniform in 0..2 * shift_pad; this process's part.
+
+    They are shift_pad, which is no shift, where the coin says so or nothing of this shape is.
+    """
+    if not shifts_images(shape, config):
+        return tf.fill([config.local_size, 2], config.shift_pad)
     offsets = tf.random.stateless_uniform(
         [config.batch_size, 2],
         _stream(config, step, _SHIFTS),
@@ -294,7 +496,7 @@ def sample_shifts(config: LoaderConfig, step: tf.Tensor) -> tf.Tensor:
         dtype=tf.int32,
         alg='philox',
     )
-    return local_part(offsets, config)
+    return tf.where(coin, local_part(offsets, config), config.shift_pad)
 
 
 def sample_copies(config: LoaderConfig, step: tf.Tensor) -> tf.Tensor:
@@ -324,44 +526,48 @@ def transformed(images: tf.Tensor, config: LoaderConfig, step: tf.Tensor) -> tf.
     return images
 
 
-def stack_rows(indices: tf.Tensor, first: tf.Tensor, frame_stack: int) -> tf.Tensor:
-    """Rows of both stacks, clamped to their trajectory's first row.
-
-    Args:
-        indices, first: (b,) int64.
-
-    Returns:
-        (b, frame_stack + 1) int64.
-    """
-    offsets = tf.range(1 - frame_stack, 2, dtype=tf.int64)
-    return tf.maximum(indices[:, None] + offsets, first[:, None])
+def stack_rows(samples: Samples, offsets: tuple[int, ...]) -> tf.Tensor:
+    """(b, offsets) int64: the rows so far from t, or the nearest ones of t's trajectory."""
+    rows = samples.rows[:, None] + tf.constant(offsets, tf.int64)
+    return tf.clip_by_value(rows, samples.first[:, None], samples.last[:, None])
 
 
-def gather_frames(frames: tf.Tensor, stack: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
-    """(b, frame_stack + 1, *shape): the frames of the rows `stack`."""
-    return tf.reshape(tf.gather(frames, stack), [*stack.shape, *shape])
-
-
-def gather_shifted(
-    frames: tf.Tensor, stack: tf.Tensor, shape: tuple[int, ...], shifts: tf.Tensor, pad: int
+def gather_observations(
+    frames: Frames, rows: tf.Tensor, coin: tf.Tensor, shifts: tf.Tensor, config: LoaderConfig
 ) -> tf.Tensor:
+    """(b, k, *shape): the observations of rows (b, k), shifted if the coin says so."""
+    if not shifts_images(frames.shape, config):
+        return gather_frames(frames, rows)
+    return tf.cond(
+        coin,
+        lambda: gather_shifted(frames, rows, shifts, config.shift_pad),
+        lambda: gather_frames(frames, rows),
+    )
+
+
+def gather_frames(frames: Frames, rows: tf.Tensor) -> tf.Tensor:
+    """(b, k, *shape): the frames of rows (b, k)."""
+    return tf.reshape(tf.gather(frames.values, rows), [*rows.shape, *frames.shape])
+
+
+def gather_shifted(frames: Frames, rows: tf.Tensor, shifts: tf.Tensor, pad: int) -> tf.Tensor:
     """`gather_frames` of images (h, w, c), all those of a sample shifted by its offset.
 
     An edge-padded crop is a gather with clamped indices. For the rows of an image that is how it is
     read from the file; for the columns, samples of one offset are cut and edged together, which is
     several times faster than a gather of pixels.
     """
-    height, width, channels = shape
+    height, width, channels = frames.shape
     row_offsets = tf.cast(shifts[:, :1] - pad, tf.int64)
     image_rows = tf.clip_by_value(tf.range(height, dtype=tf.int64) + row_offsets, 0, height - 1)
-    lines = tf.reshape(stack[:, :, None] * height + image_rows[:, None, :], [stack.shape[0], -1])
-    pixels = tf.reshape(frames, [-1, width * channels])
-    samples = tf.dynamic_partition(tf.range(stack.shape[0]), shifts[:, 1], 2 * pad + 1)
+    lines = tf.reshape(rows[:, :, None] * height + image_rows[:, None, :], [rows.shape[0], -1])
+    pixels = tf.reshape(frames.values, [-1, width * channels])
+    samples = tf.dynamic_partition(tf.range(rows.shape[0]), shifts[:, 1], 2 * pad + 1)
     groups = [
         shift_columns(tf.gather(pixels, tf.gather(lines, group)), offset - pad, channels)
         for offset, group in enumerate(samples)
     ]
-    return tf.reshape(tf.dynamic_stitch(samples, groups), [*stack.shape, *shape])
+    return tf.reshape(tf.dynamic_stitch(samples, groups), [*rows.shape, *frames.shape])
 
 
 def shift_columns(lines: tf.Tensor, offset: int, channels: int) -> tf.Tensor:
@@ -372,6 +578,76 @@ def shift_columns(lines: tf.Tensor, offset: int, channels: int) -> tf.Tensor:
     if offset > 0:
         return tf.concat([lines[..., cut:]] + [lines[..., -channels:]] * offset, axis=-1)
     return lines
+
+
+def gather_transitions(columns: Columns, rows: tf.Tensor) -> Batch:
+    """The columns of rows (b,), actions clipped."""
+    return {
+        'actions': clipped(tf.gather(columns.actions, rows)),
+        'rewards': tf.gather(columns.rewards, rows),
+        'masks': tf.gather(columns.masks, rows),
+    }
+
+
+def gather_chunks(columns: Columns, samples: Samples, horizon: int, discount: float) -> Batch:
+    """The columns of the `horizon` rows from t on, cumulated; see `make_batches`."""
+    steps = steps_from(samples.rows, samples.last - samples.rows, horizon)
+    discounts = tf.constant(discount ** np.arange(horizon), tf.float32)
+    rewards = gather_inside(columns.rewards, steps, 0) * discounts
+    return {
+        'actions': clipped(gather_inside(columns.actions, steps, 0)),
+        'rewards': accumulated(rewards, tf.add),
+        'masks': accumulated(gather_inside(columns.masks, steps, 1), tf.minimum),
+        'valid': tf.cast(steps.is_inside, tf.float32),
+    }
+
+
+def gather_next_actions(
+    actions: tf.Tensor, trajectories: Trajectories, transitions: tf.Tensor, samples: Samples
+) -> Batch:
+    """The actions of the transitions after these, as published for ReBRAC, and if they are sound.
+
+    Behind a trajectory's end comes the next one's first action; behind the last, its own.
+    """
+    following = tf.minimum(transitions + 1, trajectories.transitions[-1] - 1)
+    rows = find_rows(trajectories, following).rows
+    return {
+        'next_actions': clipped(tf.gather(actions, rows)),
+        'next_actions_valid': tf.cast(samples.rows + 1 < samples.last, tf.float32),
+    }
+
+
+class Steps(NamedTuple):
+    """Rows from t on, (b, horizon) int64, and which of them are wanted; the others are row 0."""
+
+    rows: tf.Tensor
+    is_inside: tf.Tensor
+
+
+def steps_from(rows: tf.Tensor, lengths: tf.Tensor, horizon: int) -> Steps:
+    """Of `horizon` rows from each of (b,) int64 on, the first `lengths` (b,) int64."""
+    places = tf.range(horizon, dtype=tf.int64)
+    is_inside = places < lengths[:, None]
+    return Steps(tf.where(is_inside, rows[:, None] + places, 0), is_inside)
+
+
+def gather_inside(values: tf.Tensor, steps: Steps, outside: float) -> tf.Tensor:
+    """(b, horizon, ...): the values of the wanted rows, and `outside` in place of the others."""
+    gathered = tf.gather(values, steps.rows)
+    is_inside = tf.reshape(steps.is_inside, [*steps.is_inside.shape, *[1] * (values.ndim - 1)])
+    return tf.where(is_inside, gathered, tf.constant(outside, values.dtype))
+
+
+def accumulated(
+    values: tf.Tensor, combine: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+) -> tf.Tensor:
+    """(b, k): each place of values (b, k) combined with those before it."""
+    return tf.stack(list(itertools.accumulate(tf.unstack(values, axis=1), combine)), axis=1)
+
+
+def clipped(actions: tf.Tensor) -> tf.Tensor:
+    """Actions short of +-1, where a squashed Gaussian has no density."""
+    return tf.clip_by_value(actions, -ACTION_LIMIT, ACTION_LIMIT)
 
 
 def _stream(config: LoaderConfig, step: tf.Tensor, stream: int) -> tf.Tensor:

@@ -30,9 +30,7 @@ def _dataclass(cls: Any, values: Any, path: str, given: Mapping[str, Any]) -> An
         raise ValueError(f'no field {", ".join(path + name for name in missing)}')
     if unknown := sorted(values.keys() - names):
         raise ValueError(f'unknown field {", ".join(path + name for name in unknown)}')
-    fields = {
-        name: _value(hints[name], values[name], path + name) for name in names - given.keys()
-    }
+    fields = {name: _value(hints[name], values[name], path + name) for name in names - given.keys()}
     return cls(**fields, **given)
 
 

@@ -12,7 +12,7 @@ from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.errors import DataError
 from fql.reports.tables import tell
 from fql.training.progress import progress_bar, progress_callback
-from scripts.arguments import Collect
+from scripts.collect_args import Collect
 
 
 def run(args: Collect) -> None:
@@ -21,8 +21,6 @@ def run(args: Collect) -> None:
     name = dataset_name(recipe)
     out = args.out or resolve_data_dir(args.data_dir) / 'collected' / f'{name}.npz'
     jobs = [(recipe, out, episodes if args.episodes is None else args.episodes)]
-    if args.val_episodes < 0:
-        raise DataError(f'val_episodes must not be negative: {args.val_episodes}')
     if args.val_episodes:
         val = out.with_name(f'{out.stem}-val.npz')
         jobs.append((dataclasses.replace(recipe, split='val'), val, args.val_episodes))

@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from fql.errors import FQLError
-from fql.reports.tables import check_new, tell
+from fql.reports.tables import tell
 from fql.reports.video import save_gif
 from fql.training.evaluation import random_policy
 from fql.training.learning import agent_of
@@ -11,7 +10,7 @@ from fql.training.policy import load_rollout_policy
 from fql.training.rollouts import evaluate_with_progress, start_workers
 from fql.training.run_folder import RunFolder, read_spec
 from fql.training.watch import watch
-from scripts.arguments import Evaluate
+from scripts.evaluate_args import Evaluate
 
 GIF_EPISODES = 4
 GIF_FPS = 20
@@ -19,24 +18,9 @@ GIF_FPS = 20
 
 def run(args: Evaluate) -> None:
     """Evaluates one checkpoint and prints, or watches a run (see `fql.training.watch`)."""
-    if args.episodes < 1:
-        raise FQLError('episodes must be at least 1')
     if args.watch:
-        others = (args.step, args.seed, args.max_episode_steps, args.success_timing, args.video)
-        if args.policy or any(value is not None for value in others):
-            raise FQLError(
-                '--watch evaluates every checkpoint as the trainer would: '
-                'beside it only --episodes and --workers'
-            )
         watch(RunFolder(args.run), args.episodes, args.workers)
         return
-    if args.policy == 'random' and args.step is not None:
-        raise FQLError('--policy random is of no checkpoint: leave out --step')
-    if args.seed is not None and not 0 <= args.seed < 2**31:
-        raise FQLError('seed must lie in [0, 2^31)')
-    if args.video is not None and args.video.suffix != '.gif':
-        raise FQLError(f'{args.video}: only .gif videos are written')
-    check_new(args.video)
     run_folder = RunFolder(args.run)
     spec = read_spec(run_folder)
     config = spec.config

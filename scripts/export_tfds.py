@@ -3,7 +3,7 @@
 from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.store.frame_store import open_store
 from fql.training.progress import progress_bar, progress_callback
-from scripts.arguments import ExportTfds
+from scripts.export_tfds_args import ExportTfds
 
 
 def run(args: ExportTfds) -> None:

@@ -2,53 +2,33 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 
 from fql.batch import batch_from_frames
 from fql.envs.tasks import find_task
-from fql.errors import FQLError
-from fql.learner import split_seed
 from fql.reports.plots import plot_batch
-from fql.reports.tables import check_new, check_new_picture
-from fql.training.augmentation import augment_frames, check_augmentation
 from fql.training.config import validate_config
-from fql.training.data import load_training_data, training_batches
+from fql.training.data import batch_of_update
 from fql.training.presets import default_config
-from scripts.arguments import InspectBatch
+from scripts.inspect_args import InspectBatch
 
 CONFIG_FIELDS = (
-    'seed',
-    'dataset',
-    'data_dir',
-    'batch_size',
-    'frame_stack',
-    'shift_probability',
+    *('seed', 'dataset', 'data_dir', 'batch_size', 'frame_stack', 'shift_probability'),
     'augmentation',
 )
 
 
 def run(args: InspectBatch) -> None:
     """Makes the batch and writes what was asked for."""
-    if args.out is None and args.png is None:
-        raise FQLError('nothing to write: give --out batch.npz, --png batch.png, or both')
-    if args.step < 0:
-        raise FQLError('step must not be negative; the first update is 0')
-    check_new(args.out)
-    check_new_picture(args.png)
     asked = {name: getattr(args, name) for name in CONFIG_FIELDS}
     config = dataclasses.replace(
         default_config(find_task(args.task)),
         **{name: value for name, value in asked.items() if value is not None},
     )
     validate_config(config)
-    data = load_training_data(config)['train']
-    check_augmentation(config.augmentation, data.split.observations.shape[1:])
-    arrays = next(training_batches(data, config, args.step))
-    augment = jax.jit(augment_frames, static_argnames='config')
-    frames = augment(arrays['frames'], config.augmentation, split_seed(config.seed)[1], args.step)
-    arrays = {**arrays, 'frames': np.asarray(frames)}
-    batch = batch_from_frames(arrays)._asdict()
+    arrays = batch_of_update(config, args.step)
+    fields = batch_from_frames(arrays)._asdict()
+    batch = {name: value for name, value in fields.items() if value is not None}
     provenance = {'indices': arrays['indices'], 'shifts': arrays['shifts']}
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from fql.reports.tables import tell
 from fql.training.checkpoints import CheckpointReader
 from fql.training.learning import make_learner
 from fql.training.run_folder import RunFolder, read_spec
-from scripts.arguments import InspectCheckpoint
+from scripts.inspect_args import InspectCheckpoint
 
 
 def run(args: InspectCheckpoint) -> None:

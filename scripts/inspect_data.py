@@ -1,117 +1,25 @@
 """`fql inspect data`: what a frame store holds, in words and in pictures."""
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-
 from data_pipeline.data_dir import resolve_data_dir
-from data_pipeline.errors import DataError
-from data_pipeline.store.frame_store import FrameStore, Split, open_store, verify_store
-from data_pipeline.store.labels import labelled_tasks, task_labels
-from fql.envs.tasks import find_task, task_names
+from data_pipeline.store.frame_store import open_store, verify_store
 from fql.reports.data_plots import plot_frames, plot_histograms
-from fql.reports.tables import check_new_picture
+from fql.reports.data_report import describe_data
 from fql.training.progress import progress_bar, progress_callback
-from scripts.arguments import InspectData
+from scripts.inspect_args import InspectData
 
 
 def run(args: InspectData) -> None:
     """Prints the report and writes what was asked for."""
-    pictures = [] if args.png is None else [args.png, histogram_path(args.png)]
-    for path in pictures:
-        check_new_picture(path)
     store = open_store(resolve_data_dir(args.data_dir) / args.dataset)
-    for line in describe_manifest(store):
-        print(line)
-    for split in store.splits.values():
-        for line in (*describe_trajectories(split), *describe_actions(split)):
-            print(line)
-    for split in store.splits.values():
-        for line in describe_tasks(store, split):
-            print(line, flush=True)
+    for line in describe_data(store):
+        print(line, flush=True)
     if args.verify:
         with progress_bar('verify', 'B') as bar:
             verify_store(store, progress_callback(bar))
         print('checksums: every array is as it was written')
-    if args.png is not None:
+    if args.png is not None and args.histograms is not None:
         args.png.parent.mkdir(parents=True, exist_ok=True)
-        plot_frames(pictures[0], store.splits['train'], args.dataset)
-        plot_histograms(pictures[1], store.splits['train'], args.dataset)
-        for path in pictures:
+        plot_frames(args.png, store.splits['train'], args.dataset)
+        plot_histograms(args.histograms, store.splits['train'], args.dataset)
+        for path in (args.png, args.histograms):
             print(f'wrote {path}')
-
-
-def histogram_path(png: Path) -> Path:
-    """The file beside `png` for the second page."""
-    return png.with_name(f'{png.stem}-histograms{png.suffix}')
-
-
-def describe_manifest(store: FrameStore) -> Iterator[str]:
-    """What the store was made of, when and with what, and the arrays in it."""
-    manifest = store.manifest
-    versions = ', '.join(f'{name} {version}' for name, version in manifest['versions'].items())
-    yield f'{manifest["dataset"]}: {store.path}'
-    yield f'format {manifest["format_version"]}, made {manifest["created"]} with {versions}'
-    for name, source in manifest['sources'].items():
-        yield f'{name} from {source["path"]}'
-        yield f'  {source["bytes"]:,} bytes, sha256 {source["sha256"]}'
-        for array, entry in manifest['splits'][name]['arrays'].items():
-            yield f'  {array:13} {np.dtype(entry["dtype"])} {tuple(entry["shape"])}'
-
-
-def describe_trajectories(split: Split) -> Iterator[str]:
-    """How many there are and how long, in transitions."""
-    lengths = split.lengths - 1
-    yield (
-        f'{split.name}: {lengths.sum():,} transitions in {len(lengths):,} trajectories of '
-        f'{lengths.min():,} to {lengths.max():,}, median {np.median(lengths):,g}'
-    )
-
-
-def describe_actions(split: Split) -> Iterator[str]:
-    """Ranges of the actions that lead somewhere, by dimension."""
-    actions = split.actions[split.valid_rows]
-    columns = zip(actions.min(axis=0), actions.mean(axis=0), actions.max(axis=0), strict=True)
-    for i, (low, mean, high) in enumerate(columns):
-        yield f'  action {i}: {low:+.4f} to {high:+.4f}, mean {mean:+.4f}'
-
-
-def describe_tasks(store: FrameStore, split: Split) -> Iterator[str]:
-    """Rewards and successes of the data's own task and of those that they can be labelled for."""
-    if split.labels:
-        yield f'{split.name}, own: {describe_labels(split, **split.labels)}'
-    for env_id, kwargs in known_tasks(store, split):
-        chosen = ', '.join(f'{name}={value}' for name, value in kwargs.items())
-        name = f'{split.name}, {" ".join([env_id.rpartition(":")[2], chosen]).strip()}'
-        try:
-            labels = task_labels(store, split.name, env_id, kwargs)
-        except DataError as error:
-            yield f'{name}: no rewards: {error}'
-            continue
-        yield f'{name}: {describe_labels(split, *labels)}'
-
-
-def describe_labels(split: Split, rewards: np.ndarray, masks: np.ndarray) -> str:
-    """Successes, which are where no value is beyond a transition, and rewards."""
-    valid = split.valid_rows
-    successes = valid[masks[valid] == 0]
-    trajectories = len(np.unique(split.first_rows[successes]))
-    return (
-        f'success in {len(successes):,} transitions of {trajectories:,} trajectories, '
-        f'rewards {rewards[valid].min():g} to {rewards[valid].max():g}, '
-        f'mean {rewards[valid].mean():.4f}'
-    )
-
-
-def known_tasks(store: FrameStore, split: Split) -> list[tuple[str, dict[str, Any]]]:
-    """(env_id, env_kwargs): the dataset's own tasks, and those with labels in the store."""
-    own: list[tuple[str, dict[str, Any]]] = []
-    if 'qpos' in split.info:
-        tasks = [find_task(name) for name in task_names()]
-        tasks = [task for task in tasks if task.dataset == store.manifest['dataset']]
-        # Of OGBench's names, the one without a number means one of those that have it.
-        numbered = [task for task in tasks if '-singletask-task' in task.name] or tasks
-        own = [(task.label_env_id, {}) for task in numbered]
-    return own + [task for task in labelled_tasks(store, split.name) if task not in own]

@@ -1,64 +1,94 @@
 """The `fql` program: reads the arguments and hands them to the command's own file.
 
-Spawned processes import this module again, so that nothing heavy may be imported here.
+Spawned processes import this module again, and `--help` must answer at once, so that nothing heavy
+may be imported here, nor where arguments are declared.
 """
 
+import difflib
 import importlib
+import importlib.metadata
 import os
-import re
+import select
 import sys
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import tyro
 
 from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.errors import DataError
 from encoders.errors import EncoderError
-from fql.agents.configs import AGENT_CONFIGS
-from fql.envs.tasks import find_task
 from fql.errors import FQLError
-from fql.training.config import TrainConfig
 from fql.training.host_memory import keep_freed_memory
-from fql.training.presets import default_config
-from fql.training.pretrain_config import PretrainConfig, read_pretrain_spec
-from fql.training.run_folder import RunFolder, read_spec
-from scripts import arguments
+from scripts.benchmark.args import (
+    BenchmarkData,
+    BenchmarkFaults,
+    BenchmarkLatents,
+    BenchmarkTrain,
+    BenchmarkUpdate,
+)
+from scripts.collect_args import Collect
+from scripts.compare_args import Compare
+from scripts.evaluate_args import Evaluate
+from scripts.export_encoder_args import ExportEncoder
+from scripts.export_tfds_args import ExportTfds
+from scripts.help import FAMILIES, command_help, overview
+from scripts.inspect_args import InspectBatch, InspectCheckpoint, InspectData
+from scripts.prepare_args import Prepare
+from scripts.pretrain_args import Pretrain
+from scripts.probe_args import Probe
+from scripts.quickstart_args import Quickstart
+from scripts.train_args import Train
 
-DESCRIPTION = 'Flow Q-Learning from pixels: offline reinforcement learning on image datasets.'
-
-MODULES = {
-    arguments.Quickstart: 'scripts.quickstart',
-    arguments.Collect: 'scripts.collect',
-    arguments.Prepare: 'scripts.prepare',
-    arguments.ExportTfds: 'scripts.export_tfds',
-    arguments.Train: 'scripts.train',
-    arguments.Pretrain: 'scripts.pretrain',
-    arguments.Probe: 'scripts.probe',
-    arguments.ExportEncoder: 'scripts.export_encoder',
-    arguments.Evaluate: 'scripts.evaluate',
-    arguments.Compare: 'scripts.compare',
-    arguments.InspectData: 'scripts.inspect_data',
-    arguments.InspectBatch: 'scripts.inspect_batch',
-    arguments.InspectCheckpoint: 'scripts.inspect_checkpoint',
-    arguments.BenchmarkUpdate: 'scripts.benchmark.update',
-    arguments.BenchmarkScaling: 'scripts.benchmark.scaling',
-    arguments.BenchmarkTrain: 'scripts.benchmark.train',
-    arguments.BenchmarkData: 'scripts.benchmark.data',
-    arguments.BenchmarkLatents: 'scripts.benchmark.latents',
-    arguments.BenchmarkFaults: 'scripts.benchmark.faults',
+COMMANDS: dict[str, tuple[Any, str]] = {
+    'quickstart': (Quickstart, 'scripts.quickstart'),
+    'collect': (Collect, 'scripts.collect'),
+    'prepare': (Prepare, 'scripts.prepare'),
+    'train': (Train, 'scripts.train'),
+    'evaluate': (Evaluate, 'scripts.evaluate'),
+    'compare': (Compare, 'scripts.compare'),
+    'pretrain': (Pretrain, 'scripts.pretrain'),
+    'probe': (Probe, 'scripts.probe'),
+    'export-encoder': (ExportEncoder, 'scripts.export_encoder'),
+    'export-tfds': (ExportTfds, 'scripts.export_tfds'),
+    'inspect data': (InspectData, 'scripts.inspect_data'),
+    'inspect batch': (InspectBatch, 'scripts.inspect_batch'),
+    'inspect checkpoint': (InspectCheckpoint, 'scripts.inspect_checkpoint'),
+    'benchmark update': (BenchmarkUpdate, 'scripts.benchmark.update'),
+    'benchmark train': (BenchmarkTrain, 'scripts.benchmark.train'),
+    'benchmark data': (BenchmarkData, 'scripts.benchmark.data'),
+    'benchmark latents': (BenchmarkLatents, 'scripts.benchmark.latents'),
+    'benchmark faults': (BenchmarkFaults, 'scripts.benchmark.faults'),
 }
+"""The class of each command's arguments, and the module whose `run` does the work.
+
+Such a class may have `defaults(words)`, the arguments to start from, `expand(words)`, which writes
+short forms out, and `check()`, which raises FQLError on what makes no sense, before anything heavy
+is imported.
+"""
+
+HELP = {'-h', '--help'}
 
 
 def main() -> NoReturn:
     """Runs a command and exits.
 
     0: done; 1: a fault the user can mend; 2: bad arguments; 42: a run was asked to stop and can be
-    resumed; 130: interrupted.
+    resumed; 130: interrupted; 141: what reads the output has ended, as `head` does.
     """
     keep_freed_memory()
     sys.unraisablehook = report_unraisable
-    sys.exit(run(sys.argv[1:]))
+    for stream in (sys.stdout, sys.stderr):
+        # In the C locale, of cron and of minimal containers, no text must be a fault.
+        stream.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
+    try:
+        code = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at its exit; to nowhere.
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        code = 141
+    sys.exit(code)
 
 
 def report_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
@@ -70,29 +100,42 @@ def report_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def run(argv: list[str]) -> int:
+def run(words: list[str]) -> int:
     """Runs a command and returns its exit code."""
     try:
-        argv = _encoder_size(argv)
-        command: Any = tyro.cli(  # type: ignore[call-overload]
-            arguments.command_type(_train_default(argv), _pretrain_default(argv)),
-            prog='fql',
-            description=DESCRIPTION,
-            args=argv,
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        words = [expand_home(word) for word in words]
+        name = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
+        if name is None:
+            return answer(words)
+        declared, module = COMMANDS[name]
+        words = words[len(name.split()) :]
+        if hasattr(declared, 'expand'):
+            words = declared.expand(words)
+        default = declared.defaults(words) if hasattr(declared, 'defaults') else None
+        if HELP & set(words):
+            print(command_help(f'fql {name}', declared, default))
+            return 0
+        args: Any = tyro.cli(
+            declared,
+            default=default,
+            prog=f'fql {name}',
+            args=words,
+            config=(tyro.conf.OmitArgPrefixes,),
         )
-        if isinstance(command, arguments.Inspect | arguments.Benchmark):
-            command = command.what
-        if hasattr(command, 'data_dir'):
+        if hasattr(args, 'check'):
+            args.check()
+        if hasattr(args, 'data_dir'):
             # Compiled programs are kept, small ones too, so that a second start is quick.
-            cache = resolve_data_dir(command.data_dir) / 'compilation-cache'
+            cache = resolve_data_dir(args.data_dir) / 'compilation-cache'
             os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))
             os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
-        return importlib.import_module(MODULES[type(command)]).run(command) or 0
+        return importlib.import_module(module).run(args) or 0
     except (FQLError, DataError, EncoderError) as error:
         print(f'fql: {error}', file=sys.stderr)
         return 1
     except OSError as error:  # A full disk, a folder that must not be written, and the like.
+        if isinstance(error, BrokenPipeError) and is_unread(sys.stdout):
+            raise
         print(f'fql: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -100,43 +143,37 @@ def run(argv: list[str]) -> int:
         return 130
 
 
-def _train_default(argv: list[str]) -> TrainConfig | None:
-    """What `fql train` starts from: the stored run to resume, or the task's own settings."""
-    if argv[:1] != ['train']:
-        return None
-    resume = _value_of(argv, '--resume')
-    if resume and resume != 'auto':
-        return read_spec(RunFolder(Path(resume))).config
-    task, agent = _value_of(argv, '--task'), _value_of(argv, '--agent') or 'fql'
-    if agent not in AGENT_CONFIGS:
-        return None  # The parser says what it may be.
-    if task:
-        return default_config(find_task(task), agent)
-    return TrainConfig(task=tyro.MISSING, agent=AGENT_CONFIGS[agent]())
+def answer(words: list[str]) -> int:
+    """Answers words that name no command: help, the version, or the nearest names."""
+    first = words[0] if words else ''
+    if first == '--version':
+        print(f'fql {importlib.metadata.version("fql-pixels")}')
+        return 0
+    family = first if first in FAMILIES else ''
+    rest = words[1:] if family else words
+    if not rest or rest[0] in HELP:
+        summaries = {name: cls.__doc__.split('\n')[0] for name, (cls, _) in COMMANDS.items()}
+        print(overview(summaries, family), file=sys.stdout if rest else sys.stderr)
+        return 0 if rest else 2
+    asked = ' '.join(words[: 2 if family else 1])
+    names = COMMANDS if family else [*COMMANDS, *FAMILIES]
+    nearest = difflib.get_close_matches(asked, names, cutoff=0.5)
+    told = f'did you mean {" or ".join(nearest)}?' if nearest else 'fql --help names all'
+    print(f'fql: no command {asked!r}; {told}', file=sys.stderr)
+    return 2
 
 
-def _pretrain_default(argv: list[str]) -> PretrainConfig | None:
-    """What `fql pretrain` starts from: the stored run to resume, if any."""
-    resume = _value_of(argv, '--resume') if argv[:1] == ['pretrain'] else None
-    if resume and resume != 'auto':
-        return read_pretrain_spec(RunFolder(Path(resume))).config
-    return None
+def is_unread(stream: TextIO) -> bool:
+    """Whether a pipe's other end is closed."""
+    poll = select.poll()
+    poll.register(stream, 0)
+    return bool(poll.poll(0))
 
 
-def _encoder_size(argv: list[str]) -> list[str]:
-    """The arguments with `--encoder NAME`, of `fql train`, as `--encoder.size NAME`."""
-    if argv[:1] != ['train']:
-        return argv
-    return [re.sub(r'^--encoder(?==|$)', '--encoder.size', argument) for argument in argv]
-
-
-def _value_of(argv: list[str], flag: str) -> str | None:
-    for argument, following in zip(argv, [*argv[1:], ''], strict=True):
-        if argument == flag:
-            return following
-        if argument.startswith(f'{flag}='):
-            return argument.removeprefix(f'{flag}=')
-    return None
+def expand_home(word: str) -> str:
+    """A word whose ~, which a shell leaves alone after an =, is the home folder."""
+    flag, equals, value = word.partition('=') if word.startswith('--') else ('', '', word)
+    return flag + equals + (os.path.expanduser(value) if value.startswith('~') else value)
 
 
 if __name__ == '__main__':

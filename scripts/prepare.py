@@ -6,22 +6,17 @@ from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.sources.base import SourceSplit
 from data_pipeline.sources.download import download_dataset
 from data_pipeline.sources.ogbench import npz_splits
-from data_pipeline.store.frame_store import FrameStore, open_store, write_store
-from fql.errors import FQLError
+from data_pipeline.store.frame_store import open_store, write_store
+from fql.reports.data_report import describe_store
 from fql.training.progress import progress_bar, progress_callback
-from scripts.arguments import Prepare
+from scripts.prepare_args import Prepare
 
 
 def run(args: Prepare) -> None:
     """Prepares the dataset and says what it holds and where it lies."""
-    if args.source is not None and args.tfds is not None:
-        raise FQLError('--source and --tfds exclude each other')
-    for name in ('observation_key', 'action_key', 'reward_key'):
-        if args.tfds is None and getattr(args, name) != getattr(Prepare, name):
-            raise FQLError(f'--{name.replace("_", "-")} is for RLDS datasets; name one with --tfds')
     path = resolve_data_dir(args.data_dir) / args.dataset
     if args.source is None and args.tfds is None and path.exists() and not args.overwrite:
-        print(describe(open_store(path)))  # Nothing to download for.
+        print(describe_store(open_store(path)))  # Nothing to download for.
         return
     splits = find_source(args)
     with progress_bar('prepare', 'B') as bar:
@@ -32,7 +27,7 @@ def run(args: Prepare) -> None:
             overwrite=args.overwrite,
             progress=progress_callback(bar),
         )
-    print(describe(store))
+    print(describe_store(store))
 
 
 def find_source(args: Prepare) -> Mapping[str, SourceSplit]:
@@ -47,16 +42,3 @@ def find_source(args: Prepare) -> Mapping[str, SourceSplit]:
     with progress_bar('download', 'B') as bar:
         folder = resolve_data_dir(args.data_dir) / 'downloads'
         return npz_splits(download_dataset(args.dataset, folder, progress=progress_callback(bar)))
-
-
-def describe(store: FrameStore) -> str:
-    """Some lines on a store: where it lies and what it holds."""
-    lines = [f'{store.manifest["dataset"]}: {store.path}']
-    for name, split in store.splits.items():
-        size = 'x'.join(str(n) for n in split.observations.shape[1:])
-        lines.append(
-            f'  {name}: {split.num_transitions:,} transitions in {split.terminals.sum():,} '
-            f'trajectories, observations {size} {split.observations.dtype}, '
-            f'actions {split.actions.shape[1]}'
-        )
-    return '\n'.join(lines)

@@ -11,7 +11,11 @@ from fql.training.metrics_log import read_csv
 from fql.training.run_folder import RunFolder
 
 BATCH_ROWS = 8
-LOSSES = ('critic/loss', 'actor/bc_flow_loss', 'actor/distill_loss')
+LOSSES = (
+    *('critic/loss', 'value/loss', 'actor/bc_flow_loss', 'actor/distill_loss'),
+    *('actor/mse', 'actor/squared_error'),
+)
+"""Those that are never negative; each agent has some of them."""
 
 
 def plot_learning_curve(
@@ -27,7 +31,7 @@ def plot_learning_curve(
     figure.suptitle(title)
 
     evaluations = read_csv(run.eval_csv)
-    _line(success, evaluations, 'evaluation/success', 'FQL', marker='o')
+    _line(success, evaluations, 'evaluation/success', 'policy', marker='o')
     for i, (name, value) in enumerate((baselines or {}).items()):
         success.axhline(value, linestyle='--', color=f'C{i + 1}', label=name)
     success.set(title='success rate', ylim=(-0.03, 1.03))
@@ -69,7 +73,7 @@ def plot_successes(path: Path, curves: Mapping[str, tuple[Sequence[int], np.ndar
 
 
 def _line(axes: Axes, rows: list[dict[str, str]], name: str, label: str, marker: str = '') -> None:
-    if rows:
+    if rows and name in rows[0]:
         steps = [int(row['step']) for row in rows]
         axes.plot(steps, [float(row[name]) for row in rows], label=label, marker=marker)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+import jax
 import numpy as np
 
 from data_pipeline.data_dir import resolve_data_dir
@@ -15,7 +16,10 @@ from data_pipeline.store.frame_store import FrameStore, Split, open_store
 from data_pipeline.store.labels import task_labels
 from data_pipeline.transforms import Transform
 from fql.envs.tasks import OWN_TASK, find_task
+from fql.learner import split_seed
+from fql.training.augmentation import augment_frames, check_augmentation
 from fql.training.config import AugmentationConfig, TrainConfig
+from fql.training.learning import agent_of
 from fql.training.pretrain_config import PretrainConfig
 from fql.training.run_folder import RunSpec
 
@@ -71,6 +75,16 @@ def load_training_data(config: TrainConfig) -> dict[str, LabelledSplit]:
     }
 
 
+def batch_of_update(config: TrainConfig, step: int) -> dict[str, np.ndarray]:
+    """The loader's batch for one update of a run, its frames augmented as the update has them."""
+    data = load_training_data(config)['train']
+    check_augmentation(config.augmentation, data.split.observations.shape[1:])
+    arrays = next(training_batches(data, config, step))
+    augment = jax.jit(augment_frames, static_argnames='config')
+    frames = augment(arrays['frames'], config.augmentation, split_seed(config.seed)[1], step)
+    return {**arrays, 'frames': np.asarray(frames)}
+
+
 def store_of(data: Mapping[str, LabelledSplit]) -> FrameStore:
     """The store that splits with frames are from."""
     return open_store(data['train'].split.path.parent)
@@ -107,9 +121,13 @@ def loader_config(
     data: LabelledSplit, config: TrainConfig, process_index: int = 0, process_count: int = 1
 ) -> LoaderConfig:
     """What the batches of a run on these data are made of."""
+    agent = agent_of(run_spec(data, config))
     return LoaderConfig(
         batch_size=config.batch_size,
         frame_stack=1 if data.has_latents else config.frame_stack,
+        horizon=agent.horizon,
+        discount=config.agent.discount,
+        next_actions='next_actions' in agent.needs,
         shift_probability=config.shift_probability,
         transforms=host_transforms(config.augmentation),
         copies=config.latent_copies if data.has_latents else 0,

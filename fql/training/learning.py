@@ -32,14 +32,13 @@ def loaded_fields(agent: Agent) -> tuple[str, ...]:
 def most_updates_per_call(asked: int, spec: RunSpec, has_latents: bool) -> int:
     """How many updates one call of the compiled step makes.
 
-    On CPUs it is one. Inside a loop, convolutions run on one thread there; and a loop that runs
-    once, where something is due, is compiled as none, which changes last bits of some agents.
+    On CPUs it is one where there are convolutions, which run on one thread inside a loop.
 
     Args:
         has_latents: batches hold latents in place of images.
     """
-    del spec, has_latents
-    return 1 if jax.default_backend() == 'cpu' else asked
+    has_convolutions = spec.images and not has_latents
+    return 1 if has_convolutions and jax.default_backend() == 'cpu' else asked
 
 
 def batch_maker(spec: RunSpec) -> Prepare:

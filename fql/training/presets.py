@@ -113,6 +113,7 @@ def _quickstart_agent(name: str) -> AgentConfig:
     settings: dict[str, Any] = {
         'fql': {'alpha': 0.5},
         'fbrac': {'alpha': 0.5},
+        'qc_fql': {'alpha': 0.5},
         'rebrac': {'alpha_actor': 0.1},
     }.get(name, {})
     return dataclasses.replace(

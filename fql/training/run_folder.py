@@ -7,14 +7,16 @@ import platform
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from fql.agents.configs import Spec
 from fql.errors import FQLError
-from fql.training.config import TrainConfig, config_from_dict, config_to_dict
+from fql.training.config import Processes, TrainConfig, config_from_dict, config_to_dict
 
 FORMAT_VERSION = 1
+Resume = Literal['never', 'auto', 'always']
 PACKAGES = (
     *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'dm-pix'),
     *('tensorflow', 'tensorflow-cpu', 'numpy', 'ogbench', 'mujoco'),
@@ -138,6 +140,46 @@ class RunSpec:
     def shapes(self) -> Spec:
         """What the agent sees and does."""
         return Spec(self.observation_shape, self.observation_dtype, self.action_dim)
+
+
+def choose_folder(run_dir: Path | None, resume: Path | None, name: str) -> tuple[Path, Resume]:
+    """The run folder that `--run-dir` and `--resume` ask for, and whether to continue it.
+
+    Args:
+        name: begins the name of a folder of which neither says anything.
+
+    Returns:
+        The folder; and to continue the run there ('always'), to refuse if there is one ('never'),
+        or to continue it if there is one ('auto').
+
+    Raises:
+        FQLError: they contradict each other.
+    """
+    if resume is None:
+        return run_dir or Path('runs') / f'{name}-{datetime.now():%Y%m%d-%H%M%S}', 'never'
+    if resume == Path('auto'):
+        if run_dir is None:
+            raise FQLError('--resume auto needs --run-dir')
+        return run_dir, 'auto'
+    if run_dir not in (None, resume):
+        raise FQLError('--resume names the run folder; leave --run-dir out')
+    return resume, 'always'
+
+
+def check_processes(processes: Processes, run_dir: Path | None, resume: Path | None) -> None:
+    """Raises FQLError if the settings of several processes make no sense.
+
+    That is also so where no folder is named that all of them would take.
+    """
+    number, count = processes.process_id, processes.num_processes
+    if not processes.coordinator:
+        if (number, count) != (0, 1):
+            raise FQLError('--num-processes and --process-id need --coordinator')
+        return
+    if run_dir is None and resume is None:
+        raise FQLError('several processes need --run-dir, or --resume: all of them use one folder')
+    if not 0 <= number < count:
+        raise FQLError(f'--process-id {number} of --num-processes {count}: they count from 0')
 
 
 def versions() -> dict[str, str]:

@@ -3,9 +3,8 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
@@ -14,34 +13,8 @@ from fql.devices import wait_for_all_processes
 from fql.errors import FQLError, first_line
 from fql.training.checkpoints import finished_steps
 from fql.training.config import Processes, differing_fields
-from fql.training.run_folder import RunFolder, write_json
+from fql.training.run_folder import Resume, RunFolder, check_processes, write_json
 from fql.training.run_lock import lock_run
-
-Resume = Literal['never', 'auto', 'always']
-
-
-def choose_folder(run_dir: Path | None, resume: Path | None, name: str) -> tuple[Path, Resume]:
-    """The run folder that `--run-dir` and `--resume` ask for, and whether to continue it.
-
-    Args:
-        name: begins the name of a folder of which neither says anything.
-
-    Returns:
-        The folder; and to continue the run there ('always'), to refuse if there is one ('never'),
-        or to continue it if there is one ('auto').
-
-    Raises:
-        FQLError: they contradict each other.
-    """
-    if resume is None:
-        return run_dir or Path('runs') / f'{name}-{datetime.now():%Y%m%d-%H%M%S}', 'never'
-    if resume == Path('auto'):
-        if run_dir is None:
-            raise FQLError('--resume auto needs --run-dir')
-        return run_dir, 'auto'
-    if run_dir not in (None, resume):
-        raise FQLError('--resume names the run folder; leave --run-dir out')
-    return resume, 'always'
 
 
 def check_run_folder(
@@ -115,15 +88,10 @@ def connect_processes(processes: Processes, run_dir: Path | None, resume: Path |
         FQLError: the settings of the processes make no sense, no folder is named that all of them
             would take, or they do not find each other.
     """
-    number, count = processes.process_id, processes.num_processes
+    check_processes(processes, run_dir, resume)
     if not processes.coordinator:
-        if (number, count) != (0, 1):
-            raise FQLError('--num-processes and --process-id need --coordinator')
         return
-    if run_dir is None and resume is None:
-        raise FQLError('several processes need --run-dir, or --resume: all of them use one folder')
-    if not 0 <= number < count:
-        raise FQLError(f'--process-id {number} of --num-processes {count}: they count from 0')
+    number, count = processes.process_id, processes.num_processes
     try:
         if processes.coordinator == 'auto':
             jax.distributed.initialize()

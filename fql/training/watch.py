@@ -68,7 +68,7 @@ def watch(folder: RunFolder, episodes: int, num_workers: int) -> None:
             )
             record_evaluation(folder, log, step, result)
             print(f'step {step:,}: success {result.success:.1%} ({episodes} episodes)', flush=True)
-    plot_learning_curve(folder, config.task)
+    plot_learning_curve(folder, f'{config.agent.name}: {config.task}')
     print(f'all evaluated; curves: {folder.learning_curve}')
 
 

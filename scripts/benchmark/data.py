@@ -5,6 +5,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +13,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.loader import LoaderConfig, make_batches
 from data_pipeline.store.frame_store import Split
 from fql.batch import LOADED_FIELDS
 from fql.compiled import abstract_state, initial_state, make_train_step
 from fql.devices import make_mesh, put_batch
-from fql.envs.tasks import find_task
-from fql.reports.tables import check_new, format_table, write_json
+from fql.reports.tables import format_table, tell, write_json
+from fql.reports.timing import median_ratio, take_turns
 from fql.training.config import TrainConfig
-from fql.training.data import (
-    LabelledSplit,
-    load_training_data,
-    run_spec,
-    training_batches,
+from fql.training.data import LabelledSplit, load_training_data, run_spec, training_batches
+from fql.training.host_memory import (
+    GIVE_BACK_INTERVAL,
+    anonymous_megabytes,
+    give_back_freed_memory,
 )
-from fql.training.host_memory import GIVE_BACK_INTERVAL, give_back_freed_memory
 from fql.training.learning import batch_maker, make_learner
-from fql.training.presets import default_config
-from fql.training.progress import progress_bar
-from scripts.arguments import BenchmarkData
-from scripts.benchmark.measuring import check_positive, median_ratio
-from scripts.benchmark.sources import anonymous_megabytes, measure_sources
+from scripts.benchmark.args import BenchmarkData
+from scripts.benchmark.measuring import task_config
+from scripts.benchmark.sources import measure_sources
 
 MILLION = 1_000_000
 TRAJECTORY = 1_001
+LATE_STEP = 900_000
 PAD = 3
 TIMED = 8
 MAX_PREFETCHED = 20
@@ -48,25 +46,18 @@ Report = dict[str, Any]
 
 def run(args: BenchmarkData) -> None:
     """Measures, prints a table and writes the numbers as JSON if asked to."""
-    check_new(args.json)
-    check_positive(rounds=args.rounds, batches=args.batches, updates=args.updates)
-    data_dir = resolve_data_dir(args.data_dir)
-    config = dataclasses.replace(default_config(find_task(args.task)), data_dir=str(data_dir))
+    config = task_config(args.task, args.data_dir)
     data = load_training_data(config)['train']
-    with (
-        tempfile.TemporaryDirectory(prefix='benchmark-', dir=data_dir) as folder,
-        progress_bar('measure', 'part', 4) as bar,
-    ):
+    with tempfile.TemporaryDirectory(prefix='benchmark-', dir=config.data_dir) as folder:
         # Memory and disk first, while nothing else is held; but TensorFlow itself is not counted.
+        tell('1/4 prepare and export')
         sources = measure_sources(data.split, Path(folder))
-        bar.update()
+        tell('2/4 a million frames')
         next(training_batches(data, dataclasses.replace(config, batch_size=1), 0))
         million = measure_million_frames(config, args.batches, Path(folder))
-        bar.update()
-        samplers = compare_samplers(data, config, args.rounds)
-        bar.update()
-        waiting = measure_waiting(data, config, args.updates)
-        bar.update()
+    tell('3/4 samplers')
+    samplers = compare_samplers(data, config, args.rounds)
+    tell('4/4 waiting')
     report: Report = {
         'batch_size': config.batch_size,
         'frame_stack': config.frame_stack,
@@ -74,7 +65,7 @@ def run(args: BenchmarkData) -> None:
         'bytes_to_device_ratio': (config.frame_stack + 1) / (2 * config.frame_stack),
         'million_frames': million,
         'sources': sources,
-        'training_waits_for_data_share': waiting,
+        'training_waits_for_data_share': measure_waiting(data, config, args.updates),
     }
     print(format_report(report))
     write_json(args.json, report)
@@ -82,49 +73,34 @@ def run(args: BenchmarkData) -> None:
 
 def format_report(report: Report) -> str:
     """The figures beside what is asked of them, one a line."""
-    milliseconds, faster = report['ms_per_batch'], report['times_faster']
-    million, sources = report['million_frames'], report['sources']
+    times, faster = report['ms_per_batch'], report['times_faster']
+    million, bytes_ratio = report['million_frames'], report['bytes_to_device_ratio']
     growth = million['anonymous_growth_mb']
-    batches = max(growth)
+    since = growth[max(growth)] - growth[min(1_000, max(growth))]
     lines = [
-        ('host time per batch, the reference way', f'{milliseconds["reference"]:.1f} ms', ''),
-        ('  loader', f'{milliseconds["loader"]:.1f} ms', ''),
-        ('  loader without shift', f'{milliseconds["loader_without_shift"]:.1f} ms', ''),
+        ('host time per batch, the reference way', f'{times["reference"]:.1f} ms', ''),
+        ('  loader', f'{times["loader"]:.1f} ms', ''),
+        ('  loader without shift', f'{times["loader_without_shift"]:.1f} ms', ''),
         ('  loader, times less', f'{faster["loader"]:.1f}', '>= 15'),
         ('  loader without shift, times less', f'{faster["loader_without_shift"]:.1f}', '>= 25'),
-        (
-            'bytes to the device, against two whole stacks',
-            f'{report["bytes_to_device_ratio"]:.2f}',
-            '<= 0.67',
-        ),
+        ('bytes to the device, against two whole stacks', f'{bytes_ratio:.2f}', '<= 0.67'),
         ('a million frames (12.3 GB): first batch', f'{million["first_batch_s"]:.2f} s', '< 1 s'),
         ('  at step 900,000', f'{million["first_batch_at_step_900000_s"]:.2f} s', '< 1 s'),
-        *(
-            (f'  anonymous memory after {n:,} batches', f'{megabytes:+.0f} MB', '< 150 MB')
-            for n, megabytes in growth.items()
-        ),
-        ('  of it since 1,000', f'{growth[batches] - growth[min(1_000, batches)]:+.0f} MB', '0 MB'),
-        *(
-            line
-            for name, label, least in (
-                ('prepare', 'prepare from .npz', '>= 20,000'),
-                ('export', 'export to TFDS', '>= 5,000'),
-            )
-            for line in (
-                (label, f'{sources[name]["frames_per_second"]:,} frames/s', least),
-                (
-                    '  peak of anonymous memory',
-                    f'{sources[name]["peak_anonymous_growth_mb"]:+.0f} MB',
-                    '< 200 MB',
-                ),
-            )
-        ),
-        (
-            'share of training time that waits for data',
-            f'{report["training_waits_for_data_share"]:.2%}',
-            '< 1 %',
-        ),
     ]
+    for batches, megabytes in growth.items():
+        label = f'  anonymous memory after {batches:,} batches'
+        lines.append((label, f'{megabytes:+.0f} MB', '< 150 MB'))
+    lines.append(('  of it since 1,000', f'{since:+.0f} MB', '0 MB'))
+    for name, label, least in (
+        ('prepare', 'prepare from .npz', '>= 20,000'),
+        ('export', 'export to TFDS', '>= 5,000'),
+    ):
+        result = report['sources'][name]
+        peak = f'{result["peak_anonymous_growth_mb"]:+.0f} MB'
+        lines.append((label, f'{result["frames_per_second"]:,} frames/s', least))
+        lines.append(('  peak of anonymous memory', peak, '< 200 MB'))
+    waits = f'{report["training_waits_for_data_share"]:.2%}'
+    lines.append(('share of training time that waits for data', waits, '< 1 %'))
     return format_table(('', 'measured', 'asked'), lines)
 
 
@@ -134,28 +110,28 @@ def compare_samplers(data: LabelledSplit, config: TrainConfig, rounds: int) -> R
         training_batches(data, dataclasses.replace(config, shift_probability=probability), 0)
         for probability in (0.5, 0.0)
     )
-    reference = reference_sampler(data, config)
-    ways: dict[str, tuple[Callable[[], object], int]] = {
-        'reference': (reference, 0),
-        'loader': (lambda: next(shifted), MAX_PREFETCHED),
-        'loader_without_shift': (lambda: next(plain), MAX_PREFETCHED),
+    loaders = {'loader': shifted.__next__, 'loader_without_shift': plain.__next__}
+    # They are made several at once, in bursts: so many are timed as are drawn before.
+    ways = {
+        'reference': partial(repeat, reference_sampler(data, config), TIMED),
+        **{name: partial(repeat, draw, TIMED + MAX_PREFETCHED) for name, draw in loaders.items()},
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(-2, rounds):
-        for name, (way, ready) in ways.items():
-            for _ in range(ready):
-                way()
-            timed = TIMED + ready  # They are made several at once, in bursts.
-            began = time.perf_counter()
-            for _ in range(timed):
-                way()
-            if turn >= 0:
-                seconds[name].append((time.perf_counter() - began) / timed)
+    before = {name: partial(repeat, draw, MAX_PREFETCHED) for name, draw in loaders.items()}
+    seconds = {
+        name: [turn / ways[name].args[1] for turn in turns]
+        for name, turns in take_turns(ways, rounds, before).items()
+    }
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         'ms_per_batch': {name: round(value * 1e3, 2) for name, value in medians.items()},
         'times_faster': {name: round(median_ratio(seconds, 'reference', name), 1) for name in ways},
     }
+
+
+def repeat(draw: Callable[[], object], count: int) -> None:
+    """Draws so many batches."""
+    for _ in range(count):
+        draw()
 
 
 def reference_sampler(data: LabelledSplit, config: TrainConfig) -> Callable[[], object]:
@@ -175,7 +151,6 @@ def reference_sampler(data: LabelledSplit, config: TrainConfig) -> Callable[[], 
         'rewards': data.rewards,
         'masks': data.masks,
     }
-    stack = config.frame_stack
 
     def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
         padded = jnp.pad(image, ((PAD, PAD), (PAD, PAD), (0, 0)), mode='edge')
@@ -186,7 +161,7 @@ def reference_sampler(data: LabelledSplit, config: TrainConfig) -> Callable[[], 
     def sample() -> object:
         rows = valid[rng.integers(0, len(valid), config.batch_size)]
         batch = {name: array[rows] for name, array in arrays.items()}
-        past = [np.maximum(rows - i, first[rows]) for i in reversed(range(stack))]
+        past = [np.maximum(rows - i, first[rows]) for i in reversed(range(config.frame_stack))]
         frames, next_frames = arrays['observations'], arrays['next_observations']
         batch['observations'] = np.concatenate([frames[r] for r in past], axis=-1)
         batch['next_observations'] = np.concatenate(
@@ -218,26 +193,28 @@ def measure_million_frames(config: TrainConfig, batches: int, folder: Path) -> R
     loader_config = LoaderConfig(batch_size=config.batch_size, frame_stack=config.frame_stack)
     seconds, growth = {}, {}
     before = anonymous_megabytes()
-    for step in (0, 900_000):
+    for step in (0, LATE_STEP):
         began = time.perf_counter()
         stream = make_batches(split, zeros, zeros, loader_config, step)
         next(stream)
         seconds[step] = time.perf_counter() - began
-        if step == 0:  # The memory of one open stream, as in training.
-            growth[1] = round(anonymous_megabytes() - before, 1)
-            most = 0.0
-            for drawn in range(2, batches + 1):
-                next(stream)
-                most = max(most, anonymous_megabytes() - before)
-                if drawn in (1_000, batches):
-                    growth[drawn] = round(most, 1)
-                if drawn % GIVE_BACK_INTERVAL == 0:  # As in training.
-                    give_back_freed_memory()
-                    most = 0.0
-            del stream
+        if step:
+            continue
+        # The memory of one open stream, as in training.
+        growth[1] = round(anonymous_megabytes() - before, 1)
+        most = 0.0
+        for drawn in range(2, batches + 1):
+            next(stream)
+            most = max(most, anonymous_megabytes() - before)
+            if drawn in (1_000, batches):
+                growth[drawn] = round(most, 1)
+            if drawn % GIVE_BACK_INTERVAL == 0:  # As in training.
+                give_back_freed_memory()
+                most = 0.0
+        del stream
     return {
         'first_batch_s': round(seconds[0], 2),
-        'first_batch_at_step_900000_s': round(seconds[900_000], 2),
+        'first_batch_at_step_900000_s': round(seconds[LATE_STEP], 2),
         'anonymous_growth_mb': growth,
     }
 

@@ -8,25 +8,26 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from data_pipeline.data_dir import resolve_data_dir
 from encoders.leaves import tree_digest
 from fql.compiled import abstract_state, initial_state, make_train_step
-from fql.devices import make_mesh, one_device_mesh
+from fql.devices import make_mesh, one_device_mesh, put_batch
 from fql.errors import FQLError
+from fql.reports.timing import take_turns
 from fql.training.checkpoints import (
     CheckpointReader,
     CheckpointWriter,
     finished_steps,
 )
 from fql.training.config import TrainConfig
-from fql.training.learning import batch_maker, make_learner
+from fql.training.learning import agent_of, batch_maker, make_learner
 from fql.training.progress import progress_bar
 from fql.training.rollouts import recorded_steps
-from fql.training.run_folder import RunFolder, RunSpec, read_spec
-from scripts.arguments import BenchmarkFaults
-from scripts.benchmark.measuring import FQL, ROOT, check_positive, run_fql
+from fql.training.run_folder import RunFolder, read_spec
+from scripts.benchmark.args import BenchmarkFaults
+from scripts.benchmark.measuring import FQL, ROOT, run_fql
+from scripts.benchmark.update import image_spec, random_arrays
 
 SETTINGS = (
     *('--batch-size', '16', '--encoder', 'impala_debug', '--hidden-dims', '32', '32'),
@@ -34,13 +35,11 @@ SETTINGS = (
 )
 KILL_WITHIN_SECONDS = 2.0
 SAVES = 5
+IMAGE_SIZE = 64
 
 
 def run(args: BenchmarkFaults) -> int:
     """Prints a report; the exit code is 0 only if the states agree."""
-    if args.folder.exists():
-        raise FQLError(f'{args.folder} exists; delete it or name another --folder')
-    check_positive(kills=args.kills, updates=args.updates)
     data_dir = str(resolve_data_dir(args.data_dir))
     command = ['train', '--task', args.task, '--data-dir', data_dir, *SETTINGS]
     command += ['--steps', str(args.updates)]
@@ -102,37 +101,28 @@ def measure_save(folder: Path) -> dict[str, float]:
         `blocking_share_every_1000`, the share of time that training stands still when it saves
         every 1,000 updates.
     """
-    spec = RunSpec(TrainConfig(task=''), (64, 64, 9), 'uint8', 5)
-    mesh = make_mesh()
+    config, mesh = TrainConfig(task=''), make_mesh()
+    spec = image_spec(config, IMAGE_SIZE)
     learner = make_learner(spec)
-    state = initial_state(learner, 0, mesh)
+    arrays = put_batch(random_arrays(agent_of(spec), config, IMAGE_SIZE), mesh)
+    states = [initial_state(learner, config.seed, mesh)]
     train_step = make_train_step(learner, batch_maker(spec), abstract_state(learner, mesh))
-    size = spec.config.batch_size
-    arrays = {
-        'frames': jnp.zeros((size, 4, 64, 64, 3), jnp.uint8),
-        'actions': jnp.zeros((size, spec.action_dim)),
-        'rewards': jnp.zeros(size),
-        'masks': jnp.zeros(size),
-    }
-    blocking, total, updates = [], [], []
+
+    def update() -> None:
+        states.append(jax.block_until_ready(train_step(states.pop(), [arrays])[0]))
+
     with CheckpointWriter(folder, keep_latest=1) as writer:
-        for _ in range(SAVES):
-            state, _ = train_step(state, [arrays])
-            jax.block_until_ready(state)
-            began = time.perf_counter()
-            writer.save(state, {})
-            blocking.append(time.perf_counter() - began)
-            writer.wait()
-            total.append(time.perf_counter() - began)
-            began = time.perf_counter()
-            state, _ = train_step(state, [arrays])
-            jax.block_until_ready(state)
-            updates.append(time.perf_counter() - began)
-    update, block = statistics.median(updates), statistics.median(blocking)
+        ways = {
+            'update': update,
+            'block': lambda: writer.save(states[0], {}),
+            'write': writer.wait,
+        }
+        seconds = take_turns(ways, SAVES, before={'block': update})
+    step, block, write = (statistics.median(turns) for turns in seconds.values())
     return {
-        'state_megabytes': round(sum(x.nbytes for x in jax.tree.leaves(state)) / 1e6, 1),
+        'state_megabytes': round(sum(x.nbytes for x in jax.tree.leaves(states[0])) / 1e6, 1),
         'blocking_ms': round(block * 1e3, 1),
-        'total_s': round(statistics.median(total), 2),
-        'update_ms': round(update * 1e3, 1),
-        'blocking_share_every_1000': block / (block + 1000 * update),
+        'total_s': round(block + write, 2),
+        'update_ms': round(step * 1e3, 1),
+        'blocking_share_every_1000': block / (block + 1000 * step),
     }

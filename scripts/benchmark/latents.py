@@ -4,45 +4,45 @@ import dataclasses
 import statistics
 import tempfile
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
-from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.errors import DataError
 from data_pipeline.store.frame_store import Split
 from data_pipeline.store.latents import LatentWriter
-from fql.devices import AXIS, compiler_options, local_mesh
-from fql.envs.tasks import find_task
-from fql.networks import Params
-from fql.reports.tables import check_new, format_table, write_json
+from fql.devices import local_mesh
+from fql.reports.tables import format_table, write_json
+from fql.reports.timing import median_ratio, take_turns
 from fql.training.data import load_training_data, run_spec
-from fql.training.latent_cache import AHEAD, latent_width, make_encode, write_latents
+from fql.training.latent_cache import (
+    AHEAD,
+    latent_width,
+    make_encode,
+    put_block,
+    read_block,
+    write_latents,
+)
 from fql.training.learning import agent_of
-from fql.training.presets import default_config
 from fql.training.run_folder import RunSpec
-from scripts.arguments import BenchmarkLatents
-from scripts.benchmark.measuring import check_positive, median_ratio, take_turns
+from scripts.benchmark.args import BenchmarkLatents
+from scripts.benchmark.measuring import task_config
 
 
 def run(args: BenchmarkLatents) -> None:
     """Measures, prints a table and writes the numbers as JSON if asked to."""
-    check_new(args.json)
-    check_positive(rows=args.rows, rounds=args.rounds)
-    config = default_config(find_task(args.task))
-    config = dataclasses.replace(
-        config,
-        data_dir=str(resolve_data_dir(args.data_dir)),
-        latent_copies=args.latent_copies,
-    )
+    config = task_config(args.task, args.data_dir, latent_copies=args.latent_copies)
     data = load_training_data(config)['train']
     split = first_trajectories(data.split, args.rows)
     report = compare_caching(split, run_spec(data, config), args.rounds)
-    print(format_report(report))
+    rows = [
+        *((f'{name}, rows/s', f'{rate:,.0f}') for name, rate in report['rows_per_second'].items()),
+        ('throughput of caching', f'{report["throughput_against_encoder_alone"]:.1%}'),
+    ]
+    print(format_table(['', f'of {report["rows"]:,} rows'], rows))
     write_json(args.json, report)
 
 
@@ -67,12 +67,23 @@ def first_trajectories(split: Split, rows: int) -> Split:
 def compare_caching(split: Split, spec: RunSpec, rounds: int) -> dict[str, Any]:
     """Seconds of each turn, and rows (with their copies) in a second, both ways."""
     config, mesh = spec.config, local_mesh()
-    module = agent_of(spec).encoder
+    module, image = agent_of(spec).encoder, np.zeros((1, *spec.observation_shape), np.uint8)
     assert module is not None
-    image = np.zeros((1, *spec.observation_shape), spec.observation_dtype)
     encoder = jax.jit(module.init)(jax.random.key(config.seed), image)['params']
+    encoder = jax.device_put(encoder, NamedSharding(mesh, PartitionSpec()))
     rows = len(split.observations) * (config.latent_copies + 1)
     encode, width = make_encode(spec, mesh), latent_width(spec)
+    end = min(config.batch_size, len(split.observations))
+    frames, stacks = read_block(split, split.first_rows, 0, end, config)
+    block = put_block(frames, stacks, np.zeros((config.batch_size, 2), np.int32), mesh)
+
+    def encode_alone() -> None:
+        pending: deque[jax.Array] = deque()
+        for _ in range(-(-rows // config.batch_size)):
+            pending.append(encode(encoder, *block))
+            if len(pending) > AHEAD:
+                jax.block_until_ready(pending.popleft())
+        jax.block_until_ready(list(pending))
 
     def cache() -> None:
         with (
@@ -81,8 +92,7 @@ def compare_caching(split: Split, spec: RunSpec, rounds: int) -> dict[str, Any]:
         ):
             write_latents(writer, split, config, encode, encoder, mesh)
 
-    alone = make_encoder_alone(spec, encoder, mesh, batches=-(-rows // config.batch_size))
-    seconds = take_turns({'encoder alone': alone, 'caching': cache}, rounds)
+    seconds = take_turns({'encoder alone': encode_alone, 'caching': cache}, rounds)
     return {
         'rows': rows,
         'rows_per_second': {
@@ -91,41 +101,3 @@ def compare_caching(split: Split, spec: RunSpec, rounds: int) -> dict[str, Any]:
         'throughput_against_encoder_alone': median_ratio(seconds, 'encoder alone', 'caching'),
         'seconds': seconds,
     }
-
-
-def make_encoder_alone(
-    spec: RunSpec, encoder: Params, mesh: Mesh, batches: int
-) -> Callable[[], None]:
-    """A function that encodes one random batch, on the devices already, `batches` times."""
-    spread = NamedSharding(mesh, PartitionSpec(AXIS))
-    encoding = agent_of(spec).encoding
-    forward = jax.jit(
-        lambda params, images: encoding.encode({'encoders': {'shared': params}}, 'critic', images),
-        out_shardings=spread,
-        compiler_options=compiler_options(),
-    )
-    shape = (spec.config.batch_size, *spec.observation_shape)
-    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    arrays = (
-        jax.device_put(encoder, NamedSharding(mesh, PartitionSpec())),
-        jax.device_put(images, spread),
-    )
-
-    def encode_alone() -> None:
-        pending: deque[jax.Array] = deque()
-        for _ in range(batches):
-            pending.append(forward(*arrays))
-            if len(pending) > AHEAD:
-                jax.block_until_ready(pending.popleft())
-        jax.block_until_ready(list(pending))
-
-    return encode_alone
-
-
-def format_report(report: dict[str, Any]) -> str:
-    """The figures, one a line."""
-    rows = [
-        *((f'{name}, rows/s', f'{rate:,.0f}') for name, rate in report['rows_per_second'].items()),
-        ('throughput of caching', f'{report["throughput_against_encoder_alone"]:.1%}'),
-    ]
-    return format_table(['', f'of {report["rows"]:,} rows'], rows)

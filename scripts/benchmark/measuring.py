@@ -1,55 +1,29 @@
-"""What benchmarks share: taking turns, and the program in a process of its own."""
+"""What benchmarks share: a task's settings, and the program in a process of its own."""
 
+import dataclasses
 import os
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from data_pipeline.data_dir import resolve_data_dir
+from fql.envs.tasks import find_task
 from fql.errors import FQLError
-from fql.training.progress import progress_bar
+from fql.training.config import TrainConfig
+from fql.training.presets import default_config
 
 FQL = (sys.executable, '-m', 'scripts.main')
 """The program, to be run in a process of its own from `ROOT`."""
 
 ROOT = Path(__file__).parents[2]
 
-WARM_UP = 2
-"""Turns that are not counted."""
 
-
-def take_turns(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way, A B A B: what slows the machine for a while slows all of them.
-
-    Args:
-        ways: each does its work once and returns when that is done.
-        rounds: turns of each.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    with progress_bar('measure', 'turn', rounds + WARM_UP) as bar:
-        for turn in range(rounds + WARM_UP):
-            for name, way in ways.items():
-                began = time.perf_counter()
-                way()
-                if turn >= WARM_UP:
-                    seconds[name].append(time.perf_counter() - began)
-            bar.update()
-    return seconds
-
-
-def median_ratio(seconds: Mapping[str, Sequence[float]], slow: str, fast: str) -> float:
-    """How many times faster `fast` is than `slow`: the median over the turns of both."""
-    pairs = zip(seconds[slow], seconds[fast], strict=True)
-    return statistics.median(a / b for a, b in pairs)
-
-
-def check_positive(**counts: int) -> None:
-    """Raises FQLError if one of the numbers is not."""
-    for name, count in counts.items():
-        if count < 1:
-            raise FQLError(f'{name.replace("_", "-")} must be at least 1, not {count}')
+def task_config(task: str, data_dir: str, **changes: Any) -> TrainConfig:
+    """The settings of a task, but for the changes."""
+    config = default_config(find_task(task))
+    return dataclasses.replace(config, data_dir=str(resolve_data_dir(data_dir)), **changes)
 
 
 def run_fql(*arguments: str, environment: Mapping[str, str] = os.environ) -> None:

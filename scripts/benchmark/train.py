@@ -1,6 +1,5 @@
 """`fql benchmark train`: the training loop against bare updates, and how soon it starts."""
 
-import dataclasses
 import os
 import statistics
 import tempfile
@@ -11,12 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from data_pipeline.data_dir import resolve_data_dir
 from fql.compiled import abstract_state, initial_state, make_train_step, make_validation
 from fql.devices import make_mesh, put_batch
-from fql.envs.tasks import find_task
-from fql.errors import FQLError
-from fql.reports.tables import check_new, format_table, write_json
+from fql.reports.tables import format_table, write_json
+from fql.reports.timing import median_ratio, take_turns
 from fql.training.checkpoints import CheckpointWriter
 from fql.training.config import TrainConfig
 from fql.training.data import load_training_data, run_spec, training_batches
@@ -30,21 +27,16 @@ from fql.training.learning import (
     validation_of,
 )
 from fql.training.loop import Trainer, updates_in_call
-from fql.training.presets import default_config
 from fql.training.run_folder import RunFolder
-from scripts.arguments import BenchmarkTrain
-from scripts.benchmark.measuring import check_positive, median_ratio, run_fql, take_turns
+from scripts.benchmark.args import BenchmarkTrain
+from scripts.benchmark.measuring import run_fql, task_config
 
 
 def run(args: BenchmarkTrain) -> None:
     """Measures, prints a table and writes the numbers as JSON if asked to."""
-    check_new(args.json)
-    check_positive(updates=args.updates, updates_per_call=args.updates_per_call, rounds=args.rounds)
-    if args.updates % args.updates_per_call:
-        raise FQLError('updates must be a multiple of updates-per-call')
-    config = dataclasses.replace(
-        default_config(find_task(args.task)),
-        data_dir=str(resolve_data_dir(args.data_dir)),
+    config = task_config(
+        args.task,
+        args.data_dir,
         steps=args.updates,
         updates_per_call=args.updates_per_call,
         log_interval=0,
@@ -54,7 +46,7 @@ def run(args: BenchmarkTrain) -> None:
     with tempfile.TemporaryDirectory() as folder:
         seconds = compare_loops(config, Path(folder), args.rounds)
         starts = measure_starts(config, Path(folder))
-    report = {
+    report: dict[str, Any] = {
         'ms_per_update': {
             name: 1e3 * statistics.median(values) / args.updates for name, values in seconds.items()
         },
@@ -62,7 +54,12 @@ def run(args: BenchmarkTrain) -> None:
         'first_update_s': starts,
         'seconds': seconds,
     }
-    print(format_report(report))
+    rows = [
+        *((f'{name}, ms per update', f'{ms:.1f}') for name, ms in report['ms_per_update'].items()),
+        ('throughput of fql train', f'{report["throughput_against_bare_updates"]:.1%}'),
+        *((f'fql train --steps 1, {name}', f'{value:.1f} s') for name, value in starts.items()),
+    ]
+    print(format_table(['', 'measured'], rows))
     write_json(args.json, report)
 
 
@@ -127,14 +124,3 @@ def measure_starts(config: TrainConfig, folder: Path) -> dict[str, float]:
         run_fql('train', *settings, '--run-dir', str(folder / name), environment=environment)
         seconds[name] = time.perf_counter() - began
     return seconds
-
-
-def format_report(report: dict[str, Any]) -> str:
-    """The figures, one a line."""
-    milliseconds, starts = report['ms_per_update'], report['first_update_s']
-    rows = [
-        *((f'{name}, ms per update', f'{value:.1f}') for name, value in milliseconds.items()),
-        ('throughput of fql train', f'{report["throughput_against_bare_updates"]:.1%}'),
-        *((f'fql train --steps 1, {name}', f'{value:.1f} s') for name, value in starts.items()),
-    ]
-    return format_table(['', 'measured'], rows)

@@ -25,12 +25,12 @@ from fql.compiled import Arrays, Prepare, abstract_state, initial_state, make_tr
 from fql.devices import check_batch_size, make_mesh, put_batch
 from fql.errors import FQLError
 from fql.learner import Learner, Metrics, TrainState, make_optimizer
-from fql.reports.tables import check_new, format_table, write_json
+from fql.reports.tables import format_table, write_json
+from fql.reports.timing import median_ratio, take_turns
 from fql.training.config import TrainConfig, validate_config
 from fql.training.learning import agent_of, batch_maker, most_updates_per_call
 from fql.training.run_folder import RunSpec
-from scripts.arguments import BenchmarkUpdate
-from scripts.benchmark.measuring import check_positive, median_ratio, take_turns
+from scripts.benchmark.args import BenchmarkUpdate
 
 ACTION_DIM = 5
 CHANNELS = 3
@@ -81,8 +81,6 @@ class ReferenceFQL(PlainFQL):
 
 def run(args: BenchmarkUpdate) -> None:
     """Measures, prints a table and writes the numbers as JSON if asked to."""
-    check_new(args.json)
-    check_positive(rounds=args.rounds, image_size=args.image_size)
     config = base_config(args)
     validate_config(config)
     if args.against:

@@ -11,10 +11,14 @@ from hypothesis import strategies as st
 
 from data_pipeline.loader import (
     LoaderConfig,
+    Samples,
+    find_rows,
     find_trajectories,
+    frame_offsets,
     local_part,
     make_batches,
-    sample_rows,
+    sample_transitions,
+    stack_places,
     stack_rows,
 )
 from data_pipeline.store.frame_store import Split
@@ -69,8 +73,9 @@ def test_rows_of_trajectories(lengths):
 def test_every_transition_can_be_drawn_with_the_ends_of_its_trajectory(lengths, step):
     split = make_split(lengths)
     config = LoaderConfig(batch_size=20 * split.num_transitions)
-    drawn = sample_rows(find_trajectories(split), config, tf.constant(step, tf.int64))
-    rows, first, last = (values.numpy() for values in drawn)
+    drawn = sample_transitions(split.num_transitions, config, tf.constant(step, tf.int64))
+    samples = find_rows(find_trajectories(split), drawn)
+    rows, first, last = (values.numpy() for values in samples)
     assert rows.dtype == first.dtype == last.dtype == np.int64
     ends = {row: (t[0], t[-1]) for t in plain_trajectories(lengths) for row in t[:-1]}
     assert set(rows.tolist()) <= set(ends)
@@ -84,15 +89,40 @@ def test_every_transition_can_be_drawn_with_the_ends_of_its_trajectory(lengths, 
 @given(LENGTHS, STACKS)
 def test_stacks_stay_in_their_trajectory(lengths, frame_stack):
     split = make_split(lengths)
-    valid = split.valid_rows
-    first = split.first_rows[valid]
-    stacks = stack_rows(tf.constant(valid), tf.constant(first), frame_stack)
+    transitions = tf.range(split.num_transitions, dtype=tf.int64)
+    samples = find_rows(find_trajectories(split), transitions)
+    stacks = stack_rows(samples, frame_offsets(frame_stack, 1))
     assert stacks.dtype == tf.int64
     assert stacks.numpy().tolist() == [
         plain_stack(rows, place, frame_stack)
         for rows in plain_trajectories(lengths)
         for place in range(len(rows) - 1)
     ]
+
+
+@given(STACKS, st.integers(1, 9))
+def test_the_first_frames_are_one_stack_and_the_last_ones_the_other(frame_stack, horizon):
+    offsets = np.array(frame_offsets(frame_stack, horizon))
+    now, later = stack_places(frame_stack, horizon)
+    stack = np.arange(1 - frame_stack, 1)
+    np.testing.assert_array_equal(offsets[now], stack)
+    np.testing.assert_array_equal(offsets[later], stack + horizon)
+    assert len(offsets) == frame_stack + min(frame_stack, horizon)
+    assert set(offsets) == {*stack, *(stack + horizon)}
+
+
+@settings(deadline=None)
+@given(LENGTHS, STACKS, st.integers(1, 9))
+def test_stacks_behind_an_end_repeat_the_last_row(lengths, frame_stack, horizon):
+    rows = tf.range(sum(lengths), dtype=tf.int64)
+    ends = [(t[0], t[-1]) for t in plain_trajectories(lengths) for _ in t]
+    samples = Samples(rows, *(tf.constant(values, tf.int64) for values in zip(*ends, strict=True)))
+    stacks = stack_rows(samples, frame_offsets(frame_stack, horizon)).numpy()
+    for row, (first, last) in enumerate(ends):
+        expected = [
+            min(max(row + offset, first), last) for offset in frame_offsets(frame_stack, horizon)
+        ]
+        assert stacks[row].tolist() == expected
 
 
 @settings(deadline=None)

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.loader import LoaderConfig, make_batches
+from data_pipeline.loader import LoaderConfig, make_batches, make_windows
 from data_pipeline.store.frame_store import prepare_store
 from data_pipeline.transforms import Transform
-from data_pipeline.windows import make_windows
 
 FLIP, WINDOW = Transform('flip', 0.5), Transform('window', 0.5)
 HEIGHT, WIDTH = 8, 10
@@ -107,8 +106,8 @@ def test_batch_n_is_the_same_from_any_start_and_in_parts(split):
 
 def test_the_stacks_of_a_window_are_changed_apart(split):
     def windows(*transforms):
-        config = LoaderConfig(8, 3, shift_probability=0, transforms=transforms)
-        return list(itertools.islice(make_windows(split, config, 2), 40))
+        config = LoaderConfig(8, 3, horizon=2, shift_probability=0, transforms=transforms)
+        return list(itertools.islice(make_windows(split, config), 40))
 
     flipped = {name: [] for name in ('frames', 'later_frames')}
     for plain, changed in zip(windows(), windows(FLIP), strict=True):

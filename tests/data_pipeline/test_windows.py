@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.loader import ACTION_LIMIT, LoaderConfig
+from data_pipeline.loader import ACTION_LIMIT, LoaderConfig, make_windows
 from data_pipeline.store.frame_store import Split, prepare_store
-from data_pipeline.windows import make_windows
 
 HORIZON = 4
 
@@ -25,8 +24,8 @@ def make_split(tmp_path, make_arrays):
 
 
 def take(split, count, start=0, horizon=HORIZON, **settings):
-    config = LoaderConfig(**{'batch_size': 8, 'frame_stack': 3, **settings})
-    return list(itertools.islice(make_windows(split, config, horizon, start), count))
+    config = LoaderConfig(**{'batch_size': 8, 'frame_stack': 3, 'horizon': horizon, **settings})
+    return list(itertools.islice(make_windows(split, config, start), count))
 
 
 def crop(image, shift, pad=3):
@@ -110,7 +109,7 @@ def test_what_cannot_be_loaded(make_split):
         take(split, 1, batch_size=11)
     with pytest.raises(DataError, match='shift_pad 8'):
         take(split, 1, shift_pad=8)
-    with pytest.raises(DataError, match='horizon 0'):
+    with pytest.raises(DataError, match='horizon=0'):
         take(split, 1, horizon=0)
 
 

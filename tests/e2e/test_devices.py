@@ -60,13 +60,15 @@ def test_eight_devices_give_the_losses_of_one(start_fql, on_one_device, tmp_path
 
 SPREAD = """
 import dataclasses, jax, numpy as np
-from fql.agent import initial_state
-from fql.training.config import AgentConfig, TrainConfig
+from fql.agents.configs import EncoderConfig, FQLConfig
+from fql.compiled import abstract_state, initial_state, make_train_step
+from fql.training.config import TrainConfig
 from fql.devices import LARGE, make_mesh, put_batch
 from fql.training.run_folder import RunSpec
-from fql.train_step import make_train_step
+from fql.training.learning import batch_maker, make_learner
 
-agent = AgentConfig(hidden_dims=(256, 256), flow_steps=1, encoder='impala_debug')
+encoder = EncoderConfig(size='impala_debug')
+agent = FQLConfig(hidden_dims=(256, 256), flow_steps=1, encoder=encoder)
 config = TrainConfig(task='', frame_stack=1, shard_params=True, agent=agent)
 spec, mesh = RunSpec(config, (8, 8, 3), 'uint8', 2), make_mesh()
 arrays = {
@@ -75,7 +77,9 @@ arrays = {
     'rewards': np.zeros(8, np.float32),
     'masks': np.zeros(8, np.float32),
 }
-state, train_step = initial_state(spec, mesh), make_train_step(spec, mesh)
+learner = make_learner(spec)
+state = initial_state(learner, 0, mesh, shard_params=True)
+train_step = make_train_step(learner, batch_maker(spec), abstract_state(learner, mesh, True))
 for _ in range(3):
     leaves = jax.tree.leaves(dataclasses.replace(state, key=None))
     sizes = {leaf.size // leaf.addressable_data(0).size for leaf in leaves if leaf.size >= LARGE}

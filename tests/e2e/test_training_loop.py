@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fql.train_state import TrainState
 
 from fql.devices import one_device_mesh
 from fql.errors import FQLError
+from fql.learner import TrainState
 from fql.training.checkpoints import CheckpointReader, CheckpointWriter, finished_steps
 from fql.training.interruption import Interrupted, Interruption
 from fql.training.loop import MUST_BE_FINITE, Trainer, updates_in_call
@@ -48,7 +48,6 @@ def train(path, evaluate, eval_interval, *, steps=10, save_interval=1, train_ste
         log_interval=0,
         eval_interval=eval_interval,
         save_interval=save_interval,
-        updates_per_call=1,
     )
     folder = RunFolder(path)
     with CheckpointWriter(folder.checkpoints, keep_latest=3) as writer, Interruption() as stop:
@@ -107,7 +106,7 @@ def test_a_folder_that_becomes_read_only(small_disk):
 BLOCKED = """
 import sys, time
 from pathlib import Path
-from tests.scripts.test_training_loop import train
+from tests.e2e.test_training_loop import train
 
 def block(state, writer):
     writer.wait()
@@ -166,13 +165,12 @@ def test_the_last_update_is_looked_at_when_nothing_is_due(tmp_path, name):
 def test_calls_of_several_updates_stop_where_something_is_due(
     monkeypatch, start, log, evaluate, save
 ):
-    monkeypatch.setattr('fql.training.loop.runs_best_alone', lambda: False)
     schedule = SimpleNamespace(
         steps=30, log_interval=log, eval_interval=evaluate, save_interval=save, updates_per_call=4
     )
     ends = [start]
     while ends[-1] < schedule.steps:
-        count = updates_in_call(schedule, ends[-1])
+        count = updates_in_call(schedule, ends[-1], 4)
         assert count in (1, 4)
         assert count == 1 or ends[-1] % 4 == 0
         ends.append(ends[-1] + count)

@@ -11,8 +11,7 @@ from encoders.pretraining.base import Windows, effective_rank, feature_std
 from encoders.pretraining.reconstruction import PATCH, mask_patches
 
 BATCH, HORIZON, ACTIONS, SHAPE = 6, 3, 2, (12, 10, 6)
-KEY = jax.random.key(7)
-STEP = jnp.zeros((), jnp.int32)
+KEY, STEP = jax.random.key(7), jnp.asarray(0)
 MOMENTUM = ('temporal_contrast', 'self_prediction')
 
 
@@ -39,13 +38,11 @@ def windows():
 
 
 @pytest.fixture(scope='module')
-def build():
-    """build(name): an objective, parameters, and a momentum target that is not their copy."""
+def build(windows):
+    """build(name): the objective, parameters, and a momentum target that is not their copy."""
 
     def make(name, **options):
-        objective = OBJECTIVES[name](
-            LinearEncoder(), SHAPE, ACTIONS, HORIZON, hidden_dims=(16,), **options
-        )
+        objective = OBJECTIVES[name](LinearEncoder(), SHAPE, ACTIONS, HORIZON, (16,), **options)
         shapes = jax.eval_shape(objective.init_params, KEY)
         rng = np.random.default_rng(0)
         params, other = (
@@ -147,28 +144,28 @@ REFERENCES = {
 }
 
 
-@pytest.mark.parametrize('name', OBJECTIVES)
-def test_loss_against_numpy_and_where_its_gradient_goes(build, windows, name):
-    objective, params, target = build(name)
+@pytest.mark.parametrize('objective', OBJECTIVES)
+def test_loss_against_numpy_and_where_its_gradient_goes(build, windows, objective):
+    learnt, params, target = build(objective)
 
     @jax.jit
     def loss_and_grads(params, target):
         return jax.value_and_grad(
-            lambda *trees: objective.loss(*trees, windows, KEY, STEP),
+            lambda *trees: learnt.loss(*trees, windows, KEY, STEP),
             argnums=(0, 1),
             has_aux=True,
         )(params, target)
 
     (loss, metrics), (grads, target_grads) = loss_and_grads(params, target)
-    expected = REFERENCES[name](params, target, windows)
+    expected = REFERENCES[objective](params, target, windows)
     np.testing.assert_allclose(loss, expected, rtol=2e-5)
     latents = encode(params, windows.observations)
     np.testing.assert_allclose(metrics['features/std'], latents.std(axis=0).mean(), rtol=1e-5)
-    if name == 'self_prediction':  # Centring takes this one away, but for rounding.
+    if objective == 'self_prediction':  # Centring takes this one away, but for rounding.
         assert np.abs(grads['heads']['predictor']['dense_1'].pop('bias')).max() < 1e-6
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         assert np.any(leaf), jax.tree_util.keystr(path)
-    assert (name in MOMENTUM) == bool(jax.tree.leaves(target))
+    assert (objective in MOMENTUM) == bool(jax.tree.leaves(target))
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(target_grads))
 
 

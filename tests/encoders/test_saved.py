@@ -91,7 +91,7 @@ def test_a_failed_save_leaves_nothing(tmp_path, params, monkeypatch):
     def fail(*_, **__):
         raise OSError('disk full')
 
-    monkeypatch.setattr('encoders.loading.json.dumps', fail)
+    monkeypatch.setattr('encoders.saved.json.dumps', fail)
     with pytest.raises(OSError, match='disk full'):
         save_encoder(tmp_path / 'e', params, SAVED)
     assert not list(tmp_path.iterdir())

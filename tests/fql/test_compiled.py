@@ -5,16 +5,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from encoders.leaves import tree_digest
-from fql.agents.configs import EncoderConfig, FQLConfig, Spec
-from fql.agents.registry import make_agent
-from fql.batch import batch_from_frames
+from fql.agents.configs import EncoderConfig, FQLConfig
 from fql.compiled import abstract_state, initial_state, make_train_step
 from fql.devices import one_device_mesh
-from fql.learner import Learner, make_optimizer
+from fql.training.config import TrainConfig
+from fql.training.learning import batch_maker, make_learner
+from fql.training.run_folder import RunSpec
 
-CONFIG = FQLConfig(hidden_dims=(16,), flow_steps=1, encoder=EncoderConfig(size='impala_debug'))
-LEARNER = Learner(
-    make_agent(CONFIG, Spec((16, 16, 6), 'uint8', 2)), make_optimizer(CONFIG.lr, CONFIG.encoder)
+SPEC = RunSpec(
+    config=TrainConfig(
+        task='',
+        frame_stack=2,
+        agent=FQLConfig(
+            hidden_dims=(16,), flow_steps=1, encoder=EncoderConfig(size='impala_debug')
+        ),
+    ),
+    observation_shape=(16, 16, 6),
+    observation_dtype='uint8',
+    action_dim=2,
 )
 
 
@@ -31,15 +39,11 @@ def random_arrays(seed):
 def test_how_many_updates_a_call_makes_changes_no_bit(monkeypatch, options_of_training):
     monkeypatch.setattr('fql.compiled.compiler_options', lambda: options_of_training)
     # As where calls make several updates: single ones, before something is due, are loops too.
-    monkeypatch.setattr(jax, 'default_backend', lambda: 'another')
-    mesh = one_device_mesh()
+    monkeypatch.setattr('jax.default_backend', lambda: 'gpu')
     batches = [random_arrays(seed) for seed in range(4)]
-    train_step = make_train_step(
-        LEARNER,
-        lambda arrays, key, step: batch_from_frames(arrays),
-        abstract_state(LEARNER, mesh),
-    )
-    states = [initial_state(LEARNER, 0, mesh) for _ in range(3)]
+    learner, mesh = make_learner(SPEC), one_device_mesh()
+    train_step = make_train_step(learner, batch_maker(SPEC), abstract_state(learner, mesh))
+    states = [initial_state(learner, 0, mesh) for _ in range(3)]
     losses = []
     for arrays in (batches[:1], batches[1:2], batches[2:]):
         states[0], metrics = train_step(states[0], arrays)

@@ -1,4 +1,4 @@
-"""Which parameters receive gradient from which loss, for every way to share encoders."""
+"""Which parameters receive gradient from which part of each agent's loss."""
 
 import dataclasses
 import functools
@@ -9,23 +9,43 @@ import numpy as np
 import pytest
 
 from encoders.impala import ENCODERS, ImpalaEncoder
-from fql.agents.configs import EncoderConfig, FQLConfig, Spec
-from fql.agents.registry import make_agent
+from fql.agents.configs import (
+    AGENT_CONFIGS,
+    EncoderConfig,
+    FQLConfig,
+    IQLConfig,
+    Spec,
+)
+from fql.agents.registry import AGENTS, make_agent
 from fql.batch import Batch
 from fql.learner import Learner, make_optimizer
 
-ACTION_DIM = 3
-SHARED = FQLConfig(hidden_dims=(16, 16), flow_steps=2, encoder=EncoderConfig(size='impala_debug'))
-SHARED_CRITIC_ONLY = dataclasses.replace(SHARED, bc_flow_trains_encoder=False)
-SEPARATE = dataclasses.replace(
-    SHARED, encoder=EncoderConfig(size='impala_debug', sharing='separate')
-)
-LOSSES = {
-    'critic': 'critic/loss',
-    'bc_flow': 'actor/bc_flow_loss',
-    'distill': 'actor/distill_loss',
-    'q': 'actor/q_loss',
+ACTION_DIM, BATCH = 3, 4
+SPEC = Spec((8, 8, 3), 'uint8', ACTION_DIM)
+SMALL = {
+    'hidden_dims': (16, 16),
+    'encoder': EncoderConfig(size='impala_debug'),
 }
+FLOW = {'critic/loss': 'critic', 'actor/bc_flow_loss': 'bc_flow'}
+FQL = {**FLOW, 'actor/distill_loss': 'one_step_policy', 'actor/q_loss': 'one_step_policy'}
+IMPLICIT = {'value/loss': 'value', 'critic/loss': 'critic'}
+
+HEADS = {
+    'fql': FQL,
+    'iql': {**IMPLICIT, 'actor/loss': 'actor'},
+    'rebrac': {'critic/loss': 'critic', 'actor/q_loss': 'actor', 'actor/bc_loss': 'actor'},
+    'ifql': {**IMPLICIT, 'actor/bc_flow_loss': 'bc_flow'},
+    'fbrac': {**FLOW, 'actor/q_loss': 'bc_flow'},
+    'fawac': {'critic/loss': 'critic', 'actor/loss': 'bc_flow'},
+    'bc': {'actor/bc_flow_loss': 'bc_flow'},
+    'sac': {'critic/loss': 'critic', 'actor/loss': 'actor'},
+    'qc_fql': FQL,
+    'qc': FLOW,
+}
+"""Of each part of the loss, the one head that it trains."""
+
+SHARED_ENCODER = {'critic/loss', 'value/loss', 'actor/bc_flow_loss'}
+"""The parts that train a shared encoder; FAWAC's weighted flow matching does too."""
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -36,40 +56,65 @@ def small_encoder():
         yield
 
 
+def small(name, sharing='shared', **settings):
+    config = AGENT_CONFIGS[name](**SMALL, **settings)
+    fields = {field.name for field in dataclasses.fields(config)}
+    quick = {'flow_steps': 2, 'num_samples': 2, 'horizon': 2, 'alpha_actor': 1.0}
+    quick = {name: value for name, value in quick.items() if name in fields}
+    encoder = dataclasses.replace(config.encoder, sharing=sharing)
+    return dataclasses.replace(config, encoder=encoder, **quick)
+
+
 @functools.cache
 def make(config):
-    agent = make_agent(config, Spec((8, 8, 3), 'uint8', ACTION_DIM))
+    agent = make_agent(config, SPEC)
     learner = Learner(agent, make_optimizer(config.lr, config.encoder))
     rng = np.random.default_rng(0)
+    steps = () if agent.horizon == 1 else (agent.horizon,)
+
+    def images():
+        return jnp.asarray(rng.integers(0, 256, (BATCH, 8, 8, 3), np.uint8))
+
+    def actions(*steps):
+        return jnp.asarray(rng.uniform(-1, 1, (BATCH, *steps, ACTION_DIM)), jnp.float32)
+
+    def column(*values):
+        rows = jnp.asarray(values)
+        return jnp.broadcast_to(rows[:, None], (BATCH, *steps)) if steps else rows
+
     batch = Batch(
-        observations=jnp.asarray(rng.integers(0, 256, (4, 8, 8, 3), np.uint8)),
-        actions=jnp.asarray(rng.uniform(-1, 1, (4, ACTION_DIM)), jnp.float32),
-        rewards=jnp.asarray([-1.0, -1.0, 0.0, -1.0]),
-        masks=jnp.asarray([1.0, 1.0, 0.0, 1.0]),
-        next_observations=jnp.asarray(rng.integers(0, 256, (4, 8, 8, 3), np.uint8)),
+        observations=images(),
+        actions=actions(*steps),
+        rewards=column(-1.0, -1.0, 0.0, -1.0),
+        masks=column(1.0, 1.0, 0.0, 1.0),
+        next_observations=images(),
+        valid=jnp.ones((BATCH, *steps)) if steps else None,
+        next_actions=actions(),
+        next_actions_valid=jnp.asarray([1.0, 0.0, 1.0, 1.0]),
     )
     return learner, batch, jax.jit(lambda: learner.init(0))()
 
 
 @functools.cache
 def jit_update(config):
-    return jax.jit(make(config)[0].update)
+    learner = make(config)[0]
+    return jax.jit(lambda state, batch: learner.update(state, batch))
 
 
 @functools.cache
 def trained_parts(config):
-    """Of each loss, the names of the parts of the parameters with a gradient other than zero."""
+    """Of each part of the loss, what of the parameters has a gradient other than zero."""
     learner, batch, state = make(config)
-    draws = learner.agent.sample_draws(jax.random.key(1), batch)
+    draws = learner.draws(state, batch)
 
     def losses(params):
-        _, metrics = learner.agent.loss(params, state.target_params, batch, draws, state.step)
-        return {loss: metrics[name] for loss, name in LOSSES.items()}
+        _, metrics = learner.agent.loss(params, state.target_params, batch, draws, jnp.asarray(1))
+        return metrics
 
     found = {}
     for loss, grads in jax.jit(jax.jacrev(losses))(state.params).items():
         parts = {f'encoder:{name}': tree for name, tree in grads['encoders'].items()}
-        parts |= {name: grads[name] for name in ('critic', 'bc_flow', 'one_step_policy')}
+        parts |= {name: tree for name, tree in grads.items() if name != 'encoders'}
         found[loss] = {
             name
             for name, tree in parts.items()
@@ -78,38 +123,59 @@ def trained_parts(config):
     return found
 
 
-@pytest.mark.parametrize(
-    ('config', 'loss', 'trained'),
-    [
-        (SHARED, 'critic', {'critic', 'encoder:shared'}),
-        (SHARED, 'bc_flow', {'bc_flow', 'encoder:shared'}),
-        (SHARED, 'distill', {'one_step_policy'}),
-        (SHARED, 'q', {'one_step_policy'}),
-        (SHARED_CRITIC_ONLY, 'critic', {'critic', 'encoder:shared'}),
-        (SHARED_CRITIC_ONLY, 'bc_flow', {'bc_flow'}),
-        (SHARED_CRITIC_ONLY, 'distill', {'one_step_policy'}),
-        (SEPARATE, 'critic', {'critic', 'encoder:critic'}),
-        (SEPARATE, 'bc_flow', {'bc_flow', 'encoder:bc_flow'}),
-        (SEPARATE, 'distill', {'one_step_policy', 'encoder:one_step_policy'}),
-        (SEPARATE, 'q', {'one_step_policy', 'encoder:one_step_policy'}),
-    ],
-)
-def test_loss_trains_exactly(config, loss, trained):
-    assert trained_parts(config)[loss] == trained
+def test_every_agent_is_here():
+    assert HEADS.keys() == AGENTS.keys() == AGENT_CONFIGS.keys()
 
 
-@pytest.mark.parametrize('config', [SHARED, SEPARATE])
-def test_target_network_follows_the_critic_before_the_step(config):
+@pytest.mark.parametrize('name', HEADS)
+def test_each_part_of_the_loss_trains_its_head_and_perhaps_the_shared_encoder(name):
+    parts = trained_parts(small(name))
+    for loss, head in HEADS[name].items():
+        reaches = loss in SHARED_ENCODER or (name, loss) == ('fawac', 'actor/loss')
+        assert parts[loss] == {head, *(['encoder:shared'] if reaches else [])}, loss
+
+
+@pytest.mark.parametrize('name', HEADS)
+def test_with_separate_encoders_each_part_trains_its_own(name):
+    parts = trained_parts(small(name, sharing='separate'))
+    for loss, head in HEADS[name].items():
+        assert parts[loss] == {head, f'encoder:{head}'}, loss
+
+
+@pytest.mark.parametrize('name', [n for n in HEADS if 'bc_flow' in HEADS[n].values() and n != 'bc'])
+def test_flow_matching_can_be_kept_from_the_shared_encoder(name):
+    parts = trained_parts(small(name, bc_flow_trains_encoder=False))
+    loss = 'actor/loss' if name == 'fawac' else 'actor/bc_flow_loss'
+    assert parts[loss] == {'bc_flow'}
+    assert parts['critic/loss'] == {'critic', 'encoder:shared'}
+
+
+@pytest.mark.parametrize('const_std', [True, False])
+def test_ddpgbc_trains_the_actor_alone(const_std):
+    config = small('iql', actor_loss='ddpgbc', const_std=const_std)
+    parts = trained_parts(config)
+    assert isinstance(config, IQLConfig)
+    assert parts['actor/q_loss'] == parts['actor/bc_loss'] == {'actor'}
+
+
+def test_the_temperature_has_a_loss_of_its_own():
+    parts = trained_parts(small('sac'))
+    assert parts['actor/alpha_loss'] == {'alpha'}
+    assert 'alpha' not in parts['actor/loss'] | parts['critic/loss']
+
+
+@pytest.mark.parametrize('sharing', ['shared', 'separate'])
+@pytest.mark.parametrize('name', [name for name in HEADS if name not in ('bc', 'rebrac')])
+def test_the_target_follows_the_critic_before_the_step(name, sharing):
+    config = small(name, sharing)
     _, batch, state = make(config)
-    state = dataclasses.replace(
-        state, target_params=jax.tree.map(jnp.zeros_like, state.target_params)
-    )
-    new_state, _ = jit_update(config)(state, batch)
-    name = 'shared' if config.encoder.sharing == 'shared' else 'critic'
-    assert new_state.target_params['encoders'].keys() == {name}
+    zero = jax.tree.map(jnp.zeros_like, state.target_params)
+    new_state, _ = jit_update(config)(dataclasses.replace(state, target_params=zero), batch)
+    encoder = 'shared' if sharing == 'shared' else 'critic'
+    assert new_state.target_params['encoders'].keys() == {encoder}
     for target, source in [
         (new_state.target_params['critic'], state.params['critic']),
-        (new_state.target_params['encoders'][name], state.params['encoders'][name]),
+        (new_state.target_params['encoders'][encoder], state.params['encoders'][encoder]),
     ]:
         jax.tree.map(
             lambda t, s: np.testing.assert_allclose(t, config.tau * s, rtol=1e-6), target, source
@@ -117,9 +183,42 @@ def test_target_network_follows_the_critic_before_the_step(config):
     assert int(new_state.step) == 1
 
 
+def test_rebrac_moves_its_targets_in_full_updates_only():
+    config = small('rebrac', as_published=False)
+    _, batch, state = make(config)
+    once, _ = jit_update(config)(state, batch)
+    jax.tree.map(np.testing.assert_array_equal, once.target_params, state.target_params)
+    jax.tree.map(np.testing.assert_array_equal, once.params['actor'], state.params['actor'])
+    twice, _ = jit_update(config)(once, batch)
+    third, _ = jit_update(config)(twice, batch)
+    kernel = lambda state: np.asarray(state.params['actor']['mean']['kernel'])  # noqa: E731
+    assert twice.target_params['actor'] is not None
+    assert (kernel(twice) != kernel(once)).any()
+    # Adam's moments move the actor on, without a gradient.
+    assert (kernel(third) != kernel(twice)).any()
+
+
+def test_rebrac_has_no_penalty_where_the_next_action_is_another_trajectorys():
+    config = small('rebrac', alpha_critic=1.0)
+    learner, batch, state = make(config)
+    draws = learner.draws(state, batch)
+
+    def target_effect(next_actions, config):
+        agent = make_agent(config, SPEC)
+        changed = batch._replace(next_actions=next_actions)
+        return agent.loss(state.params, state.target_params, changed, draws, state.step)[0]
+
+    other = batch.next_actions.at[1].add(0.5)  # Row 1 is the last of its trajectory.
+    published = dataclasses.replace(config, as_published=True)
+    assert target_effect(other, config) == target_effect(batch.next_actions, config)
+    assert target_effect(other, published) != target_effect(batch.next_actions, published)
+
+
 def test_draws_depend_on_the_step_alone():
-    _, batch, state = make(SHARED)
-    compiled = jit_update(SHARED)
+    config = small('fql')
+    assert isinstance(config, FQLConfig)
+    _, batch, state = make(config)
+    compiled = jit_update(config)
     once, _ = compiled(state, batch)
     again, _ = compiled(state, batch)
     later, _ = compiled(dataclasses.replace(state, step=state.step + 1), batch)

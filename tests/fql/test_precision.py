@@ -28,11 +28,10 @@ def spec(precision):
     return RunSpec(TrainConfig(task='', frame_stack=1, agent=agent), (16, 16, 3), 'uint8', 2)
 
 
-def start(precision):
-    """The train step, and the state before the first update."""
-    learner, mesh = make_learner(spec(precision)), one_device_mesh()
-    step = make_train_step(learner, batch_maker(spec(precision)), abstract_state(learner, mesh))
-    return step, initial_state(learner, 0, mesh)
+def start(spec):
+    learner, mesh = make_learner(spec), one_device_mesh()
+    step = make_train_step(learner, batch_maker(spec), abstract_state(learner, mesh))
+    return initial_state(learner, 0, mesh), step
 
 
 @pytest.fixture(scope='module')
@@ -49,7 +48,7 @@ def arrays():
 def test_losses_stay_near_those_of_float32(arrays):
     metrics, states = {}, {}
     for precision in ('float32', 'bfloat16'):
-        step, state = start(precision)
+        state, step = start(spec(precision))
         states[precision], metrics[precision] = step(state, [arrays])
     for name in ('critic/loss', 'actor/bc_flow_loss', 'actor/distill_loss', 'loss'):
         exact, rounded = (np.asarray(metrics[p][name]) for p in ('float32', 'bfloat16'))
@@ -62,7 +61,7 @@ def test_losses_stay_near_those_of_float32(arrays):
 
 
 def test_the_networks_compute_in_bfloat16(arrays):
-    step, state = start('bfloat16')
+    state, step = start(spec('bfloat16'))
     lowered = step.lower(state, [arrays])
     products = [
         line

@@ -136,7 +136,7 @@ def test_ctrl_c_ends_what_the_workers_started(environment, tmp_path):
         (('cube-single-v0', '--env-kwargs', 'front'), ('env_kwargs is not JSON',)),
         (('cube-single-v0', '--env-kwargs', '[1]'), ('env_kwargs must be a JSON object',)),
         (('cube-single-v0', '--episodes', 0), ('episodes must be at least 1',)),
-        (('cube-single-v0', '--val-episodes', -1), ('val_episodes must not be negative',)),
+        (('cube-single-v0', '--val-episodes', -1), ('val-episodes must not be negative',)),
         (('cube-single-v0', '--workers', -1), ('workers must be at least 1',)),
     ],
 )

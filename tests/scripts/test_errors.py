@@ -125,7 +125,7 @@ def test_resume_on_other_data_is_refused(
         (('--coordinator', 'h:1', '--num-processes', 2, '--process-id', 2), 'count from 0'),
         (('--coordinator', 'auto'), '--coordinator auto: '),
         (('--wandb-project', 'p'), "pip install 'fql-pixels[wandb]'"),
-        (('--encoder-sharing', 'separate', '--no-bc-flow-trains-encoder'), 'shared encoder'),
+        (('--encoder.sharing', 'separate', '--no-bc-flow-trains-encoder'), 'shared encoder'),
     ],
 )
 def test_settings_that_make_no_sense(assert_one_line, fql, prepared, tmp_path, words, message):
@@ -220,7 +220,6 @@ def test_nan_actions(assert_one_line, fql, maze_npz, tmp_path):
         ('data', '--updates', 0),
         ('latents', '--rounds', 0),
         ('update', '--rounds', -1),
-        ('scaling', '--rounds', 0),
         ('train', '--updates', 0),
         ('faults', '--kills', 0),
     ],

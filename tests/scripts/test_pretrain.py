@@ -10,23 +10,25 @@ import numpy as np
 import pytest
 from einops import reduce
 from flax import linen as nn
-from fql.agent import initial_state
-from fql.pretraining import abstract_pretrain_state
 
 from data_pipeline.store.frame_store import open_store
 from encoders.impala import ENCODERS
 from encoders.leaves import tree_digest
 from encoders.saved import load_encoder, read_encoder
+from fql.agents.configs import EncoderConfig, FQLConfig
+from fql.compiled import abstract_state, initial_state
 from fql.devices import one_device_mesh
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.training.checkpoints import CheckpointReader, CheckpointWriter, finished_steps
-from fql.training.config import AgentConfig, TrainConfig
+from fql.training.config import TrainConfig
+from fql.training.export_encoder import read_pretrained
 from fql.training.interruption import EXIT_CODE, Interrupted, Interruption
+from fql.training.learning import make_learner
+from fql.training.pretrain import write_final_encoder
 from fql.training.pretrain_config import read_pretrain_spec
+from fql.training.pretraining import make_pretraining_learner
+from fql.training.probe import probe
 from fql.training.run_folder import RunFolder, RunSpec, write_spec
-from scripts.export_encoder import read_pretrained
-from scripts.pretrain import write_final_encoder
-from scripts.probe import probe
 
 DATASET = 'visual-pointmaze-dots-v0'
 SETTINGS = (
@@ -78,7 +80,8 @@ def dots(fql_process, tmp_path_factory):
 
 def state_of(folder, step):
     run = RunFolder(folder)
-    abstract = abstract_pretrain_state(read_pretrain_spec(run), one_device_mesh())
+    learner = make_pretraining_learner(read_pretrain_spec(run))
+    abstract = abstract_state(learner, one_device_mesh())
     return CheckpointReader(run.checkpoints).restore(abstract, step)
 
 
@@ -153,13 +156,14 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(
 @pytest.mark.usefixtures('small_encoder')
 @pytest.mark.parametrize('sharing', ['shared', 'separate'])
 def test_the_encoder_of_an_agent(assert_one_line, fql, tmp_path, sharing):
-    agent = AgentConfig(hidden_dims=(8,), encoder='impala_debug', encoder_sharing=sharing)
+    encoder = EncoderConfig(size='impala_debug', sharing=sharing)
+    agent = FQLConfig(hidden_dims=(8,), encoder=encoder)
     config = TrainConfig(task=QUICKSTART_TASK, frame_stack=2, agent=agent)
     spec = RunSpec(config, (8, 8, 6), 'uint8', 2)
     run, out = RunFolder(tmp_path / 'run'), tmp_path / 'encoder'
     run.path.mkdir()
     write_spec(run, spec)
-    state = initial_state(spec, one_device_mesh())
+    state = initial_state(make_learner(spec), 0, one_device_mesh())
     with CheckpointWriter(run.checkpoints, keep_latest=1) as writer:
         writer.save(dataclasses.replace(state, step=state.step + 9), {'versions': {'a': '1'}})
     done = fql('export-encoder', run.path, '--out', out)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fql.training.presets import quickstart_config
-from scripts.quickstart import prepare_data
+from fql.training.quickstart import prepare_data
 
 
 def test_a_store_of_other_data_says_which_command_replaces_it(

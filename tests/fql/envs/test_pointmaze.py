@@ -21,7 +21,7 @@ def walk_to_goal(observations, _, __):
     x, y = observations[:, 0], observations[:, 1]
     up = np.stack([4 - x, 8 - y], axis=-1)
     right = np.stack([12 - x, 8 - y], axis=-1)
-    return np.clip(np.where(y[:, None] < 7.5, up, right), -1, 1).astype(np.float32)
+    return np.clip(np.where(y[:, None] < 7.5, up, right), -1, 1).astype(np.float32)[:, None]
 
 
 @pytest.mark.parametrize('timing', ['pre', 'post'])

@@ -40,7 +40,7 @@ SPEC = RunSpec(
 
 @pytest.fixture(scope='module')
 def initial():
-    return initial_state(make_learner(SPEC), 0, one_device_mesh())
+    return initial_state(make_learner(SPEC), SPEC.config.seed, one_device_mesh())
 
 
 @pytest.fixture(scope='module')
@@ -199,11 +199,12 @@ def test_what_cannot_be_read_is_not_called_damaged(saved, abstract, tmp_path, mo
 def test_a_checkpoint_of_another_agent_is_no_damage(saved, tmp_path):
     agent = dataclasses.replace(SPEC.config.agent, hidden_dims=(9,))
     other = dataclasses.replace(SPEC, config=dataclasses.replace(SPEC.config, agent=agent))
-    abstract = abstract_state(make_learner(other), one_device_mesh())
     with pytest.raises(
         FQLError, match=r'critic.*saved float32 \(2, 8\), expected float32 \(2, 9\)'
     ):
-        restore_newest(saved, abstract, tmp_path / 'aside')
+        restore_newest(
+            saved, abstract_state(make_learner(other), one_device_mesh()), tmp_path / 'aside'
+        )
     assert finished_steps(saved) == [1, 2, 3]
 
 

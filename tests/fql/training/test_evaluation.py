@@ -67,44 +67,6 @@ def seen_by_episode(calls):
     }
 
 
-class Chunks:
-    """A policy of three actions at a time, which say at which timestep they are to be executed."""
-
-    def __init__(self):
-        self.calls = []
-
-    def __call__(self, observations, episodes, timesteps):
-        self.calls.append((observations, episodes, timesteps))
-        places = timesteps[:, None] + np.arange(3)
-        return np.stack([places / 100, np.zeros_like(places)], axis=-1).astype(np.float32)
-
-
-@pytest.mark.parametrize('num_workers', [1, 3])
-def test_chunks_are_executed_to_their_end_or_that_of_the_episode(num_workers, monkeypatch):
-    executed, policy = [], Chunks()
-    step = EnvWorkers.step
-
-    def record(workers, actions):
-        executed.extend(float(action[0]) for action in actions.values())
-        return step(workers, actions)
-
-    monkeypatch.setattr(EnvWorkers, 'step', record)
-    with EnvWorkers(fake('Counter'), num_workers) as workers:
-        result = evaluate(workers, policy, EPISODES, SEED)
-    # Each action is executed at the very timestep that it was chosen for, so none is left over
-    # from the episode before.
-    expected = [t / 100 for length in result.lengths for t in range(length)]
-    np.testing.assert_allclose(sorted(executed), sorted(expected), atol=1e-6)
-    assert any(length % 3 for length in result.lengths)
-    if num_workers == 1:
-        asked = [(int(episodes[0]), int(times[0])) for _, episodes, times in policy.calls]
-        assert asked == [
-            (episode, timestep)
-            for episode, length in enumerate(result.lengths)
-            for timestep in range(0, length, 3)
-        ]
-
-
 @pytest.mark.parametrize('num_workers', [2, 3, 9])
 def test_results_do_not_depend_on_the_number_of_workers(num_workers):
     alone, alone_calls = run('Counter', 1)
@@ -161,6 +123,40 @@ def test_frames_of_vectors_are_rendered():
     for frames, length in zip(result.frames, result.lengths, strict=False):
         assert frames.shape == (length + 1, 6, 8, 3)
         assert frames[:, 0, 0, 0].tolist() == list(range(length + 1))
+
+
+def test_chunks_are_executed_to_their_end_and_dropped_with_the_episode(monkeypatch):
+    """Of a policy with chunks of 4, every action is seen in order, and none in the next episode."""
+    asked, executed = [], {}
+
+    def policy(observations, episodes, timesteps):
+        asked.append(list(zip(episodes.tolist(), timesteps.tolist(), strict=True)))
+        place = timesteps[:, None] + np.arange(4)
+        value = (0.1 * episodes[:, None] + 0.001 * place).astype(np.float32)
+        return np.repeat(value[..., None], 2, axis=-1)
+
+    with EnvWorkers(EnvSpec('fake_environments:Counter-v0'), 2) as workers:
+        step, running = workers.step, {}
+        reset = workers.reset
+
+        def watched_reset(seeds):
+            running.update({worker: seed - SEED for worker, seed in seeds.items()})
+            return reset(seeds)
+
+        def watched_step(actions):
+            for worker, action in actions.items():
+                executed.setdefault(running[worker], []).append(float(action[0]))
+            return step(actions)
+
+        monkeypatch.setattr(workers, 'reset', watched_reset)
+        monkeypatch.setattr(workers, 'step', watched_step)
+        result = evaluate(workers, policy, 5, SEED)
+    for episode, actions in executed.items():
+        assert len(actions) == result.lengths[episode]
+        expected = 0.1 * episode + 0.001 * np.arange(len(actions))
+        np.testing.assert_allclose(actions, expected, rtol=0, atol=1e-6)
+    assert any(length % 4 for length in result.lengths)
+    assert len(asked) < sum(result.lengths) / 2
 
 
 def test_no_episodes_is_an_error():

@@ -1,7 +1,5 @@
 """`fql benchmark data`: its parts that need no million frames."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -9,7 +7,7 @@ from data_pipeline.store.frame_store import prepare_store
 from fql.training.config import TrainConfig
 from fql.training.data import LabelledSplit
 from scripts.benchmark.data import PAD, compare_samplers, format_report, reference_sampler
-from scripts.benchmark.sources import measure, prepare, watched_memory
+from scripts.benchmark.sources import measure, prepare
 
 REPORT = {
     'ms_per_batch': {'reference': 37.61, 'loader': 2.5, 'loader_without_shift': 1.5},
@@ -92,17 +90,6 @@ def test_work_is_measured(maze_npz, tmp_path):
     store = prepare_store(tmp_path / 'store', 'benchmark', maze_npz)  # Is there: not made again.
     assert result['frames'] == len(store.splits['train'].terminals)
     assert result['frames_per_second'] > 0
-
-
-@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='reads /proc/self/status')
-def test_memory_is_watched():
-    size = 80_000_000
-    with watched_memory() as growth:
-        block = bytearray(size)
-        while len(growth) < 3:
-            block[::4096] = bytes(len(block[::4096]))
-        del block
-    assert max(growth) > 0.9 * size / 1e6
 
 
 def test_an_existing_file_is_kept(fql, assert_one_line, tmp_path):

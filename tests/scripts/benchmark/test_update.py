@@ -6,45 +6,51 @@ import json
 import jax
 import numpy as np
 import pytest
-from fql.agent import agent_networks, initial_state
-from fql.update import update
 
+from fql.agents.base import Agent
+from fql.agents.configs import FQLConfig
+from fql.agents.fql import FQL
 from fql.batch import batch_from_frames
-from fql.devices import one_device_mesh
-from fql.training.config import AgentConfig, TrainConfig
+from fql.learner import Learner, make_optimizer
+from fql.training.config import TrainConfig
+from fql.training.learning import agent_of
 from scripts.benchmark.update import (
     MODES,
-    ReferenceNetworks,
+    ReferenceFQL,
+    image_spec,
+    random_arrays,
     random_images,
-    random_vectors,
-    run_spec,
-    with_agent,
+    with_encoder,
 )
 
 CONFIG = TrainConfig(
     task='',
     batch_size=8,
     frame_stack=2,
-    agent=AgentConfig(encoder='impala_small', hidden_dims=(16,), flow_steps=1),
+    agent=FQLConfig(hidden_dims=(16,), flow_steps=1),
 )
 SIZE = 32
 
 
 @pytest.fixture(scope='module')
 def flops():
-    return {mode: make(CONFIG, SIZE).flops for mode, make in MODES.items()}
+    modes = ('separate', 'shared', 'frozen', 'latents')
+    return {mode: MODES[mode](CONFIG, SIZE).flops for mode in modes}
 
 
 def encoder_flops(config):
-    spec = run_spec(config, SIZE)
-    networks = agent_networks(spec)
-    params = initial_state(spec, one_device_mesh()).params['encoders']['shared']
+    spec = image_spec(config, SIZE)
+    agent = agent_of(spec)
+    params = jax.jit(agent.init_params)(jax.random.key(0))
     images = random_images((config.batch_size, *spec.observation_shape))
 
-    def forward_and_backward(params, images):
-        return jax.vjp(lambda p: networks.encode(p, images), params)[1](np.ones((8, 512), 'f'))
+    def encode(params, images):
+        return agent.encoding.encode(params, 'critic', images)
 
-    forward = jax.jit(networks.encode).lower(params, images).compile()
+    def forward_and_backward(params, images):
+        return jax.vjp(lambda p: encode(p, images), params)[1](np.ones((8, 512), 'f'))
+
+    forward = jax.jit(encode).lower(params, images).compile()
     both = jax.jit(forward_and_backward).lower(params, images).compile()
     return forward.cost_analysis()['flops'], both.cost_analysis()['flops']
 
@@ -64,15 +70,16 @@ def test_no_observation_is_encoded_twice(flops):
 
 @pytest.mark.long
 def test_the_reference_mode_computes_the_same_update():
-    config = with_agent(CONFIG, encoder_sharing='separate')
-    spec = run_spec(config, SIZE)
-    networks = agent_networks(spec)
-    arrays = {'frames': random_images((8, 3, SIZE, SIZE, 3)), **random_vectors(8)}
+    config = with_encoder(CONFIG, sharing='separate')
+    spec = image_spec(config, SIZE)
     states, losses = [], []
-    for kind in (networks, ReferenceNetworks(**vars(networks))):
+    for kind in (FQL, ReferenceFQL):
+        agent: Agent = kind(config.agent, spec.shapes)
+        learner = Learner(agent, make_optimizer(config.agent.lr, config.agent.encoder))
+        batch = batch_from_frames(random_arrays(agent, config, SIZE))
         state, metrics = jax.jit(
-            lambda state, kind=kind: update(kind, config.agent, state, batch_from_frames(arrays))
-        )(initial_state(spec, one_device_mesh()))
+            lambda learner=learner, b=batch: learner.update(learner.init(0), b)
+        )()
         states.append(dataclasses.replace(state, key=None))
         losses.append(float(metrics['loss']))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -94,3 +101,14 @@ def test_what_is_written(fql, assert_one_line, tmp_path):
     assert 'x A' in done.stdout
     assert_one_line(fql(*command, '--json', out), 'exists')
     assert_one_line(fql('benchmark', 'update', *small, '--against', 'colour=1'), 'colour=1')
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('agent', ['iql', 'rebrac', 'qc_fql'])
+def test_other_agents_and_modes_run(fql, agent):
+    small = ('--image-size', 16, '--batch-size', 8, '--encoder', 'impala_debug', '--rounds', 1)
+    modes = ('--modes', 'states', 'latents', 'on_device')
+    done = fql('benchmark', 'update', *small, '--hidden-dims', 8, '--agent', agent, *modes)
+    assert done.returncode == 0, done.stderr
+    for mode in modes[1:]:
+        assert mode in done.stdout

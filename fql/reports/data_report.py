@@ -1,0 +1,103 @@
+"""What a frame store holds, in words."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.errors import DataError
+from data_pipeline.store.frame_store import FrameStore, Split
+from data_pipeline.store.labels import labelled_tasks, task_labels
+from fql.envs.tasks import find_task, task_names
+
+
+def describe_data(store: FrameStore) -> Iterator[str]:
+    """Everything that `fql inspect data` tells of a store, a line at a time."""
+    yield from describe_manifest(store)
+    for split in store.splits.values():
+        yield from describe_trajectories(split)
+        yield from describe_actions(split)
+    for split in store.splits.values():
+        yield from describe_tasks(store, split)
+
+
+def describe_store(store: FrameStore) -> str:
+    """Some lines on a store: where it lies and what it holds."""
+    lines = [f'{store.manifest["dataset"]}: {store.path}']
+    for name, split in store.splits.items():
+        size = 'x'.join(str(n) for n in split.observations.shape[1:])
+        lines.append(
+            f'  {name}: {split.num_transitions:,} transitions in {split.terminals.sum():,} '
+            f'trajectories, observations {size} {split.observations.dtype}, '
+            f'actions {split.actions.shape[1]}'
+        )
+    return '\n'.join(lines)
+
+
+def describe_manifest(store: FrameStore) -> Iterator[str]:
+    """What the store was made of, when and with what, and the arrays in it."""
+    manifest = store.manifest
+    versions = ', '.join(f'{name} {version}' for name, version in manifest['versions'].items())
+    yield f'{manifest["dataset"]}: {store.path}'
+    yield f'format {manifest["format_version"]}, made {manifest["created"]} with {versions}'
+    for name, source in manifest['sources'].items():
+        yield f'{name} from {source["path"]}'
+        yield f'  {source["bytes"]:,} bytes, sha256 {source["sha256"]}'
+        for array, entry in manifest['splits'][name]['arrays'].items():
+            yield f'  {array:13} {np.dtype(entry["dtype"])} {tuple(entry["shape"])}'
+
+
+def describe_trajectories(split: Split) -> Iterator[str]:
+    """How many there are and how long, in transitions."""
+    lengths = split.lengths - 1
+    yield (
+        f'{split.name}: {lengths.sum():,} transitions in {len(lengths):,} trajectories of '
+        f'{lengths.min():,} to {lengths.max():,}, median {np.median(lengths):,g}'
+    )
+
+
+def describe_actions(split: Split) -> Iterator[str]:
+    """Ranges of the actions that lead somewhere, by dimension."""
+    actions = split.actions[split.valid_rows]
+    columns = zip(actions.min(axis=0), actions.mean(axis=0), actions.max(axis=0), strict=True)
+    for i, (low, mean, high) in enumerate(columns):
+        yield f'  action {i}: {low:+.4f} to {high:+.4f}, mean {mean:+.4f}'
+
+
+def describe_tasks(store: FrameStore, split: Split) -> Iterator[str]:
+    """Rewards and successes of the data's own task and of those that they can be labelled for."""
+    if split.labels:
+        yield f'{split.name}, own: {describe_labels(split, **split.labels)}'
+    for env_id, kwargs in known_tasks(store, split):
+        chosen = ', '.join(f'{name}={value}' for name, value in kwargs.items())
+        name = f'{split.name}, {" ".join([env_id.rpartition(":")[2], chosen]).strip()}'
+        try:
+            labels = task_labels(store, split.name, env_id, kwargs)
+        except DataError as error:
+            yield f'{name}: no rewards: {error}'
+            continue
+        yield f'{name}: {describe_labels(split, *labels)}'
+
+
+def describe_labels(split: Split, rewards: np.ndarray, masks: np.ndarray) -> str:
+    """Successes, which are where no value is beyond a transition, and rewards."""
+    valid = split.valid_rows
+    successes = valid[masks[valid] == 0]
+    trajectories = len(np.unique(split.first_rows[successes]))
+    return (
+        f'success in {len(successes):,} transitions of {trajectories:,} trajectories, '
+        f'rewards {rewards[valid].min():g} to {rewards[valid].max():g}, '
+        f'mean {rewards[valid].mean():.4f}'
+    )
+
+
+def known_tasks(store: FrameStore, split: Split) -> list[tuple[str, dict[str, Any]]]:
+    """(env_id, env_kwargs): the dataset's own tasks, and those with labels in the store."""
+    own: list[tuple[str, dict[str, Any]]] = []
+    if 'qpos' in split.info:
+        tasks = [find_task(name) for name in task_names()]
+        tasks = [task for task in tasks if task.dataset == store.manifest['dataset']]
+        # Of OGBench's names, the one without a number means one of those that have it.
+        numbered = [task for task in tasks if '-singletask-task' in task.name] or tasks
+        own = [(task.label_env_id, {}) for task in numbered]
+    return own + [task for task in labelled_tasks(store, split.name) if task not in own]

@@ -1,0 +1,202 @@
+"""A pretraining, from the checks before it to the saved encoder it ends with."""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import jax
+
+from data_pipeline.loader import LoaderConfig, check_windows, make_windows
+from data_pipeline.store.frame_store import FrameStore
+from encoders.saved import SavedEncoder, read_encoder, save_encoder
+from fql.compiled import abstract_state, initial_state, make_train_step, make_validation
+from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_processes
+from fql.learner import TrainState, count_parameters
+from fql.networks import Params
+from fql.training.augmentation import check_augmentation
+from fql.training.checkpoints import CheckpointWriter, restore_newest
+from fql.training.data import host_transforms, open_dataset, unaugmented
+from fql.training.interruption import Interruption
+from fql.training.loop import Trainer, rows_logged
+from fql.training.metrics_log import MetricsLog
+from fql.training.pretrain_config import (
+    PretrainConfig,
+    PretrainSpec,
+    read_pretrain_spec,
+    validate_pretrain_config,
+    write_pretrain_spec,
+)
+from fql.training.pretraining import (
+    WINDOW_FIELDS,
+    make_pretraining_learner,
+    pretraining_validation,
+    window_maker,
+)
+from fql.training.run_folder import Resume, RunFolder, versions
+from fql.training.run_start import (
+    check_data,
+    check_run_folder,
+    claimed_folder,
+)
+
+
+def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
+    """Pretrains to `config.steps` in the run folder `path`, then writes the encoder there.
+
+    Args:
+        resume: see `fql.training.run_folder.choose_folder`.
+
+    Returns:
+        0 when done, `EXIT_CODE` after SIGINT or SIGTERM, when the state was saved.
+
+    Raises:
+        FQLError, DataError: what the user asked for cannot be done; nothing was written then.
+        EncoderError: the encoder that an extended run is to replace cannot be read.
+    """
+    validate_pretrain_config(config)
+    mesh = make_mesh()
+    check_batch_size(config.batch_size, mesh)
+    folder = RunFolder(path.absolute())
+    check_run_folder(
+        folder, config, resume, lambda run: read_pretrain_spec(run).config, 'fql pretrain'
+    )
+    store = open_dataset(config.dataset, config.data_dir)
+    check_data(folder, store)
+    train = store.splits['train']
+    loader = loader_config(config)
+    check_windows(train, loader)
+    check_augmentation(config.augmentation, train.observations.shape[1:])
+    height, width, channels = train.observations.shape[1:]
+    spec = PretrainSpec(config, (height, width, channels), train.actions.shape[1])
+    learner = make_pretraining_learner(spec)
+    abstract = abstract_state(learner, mesh)
+    is_main = jax.process_index() == 0
+    with ExitStack() as stack:
+        stack.enter_context(
+            claimed_folder(folder, store, lambda: write_pretrain_spec(folder, spec))
+        )
+        state, notices = restore_newest(folder.checkpoints, abstract, folder.damaged)
+        state = initial_state(learner, config.seed, mesh) if state is None else state
+        start = int(state.step)
+        wait_for_all_processes('state')
+        writer = stack.enter_context(
+            CheckpointWriter(folder.checkpoints, config.keep_latest, config.keep_interval)
+        )
+        train_log = None
+        if is_main:
+            print('\n'.join([*notices, start_summary(spec, store, state, folder)]), flush=True)
+            train_log = stack.enter_context(
+                MetricsLog(folder.train_csv, folder.train_tensorboard, start)
+            )
+        val_windows = None
+        if 'val' in store.splits and store.splits['val'].num_transitions >= config.batch_size:
+            logged = rows_logged(config, start)
+            val_loader = loader_config(unaugmented(config))
+            val_windows = make_windows(store.splits['val'], val_loader, logged)
+        trainer = Trainer(
+            schedule=config,
+            mesh=mesh,
+            folder=folder,
+            fields=WINDOW_FIELDS,
+            train_step=make_train_step(learner, window_maker(spec), abstract),
+            validate=make_validation(pretraining_validation(spec)),
+            evaluate=lambda state: None,
+            metadata={'config': dataclasses.asdict(config), 'versions': versions()},
+            writer=writer,
+            train_log=train_log,
+            interruption=stack.enter_context(Interruption()),
+            resume_command=f'fql pretrain --resume {folder.path}',
+        )
+        began = time.monotonic()
+        batches = make_windows(train, loader, start)
+        state, code = trainer.train(state, batches, val_windows, is_evaluation_missing=False)
+        if code == 0:
+            encoder = local_copy(state.params['encoder'], mesh)
+            if is_main:
+                write_final_encoder(folder, spec, encoder)
+                print(end_summary(folder, config, config.steps - start, time.monotonic() - began))
+    return code
+
+
+def loader_config(config: PretrainConfig) -> LoaderConfig:
+    """What the batches of a run are made of, in this process."""
+    return LoaderConfig(
+        batch_size=config.batch_size,
+        frame_stack=config.frame_stack,
+        horizon=config.horizon,
+        shift_probability=config.shift_probability,
+        transforms=host_transforms(config.augmentation),
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def describe_encoder(
+    spec: PretrainSpec, step: int, package_versions: Mapping[str, str]
+) -> SavedEncoder:
+    """What the encoder of a run is after `step` updates."""
+    return SavedEncoder(
+        encoder=spec.config.encoder,
+        image_shape=spec.image_shape,
+        frame_stack=spec.config.frame_stack,
+        objective=spec.config.objective,
+        dataset=spec.config.dataset,
+        step=step,
+        versions=package_versions,
+    )
+
+
+def write_final_encoder(folder: RunFolder, spec: PretrainSpec, encoder: Params) -> None:
+    """Writes the encoder of a finished run into its folder.
+
+    A run that was extended replaces the one it had.
+    """
+    if folder.encoder.exists():
+        if read_encoder(folder.encoder).step == spec.config.steps:
+            return
+        shutil.rmtree(folder.encoder)
+    save_encoder(folder.encoder, encoder, describe_encoder(spec, spec.config.steps, versions()))
+
+
+def start_summary(
+    spec: PretrainSpec, store: FrameStore, state: TrainState, folder: RunFolder
+) -> str:
+    """What is about to happen, on one screen."""
+    config, split = spec.config, store.splits['train']
+    size = 'x'.join(str(n) for n in spec.stack_shape)
+    lines = {
+        'objective': f'{config.objective}, {size} images, offsets up to {config.horizon}',
+        'dataset': (
+            f'{store.path}: {split.num_transitions:,} transitions in '
+            f'{split.terminals.sum():,} trajectories'
+        ),
+        'encoder': f'{config.encoder}, {count_parameters(state.params["encoder"]):,} parameters',
+        'heads': f'{count_parameters(state.params["heads"]):,} parameters',
+        'training': (
+            f'updates {int(state.step):,} to {config.steps:,}, batch {config.batch_size}, '
+            f'seed {config.seed}'
+        ),
+        'devices': f'{jax.device_count()} ({jax.devices()[0].device_kind})',
+        'run folder': str(folder.path),
+    }
+    if 'val' not in store.splits:
+        lines['validation'] = 'none: the dataset has no validation split'
+    return '\n'.join(f'{name:>13}: {text}' for name, text in lines.items())
+
+
+def end_summary(folder: RunFolder, config: PretrainConfig, updates: int, seconds: float) -> str:
+    """What was done, and how to use it."""
+    lines = {
+        'done': f'{updates:,} updates in {seconds / 60:.1f} min',
+        'encoder': str(folder.encoder),
+        'look at it': f'fql probe {folder.encoder}',
+        'use it': (
+            f'fql train --task ... --encoder {config.encoder} --frame-stack {config.frame_stack} '
+            f'--encoder.from {folder.encoder} --encoder.mode frozen --shift-probability 0'
+        ),
+    }
+    return '\n'.join(f'{name:>13}: {text}' for name, text in lines.items())

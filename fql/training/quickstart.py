@@ -1,0 +1,130 @@
+"""The main job on a small pixel task, from collection to a compared policy."""
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+
+from data_pipeline.collection.collect import collect
+from data_pipeline.collection.recipes import Recipe
+from data_pipeline.errors import DataError
+from data_pipeline.sources.ogbench import npz_splits
+from data_pipeline.store.frame_store import write_store
+from fql.envs.tasks import QUICKSTART_ENV, QUICKSTART_MODULE
+from fql.reports.data_report import describe_store
+from fql.reports.plots import plot_learning_curve
+from fql.reports.video import save_gif
+from fql.training.config import TrainConfig
+from fql.training.evaluation import EvaluationResult, random_policy
+from fql.training.learning import agent_of
+from fql.training.policy import make_act, make_policy, restore_params
+from fql.training.presets import quickstart_config
+from fql.training.progress import progress_bar, progress_callback
+from fql.training.rollouts import evaluate_with_progress, start_workers
+from fql.training.run_folder import RunFolder, read_spec
+from fql.training.train import train
+
+EPISODES = 160
+EPISODE_STEPS = 125
+NOISE = 0.5
+COLLECT_SEED = 0
+GIF_EPISODES = 4
+GIF_FPS = 20
+
+
+def quickstart(data_dir: Path, run_dir: Path | None, seed: int) -> int:
+    """Collects (once), trains, compares; returns the exit code."""
+    began = time.monotonic()
+    folder = RunFolder((run_dir or free_run_dir()).absolute())
+    config = dataclasses.replace(quickstart_config(), data_dir=str(data_dir), seed=seed)
+    print(f'1/3 data: {config.dataset}')
+    prepare_data(config.dataset, data_dir)
+    print('2/3 training')
+    if code := train(config, folder.path, resume='never'):
+        return code
+    print('3/3 comparison with the behaviour-cloned flow policy of the same run and with chance')
+    results = compare(config, folder)
+    success = {name: result.success for name, result in results.items()}
+    plot_learning_curve(
+        folder, config.task, {name: success[name] for name in success if name != 'FQL'}
+    )
+    gif = folder.path / 'rollout.gif'
+    save_gif(gif, results['FQL'].frames, GIF_FPS)
+    print(f'success over {config.eval_episodes} episodes, the same seeds for each:')
+    for name, value in success.items():
+        print(f'  {name:<28} {value:6.1%}')
+    print(f'learning curve: {folder.learning_curve}')
+    print(f'rollouts of FQL: {gif}')
+    print(f'all in {(time.monotonic() - began) / 60:.1f} min')
+    return 0
+
+
+def free_run_dir() -> Path:
+    """runs/quickstart, or runs/quickstart-2 and so on if that exists."""
+    path, number = Path('runs/quickstart'), 1
+    while path.exists():
+        number += 1
+        path = Path(f'runs/quickstart-{number}')
+    return path
+
+
+def prepare_data(dataset: str, data_dir: Path) -> None:
+    """Collects the quickstart's dataset into `data_dir` and prepares it, each unless done.
+
+    Raises:
+        DataError: among others, a store that stands there is not of these data, or damaged; says
+            which command replaces it.
+    """
+    path = data_dir / dataset
+    source = data_dir / 'collected' / f'{dataset}.npz'
+    if not source.exists():
+        source.parent.mkdir(parents=True, exist_ok=True)
+        recipe = Recipe(
+            f'{QUICKSTART_MODULE}:visual-{QUICKSTART_ENV}-v0',
+            'roam',
+            episode_steps=EPISODE_STEPS,
+            noise=NOISE,
+            seed=COLLECT_SEED,
+        )
+        with progress_bar('collect', 'frame') as bar:
+            collect(
+                recipe,
+                source,
+                episodes=EPISODES,
+                workers=os.cpu_count() or 1,
+                progress=progress_callback(bar),
+            )
+    splits = npz_splits(source)
+    stands = path.exists()
+    try:
+        store = write_store(path, dataset, splits)
+    except DataError as error:
+        if not stands:
+            raise
+        command = f'fql prepare {dataset} --source {source} --data-dir {data_dir} --overwrite'
+        raise DataError(f'{error}: {command}') from error
+    print(describe_store(store))
+
+
+def compare(config: TrainConfig, folder: RunFolder) -> dict[str, EvaluationResult]:
+    """Evaluates FQL's policy, the flow policy it was distilled from, and random actions."""
+    spec = read_spec(folder)
+    _, params = restore_params(folder, spec, config.steps)
+    agent, seed = agent_of(spec), config.eval_seed
+    policies = {
+        'FQL': make_policy(make_act(agent, 'one_step'), params, seed),
+        'behaviour-cloned flow policy': make_policy(make_act(agent, 'bc_flow'), params, seed),
+        'random policy': random_policy(spec.action_dim, seed),
+    }
+    with start_workers(spec, config, config.eval_episodes, config.eval_workers) as workers:
+        return {
+            name: evaluate_with_progress(
+                workers,
+                policy,
+                config.eval_episodes,
+                seed,
+                label=f'evaluate {name}',
+                record_episodes=GIF_EPISODES if name == 'FQL' else 0,
+            )
+            for name, policy in policies.items()
+        }

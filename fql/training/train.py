@@ -1,0 +1,332 @@
+"""A run of training, from the checks before it to the summary after it."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from data_pipeline.loader import check_batches
+from encoders.saved import load_encoder, read_encoder
+from fql.agents.configs import AgentConfig
+from fql.compiled import abstract_state, initial_state, make_train_step, make_validation
+from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_processes
+from fql.envs.tasks import find_task
+from fql.envs.workers import EnvWorkers
+from fql.errors import FQLError
+from fql.learner import TrainState, count_parameters
+from fql.networks import Params
+from fql.reports.plots import plot_learning_curve
+from fql.training.augmentation import check_augmentation
+from fql.training.checkpoints import (
+    CheckpointWriter,
+    finished_steps,
+    restore_newest,
+)
+from fql.training.config import TrainConfig, config_to_dict, validate_config
+from fql.training.data import (
+    LabelledSplit,
+    load_training_data,
+    loader_config,
+    run_spec,
+    store_of,
+    training_batches,
+    unaugmented,
+)
+from fql.training.interruption import Interruption
+from fql.training.latent_cache import cached_data, check_room, describe_cache, uses_cache
+from fql.training.learning import (
+    agent_of,
+    batch_maker,
+    loaded_fields,
+    make_learner,
+    most_updates_per_call,
+    validation_of,
+)
+from fql.training.loop import Trainer, is_due, rows_logged
+from fql.training.metrics_log import MetricsLog, read_csv
+from fql.training.policy import make_act, make_policy
+from fql.training.presets import has_preset
+from fql.training.rollouts import (
+    VIDEO_EPISODES,
+    evaluate_with_progress,
+    record_evaluation,
+    recorded_steps,
+    recorded_successes,
+    start_workers,
+)
+from fql.training.run_folder import (
+    Resume,
+    RunFolder,
+    RunSpec,
+    read_spec,
+    versions,
+    write_spec,
+)
+from fql.training.run_start import (
+    check_data,
+    check_run_folder,
+    claimed_folder,
+)
+from fql.training.wandb_mirror import check_wandb, wandb_mirror
+
+
+def train(config: TrainConfig, path: Path, resume: Resume) -> int:
+    """Trains to `config.steps` in the run folder `path`.
+
+    Args:
+        resume: see `fql.training.run_folder.choose_folder`.
+
+    Returns:
+        0 when done, `EXIT_CODE` after SIGINT or SIGTERM, when the state was saved.
+
+    Raises:
+        FQLError, DataError, EncoderError: what the user asked for cannot be done. Nothing was
+            written then, unless it is only that latents are not finite.
+    """
+    validate_config(config)
+    check_wandb(config)
+    mesh = make_mesh()
+    check_batch_size(config.batch_size, mesh)
+    folder = RunFolder(path.absolute())
+    check_run_folder(folder, config, resume, lambda run: read_spec(run).config, 'fql train')
+    data = load_training_data(config)
+    store = store_of(data)
+    check_data(folder, store)
+    check_augmentation(config.augmentation, data['train'].split.observations.shape[1:])
+    spec = run_spec(data['train'], config)
+    learner = make_learner(spec)
+    abstract = abstract_state(learner, mesh, config.shard_params)
+    encoder = None
+    if config.agent.encoder.source and not finished_steps(folder.checkpoints):
+        encoder = read_starting_encoder(config, data['train'])
+        if uses_cache(config):
+            check_room(data, spec, encoder)
+    is_main = jax.process_index() == 0
+    part = {'process_index': jax.process_index(), 'process_count': jax.process_count()}
+    check_batches(data['train'].split, loader_config(data['train'], config, **part))
+    with ExitStack() as stack:
+        workers = None
+        if config.eval_interval and is_main:
+            workers = stack.enter_context(
+                start_workers(spec, config, config.eval_episodes, config.eval_workers)
+            )
+        stack.enter_context(claimed_folder(folder, store, lambda: write_spec(folder, spec)))
+        state, notices = restore_newest(folder.checkpoints, abstract, folder.damaged)
+        if state is None:
+            state = initial_state(learner, config.seed, mesh, config.shard_params, encoder)
+        start = int(state.step)
+        is_evaluation_missing = (
+            start > 0
+            and is_due(start, config.eval_interval, config.steps)
+            and start not in recorded_steps(folder.eval_csv)
+        )
+        wait_for_all_processes('state')
+        writer = stack.enter_context(
+            CheckpointWriter(
+                folder.checkpoints,
+                config.keep_latest,
+                config.keep_interval,
+                lambda: recorded_successes(folder.eval_csv),
+            )
+        )
+        frozen = None
+        if uses_cache(config):
+            frozen = local_copy(state.params['encoders']['shared'], mesh)
+        train_log = eval_log = None
+        if is_main:
+            summary = start_summary(spec, data, state, folder, frozen)
+            print('\n'.join([*notices, summary]), flush=True)
+            mirror = wandb_mirror(config, folder) if config.wandb_project else None
+            train_log = stack.enter_context(
+                MetricsLog(folder.train_csv, folder.train_tensorboard, start, mirror)
+            )
+            if config.eval_interval:
+                eval_log = stack.enter_context(
+                    MetricsLog(folder.eval_csv, folder.eval_tensorboard, start, mirror)
+                )
+        if frozen is not None:
+            data = cached_data(data, spec, frozen)
+        val_batches = None
+        if 'val' in data and data['val'].split.num_transitions >= config.batch_size:
+            logged = rows_logged(config, start)
+            val_batches = training_batches(data['val'], unaugmented(config), logged, **part)
+        interruption = stack.enter_context(Interruption())
+        trainer = Trainer(
+            schedule=config,
+            mesh=mesh,
+            folder=folder,
+            fields=loaded_fields(agent_of(spec)),
+            train_step=make_train_step(learner, batch_maker(spec), abstract),
+            validate=make_validation(validation_of(spec)),
+            evaluate=make_evaluation(spec, mesh, folder, workers, eval_log, interruption),
+            metadata={'config': config_to_dict(config), 'versions': versions()},
+            writer=writer,
+            train_log=train_log,
+            interruption=interruption,
+            resume_command=f'fql train --resume {folder.path}',
+            updates_per_call=most_updates_per_call(
+                config.updates_per_call, spec, has_latents=frozen is not None
+            ),
+        )
+        began = time.monotonic()
+        batches = training_batches(data['train'], config, start, **part)
+        _, code = trainer.train(state, batches, val_batches, is_evaluation_missing)
+    if code == 0 and is_main:
+        plot_learning_curve(folder, f'{config.agent.name}: {config.task}')
+        print(end_summary(folder, config.steps - start, time.monotonic() - began), flush=True)
+    return code
+
+
+def make_evaluation(
+    spec: RunSpec,
+    mesh: Mesh,
+    folder: RunFolder,
+    workers: EnvWorkers | None,
+    log: MetricsLog | None,
+    interruption: Interruption,
+) -> Callable[[TrainState], None]:
+    """The function that evaluates a state, in the first process, and writes the results.
+
+    All processes have to call it. Those without `workers` and `log` do nothing but give their part
+    of the parameters.
+    """
+    config = spec.config
+    act = make_act(agent_of(spec))
+
+    def evaluate(state: TrainState) -> None:
+        params = local_copy(state.params, mesh)
+        if workers is None or log is None:
+            return
+        step = int(state.step)
+        is_alone = jax.process_count() == 1
+        result = evaluate_with_progress(
+            workers,
+            make_policy(act, params, config.eval_seed),
+            config.eval_episodes,
+            config.eval_seed,
+            label=f'evaluate step {step:,}',
+            record_episodes=VIDEO_EPISODES if spec.images else 0,
+            between=interruption.raise_if_noted if is_alone else lambda: None,
+        )
+        record_evaluation(folder, log, step, result)
+        tqdm.write(f'step {step:,}: success {result.success:.1%} ({config.eval_episodes} episodes)')
+
+    return evaluate
+
+
+def read_starting_encoder(config: TrainConfig, data: LabelledSplit) -> Params:
+    """The parameters of the saved encoder that a run starts from, NumPy arrays.
+
+    Raises:
+        FQLError, EncoderError: it cannot be that run's encoder.
+    """
+    frame_shape = data.split.observations.shape[1:]
+    if len(frame_shape) != 3:
+        raise FQLError('observations are vectors, which have no encoder: leave out --encoder.from')
+    encoder = config.agent.encoder
+    params = load_encoder(Path(encoder.source), encoder.size, frame_shape, config.frame_stack)
+    return jax.tree.map(np.asarray, params)
+
+
+def describe_encoder(spec: RunSpec, state: TrainState) -> str:
+    """Its size, and where it comes from."""
+    encoder = spec.config.agent.encoder
+    if not spec.images:
+        return 'none'
+    text = f'{encoder.size}, {encoder.sharing}'
+    if encoder.mode == 'scratch':
+        return text
+    text += f', {encoder.mode}, from {encoder.source}'
+    if int(state.step) > 0:  # The folder is no longer needed.
+        return text
+    saved = read_encoder(Path(encoder.source))
+    return f'{text} ({saved.objective} on {saved.dataset}, {saved.step:,} updates)'
+
+
+def describe_agent(agent: AgentConfig) -> str:
+    """Its name, and the settings that only some agents have."""
+    common = {entry.name for entry in dataclasses.fields(AgentConfig)}
+    settings = {
+        entry.name: getattr(agent, entry.name)
+        for entry in dataclasses.fields(agent)
+        if entry.name not in common
+    }
+    shown = (
+        f'{name.replace("_", "-")} ' + (f'{value:g}' if type(value) is float else str(value))
+        for name, value in settings.items()
+    )
+    return ', '.join([agent.name, f'discount {agent.discount:g}', *shown])
+
+
+def start_summary(
+    spec: RunSpec,
+    data: dict[str, LabelledSplit],
+    state: TrainState,
+    folder: RunFolder,
+    frozen: Params | None,
+) -> str:
+    """What is about to happen, on one screen.
+
+    Args:
+        frozen: parameters of the frozen encoder whose latents are cached, if there is one.
+    """
+    config, agent = spec.config, spec.config.agent
+    is_frozen = agent.encoder.mode == 'frozen'
+    split = data['train'].split
+    completed = np.mean(data['train'].masks[split.valid_rows] == 0)
+    size = 'x'.join(str(n) for n in spec.observation_shape)
+    counts = {
+        name: count_parameters(tree)
+        for name, tree in state.params.items()
+        if count_parameters(tree)
+    }
+    is_tuned = has_preset(config.agent.name, find_task(config.task))
+    hint = '' if is_tuned else '  (no published settings for this agent and task: tune it)'
+    lines = {
+        'task': config.task,
+        'agent': describe_agent(agent),
+        'dataset': (
+            f'{split.path.parent}: {split.num_transitions:,} transitions in '
+            f'{split.terminals.sum():,} trajectories, task complete in {completed:.2%}'
+        ),
+        'observations': f'{size} {spec.observation_dtype}, actions {spec.action_dim}',
+        'parameters': (
+            f'{sum(counts.values()):,} ('
+            + ', '.join(f'{name} {count:,}' for name, count in counts.items())
+            + ')'
+        ),
+        'encoder': describe_encoder(spec, state),
+        **({'latents': describe_cache(data, spec, frozen)} if is_frozen else {}),
+        'training': (
+            f'updates {int(state.step):,} to {config.steps:,}, batch {config.batch_size}, '
+            f'seed {config.seed}{hint}'
+        ),
+        'devices': (
+            f'{jax.device_count()} ({jax.devices()[0].device_kind}) '
+            f'in {jax.process_count()} process(es)'
+        ),
+        'run folder': str(folder.path),
+    }
+    return '\n'.join(f'{name:>13}: {text}' for name, text in lines.items())
+
+
+def end_summary(folder: RunFolder, updates: int, seconds: float) -> str:
+    """What was done, and where it lies."""
+    successes = [
+        f'{int(row["step"]):,}: {float(row["evaluation/success"]):.1%}'
+        for row in read_csv(folder.eval_csv)
+    ]
+    lines = {
+        'done': f'{updates:,} updates in {seconds / 60:.1f} min, evaluations included',
+        'success': ', '.join(successes) or 'not evaluated',
+        'curves': str(folder.learning_curve),
+        'videos': str(folder.videos) if folder.videos.exists() else 'none',
+        'run folder': str(folder.path),
+    }
+    return '\n'.join(f'{name:>13}: {text}' for name, text in lines.items())

@@ -1,0 +1,61 @@
+"""The arguments of `fql evaluate`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from fql.errors import FQLError
+from fql.reports.tables import check_new
+from scripts.shared_args import DataDir
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Roll out a trained policy and print its success rate.
+
+    fql evaluate runs/cube --episodes 50 --video cube.gif
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    step: int | None = None
+    """Which checkpoint; default: the newest that is sound."""
+    episodes: int = 50
+    """Number of episodes; episode i is reset with seed + i."""
+    seed: int | None = None
+    """Default: the run's eval-seed."""
+    policy: str = ''
+    """One of the agent's policies (fql: one_step, bc_flow), or random for uniform actions; default:
+    the agent's first one."""
+    workers: int = 0
+    """Processes that run environments (0: one for each processor, at most 16)."""
+    max_episode_steps: int | None = None
+    """Longest episode (0: the environment's own limit); default: the run's."""
+    success_timing: Literal['pre', 'post'] | None = None
+    """When success is judged; default: the run's."""
+    video: Path | None = None
+    """Write the first episodes as a GIF; an existing file is not overwritten."""
+    watch: bool = False
+    """Evaluate every new checkpoint of a run that is being trained (with --eval-interval 0) and
+    write the results into its folder; ends with the run's last step."""
+    data_dir: DataDir = ''
+
+    def check(self) -> None:
+        """Raises FQLError if the arguments make no sense."""
+        if self.episodes < 1:
+            raise FQLError('episodes must be at least 1')
+        others = (self.step, self.seed, self.max_episode_steps, self.success_timing, self.video)
+        if self.watch and (self.policy or any(x is not None for x in others)):
+            raise FQLError(
+                '--watch evaluates every checkpoint as the trainer would: '
+                'beside it only --episodes and --workers'
+            )
+        if self.policy == 'random' and self.step is not None:
+            raise FQLError('--policy random is of no checkpoint: leave out --step')
+        if self.seed is not None and not 0 <= self.seed < 2**31:
+            raise FQLError('seed must lie in [0, 2^31)')
+        if self.video is not None and self.video.suffix != '.gif':
+            raise FQLError(f'{self.video}: only .gif videos are written')
+        check_new(self.video)

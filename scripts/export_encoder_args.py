@@ -1,0 +1,27 @@
+"""The arguments of `fql export-encoder`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from scripts.shared_args import DataDir
+
+
+@dataclass(frozen=True)
+class ExportEncoder:
+    """Write the encoder of a run as a folder of its own.
+
+    fql export-encoder runs/cube --out encoders/cube
+
+    The folder is for fql train --encoder.from. Of an agent with --encoder.sharing separate it is
+    the critic's. Of a pretraining, the encoder of an earlier checkpoint can be had.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run folder of fql train or fql pretrain."""
+    out: Path
+    """The folder to write; must not exist."""
+    step: int | None = None
+    """Which checkpoint; default: the newest that is sound."""
+    data_dir: DataDir = ''

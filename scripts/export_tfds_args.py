@@ -1,0 +1,29 @@
+"""The arguments of `fql export-tfds`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from scripts.shared_args import DataDir
+
+
+@dataclass(frozen=True)
+class ExportTfds:
+    """Write a frame store as an RLDS dataset, which TFDS reads.
+
+    fql export-tfds visual-cube-single-play-v0 --out ~/tensorflow_datasets
+
+    Then, in Python, without this program:
+
+    tfds.data_source('ogbench/visual-cube-single-play-v0')
+
+    Rewards are 0 and discounts 1, as the data are free of goals, but where the dataset has rewards
+    of its own.
+    """
+
+    dataset: tyro.conf.Positional[str]
+    """Name of the prepared dataset."""
+    out: Path
+    """TFDS's data folder; the dataset goes to OUT/ogbench/DATASET/1.0.0."""
+    data_dir: DataDir = ''

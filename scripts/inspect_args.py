@@ -1,0 +1,95 @@
+"""The arguments of `fql inspect`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from fql.errors import FQLError
+from fql.reports.tables import check_new, check_new_picture
+from fql.training.config import AugmentationConfig
+from scripts.shared_args import DataDir
+
+
+@dataclass(frozen=True)
+class InspectData:
+    """Print what a frame store holds, and the rewards of its tasks.
+
+    fql inspect data visual-cube-single-play-v0 --verify --png cube.png
+
+    Rewards are those of all tasks of a known dataset, and of every other task of which a run has
+    used it.
+    """
+
+    dataset: tyro.conf.Positional[str]
+    """Name of the prepared dataset."""
+    verify: bool = False
+    """Read every array and compare it with the checksum of when it was prepared."""
+    png: Path | None = None
+    """Where to draw some frames; NAME-histograms.png beside it gets lengths and actions. Existing
+    files are not overwritten."""
+    data_dir: DataDir = ''
+
+    @property
+    def histograms(self) -> Path | None:
+        """The file beside `png` for the second page."""
+        return self.png and self.png.with_name(f'{self.png.stem}-histograms{self.png.suffix}')
+
+    def check(self) -> None:
+        """Raises FQLError if the arguments make no sense."""
+        check_new_picture(self.png)
+        check_new_picture(self.histograms)
+
+
+@dataclass(frozen=True)
+class InspectBatch:
+    """Write the batch that one update of a run sees, shifted and augmented.
+
+    fql inspect batch --task visual-cube-single-play-singletask-task1-v0 --step 7 --seed 0
+        --out batch.npz --png batch.png
+    """
+
+    task: str
+    """The task."""
+    step: int = 0
+    """Which update; the first one is update 0."""
+    seed: int = 0
+    """The run's seed."""
+    out: Path | None = None
+    """Where to write the arrays, .npz; an existing file is not overwritten."""
+    png: Path | None = None
+    """Where to draw the first transitions; an existing file is not overwritten."""
+    dataset: str | None = None
+    """As for fql train."""
+    data_dir: DataDir = ''
+    batch_size: int | None = None
+    """As for fql train."""
+    frame_stack: int | None = None
+    """As for fql train."""
+    shift_probability: float | None = None
+    """As for fql train."""
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+
+    def check(self) -> None:
+        """Raises FQLError if the arguments make no sense."""
+        if self.out is None and self.png is None:
+            raise FQLError('nothing to write: give --out batch.npz, --png batch.png, or both')
+        if self.step < 0:
+            raise FQLError('step must not be negative; the first update is 0')
+        check_new(self.out)
+        check_new_picture(self.png)
+
+
+@dataclass(frozen=True)
+class InspectCheckpoint:
+    """Print a checkpoint's step, parameter count and digest as JSON.
+
+    The digest is SHA-256 over path, dtype, shape and bytes of every leaf of the training state:
+    two runs whose digests agree are in the same state, bit for bit.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    step: int | None = None
+    """Which checkpoint; default: the newest that is sound."""
+    data_dir: DataDir = ''

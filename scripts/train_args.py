@@ -1,0 +1,96 @@
+"""The arguments of `fql train`."""
+
+import dataclasses
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, cast
+
+import tyro
+
+from fql.agents.configs import AGENT_CONFIGS, AgentName, FQLConfig
+from fql.envs.tasks import find_task
+from fql.errors import FQLError
+from fql.training.config import Processes, TrainConfig, validate_config
+from fql.training.presets import default_config
+from fql.training.run_folder import RunFolder, check_processes, choose_folder, read_spec
+from scripts.shared_args import value_of
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train an agent; evaluate, log and checkpoint on the way.
+
+    fql train --task visual-cube-single-play-singletask-task1-v0 --run-dir runs/cube
+    fql train --resume runs/cube
+
+    Defaults are the paper's for the task: name one to see them, fql train --task ... --help.
+    """
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name='')]
+    agent: AgentName = 'fql'
+    """The algorithm; --help shows the settings of the one that is named."""
+    run_dir: Path | None = None
+    """Folder that the run writes into; it must not hold a run yet. Default: runs/TASK-TIME."""
+    resume: Path | None = None
+    """Run folder to continue, with its stored settings; of these only --steps, --data-dir,
+    --updates-per-call, --eval-workers, --keep-latest, --keep-interval, --shard-params and
+    --wandb-project may be given anew. `auto`: continue --run-dir if it holds a run, else start it
+    (for job schedulers)."""
+    processes: Processes = field(default_factory=Processes)
+
+    @property
+    def data_dir(self) -> str:
+        """The data folder; part of the stored settings, so that a resumed run finds it."""
+        return self.config.data_dir
+
+    @classmethod
+    def defaults(cls, words: list[str]) -> 'Train':
+        """What the words start from: the stored run to resume, or the task's own settings."""
+        resume, task = value_of(words, '--resume'), value_of(words, '--task')
+        agent = value_of(words, '--agent') or 'fql'
+        if resume and resume != 'auto':
+            config = read_spec(RunFolder(Path(resume))).config
+        elif agent not in AGENT_CONFIGS:  # The parser says what it may be.
+            config = TrainConfig(task=tyro.MISSING)
+        elif task:
+            config = default_config(find_task(task), agent)
+        else:
+            config = TrainConfig(task=tyro.MISSING, agent=AGENT_CONFIGS[agent]())
+        return cls(config, agent=cast(AgentName, config.agent.name))
+
+    @classmethod
+    def expand(cls, words: list[str]) -> list[str]:
+        """The words with `--encoder NAME` as `--encoder.size NAME`.
+
+        Raises:
+            SystemExit: one is a flag of other agents; says of which.
+        """
+        agent = AGENT_CONFIGS.get(value_of(words, '--agent') or 'fql', FQLConfig)
+        if not value_of(words, '--resume'):
+            known = {entry.name for entry in dataclasses.fields(agent)}
+            for word in words:
+                name = word.partition('=')[0].removeprefix('--').replace('-', '_')
+                owners = [
+                    other.name
+                    for other in AGENT_CONFIGS.values()
+                    if name in {entry.name for entry in dataclasses.fields(other)}
+                ]
+                if word.startswith('--') and owners and name not in known:
+                    flag = f'--{name.replace("_", "-")}'
+                    text = f'{flag} is a setting of {", ".join(owners)}, not of {agent.name}'
+                    print(f'fql: {text}', file=sys.stderr)
+                    raise SystemExit(2)
+        return [re.sub('^--encoder(?==|$)', '--encoder.size', word) for word in words]
+
+    def check(self) -> None:
+        """Raises FQLError if the arguments make no sense."""
+        if self.agent != self.config.agent.name:
+            raise FQLError(
+                f'{self.resume} trains agent {self.config.agent.name}, not {self.agent}: '
+                'leave out --agent'
+            )
+        choose_folder(self.run_dir, self.resume, self.config.task)
+        check_processes(self.processes, self.run_dir, self.resume)
+        validate_config(self.config)

@@ -1,0 +1,168 @@
+"""FBRAC and FAWAC, for which no values are published, against NumPy in float64.
+
+What a stop-gradient holds fixed is computed here from a second set of parameters, which the finite
+differences do not move: a gradient that goes where it should not, or not where it should, differs.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fql.agents.configs import FAWACConfig, FBRACConfig, Spec
+from fql.agents.fawac import FAWAC, MAX_WEIGHT
+from fql.agents.fbrac import FBRAC
+from fql.agents.objectives import FlowDraws
+from fql.batch import Batch
+from fql.learner import Learner, make_optimizer
+
+BATCH, STATE, ACTION, STEPS = 6, 5, 2, 3
+COMMON = {'hidden_dims': (16, 16), 'flow_steps': STEPS, 'discount': 0.9}
+AGENTS = {
+    'fbrac': FBRAC(FBRACConfig(**COMMON, alpha=0.7), Spec((STATE,), 'float32', ACTION)),
+    'fbrac normalised, min': FBRAC(
+        FBRACConfig(**COMMON, alpha=0.7, normalize_q_loss=True, q_agg='min'),
+        Spec((STATE,), 'float32', ACTION),
+    ),
+    'fawac': FAWAC(FAWACConfig(**COMMON, beta=3.0), Spec((STATE,), 'float32', ACTION)),
+    'fawac, large weights': FAWAC(
+        FAWACConfig(**COMMON, beta=60.0, q_agg='min'), Spec((STATE,), 'float32', ACTION)
+    ),
+}
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def mlp(params, *inputs):
+    """Dense layers; GELU and, where there are parameters of it, LayerNorm after hidden ones."""
+    x = np.concatenate(inputs, axis=-1)
+    layers = sum(name.startswith('dense') for name in params)
+    for i in range(layers):
+        x = x @ params[f'dense_{i}']['kernel'] + params[f'dense_{i}']['bias']
+        if i < layers - 1:
+            x = gelu(x)
+            if norm := params.get(f'layer_norm_{i}'):
+                centred = x - x.mean(axis=-1, keepdims=True)
+                scale = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6)
+                x = centred / scale * norm['scale'] + norm['bias']
+    return x
+
+
+def qs(params, states, actions):
+    """(2, b)."""
+    critics = [jax.tree.map(lambda x, i=i: x[i], params['critic']['mlp']) for i in range(2)]
+    return np.stack([mlp(critic, states, actions)[:, 0] for critic in critics])
+
+
+def flow(params, states, noise):
+    x = noise
+    for i in range(STEPS):
+        time = np.full((len(x), 1), i / STEPS)
+        x = x + mlp(params['bc_flow']['mlp'], states, x, time) / STEPS
+    return np.clip(x, -1, 1)
+
+
+def critic_loss(config, params, fixed, target, batch, draws):
+    next_actions = flow(fixed, batch.next_observations, draws.next_action_noise)
+    next_qs = qs(target, batch.next_observations, next_actions)
+    next_q = next_qs.min(axis=0) if config.q_agg == 'min' else next_qs.mean(axis=0)
+    y = batch.rewards + config.discount * batch.masks * next_q
+    return np.mean((qs(params, batch.observations, batch.actions) - y) ** 2)
+
+
+def flow_errors(params, batch, draws):
+    time = draws.flow_time
+    x = (1 - time) * draws.flow_noise + time * batch.actions
+    velocity = mlp(params['bc_flow']['mlp'], batch.observations, x, time)
+    return (velocity - (batch.actions - draws.flow_noise)) ** 2
+
+
+def fbrac(config, params, fixed, target, batch, draws):
+    q = qs(fixed, batch.observations, flow(params, batch.observations, draws.policy_noise))
+    q = q.mean(axis=0)
+    q_loss = -q.mean()
+    if config.normalize_q_loss:
+        fixed_actions = flow(fixed, batch.observations, draws.policy_noise)
+        q_loss /= np.abs(qs(fixed, batch.observations, fixed_actions).mean(axis=0)).mean()
+    bc_flow = flow_errors(params, batch, draws).mean()
+    critic = critic_loss(config, params, fixed, target, batch, draws)
+    return critic + q_loss + config.alpha * bc_flow
+
+
+def fawac(config, params, fixed, target, batch, draws):
+    own = flow(fixed, batch.observations, draws.policy_noise)
+    advantage = qs(fixed, batch.observations, batch.actions) - qs(fixed, batch.observations, own)
+    weight = np.minimum(np.exp(config.beta * advantage.mean(axis=0)), 100)
+    actor = (weight * flow_errors(params, batch, draws).mean(axis=1)).mean()
+    return critic_loss(config, params, fixed, target, batch, draws) + actor
+
+
+LOSSES = {FBRAC: fbrac, FAWAC: fawac}
+
+
+def random_like(rng, tree):
+    return jax.tree.map(lambda leaf: 0.4 * rng.normal(size=leaf.shape), tree)
+
+
+@pytest.fixture(params=AGENTS)
+def case(request):
+    """An agent, parameters, target parameters, a batch and draws, all float64."""
+    agent, rng = AGENTS[request.param], np.random.default_rng(0)
+    shapes = jax.eval_shape(agent.init_params, jax.random.key(0))
+    params, other = random_like(rng, shapes), random_like(rng, shapes)
+    batch = Batch(
+        observations=rng.normal(size=(BATCH, STATE)),
+        actions=rng.uniform(-1, 1, (BATCH, ACTION)),
+        rewards=rng.normal(size=BATCH),
+        masks=np.array([1.0, 1, 0, 1, 1, 1]),
+        next_observations=rng.normal(size=(BATCH, STATE)),
+    )
+    draws = FlowDraws(
+        next_action_noise=rng.normal(size=(BATCH, ACTION)),
+        flow_noise=rng.normal(size=(BATCH, ACTION)),
+        flow_time=rng.uniform(size=(BATCH, 1)),
+        policy_noise=rng.normal(size=(BATCH, ACTION)),
+    )
+    return agent, params, agent.averaged(other), batch, draws
+
+
+def gradient_of(agent, params, target, batch, draws):
+    """Ours, and the loss."""
+    learner = Learner(agent, make_optimizer(1e-3, agent.config.encoder))
+    single = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (params, target, batch, draws))
+    state = dataclasses.replace(learner.init(0), params=single[0], target_params=single[1])
+    with jax.default_matmul_precision('highest'):
+        grads, metrics = jax.jit(learner.gradient)(state, single[2], single[3])
+    return jax.tree.map(np.asarray, grads), {name: float(x) for name, x in metrics.items()}
+
+
+def test_the_loss(case):
+    agent, params, target, batch, draws = case
+    _, metrics = gradient_of(agent, params, target, batch, draws)
+    expected = LOSSES[type(agent)](agent.config, params, params, target, batch, draws)
+    assert metrics['loss'] == pytest.approx(expected, rel=2e-5)
+    if isinstance(agent, FAWAC) and agent.config.beta > 10:
+        assert 1 < metrics['actor/weight_mean'] <= MAX_WEIGHT  # Some are clipped.
+
+
+def test_the_gradient_along_random_directions(case):
+    """Through all Euler steps for FBRAC, and through none for FAWAC."""
+    agent, params, target, batch, draws = case
+    grads, _ = gradient_of(agent, params, target, batch, draws)
+    rng = np.random.default_rng(1)
+    for head in ('critic', 'bc_flow'):
+        for _ in range(3):
+            direction = jax.tree.map(np.zeros_like, params)
+            direction[head] = random_like(rng, params[head])
+
+            def loss(size, direction=direction):
+                moved = jax.tree.map(lambda p, d: p + size * d, params, direction)
+                return LOSSES[type(agent)](agent.config, moved, params, target, batch, draws)
+
+            expected = (loss(1e-6) - loss(-1e-6)) / 2e-6
+            products = jax.tree.map(lambda g, d: np.sum(g * d), grads, direction)
+            assert sum(jax.tree.leaves(products)) == pytest.approx(expected, rel=2e-4, abs=1e-5)

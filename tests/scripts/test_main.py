@@ -1,0 +1,188 @@
+"""What the program answers before any command does its work."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scripts.main import COMMANDS, HELP
+from scripts.shared_args import value_of
+
+PROGRAM = (sys.executable, '-m', 'scripts.main')
+TASK = 'visual-cube-single-play-singletask-task1-v0'
+C_LOCALE = {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'}
+
+
+@pytest.fixture(autouse=True)
+def columns(monkeypatch):
+    monkeypatch.setenv('COLUMNS', '80')
+
+
+def titles(text):
+    return [line[:-1] for line in text.splitlines() if line.endswith(':') and line[0] != ' ']
+
+
+def test_the_overview_has_a_line_for_each_command(fql):
+    done = fql('--help')
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0
+    assert len(lines) <= 25
+    assert max(map(len, lines)) <= 80
+    for name in {name.split()[0] for name in COMMANDS}:
+        assert sum(line.startswith(f'  {name} ') for line in lines) == 1
+    assert '  inspect         Look into: data, batch, checkpoint.' in lines
+
+
+@pytest.mark.parametrize('family', ['inspect', 'benchmark'])
+def test_a_family_of_commands_lists_its_own(fql, family):
+    lines = fql(family, '-h').stdout.splitlines()
+    members = [name for name in COMMANDS if name.startswith(family)]
+    assert [line.split('  ')[1] for line in lines if line.startswith('  ')] == members
+
+
+@pytest.mark.parametrize('words', [(), ('inspect',)])
+def test_no_command_is_answered_with_what_there_is(fql, words):
+    done = fql(*words)
+    assert (done.returncode, done.stdout) == (2, '')
+    assert done.stderr.startswith('usage: fql')
+
+
+@pytest.mark.parametrize(
+    ('words', 'nearest'),
+    [
+        (('trian',), "fql: no command 'trian'; did you mean train or pretrain?\n"),
+        (('inspect', 'dta'), 'inspect data'),
+        (('benchmrk', 'data'), 'did you mean benchmark'),
+        (('--verison',), '--help'),
+        (('qqqq',), 'fql --help names all'),
+    ],
+)
+def test_an_unknown_command_is_answered_with_the_nearest(fql, words, nearest):
+    done = fql(*words)
+    assert (done.returncode, done.stdout) == (2, '')
+    assert len(done.stderr.splitlines()) == 1
+    assert nearest in done.stderr
+
+
+def test_version(fql):
+    assert fql('--version').stdout == 'fql 0.1.0\n'
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_every_command_has_help_whose_examples_stand_on_lines_of_their_own(fql, name):
+    done = fql(*name.split(), '--help')
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f'usage: fql {name}')
+    assert COMMANDS[name][0].__doc__.splitlines()[0] in ' '.join(lines)
+    examples = [line.strip() for line in COMMANDS[name][0].__doc__.splitlines()]
+    for example in (line for line in examples if line.startswith('fql ')):
+        assert f'  {example}' in lines
+    assert 'None' not in done.stdout
+    assert not any(line.endswith('-') for line in lines)  # The name of an option, broken.
+
+
+def test_the_help_of_training_is_grouped_the_most_used_first(fql):
+    text = fql('train', '--help').stdout
+    assert titles(text) == [
+        *('the run', 'agent', 'encoder', 'training', 'evaluation', 'checkpoints and logs'),
+        *('augmentation', 'devices and processes'),
+    ]
+    flags = [line.split()[0] for line in text.splitlines() if line.startswith('  --')]
+    assert flags[:6] == ['--task', '--dataset', '--run-dir', '--resume', '--steps', '--seed']
+    assert len(flags) == len(set(flags)) > 50
+    assert flags.index('--encoder') < flags.index('--encoder.mode') < flags.index('--batch-size')
+
+
+def test_the_help_of_pretraining_is_grouped(fql):
+    titled = titles(fql('pretrain', '--help').stdout)
+    assert titled[:3] == ['the run', 'encoder', 'training']
+    assert 'more options' not in titled
+
+
+def test_help_shows_the_settings_of_a_task(fql):
+    assert 'alpha FLOAT' in fql('train', '--help').stdout
+    text = ' '.join(fql('train', '--task', TASK, '--help').stdout.split())
+    assert f'without evaluations. (default: {TASK})' in text
+    assert 'for each task. (default: 300.0)' in text
+
+
+def test_help_comes_at_once():
+    began = time.perf_counter()
+    subprocess.run([*PROGRAM, '--help'], check=True, capture_output=True)
+    assert time.perf_counter() - began < 3  # 0.2 s; with JAX alone more than a second.
+
+
+def test_what_makes_no_sense_is_told_before_anything_heavy_is_imported(run_python):
+    done = run_python(
+        'import sys\n'
+        'from scripts.main import run\n'
+        f'assert run(["train", "--task", "{TASK}", "--steps", "0"]) == 1\n'
+        'assert run(["evaluate", "run", "--episodes", "0"]) == 1\n'
+        'assert run(["benchmark", "data", "--rounds", "0"]) == 1\n'
+        'assert not {"jax", "tensorflow", "orbax", "matplotlib"} & set(sys.modules)\n'
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == 3
+
+
+@pytest.mark.parametrize('encoding', [None, 'ascii'])
+@pytest.mark.parametrize(
+    ('words', 'code'),
+    [
+        (('--help',), 0),
+        (('train', '--help'), 0),
+        (('inspect', '--help'), 0),
+        (('train', '--stepz', '3'), 2),
+        (('prepare', 'd', '--source', '/nowhere/é.npz'), 1),
+    ],
+)
+def test_the_c_locale_breaks_nothing(tmp_path, words, code, encoding):
+    environment = {**os.environ, **C_LOCALE, 'FQL_DATA_DIR': str(tmp_path)}
+    environment.pop('PYTHONIOENCODING', None)
+    if encoding:
+        environment['PYTHONIOENCODING'] = encoding
+    done = subprocess.run([*PROGRAM, *words], env=environment, capture_output=True, check=False)
+    assert done.returncode == code
+    assert b'Traceback' not in done.stderr
+    assert done.stdout.isascii()
+
+
+@pytest.mark.parametrize('words', [('train', '--help'), ('--help',)])
+def test_an_output_that_nobody_reads_is_no_fault(words):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, 'w') as closed:
+        done = subprocess.run(
+            [*PROGRAM, *words], stdout=closed, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, done.stderr) == (141, b'')
+
+
+def test_a_broken_pipe_that_is_not_the_output_is_told(fql, assert_one_line, monkeypatch):
+    def run(args):
+        raise BrokenPipeError('a worker')
+
+    monkeypatch.setattr('scripts.compare.run', run)
+    assert_one_line(fql('compare', 'run'), 'a worker')
+
+
+def test_the_home_folder_stands_behind_an_equals_sign(fql, assert_one_line, monkeypatch, tmp_path):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for words in (('--source=~/x.npz',), ('--source', '~/x.npz')):
+        done = fql('prepare', 'd', *words, '--data-dir=~/data')
+        assert_one_line(done, f'{tmp_path}/x.npz')
+    assert_one_line(fql('train', '--resume=~/run'), f'{tmp_path}/run is not a run folder')
+    assert not Path('~').exists()
+
+
+def test_a_flag_is_read_before_the_words_are_parsed():
+    assert value_of([], '--task') is None
+    assert value_of(['--task'], '--task') is None
+    assert value_of(['--seed', '1', '--task', 'a'], '--task') == 'a'
+    assert value_of(['--task=a=b'], '--task') == 'a=b'
+    assert {'-h', '--help'} == HELP
