@@ -1,7 +1,7 @@
 """Batches from a frame store, by tf.data: (stack at t, k actions, stack at t + k).
 
     step -> transitions drawn with (seed, step) -> rows of both stacks and of the steps between
-         -> frames, randomly shifted -> transforms -> prefetch
+         -> frames, randomly shifted -> prefetch
 
 With k = 1 that is a transition, with k = h a chunk of h actions (`make_batches`), with k drawn from
 1..h a window that encoders are pretrained on (`make_windows`).
@@ -26,14 +26,13 @@ import tensorflow as tf
 
 from data_pipeline.errors import DataError
 from data_pipeline.store.frame_store import ALIGNMENT, Split
-from data_pipeline.transforms import PARAMETERS, Transform, transform_frames
 
 tf.config.set_visible_devices([], 'GPU')  # GPU memory is JAX's.
 
 ACTION_LIMIT = 1 - 1e-5
 
 # Streams of random numbers within a step: (seed, 4 * step + stream).
-_ROWS, _SHIFTS, _COIN, _COPIES = range(4)
+_ROWS, _SHIFTS, _COIN = range(3)
 _STREAMS = 4
 
 # Seeds of runs lie below it: with it added, a step has random numbers that no run's loader draws.
@@ -58,9 +57,6 @@ class LoaderConfig:
     next_actions: whether the action of the next transition is loaded; for a horizon of one
     shift_pad: largest random shift, in pixels
     shift_probability: probability that a batch is shifted at all
-    transforms: further changes of images, made one after the other
-    copies: how many shifted copies of all rows of the split, one behind the other, its file of
-        observations holds behind them; where there are any, a shifted batch reads these
     seed: of all that is drawn
     process_index, process_count: which equal part of each batch this process loads; the parts of
         all processes, in order, are the batch that one process alone would load
@@ -73,8 +69,6 @@ class LoaderConfig:
     next_actions: bool = False
     shift_pad: int = 3
     shift_probability: float = 0.5
-    transforms: tuple[Transform, ...] = ()
-    copies: int = 0
     seed: int = 0
     process_index: int = 0
     process_count: int = 1
@@ -82,8 +76,8 @@ class LoaderConfig:
     def __post_init__(self) -> None:
         if min(self.batch_size, self.frame_stack, self.horizon) < 1:
             raise DataError(f'{self}: batch_size, frame_stack and horizon are at least 1')
-        if min(self.shift_pad, self.copies) < 0:
-            raise DataError(f'{self}: shift_pad and copies are at least 0')
+        if self.shift_pad < 0:
+            raise DataError(f'{self}: shift_pad is at least 0')
         if not (0 <= self.shift_probability <= 1 and 0 <= self.discount <= 1):
             raise DataError(f'{self}: shift_probability and discount are within [0, 1]')
         if self.next_actions and self.horizon > 1:
@@ -200,8 +194,8 @@ def make_windows(
         )
         steps = steps_from(samples.rows, offsets, config.horizon)
         return {
-            'frames': transformed(images, config, step),
-            'later_frames': transformed(later_images, later_config, step),
+            'frames': images,
+            'later_frames': later_images,
             'actions': clipped(gather_inside(actions, steps, 0)),
             'offsets': tf.cast(offsets, tf.int32),
             'indices': samples.rows,
@@ -231,8 +225,8 @@ def endless(
 def check_batches(split: Split, config: LoaderConfig) -> None:
     """Raises DataError if there are no such batches.
 
-    There are fewer transitions where a chunk may begin than `batch_size`, images not larger than
-    `shift_pad`, or transforms of vectors.
+    There are fewer transitions where a chunk may begin than `batch_size`, or images not larger than
+    `shift_pad`.
     """
     shape = split.observations.shape[1:]
     if config.batch_size > num_starts(split, config):
@@ -241,8 +235,6 @@ def check_batches(split: Split, config: LoaderConfig) -> None:
             f'{split.path}: {split.num_transitions} transitions are too few for batch_size '
             f'{config.batch_size}{chunks}'
         )
-    if config.transforms and len(shape) != 3:
-        raise DataError(f'{split.path}: observations are vectors, which no transform changes')
     if shifts_images(shape, config) and config.shift_pad >= min(shape[:2]):
         raise DataError(f'{split.path}: shift_pad {config.shift_pad} for images of {shape}')
 
@@ -303,12 +295,10 @@ def batch_maker(
     def batch_of(transitions: tf.Tensor, step: tf.Tensor) -> Batch:
         samples = find_rows(trajectories, transitions)
         stack = stack_rows(samples, offsets)
-        if config.copies:
-            stack += rows * sample_copies(config, step)[:, None]
         coin = flip_coin(config, step)
         shifts = sample_shifts(frames.shape, coin, config, step)
         images = gather_observations(frames, stack, coin, shifts, config)
-        batch = {'frames': transformed(images, config, step)}
+        batch = {'frames': images}
         if config.horizon == 1:
             batch |= gather_transitions(columns, samples.rows)
         else:
@@ -497,33 +487,6 @@ def sample_shifts(
         alg='philox',
     )
     return tf.where(coin, local_part(offsets, config), config.shift_pad)
-
-
-def sample_copies(config: LoaderConfig, step: tf.Tensor) -> tf.Tensor:
-    """(b,) int64: the copies that this process's samples read; 0, the rows themselves, for all of a
-    batch that is not shifted, else uniform in 1..copies.
-    """
-    copies = tf.random.stateless_uniform(
-        [config.batch_size],
-        _stream(config, step, _COPIES),
-        minval=1,
-        maxval=config.copies + 1,
-        dtype=tf.int64,
-        alg='philox',
-    )
-    return tf.where(flip_coin(config, step), local_part(copies, config), tf.constant(0, tf.int64))
-
-
-def transformed(images: tf.Tensor, config: LoaderConfig, step: tf.Tensor) -> tf.Tensor:
-    """Images (b, t, h, w, c) after all transforms."""
-    for place, transform in enumerate(config.transforms):
-        draws = tf.random.stateless_uniform(
-            [config.batch_size, 1 + PARAMETERS],
-            tf.random.fold_in(_stream(config, step, _ROWS), place),
-            alg='philox',
-        )
-        images = transform_frames(images, transform, local_part(draws, config))
-    return images
 
 
 def stack_rows(samples: Samples, offsets: tuple[int, ...]) -> tf.Tensor:

@@ -24,13 +24,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
 from data_pipeline.errors import DataError
-from data_pipeline.store.frame_store import (
-    FrameStore,
-    Progress,
-    Split,
-    atomic_folder,
-    remove_leftovers,
-)
+from data_pipeline.files import atomic_folder
+from data_pipeline.store.frame_store import FrameStore, Progress, Split
 
 DATASET = 'ogbench'
 VERSION = '1.0.0'
@@ -56,8 +51,6 @@ def export_tfds(store: FrameStore, out: Path, progress: Progress | None = None) 
     if target.exists():
         raise DataError(f'{target} exists; delete it or name another folder')
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(target)
         with atomic_folder(target) as folder:
             _write(store, folder, progress or (lambda done, total: None))
     except FileExistsError as error:

@@ -3,14 +3,13 @@
     <folder>/encoder.json    what the encoder is, what it was trained on, and a digest
     <folder>/params/         its parameters, written by Orbax
 
-A folder stands whole or not at all: it is written beside its place and renamed into it.
+A folder stands whole or not at all where its maker renames it into its place when it is written
+(`fql.training.saved_encoders`).
 """
 
 import dataclasses
 import json
 import logging
-import secrets
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,10 +59,10 @@ class SavedEncoder:
 
 
 def save_encoder(folder: Path, params: Params, saved: SavedEncoder) -> SavedEncoder:
-    """Writes an encoder's folder, whole or not at all.
+    """Writes an encoder into a folder.
 
     Args:
-        folder: must not exist.
+        folder: an empty one.
         params: of the encoder alone, float32.
         saved: what it is; its digest is filled in.
 
@@ -71,27 +70,14 @@ def save_encoder(folder: Path, params: Params, saved: SavedEncoder) -> SavedEnco
         `saved` with the digest.
 
     Raises:
-        EncoderError: the folder exists, or the parameters are not those of such an encoder.
+        EncoderError: the parameters are not those of such an encoder.
     """
-    folder = Path(folder).absolute()
-    if folder.exists():
-        raise EncoderError(f'{folder} exists; choose another folder or move it away')
     _check_leaves(folder, describe_leaves(params), saved)
     saved = dataclasses.replace(saved, digest=tree_digest(params))
-    temporary = folder.with_name(f'.{folder.name}.incomplete-{secrets.token_hex(4)}')
-    temporary.mkdir(parents=True)
-    try:
-        with _checkpointer() as checkpointer:
-            checkpointer.save(temporary / PARAMS, jax.tree.map(np.asarray, params))
-        values = {'format_version': FORMAT_VERSION, **dataclasses.asdict(saved)}
-        (temporary / DESCRIPTION).write_text(json.dumps(values, indent=2) + '\n')
-        try:
-            temporary.rename(folder)
-        except OSError:
-            raise EncoderError(f'{folder} was made meanwhile by another process') from None
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with _checkpointer() as checkpointer:
+        checkpointer.save(folder.absolute() / PARAMS, jax.tree.map(np.asarray, params))
+    values = {'format_version': FORMAT_VERSION, **dataclasses.asdict(saved)}
+    (folder / DESCRIPTION).write_text(json.dumps(values, indent=2) + '\n')
     return saved
 
 

@@ -1,17 +1,20 @@
 """A learner's functions, compiled for the devices of a mesh."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from fql.devices import abstract_on, compiler_options, run_once_options, state_shardings
 from fql.learner import Learner, Metrics, Params, TrainState
 
 Arrays = dict[str, jax.Array]
-TrainStep = Callable[[TrainState, Sequence[Arrays]], tuple[TrainState, Metrics]]
+SHORT_UPDATES_PER_CALL = 20
+"""Updates in a call where an update has no convolutions: starting one takes as long as its work."""
 Prepare = Callable[[Arrays, jax.Array, jax.Array], Any]
 """(the loader's arrays, the run's key, the update) -> the batch that the loss reads."""
 
@@ -45,38 +48,99 @@ def _shapes(learner: Learner) -> TrainState:
     return jax.eval_shape(lambda: learner.init(0))
 
 
-def make_train_step(learner: Learner, prepare: Prepare, abstract: TrainState) -> TrainStep:
-    """The jitted function (state, batches) -> (state, metrics): one update for each batch.
+def updates_per_call(asked: int, has_convolutions: bool) -> int:
+    """How many updates one call of the compiled step makes.
 
-    Several batches are several updates in one call (`lax.scan`), which saves the cost of starting
-    each; how many a call makes does not change a bit of the state. The metrics are
-    (len(batches),) arrays. The state given is used up (donated).
+    Args:
+        asked: the number; 0 for the one that is best.
+        has_convolutions: whether an update encodes images. On CPUs it is alone in its call then:
+            inside a loop, convolutions run on one thread.
+    """
+    if has_convolutions:
+        return 1 if jax.default_backend() == 'cpu' else max(asked, 1)
+    return asked or SHORT_UPDATES_PER_CALL
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """The compiled function (state, batches) -> (state, metrics): one update for each batch.
+
+    Several batches are several updates in one call, which saves the cost of starting each. However
+    many there are, up to `per_call`, one program makes them, so that the number does not change a
+    bit of the state. The state given is used up (donated).
+
+    Attributes:
+        jitted: (state, `per_call` batches, how many of them) -> (state, metrics (per_call,)).
+        per_call: the most updates that a call makes.
+    """
+
+    jitted: Any
+    per_call: int
+
+    def __call__(self, state: TrainState, batches: Sequence[Arrays]) -> tuple[TrainState, Metrics]:
+        """The state after the updates, and metrics, (len(batches),) arrays."""
+        state, metrics = self.jitted(*self.arguments(state, batches))
+        if len(batches) < self.per_call:
+            metrics = {name: values[: len(batches)] for name, values in metrics.items()}
+        return state, metrics
+
+    def arguments(self, state: TrainState, batches: Sequence[Arrays]) -> tuple[Any, ...]:
+        """What `jitted` is called with; the last batch fills up the places that are not used."""
+        assert 1 <= len(batches) <= self.per_call
+        filled = [*batches, *[batches[-1]] * (self.per_call - len(batches))]
+        return state, filled, np.int32(len(batches))
+
+
+def make_train_step(
+    learner: Learner,
+    prepare: Prepare,
+    abstract: TrainState,
+    per_call: int = 1,
+    has_convolutions: bool = True,
+) -> TrainStep:
+    """Compiles the updates of a learner.
 
     Args:
         abstract: the state's shapes and shardings, which an update keeps.
+        per_call: of `updates_per_call`.
+        has_convolutions: whether an update encodes images.
     """
 
     def one_update(state: TrainState, arrays: Arrays) -> tuple[TrainState, Metrics]:
         return learner.update(state, prepare(arrays, state.key, state.step))
 
-    def stack(*leaves: jax.Array) -> jax.Array:
-        return jnp.stack(leaves)
+    def alone(
+        state: TrainState, batches: Sequence[Arrays], count: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        del count
+        state, metrics = one_update(state, batches[0])
+        return state, jax.tree.map(lambda value: value[None], metrics)
 
-    def train_step(state: TrainState, batches: Sequence[Arrays]) -> tuple[TrainState, Metrics]:
-        if len(batches) == 1 and jax.default_backend() == 'cpu':
-            # Without the loop, in which convolutions run on one thread.
-            state, metrics = one_update(state, batches[0])
-            return state, jax.tree.map(stack, metrics)
-        return jax.lax.scan(one_update, state, jax.tree.map(stack, *batches))
+    def loop(
+        state: TrainState, batches: Sequence[Arrays], count: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+        _, shapes = jax.eval_shape(one_update, state, batches[0])
+        metrics = jax.tree.map(lambda value: jnp.zeros(per_call, value.dtype), shapes)
+
+        def body(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+            state, metrics = carry
+            state, new = one_update(state, jax.tree.map(lambda leaf: leaf[i], stacked))
+            return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, new)
+
+        return jax.lax.fori_loop(0, count, body, (state, metrics))
 
     # Left to XLA, a state spread over the devices would be spread in another way by every update.
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(
-        train_step,
+    is_alone = has_convolutions and jax.default_backend() == 'cpu'
+    assert per_call == 1 or not is_alone
+    jitted = jax.jit(
+        alone if is_alone else loop,
         donate_argnums=0,
         out_shardings=(shardings, abstract.step.sharding),
         compiler_options=compiler_options(),
     )
+    return TrainStep(jitted, per_call)
 
 
 def make_validation(

@@ -6,7 +6,8 @@ from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.sources.base import SourceSplit
 from data_pipeline.sources.download import download_dataset
 from data_pipeline.sources.ogbench import npz_splits
-from data_pipeline.store.frame_store import open_store, write_store
+from data_pipeline.store.frame_store import open_store
+from data_pipeline.store.writer import write_store
 from fql.reports.data_report import describe_store
 from fql.training.progress import progress_bar, progress_callback
 from scripts.prepare_args import Prepare

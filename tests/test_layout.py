@@ -13,6 +13,7 @@ ROOMS = {
     'encoders': {'encoders'},
     'data_pipeline': {'data_pipeline'},
     'fql/training': {'fql', 'encoders', 'data_pipeline'},
+    'fql/envs': {'fql', 'data_pipeline'},
     'fql/reports': {'fql', 'data_pipeline'},
     'fql': {'fql', 'encoders'},
     'scripts': set(PACKAGES),

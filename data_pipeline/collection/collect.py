@@ -2,28 +2,23 @@
 
 import dataclasses
 import json
-import multiprocessing
-import os
 import shutil
-import signal
 import time
 import traceback
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
-from multiprocessing import resource_tracker
+from contextlib import ExitStack, closing, contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data_pipeline.collection.oracles import make_environment, run_episode
 from data_pipeline.collection.recipes import Recipe
 from data_pipeline.errors import DataError
-from data_pipeline.file_lock import locked
-from data_pipeline.store.frame_store import sync_path
+from data_pipeline.files import locked, replacing, write_npy_header, write_text
+from data_pipeline.workers import WorkerGroup
 
 _REPORT_SECONDS = 1.0
 
@@ -108,31 +103,12 @@ def _open_parts(parts: Path, recipe: Recipe) -> None:
     recipe_file = parts / 'recipe.json'
     wanted = json.dumps(dataclasses.asdict(recipe), sort_keys=True)
     if not recipe_file.exists():
-        with _replacing(recipe_file, parts) as temporary:
-            temporary.write_text(wanted)
+        write_text(recipe_file, wanted)
     elif (found := recipe_file.read_text()) != wanted:
         raise DataError(
             f'{parts} holds episodes of another collection, {found}; '
             'finish that one or remove the folder'
         )
-
-
-@contextmanager
-def _replacing(path: Path, parts: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` when that succeeds and vanishes when it fails.
-
-    What it becomes is on the disk when this ends.
-    """
-    # A worker orphaned by an interruption may still be writing the same file.
-    temporary = parts / f'{path.name}.{os.getpid()}.tmp'
-    try:
-        yield temporary
-        sync_path(temporary)
-        os.replace(temporary, path)
-        sync_path(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _part(parts: Path, episode: int) -> Path:
@@ -143,78 +119,47 @@ def _run_workers(
     recipe: Recipe, parts: Path, episodes: Sequence[int], workers: int
 ) -> Iterable[int]:
     """Collects the episodes in spawned processes; yields numbers of rows as they are made."""
-    context = multiprocessing.get_context('spawn')
-    processes: dict[Any, Any] = {}  # a worker's end of the pipe -> its process
-    try:
+    with WorkerGroup() as group:
         for index in range(min(workers, len(episodes))):
-            ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(
-                target=_run_worker,
-                args=(theirs, recipe, parts, episodes[index::workers]),
-                daemon=True,
-            )
-            # Spawned with the signal blocked, the worker leaves Ctrl-C to this process.
-            # Started with the first process otherwise, which unblocks SIGINT before that starts.
-            resource_tracker.ensure_running()
-            previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
-                process.start()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-            theirs.close()  # Else the pipe would stay open when the worker dies.
-            processes[ours] = process
-        while processes:
-            for connection in wait(list(processes)):
+            group.start(_run_worker, recipe, parts, episodes[index::workers])
+        running = set(group.connections)
+        while running:
+            for connection in wait(list(running)):
                 assert isinstance(connection, Connection)
                 try:
                     message = connection.recv()
                 except (EOFError, OSError):
-                    process = processes[connection]
-                    process.join()
+                    code = group.exit_code(group.connections.index(connection))
                     raise DataError(
-                        f'a worker collecting from {recipe.env_id} died (exit code '
-                        f'{process.exitcode}); run again to go on from the finished episodes'
+                        f'a worker collecting from {recipe.env_id} died (exit code {code}); '
+                        'run again to go on from the finished episodes'
                     ) from None
                 if isinstance(message, str):
                     raise DataError(message)
                 if message is None:
-                    processes.pop(connection).join()
+                    running.remove(connection)
+                    group.exit_code(group.connections.index(connection))
                 else:
                     yield message
-    finally:
-        for process in processes.values():
-            _kill_group(process)
-
-
-def _kill_group(process: Any) -> None:
-    """Ends a worker and what it started; importing glfw, say, starts Python to find a version."""
-    if process.is_alive():
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:  # It has not made its group yet.
-            process.kill()
-    process.join()
 
 
 def _run_worker(
     connection: Connection, recipe: Recipe, parts: Path, episodes: Sequence[int]
 ) -> None:
     """Writes the episodes' parts; sends numbers of rows, then None; or a fault (str)."""
-    os.setpgrp()  # For `_kill_group`.
-    with suppress(BrokenPipeError, ConnectionResetError):  # The parent is gone.
-        try:
-            rows = _RowCounter(connection)
-            with closing(make_environment(recipe)) as env:
-                for episode in episodes:
-                    arrays = run_episode(env, recipe, _episode_rng(recipe, episode), rows.add)
-                    with _writing(parts), _replacing(_part(parts, episode), parts) as temporary:
-                        _write_part(temporary, arrays)
-                    rows.send()
-            connection.send(None)
-        except DataError as error:
-            connection.send(str(error))
-        except Exception:
-            connection.send(f'collection from {recipe.env_id} failed\n{traceback.format_exc()}')
+    try:
+        rows = _RowCounter(connection)
+        with closing(make_environment(recipe)) as env:
+            for episode in episodes:
+                arrays = run_episode(env, recipe, _episode_rng(recipe, episode), rows.add)
+                with _writing(parts), replacing(_part(parts, episode)) as temporary:
+                    _write_part(temporary, arrays)
+                rows.send()
+        connection.send(None)
+    except DataError as error:
+        connection.send(str(error))
+    except Exception:
+        connection.send(f'collection from {recipe.env_id} failed\n{traceback.format_exc()}')
 
 
 class _RowCounter:
@@ -249,17 +194,12 @@ def _merge(parts: Sequence[Path], out: Path) -> None:
 
     The file's bytes depend on the arrays alone: no time of writing is in it.
     """
-    with _replacing(out, parts[0].parent) as merged, zipfile.ZipFile(merged, 'w') as archive:
+    with replacing(out, parts[0].parent) as merged, zipfile.ZipFile(merged, 'w') as archive:
         for name, (shape, dtype) in _shapes(parts).items():
             member = zipfile.ZipInfo(f'{name}.npy')
             member.compress_type = zipfile.ZIP_DEFLATED
-            header = {
-                'descr': np.lib.format.dtype_to_descr(dtype),
-                'fortran_order': False,
-                'shape': shape,
-            }
             with archive.open(member, 'w', force_zip64=True) as file:
-                np.lib.format.write_array_header_1_0(file, header)
+                write_npy_header(file, shape, dtype)
                 for part in parts:
                     with _reading(part) as arrays:
                         file.write(np.ascontiguousarray(arrays[name]).data)

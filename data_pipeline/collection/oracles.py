@@ -17,11 +17,7 @@ Both scripts are of Park et al., ICLR 2025, arXiv 2410.20092. Imports MuJoCo ins
 for processes that never import TensorFlow.
 """
 
-import os
-import re
 import sys
-import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +25,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from data_pipeline.collection.recipes import Recipe
+from data_pipeline.environment import (
+    choose_opengl,
+    construct,
+    is_opengl_fault,
+    render_in_one_thread,
+)
 from data_pipeline.errors import DataError
 
 STITCH_STEPS = 4
@@ -40,7 +42,6 @@ NOISE_SCALES = np.array([1.0, 1.0, 1.0, 3.0, 10.0])
 P_STACK = {1: (0.0, 0.0), 2: (0.0, 0.25), 3: (0.05, 0.35), 4: (0.1, 0.5)}
 """By the number of cubes, the range of an episode's probability that a target is a stack."""
 
-_OPENGL_TRACE = re.compile(r'MUJOCO_GL|OpenGL|gladLoadGL|EGL|mujoco/(egl|glfw|osmesa|rendering)')
 _MAZE_PIXELS = {'ob_type': 'pixels', 'render_mode': 'rgb_array', 'width': 64, 'height': 64}
 
 Arrays = dict[str, np.ndarray]
@@ -56,32 +57,20 @@ def make_environment(recipe: Recipe) -> Any:
     Raises:
         DataError: it cannot be made or rendered, or no oracle knows it.
     """
-    _choose_opengl(recipe)
-    # OGBench's manipulation environments make their action space anew at each use, with float64.
-    warnings.filterwarnings('ignore', message='.*precision lowered by casting')
+    render_in_one_thread()  # One worker per core is meant.
+    choose_opengl(is_rendering=recipe.is_visual)
     env_id, kwargs = recipe.env_id, recipe.env_kwargs
     if not recipe.is_maze:
         kwargs = {**kwargs, 'mode': 'data_collection'}
     elif env_id.startswith('visual-'):
         env_id, kwargs = env_id.removeprefix('visual-'), {**_MAZE_PIXELS, **kwargs}
     try:
-        import gymnasium
-
-        if ':' not in env_id:
-            import ogbench  # noqa: F401  (registers its environments)
-
-        env: Any = gymnasium.make(
-            env_id,
-            disable_env_checker=True,
-            max_episode_steps=sys.maxsize,
-            terminate_at_goal=False,
-            **kwargs,
-        )
+        env = construct(env_id, max_episode_steps=sys.maxsize, terminate_at_goal=False, **kwargs)
         env.reset(seed=0)  # The first frame is drawn here, and a lack of OpenGL found.
     except Exception as error:
         reason = (str(error).strip().splitlines() or [''])[0]
         fault = f'cannot make environment {recipe.env_id!r}: {type(error).__name__}: {reason}'
-        if _OPENGL_TRACE.search(''.join(traceback.format_exception(error))):
+        if is_opengl_fault(error):
             fault += '; rendering needs OpenGL: apt-get install libegl1 libgl1'
         raise DataError(fault) from error
     if not hasattr(env.unwrapped, 'get_oracle_subgoal' if recipe.is_maze else 'set_new_target'):
@@ -343,13 +332,3 @@ def _as_array(name: str, values: list[Any]) -> np.ndarray:
     if name == 'button_states':
         return array.astype(np.int64)
     return array.astype(np.float32) if array.dtype == np.float64 else array
-
-
-def _choose_opengl(recipe: Recipe) -> None:
-    """To be called before MuJoCo is imported."""
-    # One worker per core is meant: software OpenGL's own threads would only get in the way.
-    os.environ.setdefault('LP_NUM_THREADS', '0')
-    if not recipe.is_visual:
-        os.environ['MUJOCO_GL'] = 'disable'  # Nothing is drawn: machines without OpenGL will do.
-    elif sys.platform == 'linux' and not os.environ.get('DISPLAY'):
-        os.environ.setdefault('MUJOCO_GL', 'egl')

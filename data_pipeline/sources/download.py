@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_pipeline.errors import DataError
-from data_pipeline.file_lock import locked
+from data_pipeline.files import locked, sync_path, write_json
 from data_pipeline.store.frame_store import Progress
 
 MIRRORS = (
@@ -132,7 +132,8 @@ def _download_from(url: str, path: Path, report: Progress) -> None:
         part_file.unlink()
         raise _TransferError('what it gives is no .npz file')
     record = {'url': url, 'bytes': part.size, 'sha256': digest, 'verified': part.sha256 is not None}
-    path.with_name(f'{path.name}.json').write_text(json.dumps(record, indent=2), encoding='utf-8')
+    write_json(path.with_name(f'{path.name}.json'), record)
+    sync_path(part_file)
     os.replace(part_file, path)
     _record_path(part_file).unlink()
 
@@ -157,7 +158,7 @@ def _transfer(url: str, part_file: Path, report: Progress) -> _Part:
             size=_whole_size(response, start),
             sha256=published,
         )
-        _record_path(part_file).write_text(json.dumps(asdict(part)), encoding='utf-8')
+        write_json(_record_path(part_file), asdict(part))
         with open(part_file, 'ab' if continues else 'wb') as file:
             _copy(response, file, start, part.size, report)
     return part

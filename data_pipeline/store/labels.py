@@ -6,8 +6,6 @@ computed by a spawned process, so that MuJoCo never shares one with TensorFlow (
 
 import json
 import multiprocessing
-import os
-import warnings
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -18,14 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.environment import choose_opengl, construct
 from data_pipeline.errors import DataError
-from data_pipeline.store.frame_store import (
-    FrameStore,
-    atomic_folder,
-    remove_leftovers,
-    write_array,
-    write_text,
-)
+from data_pipeline.files import atomic_folder, write_text
+from data_pipeline.store.frame_store import FrameStore
+from data_pipeline.store.writer import write_array
 
 
 def task_labels(
@@ -84,17 +79,14 @@ def relabel(
     Raises:
         DataError: see `task_labels`.
     """
-    os.environ['MUJOCO_GL'] = 'disable'  # Nothing is drawn, so machines without OpenGL will do.
-    import gymnasium
-    import ogbench  # noqa: F401  (registers the environments)
+    choose_opengl(is_rendering=False)
+    from gymnasium.error import Error
     from ogbench.relabel_utils import relabel_dataset
 
-    # OGBench's manipulation environments make their action space anew at each use, with float64.
-    warnings.filterwarnings('ignore', message='.*precision lowered by casting')
     try:
-        env = gymnasium.make(env_id, **{**env_kwargs, 'ob_type': 'states'})
+        env = construct(env_id, **{**env_kwargs, 'ob_type': 'states'})
         env.reset(seed=0)
-    except (gymnasium.error.Error, ImportError, TypeError, AssertionError) as error:
+    except (Error, ImportError, TypeError, AssertionError) as error:
         raise DataError(f'environment {env_id} cannot be made: {error}') from error
     if getattr(env.unwrapped, '_reward_task_id', None) is None:
         raise DataError(
@@ -172,9 +164,8 @@ def _write_labels(folder: Path, recipe: str, labels: tuple[np.ndarray, np.ndarra
     # Runs that start together all compute the same labels; whichever is first writes them.
     if _read_labels(folder, recipe) is not None:
         return
-    with suppress(OSError):  # A store that is only read, a full disk, or another run was quicker.
-        remove_leftovers(folder)
-        with atomic_folder(folder, replace=folder.exists()) as new:
-            for name, array in zip(('rewards', 'masks'), labels, strict=True):
-                write_array(new / f'{name}.npy', array)
-            write_text(new / 'recipe.json', recipe)
+    # A store that is only read, a full disk, or another run was quicker.
+    with suppress(OSError), atomic_folder(folder, replace=folder.exists()) as new:
+        for name, array in zip(('rewards', 'masks'), labels, strict=True):
+            write_array(new / f'{name}.npy', array)
+        write_text(new / 'recipe.json', recipe)

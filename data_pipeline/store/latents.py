@@ -1,7 +1,7 @@
 """Latents of a frozen encoder, kept beside the frames they were computed from.
 
     <store>/latents/<key>/recipe.json                what they were made of; the key is its digest
-    <store>/latents/<key>/<split>/observations.npy   (n * (copies + 1), d)
+    <store>/latents/<key>/<split>/observations.npy   (n, d)
     <store>/latents/<key>/<split>/progress.json      how many rows stand, and their checksum
 
 The array grows by blocks of rows and is whole once the record counts them all; one that was cut
@@ -12,15 +12,14 @@ import dataclasses
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import numpy as np
-from numpy.lib import format as npy_format
 
 from data_pipeline.errors import DataError
+from data_pipeline.files import sync_file, write_json, write_npy_header, write_text
 from data_pipeline.store.frame_store import FrameStore, Split
 
 RECORD_ROWS = 8_192
@@ -57,16 +56,12 @@ def latent_folder(store: FrameStore, recipe: str) -> Path:
 def make_latent_folder(folder: Path, recipe: str) -> None:
     """Makes the folder, if need be, and writes the recipe into it."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(folder / 'recipe.json', recipe)
+    write_text(folder / 'recipe.json', recipe)
 
 
-def latent_split(folder: Path, split: Split, width: int, dtype: str, copies: int) -> Split | None:
-    """`split` with its latents (n, width) as observations; None where they are not all there.
-
-    The file behind them goes on with the latents of the copies, n rows each.
-    """
-    rows = len(split.observations)
-    shape = (rows * (copies + 1), width)
+def latent_split(folder: Path, split: Split, width: int, dtype: str) -> Split | None:
+    """`split` with its latents (n, width) as observations; None where they are not all there."""
+    shape = (len(split.observations), width)
     path = folder / split.name / _ARRAY
     if _read_record(path).get('rows') != shape[0]:
         return None
@@ -76,7 +71,7 @@ def latent_split(folder: Path, split: Split, width: int, dtype: str, copies: int
         return None
     if latents.shape != shape or latents.dtype != np.dtype(dtype):
         return None
-    return dataclasses.replace(split, path=path.parent, observations=latents[:rows])
+    return dataclasses.replace(split, path=path.parent, observations=latents)
 
 
 class LatentWriter:
@@ -96,12 +91,7 @@ class LatentWriter:
         self._shape, self._dtype = shape, np.dtype(dtype)
         self._path.touch()
         self._file = self._path.open('r+b')
-        header = {
-            'descr': npy_format.dtype_to_descr(self._dtype),
-            'fortran_order': False,
-            'shape': shape,
-        }
-        npy_format.write_array_header_1_0(self._file, header)
+        write_npy_header(self._file, shape, self._dtype)
         self._data_start = self._file.tell()
         self.rows, self._digest = self._sound_rows()
         self._recorded = self.rows
@@ -132,10 +122,9 @@ class LatentWriter:
 
     def _record(self) -> None:
         # The rows must be on disk before the record that counts them.
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        sync_file(self._file)
         record = {'rows': self.rows, 'sha256': self._digest.hexdigest()}
-        _write_whole(self._path.with_name(_RECORD), json.dumps(record))
+        write_json(self._path.with_name(_RECORD), record)
         self._recorded = self.rows
 
     def _sound_rows(self) -> tuple[int, Any]:
@@ -165,13 +154,3 @@ def _read_record(array: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Writes a text file, synced, whole or not at all."""
-    temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}')
-    with temporary.open('w', encoding='utf-8') as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -5,20 +5,16 @@ training process makes its environments through `fql.envs.workers`.
 """
 
 import os
-import re
-import sys
-import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_pipeline.environment import choose_opengl, construct, is_opengl_fault
 from fql.errors import FQLError, first_line
 
 if TYPE_CHECKING:
     import gymnasium
-
-_OPENGL_TRACE = re.compile(r'MUJOCO_GL|OpenGL|gladLoadGL|EGL|mujoco/(egl|glfw|osmesa|rendering)')
 
 
 @dataclass(frozen=True)
@@ -50,18 +46,12 @@ def make_env(spec: EnvSpec) -> 'gymnasium.Env':
         FQLError: the id is unknown, rendering is impossible, the constructor fails, or the spaces
             are not images or vectors and actions in [-1, 1].
     """
-    _choose_opengl()
+    choose_opengl()
     try:
-        import gymnasium
-
-        if ':' not in spec.env_id:
-            import ogbench  # noqa: F401  (registers its environments)
-
         limit = {}
         if spec.max_episode_steps is not None:
             limit['max_episode_steps'] = spec.max_episode_steps
-        # The checker warns about OGBench's float64 observations and unset render modes.
-        env = gymnasium.make(spec.env_id, disable_env_checker=True, **limit, **dict(spec.kwargs))
+        env = construct(spec.env_id, **limit, **dict(spec.kwargs))
         # OGBench's manipulation environments render a frame whenever their observation space is
         # read, which the frame stack does in every step; so the space is read once, here.
         env.observation_space = env.observation_space
@@ -69,12 +59,6 @@ def make_env(spec: EnvSpec) -> 'gymnasium.Env':
         raise FQLError(_construction_fault(spec, error)) from error
     _check_spaces(spec, env)
     return _stack_frames(env, spec.frame_stack)
-
-
-def _choose_opengl() -> None:
-    """Makes MuJoCo render without a screen where there is none; to be called before its import."""
-    if sys.platform == 'linux' and not os.environ.get('DISPLAY'):
-        os.environ.setdefault('MUJOCO_GL', 'egl')
 
 
 def _stack_frames(env: 'gymnasium.Env', frame_stack: int) -> 'gymnasium.Env':
@@ -128,7 +112,7 @@ def _construction_fault(spec: EnvSpec, error: Exception) -> str:
             f'unknown environment {spec.env_id!r}: {reason} '
             "(ids are OGBench's, such as visual-cube-single-singletask-task1-v0, or 'module:id')"
         )
-    if _OPENGL_TRACE.search(''.join(traceback.format_exception(error))):
+    if is_opengl_fault(error):
         backend = os.environ.get('MUJOCO_GL', 'unset')
         return (
             f'cannot render {spec.env_id}: MuJoCo found no usable OpenGL (MUJOCO_GL={backend}: '

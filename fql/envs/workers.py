@@ -1,18 +1,15 @@
 """Environments in processes of their own, one each, which never import TensorFlow or JAX."""
 
-import multiprocessing
-import os
-import signal
 import traceback
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
-from multiprocessing import resource_tracker
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from data_pipeline.environment import render_in_one_thread
+from data_pipeline.workers import WorkerGroup
 from fql.envs.make import EnvSpec, make_env
 from fql.errors import FQLError, first_line
 
@@ -59,14 +56,13 @@ class EnvWorkers:
             raise FQLError(f'num_workers must be at least 1, not {num_workers}')
         self.spec = spec
         self.num_workers = num_workers
-        self._processes: list[Any] = []
-        self._connections: list[Connection] = []
+        self._group = WorkerGroup()
         try:
             for _ in range(num_workers):
-                self._start_worker()
+                self._group.start(_run_worker, spec, num_workers > 1)
             spaces: list[_Spaces] = [self._receive(index) for index in range(num_workers)]
         except BaseException:
-            self._kill()
+            self._group.kill()
             raise
         self.observation_shape, self.observation_dtype, self.action_dim = spaces[0]
 
@@ -77,7 +73,7 @@ class EnvWorkers:
         if exc_type is None:
             self.close()
         else:
-            self._kill()
+            self._group.kill()
 
     def reset(self, seeds: Mapping[int, int]) -> dict[int, np.ndarray]:
         """Starts an episode in each worker named and gives the first observations.
@@ -96,38 +92,19 @@ class EnvWorkers:
 
     def close(self) -> None:
         """Lets the workers close their environments and ends them; may be called twice."""
-        for connection in self._connections:
-            connection.close()  # The worker reads the end of the pipe, and leaves its loop.
-        for process in self._processes:
-            process.join(_CLOSE_SECONDS)
-        self._kill()
-
-    def _start_worker(self) -> None:
-        context = multiprocessing.get_context('spawn')
-        ours, theirs = context.Pipe()
-        # Software OpenGL starts as many threads as there are cores in every process; two workers
-        # on two cores render twice as fast without.
-        single_threaded = self.num_workers > 1
-        process = context.Process(
-            target=_run_worker, args=(theirs, self.spec, single_threaded), daemon=True
-        )
-        with _sigint_blocked():
-            process.start()
-        theirs.close()  # Else the pipe would stay open when the worker dies.
-        self._processes.append(process)
-        self._connections.append(ours)
+        self._group.close(_CLOSE_SECONDS)
 
     def _call(self, command: str, arguments: Mapping[int, Any]) -> dict[int, Any]:
         for index, argument in arguments.items():
             try:
-                self._connections[index].send((command, argument))
+                self._group.connections[index].send((command, argument))
             except OSError:
                 raise self._death(index) from None
         return {index: self._receive(index) for index in arguments}
 
     def _receive(self, index: int) -> Any:
         try:
-            fault, result = self._connections[index].recv()
+            fault, result = self._group.connections[index].recv()
         except (EOFError, OSError):
             raise self._death(index) from None
         if fault is not None:
@@ -135,66 +112,33 @@ class EnvWorkers:
         return result
 
     def _death(self, index: int) -> FQLError:
-        process = self._processes[index]
-        process.join(_CLOSE_SECONDS)
+        code = self._group.exit_code(index, _CLOSE_SECONDS)
         return FQLError(
             f'the worker of environment {self.spec.env_id} died (worker {index}, exit code '
-            f'{process.exitcode}); -9 often means that the machine ran out of memory'
+            f'{code}); -9 often means that the machine ran out of memory'
         )
 
-    def _kill(self) -> None:
-        for connection in self._connections:
-            connection.close()
-        for process in self._processes:
-            _kill_group(process)
 
-
-@contextmanager
-def _sigint_blocked() -> Iterator[None]:
-    """Processes started inside never see SIGINT: Ctrl-C is for the parent, which ends them."""
-    # Started with the first process otherwise, which unblocks SIGINT before that process starts.
-    resource_tracker.ensure_running()
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-
-
-def _kill_group(process: Any) -> None:
-    """Ends a worker and what it started; importing glfw, say, starts Python to find a version."""
-    if process.is_alive():
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:  # It has not made its group yet.
-            process.kill()
-    process.join()
-
-
-def _run_worker(connection: Connection, spec: EnvSpec, single_threaded: bool) -> None:
+def _run_worker(connection: Connection, spec: EnvSpec, is_one_of_several: bool) -> None:
     """A worker's life: make the environment, serve commands, end when the pipe does.
 
     Each reply is (fault, result), the first one with the environment's spaces.
     """
-    os.setpgrp()  # For `_kill_group`.
-    if single_threaded:
-        os.environ.setdefault('LP_NUM_THREADS', '0')
-    # OGBench's manipulation environments make their action space anew at each use, with float64.
-    warnings.filterwarnings('ignore', message='.*precision lowered by casting')
-    with suppress(BrokenPipeError, ConnectionResetError):  # The parent is gone.
-        try:
-            with closing(make_env(spec)) as env:
-                _serve(connection, env)
-        except FQLError as error:
-            connection.send((str(error), None))
-        except Exception as error:
-            connection.send(
-                (
-                    f'environment {spec.env_id} failed in its worker: {type(error).__name__}: '
-                    f'{first_line(error)}\n{traceback.format_exc()}',
-                    None,
-                )
+    if is_one_of_several:
+        render_in_one_thread()
+    try:
+        with closing(make_env(spec)) as env:
+            _serve(connection, env)
+    except FQLError as error:
+        connection.send((str(error), None))
+    except Exception as error:
+        connection.send(
+            (
+                f'environment {spec.env_id} failed in its worker: {type(error).__name__}: '
+                f'{first_line(error)}\n{traceback.format_exc()}',
+                None,
             )
+        )
 
 
 def _serve(connection: Connection, env: Any) -> None:

@@ -1,8 +1,7 @@
 """Photometric augmentation of a batch's images, on the device, inside the training step.
 
 Every sample gets changes of its own, the same for all its frames, so that the observation and the
-next one stay of one world. (Random shift, flip and
-window are the data pipeline's.)
+next one stay of one world. (The random shift is the data pipeline's.)
 """
 
 import dm_pix
@@ -53,7 +52,7 @@ def augment_frames(
     Returns:
         (b, t, h, w, c) float32 in [0, 1], or `frames` themselves.
     """
-    if not config.is_on_device:
+    if not config.is_on:
         return frames
     key = jax.random.fold_in(jax.random.fold_in(key, step), _STREAM)
     keys = jax.random.split(key, len(frames))

@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from data_pipeline.files import is_temporary, write_json
 from encoders.leaves import describe_leaves, leaf_differences
 from fql.devices import wait_for_all_processes
 from fql.errors import FQLError, first_line
@@ -192,10 +193,7 @@ class _Best:
 
 def seal(step_folder: Path) -> None:
     """Writes a checksum of every file of a committed checkpoint beside them."""
-    checksums = json.dumps(_checksums(step_folder), indent=1)
-    temporary = step_folder / f'{CHECKSUMS}.tmp'
-    temporary.write_text(checksums)
-    temporary.replace(step_folder / CHECKSUMS)
+    write_json(step_folder / CHECKSUMS, _checksums(step_folder), indent=1)
 
 
 def find_damage(step_folder: Path) -> str | None:
@@ -227,7 +225,7 @@ def find_damage(step_folder: Path) -> str | None:
 def _checksums(step_folder: Path) -> dict[str, str]:
     digests = {}
     for path in sorted(step_folder.rglob('*')):
-        if path.is_file() and not path.name.startswith(CHECKSUMS):
+        if path.is_file() and path.name != CHECKSUMS and not is_temporary(path):
             with path.open('rb') as file:
                 name = path.relative_to(step_folder).as_posix()
                 digests[name] = hashlib.file_digest(file, 'sha256').hexdigest()

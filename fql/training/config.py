@@ -29,22 +29,11 @@ class AugmentationConfig:
     """Probability that a sample's images are blurred, by a Gaussian of up to 1 pixel."""
     cutout_probability: float = 0.0
     """Probability that a rectangle a quarter as high and as wide as the images is blackened."""
-    flip_probability: float = 0.0
-    """Probability that a sample's images are mirrored, left to right; its action stays as it is."""
-    window_probability: float = 0.0
-    """Probability that all but a window of a sample's images, at least half as high and as wide, is
-    blackened."""
 
     @property
     def is_on(self) -> bool:
         """Whether anything is changed at all."""
         return self != AugmentationConfig()
-
-    @property
-    def is_on_device(self) -> bool:
-        """Whether anything is changed in the training step, not only by the data pipeline."""
-        on_device = dataclasses.replace(self, flip_probability=0.0, window_probability=0.0)
-        return on_device != AugmentationConfig()
 
 
 @dataclass(frozen=True)
@@ -70,13 +59,10 @@ class TrainConfig:
     """Probability that a batch's images are randomly shifted (up to 3 pixels)."""
     latent_cache: Literal['off', 'float32', 'float16'] = 'float32'
     """Of a frozen encoder: compute the latents of all rows once and train on these, in files of
-    this type beside the data; where images are changed at random only with latent-copies."""
-    latent_copies: int = 0
-    """Cache latents of so many randomly shifted copies too, from which shifted batches are drawn
-    (0: shifted batches need the encoder in every update)."""
-    updates_per_call: int = 1
-    """Updates that one call of the compiled step makes; more save time where updates are short. On
-    CPUs it is always one."""
+    this type beside the data; only where images are not changed at random."""
+    updates_per_call: int = 0
+    """Updates that one call of the compiled step makes; more save time where updates are short. 0:
+    20 on vectors and cached latents, 1 on images. On CPUs always 1 on images."""
     log_interval: int = 1_000
     """Updates between rows of train.csv (0: none)."""
     eval_interval: int = 100_000
@@ -139,8 +125,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     'batch_size': (1, 2**20),
     'frame_stack': (1, 64),
     'shift_probability': (0, 1),
-    'latent_copies': (0, 1000),
-    'updates_per_call': (1, 10_000),
+    'updates_per_call': (0, 10_000),
     'log_interval': (0, 2**31 - 1),
     'eval_interval': (0, 2**31 - 1),
     'eval_episodes': (0, 10**6),
@@ -157,8 +142,6 @@ BOUNDS: dict[str, tuple[float, float]] = {
     'grayscale_probability': (0, 1),
     'blur_probability': (0, 1),
     'cutout_probability': (0, 1),
-    'flip_probability': (0, 1),
-    'window_probability': (0, 1),
     'lr': (1e-12, 10),
     'discount': (0, 1),
     'tau': (0, 1),
@@ -191,7 +174,7 @@ FLAGS = {'lr_multiplier': 'encoder.lr-multiplier', 'unfreeze_step': 'encoder.unf
 def validate_config(config: TrainConfig) -> None:
     """Raises FQLError, naming the field, when a value makes no sense."""
     check_bounds(config)
-    encoder, augmentation = config.agent.encoder, config.augmentation
+    encoder = config.agent.encoder
     bc_flow_trains_encoder = getattr(config.agent, 'bc_flow_trains_encoder', True)
     checks = {
         'eval-episodes must be at least 1 (eval-interval 0 turns evaluation off)': (
@@ -216,17 +199,6 @@ def validate_config(config: TrainConfig) -> None:
         'encoder.lr-multiplier and encoder.unfreeze-step need --encoder.mode finetune': (
             encoder.mode == 'finetune'
             or (encoder.lr_multiplier == 1 and encoder.unfreeze_step == 0)
-        ),
-        'latent-copies needs --encoder.mode frozen, a latent-cache and shift-probability above 0': (
-            config.latent_copies == 0
-            or (
-                encoder.mode == 'frozen'
-                and config.latent_cache != 'off'
-                and config.shift_probability > 0
-            )
-        ),
-        'latent-copies are of shifted images: set all other augmentations to 0, or latent-copies': (
-            config.latent_copies == 0 or not augmentation.is_on
         ),
         'hidden-dims must be one or more widths': len(config.agent.hidden_dims) > 0,
     }

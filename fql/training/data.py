@@ -1,9 +1,7 @@
 """A task's transitions, from the frame store to endless batches."""
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 import jax
 import numpy as np
@@ -14,16 +12,12 @@ from data_pipeline.loader import LoaderConfig, make_batches
 from data_pipeline.sources.base import LABEL_ARRAYS
 from data_pipeline.store.frame_store import FrameStore, Split, open_store
 from data_pipeline.store.labels import task_labels
-from data_pipeline.transforms import Transform
 from fql.envs.tasks import OWN_TASK, find_task
 from fql.learner import split_seed
 from fql.training.augmentation import augment_frames, check_augmentation
-from fql.training.config import AugmentationConfig, TrainConfig
+from fql.training.config import TrainConfig
 from fql.training.learning import agent_of
-from fql.training.pretrain_config import PretrainConfig
 from fql.training.run_folder import RunSpec
-
-Config = TypeVar('Config', TrainConfig, PretrainConfig)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +27,8 @@ class LabelledSplit:
     Attributes:
         split: frames and actions.
         rewards, masks: (n,) float32, one for each row of the split.
-        has_latents: observations are latents of the stacks that end in their rows, and of shifted
-            copies, in place of frames (`fql.training.latent_cache`).
+        has_latents: observations are latents of the stacks that end in their rows, in place of
+            frames (`fql.training.latent_cache`).
     """
 
     split: Split
@@ -129,25 +123,10 @@ def loader_config(
         discount=config.agent.discount,
         next_actions='next_actions' in agent.needs,
         shift_probability=config.shift_probability,
-        transforms=host_transforms(config.augmentation),
-        copies=config.latent_copies if data.has_latents else 0,
         seed=config.seed,
         process_index=process_index,
         process_count=process_count,
     )
-
-
-def unaugmented(config: Config) -> Config:
-    """The settings of a run's validation batches: randomly shifted as those of training, as the
-    reference's are, and otherwise not augmented.
-    """
-    return dataclasses.replace(config, augmentation=AugmentationConfig())
-
-
-def host_transforms(config: AugmentationConfig) -> tuple[Transform, ...]:
-    """What of an augmentation the data pipeline does, in this order."""
-    probabilities = {'flip': config.flip_probability, 'window': config.window_probability}
-    return tuple(Transform(name, value) for name, value in probabilities.items() if value)
 
 
 def run_spec(data: LabelledSplit, config: TrainConfig) -> RunSpec:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from encoders.saved import SavedEncoder, save_encoder
+from encoders.saved import SavedEncoder
 from fql.compiled import abstract_state
 from fql.devices import one_device_mesh
 from fql.envs.tasks import find_task
@@ -16,6 +16,7 @@ from fql.training.pretrain import describe_encoder
 from fql.training.pretrain_config import PretrainSpec, read_pretrain_spec
 from fql.training.pretraining import make_pretraining_learner
 from fql.training.run_folder import RunFolder, RunSpec, read_spec
+from fql.training.saved_encoders import save_encoder_folder
 
 
 def export_encoder(path: Path, step: int | None, out: Path) -> SavedEncoder:
@@ -35,7 +36,7 @@ def export_encoder(path: Path, step: int | None, out: Path) -> SavedEncoder:
         params, saved = read_pretrained(folder, read_pretrain_spec(folder), step)
     else:
         params, saved = read_trained(folder, read_spec(folder), step)
-    save_encoder(out, params, saved)
+    save_encoder_folder(out, params, saved)
     return saved
 
 

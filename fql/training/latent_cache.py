@@ -5,21 +5,17 @@ would of the images, and the update, given vectors, skips the encoder (`fql.enco
 """
 
 import dataclasses
-import fcntl
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tqdm import tqdm
 
 from data_pipeline.errors import DataError
-from data_pipeline.loader import LoaderConfig
+from data_pipeline.files import locked
 from data_pipeline.store.frame_store import Split
 from data_pipeline.store.latents import (
     LatentWriter,
@@ -42,7 +38,7 @@ from fql.training.run_folder import RunSpec
 AHEAD = 2
 """Blocks that the devices have to compute while the host reads the next and writes the last."""
 
-Encode = Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array]
+Encode = Callable[[Params, jax.Array, jax.Array], jax.Array]
 
 
 def uses_cache(config: TrainConfig) -> bool:
@@ -51,7 +47,7 @@ def uses_cache(config: TrainConfig) -> bool:
         config.agent.encoder.mode == 'frozen'
         and config.latent_cache != 'off'
         and not config.augmentation.is_on
-        and (config.shift_probability == 0 or config.latent_copies > 0)
+        and config.shift_probability == 0
     )
 
 
@@ -64,9 +60,6 @@ def cache_place(data: dict[str, LabelledSplit], spec: RunSpec, encoder: Params) 
         'precision': config.agent.precision,
         'frame_stack': config.frame_stack,
         'dtype': config.latent_cache,
-        # Without copies nothing is drawn.
-        'copies': config.latent_copies,
-        'seed': config.seed if config.latent_copies else None,
     }
     store = store_of(data)
     recipe = latent_recipe(store, encoding)
@@ -87,11 +80,11 @@ def check_room(data: dict[str, LabelledSplit], spec: RunSpec, encoder: Params) -
 
 
 def cache_bytes(data: dict[str, LabelledSplit], spec: RunSpec) -> int:
-    """Size of the latents of all rows and their copies."""
+    """Size of the latents of all rows."""
     config = spec.config
     rows = sum(len(labelled.split.observations) for labelled in data.values())
     itemsize = np.dtype(config.latent_cache).itemsize
-    return rows * (config.latent_copies + 1) * latent_width(spec) * itemsize
+    return rows * latent_width(spec) * itemsize
 
 
 def describe_cache(data: dict[str, LabelledSplit], spec: RunSpec, encoder: Params | None) -> str:
@@ -105,9 +98,8 @@ def describe_cache(data: dict[str, LabelledSplit], spec: RunSpec, encoder: Param
         return 'computed in every update, as latent-cache is off'
     if encoder is None:
         return 'computed in every update, as images are changed at random'
-    copies = f', of rows and {config.latent_copies} shifted copies' if config.latent_copies else ''
     folder, _ = cache_place(data, spec, encoder)
-    return f'{config.latent_cache}{copies}, {cache_bytes(data, spec) / 1e6:,.0f} MB in {folder}'
+    return f'{config.latent_cache}, {cache_bytes(data, spec) / 1e6:,.0f} MB in {folder}'
 
 
 def latent_width(spec: RunSpec) -> int:
@@ -139,18 +131,18 @@ def cached_data(
     folder, recipe = cache_place(data, spec, encoder)
     check_room(data, spec, encoder)
     make_latent_folder(folder, recipe)
-    width, dtype, copies = latent_width(spec), config.latent_cache, config.latent_copies
+    width, dtype = latent_width(spec), config.latent_cache
     mesh = local_mesh()
     encode = make_encode(spec, mesh)
     cached = {}
-    with locked(folder / 'lock'):
+    with locked(folder / 'lock', f'computes the latents in {folder}', wait=True):
         for name, labelled in data.items():
-            split = latent_split(folder, labelled.split, width, dtype, copies)
+            split = latent_split(folder, labelled.split, width, dtype)
             if split is None:
-                rows = len(labelled.split.observations) * (copies + 1)
+                rows = len(labelled.split.observations)
                 with LatentWriter(folder / name, (rows, width), dtype) as writer:
                     write_latents(writer, labelled.split, config, encode, encoder, mesh)
-                split = latent_split(folder, labelled.split, width, dtype, copies)
+                split = latent_split(folder, labelled.split, width, dtype)
             assert split is not None
             cached[name] = dataclasses.replace(labelled, split=split, has_latents=True)
     return cached
@@ -173,11 +165,9 @@ def write_latents(
         encode: of `make_encode`, for this mesh.
     """
     encoder = jax.device_put(encoder, NamedSharding(mesh, PartitionSpec()))
-    rows, total = len(split.observations), len(split.observations) * (config.latent_copies + 1)
-    shifts = copy_shifts(split, config)
-    first = split.first_rows
+    rows, first = len(split.observations), split.first_rows
     pending: deque[tuple[jax.Array, int]] = deque()
-    with progress_bar(f'latents of {split.name}', 'row', total, initial=writer.rows) as bar:
+    with progress_bar(f'latents of {split.name}', 'row', rows, initial=writer.rows) as bar:
 
         def write_next() -> None:
             latents, count = pending.popleft()
@@ -190,24 +180,14 @@ def write_latents(
             writer.append(block)
             bar.update(count)
 
-        for copy, start, end in blocks(writer.rows, rows, total, config.batch_size):
-            frames, stacks = read_block(split, first, start, end, config)
-            offsets = shifts[copy, start : start + config.batch_size]
-            arrays = put_block(frames, stacks, pad_rows(offsets, config.batch_size), mesh)
+        for start in range(writer.rows, rows, config.batch_size):
+            end = min(start + config.batch_size, rows)
+            arrays = put_block(*read_block(split, first, start, end, config), mesh)
             pending.append((encode(encoder, *arrays), end - start))
             if len(pending) > AHEAD:
                 write_next()
         while pending:
             write_next()
-
-
-def blocks(done: int, rows: int, total: int, size: int) -> Iterator[tuple[int, int, int]]:
-    """(copy, first row, row behind the last) of every block from row `done` of the file on."""
-    while done < total:
-        copy, start = divmod(done, rows)
-        end = min(start + size, rows)
-        yield copy, start, end
-        done += end - start
 
 
 def read_block(
@@ -236,69 +216,26 @@ def pad_rows(array: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([array, np.repeat(array[-1:], length - len(array), axis=0)])
 
 
-def copy_shifts(split: Split, config: TrainConfig) -> np.ndarray:
-    """(copies + 1, n, 2) int32: the rows' shifts in every copy, in pixels; none in the first.
-
-    A trajectory has one shift in each copy, so that o and o' have the same.
-    """
-    pad = LoaderConfig.shift_pad
-    rng = np.random.default_rng(config.seed)
-    drawn = rng.integers(-pad, pad + 1, (config.latent_copies, len(split.lengths), 2), np.int32)
-    none = np.zeros((1, len(split.lengths), 2), np.int32)
-    return np.repeat(np.concatenate([none, drawn]), split.lengths, axis=1)
-
-
-def put_block(
-    frames: np.ndarray, stacks: np.ndarray, shifts: np.ndarray, mesh: Mesh
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def put_block(frames: np.ndarray, stacks: np.ndarray, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
     """The frames on every device, the samples split over the devices."""
     everywhere, spread = (
         NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(AXIS))
     )
-    return (
-        jax.device_put(frames, everywhere),
-        jax.device_put(stacks, spread),
-        jax.device_put(shifts, spread),
-    )
+    return jax.device_put(frames, everywhere), jax.device_put(stacks, spread)
 
 
 def make_encode(spec: RunSpec, mesh: Mesh) -> Encode:
-    """The jitted function (encoder, frames, stacks, shifts) -> latents (b, d) of the cache's type.
+    """The jitted function (encoder, frames, stacks) -> latents (b, d) of the cache's type.
 
     Its arguments are `put_block`'s.
     """
     encoding, config = agent_of(spec).encoding, spec.config
 
-    def encode(
-        encoder: Params, frames: jax.Array, stacks: jax.Array, shifts: jax.Array
-    ) -> jax.Array:
+    def encode(encoder: Params, frames: jax.Array, stacks: jax.Array) -> jax.Array:
         images = stack_frames(frames[stacks])
-        if config.latent_copies:
-            images = jax.vmap(shift_image)(images, shifts)
         params = {'encoders': {'shared': encoder}}
         latents = encoding.encode(params, 'critic', images)
         return latents.astype(config.latent_cache)
 
     spread = NamedSharding(mesh, PartitionSpec(AXIS))
     return jax.jit(encode, out_shardings=spread, compiler_options=compiler_options())
-
-
-def shift_image(image: jax.Array, shift: jax.Array) -> jax.Array:
-    """(h, w, c) image shifted by (rows, columns), its edges repeated: the loader's random shift."""
-    rows, columns = (
-        jnp.clip(jnp.arange(size) + offset, 0, size - 1)
-        for size, offset in zip(image.shape, shift, strict=False)
-    )
-    return image[rows[:, None], columns]
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds a lock file, after waiting for it; the system frees it when a process dies."""
-    with path.open('a+') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            tqdm.write(f'another process computes the latents in {path.parent}; waiting for it')
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

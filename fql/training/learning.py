@@ -29,18 +29,6 @@ def loaded_fields(agent: Agent) -> tuple[str, ...]:
     return (*LOADED_FIELDS, *sorted(agent.needs))
 
 
-def most_updates_per_call(asked: int, spec: RunSpec, has_latents: bool) -> int:
-    """How many updates one call of the compiled step makes.
-
-    On CPUs it is one where there are convolutions, which run on one thread inside a loop.
-
-    Args:
-        has_latents: batches hold latents in place of images.
-    """
-    has_convolutions = spec.images and not has_latents
-    return 1 if has_convolutions and jax.default_backend() == 'cpu' else asked
-
-
 def batch_maker(spec: RunSpec) -> Prepare:
     """The function from the loader's arrays to the augmented batch of an update."""
     horizon, augmentation = agent_of(spec).horizon, spec.config.augmentation

@@ -76,7 +76,6 @@ class Trainer:
         train_log: of metrics; None in all processes but the first.
         interruption: tells when to stop.
         resume_command: what the user is to run after a stop.
-        updates_per_call: updates made by one call of the train step.
     """
 
     schedule: Schedule
@@ -91,7 +90,6 @@ class Trainer:
     train_log: MetricsLog | None
     interruption: Interruption
     resume_command: str
-    updates_per_call: int = 1
 
     def train(
         self,
@@ -120,7 +118,7 @@ class Trainer:
                 if is_evaluation_missing:
                     self.evaluate(state)
                 while step < schedule.steps:
-                    count = updates_in_call(schedule, step, self.updates_per_call)
+                    count = updates_in_call(schedule, step, self.train_step.per_call)
                     arrays = [self._next(batches) for _ in range(count)]
                     # The host runs ahead, but not with so many batches that they fill the memory.
                     if len(in_flight) == MAX_IN_FLIGHT:
@@ -213,20 +211,17 @@ class Trainer:
             self.train_log.write(step, values)
 
 
-def updates_in_call(schedule: Schedule, step: int, count: int) -> int:
-    """How many updates the next call makes, after `step` updates.
-
-    Calls begin at multiples of `count`, the most that one makes; one that would pass a step where
-    something is due is made of single updates, so that only two programs are ever compiled.
+def updates_in_call(schedule: Schedule, step: int, most: int) -> int:
+    """How many updates the next call makes, after `step` updates: up to the next that has a row, an
+    evaluation or a checkpoint due after it, and `most` at most.
     """
-    if step % count or step + count > schedule.steps:
-        return 1
-    is_any_due = any(
-        is_due(between, interval, schedule.steps)
-        for between in range(step + 1, step + count)
-        for interval in _intervals(schedule)
-    )
-    return 1 if is_any_due else count
+    for count in range(1, most):
+        if (
+            any(is_due(step + count, interval, schedule.steps) for interval in _intervals(schedule))
+            or step + count == schedule.steps
+        ):
+            return count
+    return most
 
 
 def is_due(step: int, interval: int, last: int) -> bool:

@@ -12,6 +12,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 
+from data_pipeline.files import write_text
+
 Mirror = Callable[[int, Mapping[str, float]], None]
 
 
@@ -47,9 +49,7 @@ class MetricsLog:
         rows = [row for row in read_csv(path) if step is None or int(row['step']) <= step]
         # At once, since another process may be reading: it must not find the rows gone.
         if rows:
-            temporary = path.with_suffix('.tmp')
-            temporary.write_text(_as_csv(rows))
-            temporary.replace(path)
+            write_text(path, _as_csv(rows))
         else:
             path.unlink(missing_ok=True)
         for row in rows:

@@ -1,7 +1,6 @@
 """A pretraining, from the checks before it to the saved encoder it ends with."""
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -11,14 +10,20 @@ import jax
 
 from data_pipeline.loader import LoaderConfig, check_windows, make_windows
 from data_pipeline.store.frame_store import FrameStore
-from encoders.saved import SavedEncoder, read_encoder, save_encoder
-from fql.compiled import abstract_state, initial_state, make_train_step, make_validation
+from encoders.saved import SavedEncoder, read_encoder
+from fql.compiled import (
+    abstract_state,
+    initial_state,
+    make_train_step,
+    make_validation,
+    updates_per_call,
+)
 from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_processes
 from fql.learner import TrainState, count_parameters
 from fql.networks import Params
 from fql.training.augmentation import check_augmentation
 from fql.training.checkpoints import CheckpointWriter, restore_newest
-from fql.training.data import host_transforms, open_dataset, unaugmented
+from fql.training.data import open_dataset
 from fql.training.interruption import Interruption
 from fql.training.loop import Trainer, rows_logged
 from fql.training.metrics_log import MetricsLog
@@ -41,6 +46,7 @@ from fql.training.run_start import (
     check_run_folder,
     claimed_folder,
 )
+from fql.training.saved_encoders import save_encoder_folder
 
 
 def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
@@ -94,14 +100,18 @@ def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
         val_windows = None
         if 'val' in store.splits and store.splits['val'].num_transitions >= config.batch_size:
             logged = rows_logged(config, start)
-            val_loader = loader_config(unaugmented(config))
-            val_windows = make_windows(store.splits['val'], val_loader, logged)
+            val_windows = make_windows(store.splits['val'], loader, logged)
         trainer = Trainer(
             schedule=config,
             mesh=mesh,
             folder=folder,
             fields=WINDOW_FIELDS,
-            train_step=make_train_step(learner, window_maker(spec), abstract),
+            train_step=make_train_step(
+                learner,
+                window_maker(spec),
+                abstract,
+                updates_per_call(config.updates_per_call, has_convolutions=True),
+            ),
             validate=make_validation(pretraining_validation(spec)),
             evaluate=lambda state: None,
             metadata={'config': dataclasses.asdict(config), 'versions': versions()},
@@ -128,7 +138,6 @@ def loader_config(config: PretrainConfig) -> LoaderConfig:
         frame_stack=config.frame_stack,
         horizon=config.horizon,
         shift_probability=config.shift_probability,
-        transforms=host_transforms(config.augmentation),
         seed=config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -155,11 +164,11 @@ def write_final_encoder(folder: RunFolder, spec: PretrainSpec, encoder: Params) 
 
     A run that was extended replaces the one it had.
     """
-    if folder.encoder.exists():
-        if read_encoder(folder.encoder).step == spec.config.steps:
-            return
-        shutil.rmtree(folder.encoder)
-    save_encoder(folder.encoder, encoder, describe_encoder(spec, spec.config.steps, versions()))
+    replace = folder.encoder.exists()
+    if replace and read_encoder(folder.encoder).step == spec.config.steps:
+        return
+    saved = describe_encoder(spec, spec.config.steps, versions())
+    save_encoder_folder(folder.encoder, encoder, saved, replace=replace)
 
 
 def start_summary(

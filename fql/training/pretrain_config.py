@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from data_pipeline.files import write_json
 from data_pipeline.schema import from_json
 from fql.agents.configs import EncoderName
 from fql.errors import FQLError
 from fql.training.config import AugmentationConfig, check_bounds, raise_unless
-from fql.training.run_folder import RunFolder, read_json, versions, write_json
+from fql.training.run_folder import RunFolder, read_json, versions
 
 FORMAT_VERSION = 1
 

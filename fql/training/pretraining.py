@@ -48,7 +48,7 @@ def window_maker(spec: PretrainSpec) -> Prepare:
     augmentation = spec.config.augmentation
 
     def prepare(arrays: Arrays, key: jax.Array, step: jax.Array) -> Windows:
-        if not augmentation.is_on_device:
+        if not augmentation.is_on:
             return windows_from_frames(arrays)
         # The stacks at t and at t + k are augmented apart.
         both = jnp.concatenate([arrays['frames'], arrays['later_frames']])

@@ -9,7 +9,7 @@ from data_pipeline.collection.collect import collect
 from data_pipeline.collection.recipes import Recipe
 from data_pipeline.errors import DataError
 from data_pipeline.sources.ogbench import npz_splits
-from data_pipeline.store.frame_store import write_store
+from data_pipeline.store.writer import write_store
 from fql.envs.tasks import QUICKSTART_ENV, QUICKSTART_MODULE
 from fql.reports.data_report import describe_store
 from fql.reports.plots import plot_learning_curve

@@ -1,12 +1,12 @@
 """Workers for a run's environment, and evaluation of a policy in them."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.files import write_json
 from fql.envs.make import EnvSpec
 from fql.envs.tasks import OWN_TASK, find_task
 from fql.envs.workers import EnvWorkers
@@ -103,7 +103,7 @@ def record_evaluation(
         )
     ]
     folder.evaluations.mkdir(exist_ok=True)
-    (folder.evaluations / f'{step}.json').write_text(json.dumps(episodes, indent=1) + '\n')
+    write_json(folder.evaluations / f'{step}.json', episodes, indent=1)
     log.write(
         step,
         {

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from data_pipeline.files import write_json
 from fql.agents.configs import Spec
 from fql.errors import FQLError
 from fql.training.config import Processes, TrainConfig, config_from_dict, config_to_dict
@@ -238,13 +239,6 @@ def read_json(path: Path, format_version: int, spec: type, without: str) -> dict
         if field.name not in values:
             raise FQLError(f'{path}: no field {field.name!r}')
     return cast(dict[str, Any], values)
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes a file whole or not at all, in place of what is there."""
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(json.dumps(values, indent=2) + '\n')
-    temporary.replace(path)
 
 
 def read_spec(run: RunFolder) -> RunSpec:

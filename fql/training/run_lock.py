@@ -1,12 +1,10 @@
 """At most one process of a kind, trainer or watcher, writes into a run folder."""
 
-import fcntl
-import os
-import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from data_pipeline.files import LockedError, locked
 from fql.errors import FQLError
 
 
@@ -20,16 +18,11 @@ def lock_run(path: Path, holder: str) -> Iterator[None]:
     Raises:
         FQLError: another process holds it; names that.
     """
-    with path.open('a+') as file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
+            stack.enter_context(locked(path, f'writes {path.parent}'))
+        except LockedError as error:
             raise FQLError(
-                f'{path.parent} is being written by another {holder} ({file.read().strip()})'
+                f'{path.parent} is being written by another {holder} ({error.holder})'
             ) from None
-        file.seek(0)
-        file.truncate()
-        file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
-        file.flush()
         yield

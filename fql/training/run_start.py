@@ -8,12 +8,13 @@ from typing import Any
 
 import jax
 
+from data_pipeline.files import is_temporary, write_json
 from data_pipeline.store.frame_store import FrameStore
 from fql.devices import wait_for_all_processes
 from fql.errors import FQLError, first_line
 from fql.training.checkpoints import finished_steps
 from fql.training.config import Processes, differing_fields
-from fql.training.run_folder import Resume, RunFolder, check_processes, write_json
+from fql.training.run_folder import Resume, RunFolder, check_processes
 from fql.training.run_lock import lock_run
 
 
@@ -32,8 +33,9 @@ def check_run_folder(
         command: that continues a run, 'fql train'.
     """
     # A run that was killed in its first moments leaves its lock, and no more.
-    left = {folder.lock, *(p.with_suffix('.tmp') for p in (folder.spec, folder.pretrain_spec))}
-    is_new = not folder.path.exists() or set(folder.path.iterdir()) <= left
+    is_new = not folder.path.exists() or all(
+        path == folder.lock or is_temporary(path) for path in folder.path.iterdir()
+    )
     if resume == 'never' and not is_new:
         raise FQLError(
             f'{folder.path} exists; continue it with {command} --resume {folder.path}, '

@@ -14,7 +14,13 @@ from tqdm import tqdm
 from data_pipeline.loader import check_batches
 from encoders.saved import load_encoder, read_encoder
 from fql.agents.configs import AgentConfig
-from fql.compiled import abstract_state, initial_state, make_train_step, make_validation
+from fql.compiled import (
+    abstract_state,
+    initial_state,
+    make_train_step,
+    make_validation,
+    updates_per_call,
+)
 from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_processes
 from fql.envs.tasks import find_task
 from fql.envs.workers import EnvWorkers
@@ -36,7 +42,6 @@ from fql.training.data import (
     run_spec,
     store_of,
     training_batches,
-    unaugmented,
 )
 from fql.training.interruption import Interruption
 from fql.training.latent_cache import cached_data, check_room, describe_cache, uses_cache
@@ -45,7 +50,6 @@ from fql.training.learning import (
     batch_maker,
     loaded_fields,
     make_learner,
-    most_updates_per_call,
     validation_of,
 )
 from fql.training.loop import Trainer, is_due, rows_logged
@@ -155,14 +159,18 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
         val_batches = None
         if 'val' in data and data['val'].split.num_transitions >= config.batch_size:
             logged = rows_logged(config, start)
-            val_batches = training_batches(data['val'], unaugmented(config), logged, **part)
+            val_batches = training_batches(data['val'], config, logged, **part)
+        has_convolutions = spec.images and frozen is None
+        per_call = updates_per_call(config.updates_per_call, has_convolutions)
         interruption = stack.enter_context(Interruption())
         trainer = Trainer(
             schedule=config,
             mesh=mesh,
             folder=folder,
             fields=loaded_fields(agent_of(spec)),
-            train_step=make_train_step(learner, batch_maker(spec), abstract),
+            train_step=make_train_step(
+                learner, batch_maker(spec), abstract, per_call, has_convolutions
+            ),
             validate=make_validation(validation_of(spec)),
             evaluate=make_evaluation(spec, mesh, folder, workers, eval_log, interruption),
             metadata={'config': config_to_dict(config), 'versions': versions()},
@@ -170,9 +178,6 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
             train_log=train_log,
             interruption=interruption,
             resume_command=f'fql train --resume {folder.path}',
-            updates_per_call=most_updates_per_call(
-                config.updates_per_call, spec, has_latents=frozen is not None
-            ),
         )
         began = time.monotonic()
         batches = training_batches(data['train'], config, start, **part)

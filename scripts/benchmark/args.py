@@ -56,7 +56,7 @@ class BenchmarkUpdate:
     """As for fql train."""
     precision: Literal['float32', 'bfloat16'] = 'float32'
     """As for fql train."""
-    updates_per_call: int = 1
+    updates_per_call: int = 0
     """As for fql train."""
     json: JsonOut = None
     data_dir: DataDir = ''
@@ -77,7 +77,7 @@ class BenchmarkTrain:
     task: PreparedTask = CUBE_TASK
     updates: int = 20
     """Updates in a turn."""
-    updates_per_call: int = 1
+    updates_per_call: int = 0
     """As for fql train."""
     rounds: Rounds = 5
     json: JsonOut = None
@@ -86,10 +86,8 @@ class BenchmarkTrain:
     def check(self) -> None:
         """Raises FQLError if the arguments make no sense."""
         check_new(self.json)
-        check_positive(
-            updates=self.updates, updates_per_call=self.updates_per_call, rounds=self.rounds
-        )
-        if self.updates % self.updates_per_call:
+        check_positive(updates=self.updates, rounds=self.rounds)
+        if self.updates_per_call and self.updates % self.updates_per_call:
             raise FQLError('updates must be a multiple of updates-per-call')
 
 
@@ -131,8 +129,6 @@ class BenchmarkLatents:
     """A task whose dataset is prepared; its batch size, frame stack and encoder are taken."""
     rows: int = 20_000
     """Rows of a turn: the dataset's first trajectories that have no more."""
-    latent_copies: int = 0
-    """As for fql train."""
     rounds: Rounds = 5
     json: JsonOut = None
     data_dir: DataDir = ''

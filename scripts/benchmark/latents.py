@@ -34,7 +34,7 @@ from scripts.benchmark.measuring import task_config
 
 def run(args: BenchmarkLatents) -> None:
     """Measures, prints a table and writes the numbers as JSON if asked to."""
-    config = task_config(args.task, args.data_dir, latent_copies=args.latent_copies)
+    config = task_config(args.task, args.data_dir)
     data = load_training_data(config)['train']
     split = first_trajectories(data.split, args.rows)
     report = compare_caching(split, run_spec(data, config), args.rounds)
@@ -65,17 +65,17 @@ def first_trajectories(split: Split, rows: int) -> Split:
 
 
 def compare_caching(split: Split, spec: RunSpec, rounds: int) -> dict[str, Any]:
-    """Seconds of each turn, and rows (with their copies) in a second, both ways."""
+    """Seconds of each turn, and rows in a second, both ways."""
     config, mesh = spec.config, local_mesh()
     module, image = agent_of(spec).encoder, np.zeros((1, *spec.observation_shape), np.uint8)
     assert module is not None
     encoder = jax.jit(module.init)(jax.random.key(config.seed), image)['params']
     encoder = jax.device_put(encoder, NamedSharding(mesh, PartitionSpec()))
-    rows = len(split.observations) * (config.latent_copies + 1)
+    rows = len(split.observations)
     encode, width = make_encode(spec, mesh), latent_width(spec)
     end = min(config.batch_size, len(split.observations))
     frames, stacks = read_block(split, split.first_rows, 0, end, config)
-    block = put_block(frames, stacks, np.zeros((config.batch_size, 2), np.int32), mesh)
+    block = put_block(frames, stacks, mesh)
 
     def encode_alone() -> None:
         pending: deque[jax.Array] = deque()

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.sources.ogbench import npz_splits
-from data_pipeline.store.frame_store import FrameStore, Split, open_store, write_store
+from data_pipeline.store.frame_store import FrameStore, Split, open_store
+from data_pipeline.store.writer import write_store
 from fql.training.host_memory import keep_freed_memory, watched_memory
 
 RUNS = 3

@@ -10,7 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fql.compiled import abstract_state, initial_state, make_train_step, make_validation
+from fql.compiled import (
+    abstract_state,
+    initial_state,
+    make_train_step,
+    make_validation,
+    updates_per_call,
+)
 from fql.devices import make_mesh, put_batch
 from fql.reports.tables import format_table, write_json
 from fql.reports.timing import median_ratio, take_turns
@@ -23,7 +29,6 @@ from fql.training.learning import (
     batch_maker,
     loaded_fields,
     make_learner,
-    most_updates_per_call,
     validation_of,
 )
 from fql.training.loop import Trainer, updates_in_call
@@ -69,12 +74,14 @@ def compare_loops(config: TrainConfig, folder: Path, rounds: int) -> dict[str, l
     data = load_training_data(config)['train']
     spec = run_spec(data, config)
     learner, fields = make_learner(spec), loaded_fields(agent_of(spec))
-    train_step = make_train_step(learner, batch_maker(spec), abstract_state(learner, mesh))
+    most = updates_per_call(config.updates_per_call, spec.images)
+    train_step = make_train_step(
+        learner, batch_maker(spec), abstract_state(learner, mesh), most, spec.images
+    )
     arrays = next(training_batches(data, config, 0))
     batch = put_batch({name: arrays[name] for name in fields}, mesh)
     # The loader runs ahead while the other way has its turn; one for each would only start cold.
     batches = training_batches(data, config, 0)
-    most = most_updates_per_call(config.updates_per_call, spec, has_latents=False)
     count = updates_in_call(config, 0, most)
     start = initial_state(learner, config.seed, mesh)
 
@@ -101,7 +108,6 @@ def compare_loops(config: TrainConfig, folder: Path, rounds: int) -> dict[str, l
             train_log=None,
             interruption=Interruption(),
             resume_command='',
-            updates_per_call=most,
         )
 
         def train() -> None:

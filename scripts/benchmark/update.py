@@ -21,14 +21,21 @@ from fql.agents.base import Agent
 from fql.agents.configs import AGENT_CONFIGS, FQLConfig
 from fql.agents.fql import FQL
 from fql.batch import batch_from_frames
-from fql.compiled import Arrays, Prepare, abstract_state, initial_state, make_train_step
+from fql.compiled import (
+    Arrays,
+    Prepare,
+    abstract_state,
+    initial_state,
+    make_train_step,
+    updates_per_call,
+)
 from fql.devices import check_batch_size, make_mesh, put_batch
 from fql.errors import FQLError
 from fql.learner import Learner, Metrics, TrainState, make_optimizer
 from fql.reports.tables import format_table, write_json
 from fql.reports.timing import median_ratio, take_turns
 from fql.training.config import TrainConfig, validate_config
-from fql.training.learning import agent_of, batch_maker, most_updates_per_call
+from fql.training.learning import agent_of, batch_maker
 from fql.training.run_folder import RunSpec
 from scripts.benchmark.args import BenchmarkUpdate
 
@@ -184,15 +191,19 @@ def host_way(
     """The train step on the same batch again and again, which comes from the host each time."""
     config = spec.config
     check_batch_size(config.batch_size, mesh)
-    count = most_updates_per_call(config.updates_per_call, spec, has_latents)
+    has_convolutions = spec.images and not has_latents
+    count = updates_per_call(config.updates_per_call, has_convolutions)
     learner = Learner(agent, make_optimizer(config.agent.lr, config.agent.encoder))
-    train_step = make_train_step(learner, batch_maker(spec), abstract_state(learner, mesh))
+    train_step = make_train_step(
+        learner, batch_maker(spec), abstract_state(learner, mesh), count, has_convolutions
+    )
     state = initial_state(learner, config.seed, mesh)
     batches = [put_batch(arrays, mesh)] * count
-    compiled = train_step.lower(state, batches).compile()  # type: ignore[attr-defined]
+    compiled = train_step.jitted.lower(*train_step.arguments(state, batches)).compile()
 
     def step(state: TrainState) -> tuple[TrainState, Metrics]:
-        return compiled(state, [put_batch(arrays, mesh) for _ in range(count)])
+        new = [put_batch(arrays, mesh) for _ in range(count)]
+        return compiled(*train_step.arguments(state, new))
 
     return make_way(step, state, compiled, count)
 
@@ -204,19 +215,21 @@ def on_device_way(config: TrainConfig, image_size: int) -> Way:
     """
     spec, mesh = image_spec(config, image_size), make_mesh()
     agent = agent_of(spec)
-    count = most_updates_per_call(config.updates_per_call, spec, has_latents=False)
+    count = updates_per_call(config.updates_per_call, has_convolutions=True)
     learner = Learner(agent, make_optimizer(config.agent.lr, config.agent.encoder))
     frames = jnp.asarray(random_images((DEVICE_FRAMES, image_size, image_size, CHANNELS)))
     columns = {
         name: jnp.asarray(column) for name, column in random_columns(agent, DEVICE_FRAMES).items()
     }
     train_step = make_train_step(
-        learner, device_sampler(config, agent.horizon), abstract_state(learner, mesh)
+        learner, device_sampler(config, agent.horizon), abstract_state(learner, mesh), count
     )
     state = initial_state(learner, config.seed, mesh)
     batches = [{'frames': frames, **columns}] * count
-    compiled = train_step.lower(state, batches).compile()  # type: ignore[attr-defined]
-    return make_way(lambda state: compiled(state, batches), state, compiled, count)
+    compiled = train_step.jitted.lower(*train_step.arguments(state, batches)).compile()
+    return make_way(
+        lambda state: compiled(*train_step.arguments(state, batches)), state, compiled, count
+    )
 
 
 def device_sampler(config: TrainConfig, horizon: int) -> Prepare:

@@ -18,7 +18,8 @@ from data_pipeline.loader import (
     make_batches,
     stack_places,
 )
-from data_pipeline.store.frame_store import Split, prepare_store
+from data_pipeline.store.frame_store import Split
+from data_pipeline.store.writer import prepare_store
 
 REFERENCES = Path(__file__).resolve().parents[1] / 'parity' / 'data'
 LENGTHS = (2, 3, 7, 2, 9)

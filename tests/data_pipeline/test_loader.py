@@ -11,7 +11,8 @@ import pytest
 from data_pipeline import loader
 from data_pipeline.errors import DataError
 from data_pipeline.loader import LoaderConfig, as_tensor, make_batches, map_file
-from data_pipeline.store.frame_store import FrameStore, Split, prepare_store, write_array
+from data_pipeline.store.frame_store import FrameStore, Split
+from data_pipeline.store.writer import prepare_store, write_array
 
 Batch = dict[str, np.ndarray]
 

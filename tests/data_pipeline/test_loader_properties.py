@@ -100,6 +100,7 @@ def test_stacks_stay_in_their_trajectory(lengths, frame_stack):
     ]
 
 
+@settings(deadline=None)
 @given(STACKS, st.integers(1, 9))
 def test_the_first_frames_are_one_stack_and_the_last_ones_the_other(frame_stack, horizon):
     offsets = np.array(frame_offsets(frame_stack, horizon))

@@ -7,7 +7,8 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.loader import ACTION_LIMIT, LoaderConfig, make_windows
-from data_pipeline.store.frame_store import Split, prepare_store
+from data_pipeline.store.frame_store import Split
+from data_pipeline.store.writer import prepare_store
 
 HORIZON = 4
 

@@ -3,10 +3,17 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from encoders.leaves import tree_digest
-from fql.agents.configs import EncoderConfig, FQLConfig
-from fql.compiled import abstract_state, initial_state, make_train_step
+from fql.agents.configs import AGENT_CONFIGS, EncoderConfig, FQLConfig
+from fql.compiled import (
+    SHORT_UPDATES_PER_CALL,
+    abstract_state,
+    initial_state,
+    make_train_step,
+    updates_per_call,
+)
 from fql.devices import one_device_mesh
 from fql.training.config import TrainConfig
 from fql.training.learning import batch_maker, make_learner
@@ -42,7 +49,7 @@ def test_how_many_updates_a_call_makes_changes_no_bit(monkeypatch, options_of_tr
     monkeypatch.setattr('jax.default_backend', lambda: 'gpu')
     batches = [random_arrays(seed) for seed in range(4)]
     learner, mesh = make_learner(SPEC), one_device_mesh()
-    train_step = make_train_step(learner, batch_maker(SPEC), abstract_state(learner, mesh))
+    train_step = make_train_step(learner, batch_maker(SPEC), abstract_state(learner, mesh), 4)
     states = [initial_state(learner, 0, mesh) for _ in range(3)]
     losses = []
     for arrays in (batches[:1], batches[1:2], batches[2:]):
@@ -56,3 +63,40 @@ def test_how_many_updates_a_call_makes_changes_no_bit(monkeypatch, options_of_tr
     states[2], _ = train_step(states[2], batches[::-1])
     assert tree_digest(states[2]) != tree_digest(states[0])
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(states[1].params))
+
+
+@pytest.mark.parametrize('name', ['fql', 'iql', 'rebrac'])
+def test_so_it_is_on_vectors_where_calls_make_many_updates_on_cpus_too(
+    monkeypatch, options_of_training, name
+):
+    monkeypatch.setattr('fql.compiled.compiler_options', lambda: options_of_training)
+    assert updates_per_call(0, has_convolutions=False) == SHORT_UPDATES_PER_CALL
+    agent = AGENT_CONFIGS[name](hidden_dims=(16, 16))
+    spec = RunSpec(TrainConfig(task='', frame_stack=1, agent=agent), (7,), 'float32', 2)
+    learner, mesh = make_learner(spec), one_device_mesh()
+    rng = np.random.default_rng(0)
+    batches = [
+        {
+            'frames': jnp.asarray(rng.normal(size=(8, 2, 7)), jnp.float32),
+            'actions': jnp.asarray(rng.uniform(-1, 1, (8, 2)), jnp.float32),
+            'rewards': -jnp.ones(8),
+            'masks': jnp.ones(8),
+            'next_actions': jnp.zeros((8, 2)),
+            'next_actions_valid': jnp.ones(8),
+        }
+        for _ in range(6)
+    ]
+    abstract = abstract_state(learner, mesh)
+    steps = [make_train_step(learner, batch_maker(spec), abstract, n, False) for n in (1, 6)]
+    digests = set()
+    for step, size in [(steps[0], 1), (steps[1], 1), (steps[1], 4), (steps[1], 6)]:
+        state = initial_state(learner, 0, mesh)
+        for start in range(0, 6, size):
+            state, _ = step(state, batches[start : start + size])
+        digests.add(tree_digest(state))
+    assert len(digests) == 1
+
+
+def test_images_are_alone_in_their_call_on_cpus():
+    assert updates_per_call(7, has_convolutions=True) == 1
+    assert updates_per_call(7, has_convolutions=False) == 7

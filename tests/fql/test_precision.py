@@ -62,7 +62,7 @@ def test_losses_stay_near_those_of_float32(arrays):
 
 def test_the_networks_compute_in_bfloat16(arrays):
     state, step = start(spec('bfloat16'))
-    lowered = step.lower(state, [arrays])
+    lowered = step.jitted.lower(*step.arguments(state, [arrays]))
     products = [
         line
         for line in lowered.as_text().splitlines()

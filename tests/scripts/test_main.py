@@ -92,9 +92,19 @@ def test_the_help_of_training_is_grouped_the_most_used_first(fql):
         *('augmentation', 'devices and processes'),
     ]
     flags = [line.split()[0] for line in text.splitlines() if line.startswith('  --')]
-    assert flags[:6] == ['--task', '--dataset', '--run-dir', '--resume', '--steps', '--seed']
+    assert flags[:7] == [
+        '--task',
+        '--agent',
+        '--dataset',
+        '--run-dir',
+        '--resume',
+        '--steps',
+        '--seed',
+    ]
     assert len(flags) == len(set(flags)) > 50
-    assert flags.index('--encoder') < flags.index('--encoder.mode') < flags.index('--batch-size')
+    assert (
+        flags.index('--encoder.size') < flags.index('--encoder.mode') < flags.index('--batch-size')
+    )
 
 
 def test_the_help_of_pretraining_is_grouped(fql):

@@ -29,13 +29,13 @@ def validated(fql_process, maze_npz, tmp_path_factory):
 def test_validation_batches_are_not_augmented(fql, tmp_path, words):
     """An update that changes next to nothing: two runs differ by the images they see."""
     rows = {}
-    for name, flip in (('plain', 0), ('flipped', 1)):
+    for name, brightness in (('plain', 0), ('changed', 0.5)):
         run = tmp_path / name
-        done = fql(*words, *TINY, '--flip-probability', flip, '--run-dir', run)
+        done = fql(*words, *TINY, '--brightness', brightness, '--run-dir', run)
         assert done.returncode == 0, done.stderr
         with (run / 'train.csv').open() as file:
             (row,) = csv.DictReader(file)
         rows[name] = {key: float(value) for key, value in row.items()}
-    plain, flipped = rows['plain'], rows['flipped']
-    assert flipped['loss'] != pytest.approx(plain['loss'], rel=1e-4)
-    assert flipped['validation/loss'] == pytest.approx(plain['validation/loss'], rel=1e-6)
+    plain, changed = rows['plain'], rows['changed']
+    assert changed['loss'] != pytest.approx(plain['loss'], rel=1e-4)
+    assert changed['validation/loss'] == pytest.approx(plain['validation/loss'], rel=1e-6)

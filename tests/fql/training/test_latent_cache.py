@@ -14,20 +14,22 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
+from data_pipeline.files import locked
 from data_pipeline.store import latents as latent_store
-from data_pipeline.store.frame_store import prepare_store
+from data_pipeline.store.writer import prepare_store
 from encoders.impala import ENCODERS
-from encoders.saved import SavedEncoder, save_encoder
+from encoders.saved import SavedEncoder
 from fql.agents.configs import EncoderConfig, FQLConfig
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.errors import FQLError
 from fql.training import latent_cache
 from fql.training.config import TrainConfig
 from fql.training.data import LabelledSplit, run_spec, training_batches
-from fql.training.latent_cache import cache_place, cached_data, locked
+from fql.training.latent_cache import cache_place, cached_data
+from fql.training.saved_encoders import save_encoder_folder
 from scripts.benchmark.latents import compare_caching, first_trajectories
 
-SHAPE, STACK, WIDTH, PAD = (32, 32, 3), 3, 512, 3
+SHAPE, STACK, WIDTH = (32, 32, 3), 3, 512
 LENGTHS = {'train': (2, 9, 1 + STACK, 7, 2), 'val': (11,)}
 FROZEN = TrainConfig(
     task='t',
@@ -39,7 +41,6 @@ FROZEN = TrainConfig(
         encoder=EncoderConfig(size='impala_debug', source='/e', mode='frozen'),
     ),
 )
-COPIES = dataclasses.replace(FROZEN, shift_probability=0.5, latent_copies=2)
 ENCODER = ENCODERS['impala_debug']
 
 
@@ -131,60 +132,19 @@ def test_latents_are_those_of_every_row_and_split(data, encoder, apply_encoder):
         cached_data(data, half, huge)
 
 
-def test_another_encoder_or_stack_or_seed_has_another_folder(data, encoder):
+def test_another_encoder_or_stack_has_another_folder(data, encoder):
     def place(config=FROZEN, encoder=encoder):
         return cache_place(data, run_spec(data['train'], config), encoder)[0]
 
     other = jax.tree.map(lambda leaf: leaf + 1, encoder)
     stack = dataclasses.replace(FROZEN, frame_stack=1)
-    seeds = [dataclasses.replace(COPIES, seed=seed) for seed in (0, 1)]
-    places = [place(), place(encoder=other), place(stack), *map(place, seeds)]
+    places = [place(), place(encoder=other), place(stack)]
     assert len(set(places)) == len(places)
     assert place(dataclasses.replace(FROZEN, seed=1)) == place()  # nothing is drawn
 
 
-def test_copies_are_shifted_as_the_loader_shifts(data, encoder, apply_encoder):
-    spec = run_spec(data['train'], COPIES)
-    cached = cached_data(data, spec, encoder)['train']
-    lengths, frames = LENGTHS['train'], data['train'].split.observations
-    rows = len(frames)
-    latents = np.load(cached.split.path / 'observations.npy').reshape(3, rows, WIDTH)
-    shifts = latent_cache.copy_shifts(data['train'].split, COPIES)
-    assert shifts.shape == (3, rows, 2)
-    assert not shifts[0].any()
-    assert np.abs(shifts).max() == PAD
-    ends = np.cumsum(lengths)
-    padded = np.pad(frames, ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0)), mode='edge')
-    for copy in range(3):
-        shifted = np.empty_like(frames)
-        for begin, end in zip(ends - lengths, ends, strict=True):
-            assert (shifts[copy, begin:end] == shifts[copy, begin]).all()
-            y, x = shifts[copy, begin] + PAD
-            shifted[begin:end] = padded[begin:end, y : y + SHAPE[0], x : x + SHAPE[1]]
-        expected = encode_rows(apply_encoder, shifted, lengths)
-        np.testing.assert_allclose(latents[copy], expected, rtol=1e-4, atol=1e-5)
-
-    seen = set()
-    plain = LabelledSplit(data['train'].split, cached.rewards, cached.masks)
-    for _, images, batch in zip(
-        range(12),
-        training_batches(plain, COPIES, 0),
-        training_batches(cached, COPIES, 0),
-        strict=False,
-    ):
-        np.testing.assert_array_equal(batch['indices'], images['indices'])
-        is_shifted = (images['shifts'] != PAD).any()
-        both = latents[:, np.stack([batch['indices'], batch['indices'] + 1], axis=1)]
-        is_copy = (both == batch['frames']).all(axis=(2, 3))  # (copy, sample)
-        assert is_copy.any(axis=0).all()
-        assert is_copy[0].all() or is_shifted
-        assert is_shifted == is_copy[1:].any()
-        seen |= {(bool(is_shifted), *np.flatnonzero(column)) for column in is_copy.T}
-    assert seen == {(False, 0), (True, 1), (True, 2)}
-
-
 def test_an_interrupted_cache_is_continued(data, encoder, monkeypatch):
-    spec = run_spec(data['train'], COPIES)
+    spec = run_spec(data['train'], dataclasses.replace(FROZEN, batch_size=3))
     whole = cached_data(data, spec, encoder)['train'].split.path / 'observations.npy'
     expected = whole.read_bytes()
     shutil.rmtree(whole.parents[1])
@@ -201,18 +161,18 @@ def test_an_interrupted_cache_is_continued(data, encoder, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         cached_data(data, spec, encoder)
     there = json.loads((whole.parent / 'progress.json').read_text())['rows']
-    assert 0 < there < 3 * sum(LENGTHS['train'])
+    assert 0 < there < sum(LENGTHS['train'])
     cached_data(data, spec, encoder)
     assert whole.read_bytes() == expected
-    per_copy = -(-sum(LENGTHS['train']) // FROZEN.batch_size)
-    assert len(blocks_read) < 6 + 3 * per_copy + 3 * 2
+    blocks = -(-sum(LENGTHS['train']) // 3) + -(-sum(LENGTHS['val']) // 3)
+    assert len(blocks_read) < 6 + blocks
 
 
 def test_the_benchmark_caches_the_first_trajectories(data):
     split = first_trajectories(data['train'].split, sum(LENGTHS['train'][:3]) + 1)
     np.testing.assert_array_equal(split.lengths, LENGTHS['train'][:3])
-    report = compare_caching(split, run_spec(data['train'], COPIES), rounds=2)
-    assert report['rows'] == 3 * sum(LENGTHS['train'][:3])
+    report = compare_caching(split, run_spec(data['train'], FROZEN), rounds=2)
+    assert report['rows'] == sum(LENGTHS['train'][:3])
     ratios = [a / b for a, b in zip(*report['seconds'].values(), strict=True)]
     assert report['throughput_against_encoder_alone'] == pytest.approx(np.mean(ratios))
     with pytest.raises(DataError, match='the first trajectory has 2 rows, more than 1'):
@@ -226,7 +186,7 @@ def test_who_comes_second_waits(data, encoder, capfd):
     found = []
     other = threading.Thread(target=lambda: found.append(cached_data(data, spec, encoder)))
     printed = ''
-    with locked(folder / 'lock'):
+    with locked(folder / 'lock', 'computes'):
         other.start()
         deadline = time.monotonic() + 120
         while 'waiting for it' not in printed and time.monotonic() < deadline:
@@ -241,7 +201,8 @@ def test_who_comes_second_waits(data, encoder, capfd):
 @pytest.fixture(scope='module')
 def saved(encoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp('encoders') / 'e'
-    save_encoder(folder, encoder, SavedEncoder('impala_debug', SHAPE, STACK, 'o', 'dataset-d', 77))
+    described = SavedEncoder('impala_debug', SHAPE, STACK, 'o', 'dataset-d', 77)
+    save_encoder_folder(folder, encoder, described)
     return folder
 
 

@@ -1,0 +1,225 @@
+"""Writes a frame store: checked blocks of a source, as `.npy` files with checksums.
+
+A store stands whole or not at all: it is written in a folder beside its place and renamed into it.
+"""
+
+import hashlib
+import platform
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+from data_pipeline.errors import DataError
+from data_pipeline.files import atomic_folder, sync_file, write_json, write_npy_header
+from data_pipeline.sources import ogbench
+from data_pipeline.sources.base import SourceSplit, checked_blocks
+from data_pipeline.store.frame_store import (
+    ALIGNMENT,
+    FORMAT_VERSION,
+    FrameStore,
+    Progress,
+    byte_counter,
+    open_store,
+)
+
+
+def prepare_store(
+    path: Path,
+    dataset: str,
+    source: Path,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> FrameStore:
+    """`write_store` of an OGBench file, and of the `-val.npz` beside it if there is one."""
+    splits = ogbench.npz_splits(Path(source))
+    return write_store(path, dataset, splits, overwrite=overwrite, progress=progress)
+
+
+def write_store(
+    path: Path,
+    dataset: str,
+    splits: Mapping[str, SourceSplit],
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> FrameStore:
+    """Makes the store `path` of the splits of a source.
+
+    A store already made of the same source is returned as it is, also one that another process is
+    about to make. With `overwrite` it is made anew, and the old one is kept until the new one
+    stands.
+
+    Args:
+        path: folder of the store.
+        dataset: name of the dataset, written in the manifest.
+        splits: where the arrays come from, by split name.
+        progress: called as `progress(done_bytes, total_bytes)`, in bytes of the stored arrays; the
+            total is a guess where a source does not know its number of rows.
+
+    Raises:
+        DataError: an unsound source, splits that do not fit together, too little disk space, or
+            something else in the store's place.
+    """
+    path = Path(path)
+    _check_splits(splits)
+    sources = {name: split.description for name, split in splits.items()}
+    if path.exists() and not (path / 'manifest.json').exists():
+        raise DataError(f'{path}: something other than a frame store stands here; move it away')
+    if path.exists() and not overwrite:
+        return _reuse(path, dataset, sources)
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _check_space(path, splits.values())
+        advance = byte_counter(progress, sum(split.nbytes for split in splits.values()))
+        with atomic_folder(path, replace=overwrite) as folder:
+            manifest = {
+                'format_version': FORMAT_VERSION,
+                'dataset': dataset,
+                'sources': sources,
+                'splits': {
+                    name: _write_split(folder / name, split, advance)
+                    for name, split in splits.items()
+                },
+                'versions': {'python': platform.python_version(), 'numpy': np.__version__},
+                'created': datetime.now(UTC).isoformat(timespec='seconds'),
+            }
+            write_json(folder / 'manifest.json', manifest)
+    except FileExistsError:  # Another process has made the store meanwhile.
+        return _reuse(path, dataset, sources)
+    except OSError as error:  # Sources raise DataError; this is the store's side.
+        raise DataError(
+            f'{path}: cannot be written: {error.strerror or error}; nothing was changed'
+        ) from error
+    return open_store(path)
+
+
+def write_array(path: Path, array: np.ndarray) -> dict[str, Any]:
+    """Writes a `.npy` file, synced; returns its entry for the manifest."""
+    with ArrayWriter(path, array.shape[1:], array.dtype) as writer:
+        writer.append(array)
+        return writer.finish()
+
+
+class ArrayWriter:
+    """A `.npy` file that grows by blocks of rows, however many there will be.
+
+    Blocks are written, and their checksum taken, in a thread while the next is decompressed; what
+    goes wrong there is raised by the next call.
+    """
+
+    def __init__(self, path: Path, row_shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self._row_shape = row_shape
+        self._dtype = np.dtype(dtype)
+        self._rows = 0
+        self._digest = hashlib.sha256()
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._writing: Future[None] | None = None
+        self._file = open(path, 'xb')  # noqa: SIM115  (closed by __exit__)
+        self._write_header()
+        self._data_start = self._file.tell()
+        assert self._data_start % ALIGNMENT == 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._thread.shutdown()
+        self._file.close()
+
+    def append(self, block: np.ndarray) -> None:
+        """Writes rows, which must have the file's type and row shape."""
+        assert block.dtype == self._dtype
+        assert block.shape[1:] == self._row_shape
+        self._wait()  # No more than one block is in memory besides the new one.
+        self._writing = self._thread.submit(self._write, np.ascontiguousarray(block).data)
+        self._rows += len(block)
+
+    def finish(self) -> dict[str, Any]:
+        """Writes the number of rows into the header and syncs; the array's manifest entry."""
+        self._wait()
+        nbytes = self._file.tell()
+        self._file.seek(0)
+        self._write_header()
+        assert self._file.tell() == self._data_start  # NumPy leaves room for the number to grow.
+        sync_file(self._file)
+        return {
+            'shape': [self._rows, *self._row_shape],
+            'dtype': npy_format.dtype_to_descr(self._dtype),
+            'file_bytes': nbytes,
+            'sha256': self._digest.hexdigest(),
+        }
+
+    def _write(self, data: memoryview) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
+
+    def _write_header(self) -> None:
+        write_npy_header(self._file, (self._rows, *self._row_shape), self._dtype)
+
+
+def _write_split(
+    folder: Path, split: SourceSplit, advance: Callable[[int], None]
+) -> dict[str, Any]:
+    """Checks and writes one split; returns its entry for the manifest."""
+    folder.mkdir()
+    trajectories = 0
+    with ExitStack() as stack:
+        writers = {
+            name: stack.enter_context(
+                ArrayWriter(folder / f'{name}.npy', spec.row_shape, spec.dtype)
+            )
+            for name, spec in split.arrays.items()
+        }
+        for name, block in checked_blocks(split):
+            writers[name].append(block)
+            advance(block.nbytes)
+            if name == 'terminals':
+                trajectories += int(block.sum())
+        entries = {name: writer.finish() for name, writer in writers.items()}
+    rows = entries['terminals']['shape'][0]
+    return {'rows': rows, 'trajectories': trajectories, 'arrays': entries}
+
+
+def _check_splits(splits: Mapping[str, SourceSplit]) -> None:
+    """Compares the arrays that splits share with those of the first."""
+    first, *others = splits.values()
+    for split in others:
+        for name, wanted in first.arrays.items():
+            found = split.arrays.get(name, wanted)
+            if found != wanted:
+                raise DataError(
+                    f'{split.origin}: {name} has rows of {found.dtype} {found.row_shape}, '
+                    f'those of {first.origin} are {wanted.dtype} {wanted.row_shape}'
+                )
+
+
+def _check_space(path: Path, splits: Iterable[SourceSplit]) -> None:
+    needed = sum(split.nbytes for split in splits if split.rows_are_known)
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise DataError(
+            f'{path}: needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free'
+        )
+
+
+def _reuse(path: Path, dataset: str, sources: Mapping[str, Any]) -> FrameStore:
+    """The store at `path` if it was made of these sources."""
+    store = open_store(path)
+    wanted = {split: file['sha256'] for split, file in sources.items()}
+    found = {split: file['sha256'] for split, file in store.manifest['sources'].items()}
+    if wanted != found or dataset != store.manifest['dataset']:
+        raise DataError(f'{path}: a store of other source files stands here; pass --overwrite')
+    return store

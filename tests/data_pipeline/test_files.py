@@ -1,0 +1,176 @@
+"""Files and folders that stand whole or not at all."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.files import (
+    LockedError,
+    atomic_folder,
+    is_temporary,
+    locked,
+    replacing,
+    write_json,
+    write_text,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def names(folder: Path) -> list[str]:
+    """What lies there, but for locks."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith('.lock'))
+
+
+def replace(target: Path, text: str) -> None:
+    with atomic_folder(target, replace=True) as folder:
+        (folder / 'x').write_text(text)
+
+
+def test_files_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatch):
+    events, rename = [], os.replace
+    monkeypatch.setattr(os, 'fsync', lambda file: events.append(os.fstat(file).st_ino))
+    monkeypatch.setattr(os, 'replace', lambda *paths: events.append('replace') or rename(*paths))
+    (tmp_path / 'parts').mkdir()
+    with replacing(tmp_path / 'file', tmp_path / 'parts') as temporary:
+        temporary.write_bytes(b'x')
+        assert temporary.parent == tmp_path / 'parts'
+    assert events == [(tmp_path / 'file').stat().st_ino, 'replace', tmp_path.stat().st_ino]
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    path = tmp_path / 'file'
+    write_text(path, 'old')
+
+    def write_half() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text('half')
+            assert is_temporary(temporary)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write_half()
+    assert path.read_text() == 'old'
+    write_json(path, {'a': 1})
+    assert path.read_text() == '{\n  "a": 1\n}\n'
+    assert names(tmp_path) == ['file']
+    assert not is_temporary(path)
+
+
+def test_atomic_folder_does_not_replace_unasked(tmp_path):
+    target = tmp_path / 'deep' / 'a'
+    with atomic_folder(target) as folder:
+        (folder / 'x').write_text('first')
+    with pytest.raises(FileExistsError), atomic_folder(target):
+        pass
+    assert (target / 'x').read_text() == 'first'
+    with atomic_folder(target, replace=True) as folder:
+        (folder / 'x').write_text('third')
+        assert (target / 'x').read_text() == 'first'
+    assert (target / 'x').read_text() == 'third'
+    assert names(target.parent) == ['a']
+
+
+def test_a_folder_whose_block_raises_vanishes(tmp_path):
+    target = tmp_path / 'a'
+    replace(target, 'old')
+
+    def write_half() -> None:
+        with atomic_folder(target, replace=True) as folder:
+            (folder / 'x').write_text('half')
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write_half()
+    assert (target / 'x').read_text() == 'old'
+    assert names(tmp_path) == ['a']
+
+
+def test_a_folder_that_cannot_be_renamed_leaves_the_old_one(tmp_path, monkeypatch):
+    target, rename = tmp_path / 'a', os.rename
+    replace(target, 'old')
+
+    def fail_for_the_new(source, destination):
+        if Path(source).name == '.a.incomplete':
+            raise OSError('no')
+        rename(source, destination)
+
+    monkeypatch.setattr(os, 'rename', fail_for_the_new)
+    with pytest.raises(OSError, match='no'):
+        replace(target, 'new')
+    assert (target / 'x').read_text() == 'old'
+    assert names(tmp_path) == ['a']
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from data_pipeline import files
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+target, when = Path(sys.argv[1]), sys.argv[2]
+with files.atomic_folder(target, replace=True) as folder:
+    (folder / 'x').write_text('new')
+    if when == 'writing':
+        die()
+    if when == 'between the renames':
+        rename = os.rename
+        os.rename = lambda *paths: die() if Path(paths[1]) == target else rename(*paths)
+    if when == 'removing the old one':
+        files.shutil.rmtree = die
+"""
+
+
+@pytest.mark.parametrize(
+    ('when', 'stands'),
+    [('writing', 'old'), ('between the renames', None), ('removing the old one', 'new')],
+)
+def test_what_killed_processes_have_left_is_put_right(tmp_path, run_python, when, stands):
+    target = tmp_path / 'a'
+    replace(target, 'old')
+    (tmp_path / '.a-b.incomplete').mkdir()  # Of another target.
+    assert run_python(KILLED, target, when).returncode == -signal.SIGKILL
+    assert ((target / 'x').read_text() if target.exists() else None) == stands
+    with pytest.raises(FileExistsError), atomic_folder(target):
+        pass
+    assert (target / 'x').read_text() == (stands or 'old')
+    assert names(tmp_path) == ['.a-b.incomplete', 'a']
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from data_pipeline.files import locked
+with locked(Path(sys.argv[1]), 'waits'):
+    print('held', flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_is_held_by_one_process_and_freed_by_its_death(tmp_path, capfd):
+    path = tmp_path / 'lock'
+    holder = subprocess.Popen(
+        [sys.executable, '-c', HOLD, str(path)],
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b'held\n'
+    with (
+        pytest.raises(LockedError, match='another process waits; wait for it') as caught,
+        locked(path, 'waits'),
+    ):
+        pass
+    assert caught.value.holder.startswith(f'process {holder.pid} on ')
+    holder.kill()
+    holder.communicate()
+    with locked(path, 'waits', wait=True):
+        assert path.read_text().startswith(f'process {os.getpid()} on ')
+    assert 'waiting for it' not in capfd.readouterr().out
