@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -74,34 +75,46 @@ def test_differing_fields_are_named_and_resumable_ones_are_not():
 
 
 @pytest.mark.parametrize(
-    'change',
+    ('change', 'message'),
     [
-        {'steps': 0},
-        {'batch_size': 0},
-        {'frame_stack': 0},
-        {'shift_probability': 1.5},
-        {'eval_interval': -1},
-        {'eval_episodes': 0},
-        {'seed': -1},
-        {'agent': FQLConfig(hidden_dims=())},
-        {'agent': FQLConfig(lr=0)},
-        {'agent': FQLConfig(lr=float('inf'))},
-        {'agent': FQLConfig(alpha=float('nan'))},
-        {'agent': FQLConfig(hidden_dims=(10**20,))},
-        {'agent': IQLConfig(expectile=1.5)},
-        {'agent': FQLConfig(discount=1.1)},
-        {'augmentation': AugmentationConfig(brightness=-0.1)},
-        {'augmentation': AugmentationConfig(contrast=1.1)},
-        {'augmentation': AugmentationConfig(saturation=float('nan'))},
-        {'augmentation': AugmentationConfig(hue=0.6)},
-        {'augmentation': AugmentationConfig(grayscale_probability=2)},
-        {'augmentation': AugmentationConfig(blur_probability=-1)},
-        {'augmentation': AugmentationConfig(cutout_probability=1.5)},
+        ({'steps': 0}, 'steps must lie in [1, 2.14748e+09], not 0'),
+        ({'batch_size': 0}, 'batch-size must lie in [1, 1.04858e+06], not 0'),
+        ({'frame_stack': 0}, 'frame-stack must lie in [1, 64], not 0'),
+        ({'shift_probability': 1.5}, 'shift-probability must lie in [0, 1], not 1.5'),
+        ({'eval_interval': -1}, 'eval-interval must lie in [0, 2.14748e+09], not -1'),
+        ({'eval_episodes': 0}, 'eval-episodes must be at least 1 (eval-interval 0 turns'),
+        ({'seed': -1}, 'seed must lie in [0, 2.14748e+09], not -1'),
+        *(
+            ({'agent': agent}, message)
+            for agent, message in [
+                (FQLConfig(hidden_dims=()), 'hidden-dims must be one or more widths'),
+                (FQLConfig(hidden_dims=(8, 0)), 'hidden-dims must lie in [1, 65536], not 8 0'),
+                (FQLConfig(hidden_dims=(10**20,)), 'hidden-dims must lie in [1, 65536], not 1e+20'),
+                (FQLConfig(lr=0), 'lr must lie in [1e-12, 10], not 0'),
+                (FQLConfig(lr=float('inf')), 'lr must lie in [1e-12, 10], not inf'),
+                (FQLConfig(alpha=float('nan')), 'alpha must lie in [0, 1e+09], not nan'),
+                (FQLConfig(discount=1.1), 'discount must lie in [0, 1], not 1.1'),
+                (IQLConfig(expectile=1.5), 'expectile must lie in [0, 1], not 1.5'),
+            ]
+        ),
+        *(
+            ({'augmentation': AugmentationConfig(**{name: value})}, message)
+            for name, value, message in [
+                ('brightness', -0.1, 'brightness must lie in [0, 1], not -0.1'),
+                ('contrast', 1.1, 'contrast must lie in [0, 1], not 1.1'),
+                ('saturation', float('nan'), 'saturation must lie in [0, 1], not nan'),
+                ('hue', 0.6, 'hue must lie in [0, 0.5], not 0.6'),
+                ('grayscale_probability', 2, 'grayscale-probability must lie in [0, 1], not 2'),
+                ('blur_probability', -1, 'blur-probability must lie in [0, 1], not -1'),
+                ('cutout_probability', 1.5, 'cutout-probability must lie in [0, 1], not 1.5'),
+            ]
+        ),
     ],
 )
-def test_senseless_values_are_refused(change):
+def test_senseless_values_are_refused(change, message):
+    """What is told names the flag and what is allowed."""
     validate_config(CONFIG)
-    with pytest.raises(FQLError):
+    with pytest.raises(FQLError, match=re.escape(message)):
         validate_config(dataclasses.replace(CONFIG, **change))
 
 
