@@ -134,6 +134,7 @@ for name in AGENTS:
 """
 
 
+@pytest.mark.long
 def test_eight_devices_give_the_losses_of_one(run_python, monkeypatch, request):
     monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '8')
     done = run_python(DEVICES, request.path.parent)
