@@ -18,7 +18,6 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy_format
-from tqdm import tqdm
 
 from data_pipeline.errors import DataError
 
@@ -59,6 +58,8 @@ def locked(path: Path, work: str, *, wait: bool = False) -> Iterator[None]:
                 holder = file.read().strip()
                 message = f'{path}: another process {work}; wait for it'
                 raise LockedError(message, holder) from None
+            from tqdm import tqdm  # Here, so that benchmarks run where it is not installed.
+
             tqdm.write(f'another process {work}; waiting for it')
             fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)

@@ -54,6 +54,7 @@ def test_dependencies_run_one_way(package):
         'fql.envs.make, fql.envs.workers, fql.envs.pointmaze, data_pipeline.collection.collect, '
         'data_pipeline.store.labels',
         'scripts.main',
+        'fql.agents.configs, fql.training.presets, fql.training.run_folder',
     ],
 )
 def test_what_spawned_processes_import_stays_light(modules):
@@ -63,5 +64,27 @@ def test_what_spawned_processes_import_stays_light(modules):
         'heavy = {"tensorflow", "tensorflow_datasets", "jax", "flax", "orbax", "mujoco"}\n'
         'heavy = (heavy | {"ogbench", "matplotlib"}) & set(sys.modules)\n'
         'assert not heavy, heavy'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
+
+
+def test_the_algorithm_knows_nothing_of_runs():
+    """Agents, learner and networks are read, and run, without the rooms around them."""
+    algorithm = [*(ROOT / 'fql').glob('*.py'), *(ROOT / 'fql' / 'agents').glob('*.py')]
+    assert len(algorithm) > 15
+    for path in algorithm:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                around = ('fql.training', 'fql.envs', 'fql.reports')
+                assert not str(node.module).startswith(around), path
+
+
+def test_updates_are_timed_where_little_more_than_jax_is_installed():
+    code = (
+        'import sys\n'
+        'absent = "tensorflow tensorflow_datasets mujoco ogbench gymnasium orbax tqdm platformdirs"\n'
+        'absent += " matplotlib imageio tensorboardX"\n'
+        'sys.modules.update(dict.fromkeys(absent.split()))\n'
+        'import scripts.main, scripts.benchmark.update\n'
     )
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
