@@ -129,6 +129,8 @@ def run(words: list[str]) -> int:
             cache = resolve_data_dir(args.data_dir) / 'compilation-cache'
             os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))
             os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+        # Set for another library, it would make every draw, and so every run, another one.
+        os.environ['JAX_ENABLE_X64'] = '0'
         return importlib.import_module(module).run(args) or 0
     except (FQLError, DataError, EncoderError) as error:
         print(f'fql: {error}', file=sys.stderr)

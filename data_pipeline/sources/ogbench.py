@@ -29,6 +29,19 @@ from data_pipeline.sources.base import (
 
 _BLOCK_BYTES = 4 << 20
 
+_FORMATS = {
+    b'\x89HDF': 'an HDF5 file',
+    b'\x93NUMPY': 'a single array (.npy)',
+    b'PAR1': 'a Parquet file',
+    b'\x1f\x8b': 'gzip-compressed data',
+    b'BZh': 'bzip2-compressed data',
+    b'\xfd7zXZ': 'xz-compressed data',
+    b'\x89PNG': 'a PNG image',
+    b'<!DOCTYP': 'a web page',
+    b'<html': 'a web page',
+}
+"""By the first bytes, what users have in place of an .npz."""
+
 
 @dataclass(frozen=True)
 class NpzMember:
@@ -124,7 +137,7 @@ def _stored_dtype(member: NpzMember) -> np.dtype:
     if member.name == 'terminals':
         return np.dtype(bool)
     is_image = member.name == 'observations' and member.dtype == np.uint8
-    if member.name in ('observations', *LABEL_ARRAYS) and not is_image:
+    if member.name in ('observations', 'actions', *LABEL_ARRAYS) and not is_image:
         return np.dtype(np.float32)
     return member.dtype
 
@@ -138,9 +151,17 @@ def _faults_of(path: Path) -> Iterator[None]:
         raise DataError(f'{path}: cannot be read: {error.strerror or error}') from error
     # zipfile raises RuntimeError for encrypted and for unsupported archives.
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f'{path}: damaged or not an .npz file: {error}; delete it and get it again'
-        ) from error
+        raise DataError(f'{path}: {_what_it_is(path)}: {error}') from error
+
+
+def _what_it_is(path: Path) -> str:
+    """What a file is that cannot be read as an .npz, by its first bytes."""
+    with open(path, 'rb') as file:
+        start = file.read(8)
+    for magic, name in _FORMATS.items():
+        if start.startswith(magic):
+            return f'not an .npz file but {name}'
+    return 'damaged or not an .npz file'
 
 
 def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> NpzMember:
@@ -190,7 +211,7 @@ def _fitness(member: NpzMember) -> tuple[bool, str]:
             is_fit = (rank == 4 and dtype == np.uint8) or (rank == 2 and is_float)
             return is_fit, 'uint8 (n, h, w, c) or float32 or float64 (n, d)'
         case 'actions':
-            return rank == 2 and dtype == np.float32, 'float32 (n, a)'
+            return rank == 2 and is_float, 'float32 or float64 (n, a)'
         case 'terminals':
             return rank == 1 and dtype.kind in 'biuf', 'bool or numbers 0 and 1 (n,)'
         case 'rewards' | 'masks':

@@ -94,7 +94,10 @@ def prepare_data(dataset: str, data_dir: Path) -> None:
                 workers=os.cpu_count() or 1,
                 progress=progress_callback(bar),
             )
-    splits = npz_splits(source)
+    try:
+        splits = npz_splits(source)
+    except DataError as error:
+        raise DataError(f'{error}; delete it, and it is collected again') from error
     stands = path.exists()
     try:
         store = write_store(path, dataset, splits)

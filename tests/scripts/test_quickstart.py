@@ -28,4 +28,4 @@ def test_damaged_data_are_to_be_deleted(fql, assert_one_line, tmp_path):
     (tmp_path / 'collected').mkdir()
     (tmp_path / 'collected' / f'{quickstart_config().dataset}.npz').write_bytes(b'no zip')
     done = fql('quickstart', '--data-dir', tmp_path, '--run-dir', tmp_path / 'run')
-    assert_one_line(done, 'delete it and get it again')
+    assert_one_line(done, 'delete it, and it is collected again')

@@ -172,7 +172,7 @@ def test_damaged_files_are_refused(tmp_path, make_arrays, name, save):
     path = tmp_path / 'd.npz'
     save(path, **make_arrays())
     path.write_bytes(DAMAGES[name](path, path.read_bytes()))
-    with pytest.raises(DataError, match=r'damaged or not an \.npz file'):
+    with pytest.raises(DataError, match=r'not an \.npz file'):
         read_all(path)
 
 
@@ -229,3 +229,31 @@ def test_absurd_header_allocates_nothing(tmp_path, make_arrays):
 def test_missing_file(tmp_path):
     with pytest.raises(DataError, match=r'nowhere\.npz: cannot be read: No such file'):
         ogbench.read_members(tmp_path / 'nowhere.npz')
+
+
+@pytest.mark.parametrize(
+    ('start', 'name'),
+    [
+        (b'\x89HDF\r\n\x1a\n', 'an HDF5 file'),
+        (b'\x93NUMPY\x01', 'a single array'),
+        (b'PAR1', 'Parquet'),
+    ],
+)
+def test_a_file_of_another_format_is_named_and_not_to_be_deleted(tmp_path, start, name):
+    path = tmp_path / 'x.npz'
+    path.write_bytes(start + bytes(500))
+    with pytest.raises(DataError, match=f'not an .npz file but {name}') as caught:
+        ogbench.npz_splits(path)
+    assert 'delete' not in str(caught.value)
+
+
+def test_actions_may_be_float64_and_are_stored_as_float32(tmp_path):
+    path = tmp_path / 'x.npz'
+    np.savez(
+        path,
+        observations=np.ones((4, 8, 8, 3), np.uint8),
+        actions=np.full((4, 2), 0.25, np.float64),
+        terminals=np.array([0, 1, 0, 1], bool),
+    )
+    split = ogbench.npz_splits(path)['train']
+    assert split.arrays['actions'].dtype == np.float32

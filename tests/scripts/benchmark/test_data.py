@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_pipeline.store.frame_store import prepare_store
+from data_pipeline.store.writer import prepare_store
 from fql.training.config import TrainConfig
 from fql.training.data import LabelledSplit
 from scripts.benchmark.data import PAD, compare_samplers, format_report, reference_sampler
