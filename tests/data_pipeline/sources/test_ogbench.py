@@ -102,7 +102,7 @@ WRONG_ARRAYS = {
     'no channels': (changed('observations', lambda x: x[..., :0]), 'empty'),
     'no rows': (lambda arrays: {k: v[:0] for k, v in arrays.items()}, 'empty'),
     'actions of rank 1': (changed('actions', lambda x: x[:, 0]), 'actions is float32'),
-    'float64 actions': (changed('actions', np.float64), 'actions is float64'),
+    'whole-number actions': (changed('actions', np.int64), 'actions is int64'),
     'big-endian actions': (changed('actions', lambda x: x.astype('>f4')), 'actions is >f4'),
     'Fortran order': (changed('actions', np.asfortranarray), 'Fortran order'),
     'terminals of rank 2': (changed('terminals', lambda x: x[:, None]), 'terminals is bool'),
@@ -236,7 +236,7 @@ def test_missing_file(tmp_path):
     [
         (b'\x89HDF\r\n\x1a\n', 'an HDF5 file'),
         (b'\x93NUMPY\x01', 'a single array'),
-        (b'PAR1', 'Parquet'),
+        (b'PAR1', 'a Parquet file'),
     ],
 )
 def test_a_file_of_another_format_is_named_and_not_to_be_deleted(tmp_path, start, name):
