@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from data_pipeline.loader import check_batches
+from data_pipeline.loader import check_batches, num_starts
 from encoders.saved import load_encoder, read_encoder
 from fql.agents.configs import AgentConfig
 from fql.compiled import (
@@ -113,7 +113,8 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
             check_room(data, spec, encoder)
     is_main = jax.process_index() == 0
     part = {'process_index': jax.process_index(), 'process_count': jax.process_count()}
-    check_batches(data['train'].split, loader_config(data['train'], config, **part))
+    loader = loader_config(data['train'], config, **part)
+    check_batches(data['train'].split, loader)
     with ExitStack() as stack:
         workers = None
         if config.eval_interval and is_main:
@@ -157,7 +158,8 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
         if frozen is not None:
             data = cached_data(data, spec, frozen)
         val_batches = None
-        if 'val' in data and data['val'].split.num_transitions >= config.batch_size:
+        # Chunks begin in fewer places than there are transitions.
+        if 'val' in data and num_starts(data['val'].split, loader) >= config.batch_size:
             logged = rows_logged(config, start)
             val_batches = training_batches(data['val'], config, logged, **part)
         has_convolutions = spec.images and frozen is None
