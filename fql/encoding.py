@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fql.networks import Params
+from fql.learner import Params
 
 Latents = dict[str, jax.Array]
 """What each head reads of an observation, (b, d) float, by the head's name."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,6 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from encoders.mlp import MLP
-
-Params = dict[str, Any]
 
 LOG_STD_RANGE = (-5.0, 2.0)
 """Of Gaussian actors; outside, the gradient is zero."""

@@ -14,9 +14,8 @@ from encoders.impala import ENCODERS
 from fql.agents.configs import AgentConfig, Spec
 from fql.batch import Batch
 from fql.encoding import Encoding
-from fql.networks import Head, Params
-
-Metrics = dict[str, jax.Array]
+from fql.learner import Metrics, Params
+from fql.networks import Head
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from fql.agents.base import Agent, Metrics
+from fql.agents.base import Agent
 from fql.agents.configs import BCConfig
-from fql.agents.objectives import flow_actions, flow_errors
+from fql.agents.objectives import flow_actions, flow_errors, sample_path_draws, velocity
 from fql.batch import Batch
-from fql.networks import Head, Params, VectorField
+from fql.learner import Metrics, Params
+from fql.networks import Head, VectorField
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,7 @@ class BC(Agent):
 
     def sample_draws(self, key: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """`flow_noise` (b, a) normal and `flow_time` (b, 1) uniform."""
-        noise_key, time_key = jax.random.split(key)
-        shape = batch.actions.shape
-        return jax.random.normal(noise_key, shape), jax.random.uniform(time_key, (shape[0], 1))
+        return sample_path_draws(key, batch.actions.shape)
 
     def loss(
         self,
@@ -55,9 +54,7 @@ class BC(Agent):
         del target_params, step
         self.check(batch)
         latents = self.encoding.latents(params, batch.observations)['bc_flow']
-        errors = flow_errors(
-            lambda x, time: self.apply(params, 'bc_flow', latents, x, time), batch.actions, *draws
-        )
+        errors = flow_errors(velocity(self, params, latents), batch.actions, *draws)
         loss = jnp.mean(errors)
         return loss, {'actor/bc_flow_loss': loss}
 
@@ -67,9 +64,5 @@ class BC(Agent):
         """`flow`: a sample of the flow."""
         del policy
         latents = self.encoding.encode(params, 'bc_flow', observations)
-        actions = flow_actions(
-            lambda x, time: self.apply(params, 'bc_flow', latents, x, time),
-            noise,
-            self.config.flow_steps,
-        )
+        actions = flow_actions(velocity(self, params, latents), noise, self.config.flow_steps)
         return actions[:, None]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from fql.agents.base import Agent, Metrics
+from fql.agents.base import Agent
 from fql.agents.configs import FAWACConfig
 from fql.agents.objectives import (
     FlowDraws,
@@ -23,9 +23,11 @@ from fql.agents.objectives import (
     flow_errors,
     q_metrics,
     sample_flow_draws,
+    velocity,
 )
 from fql.batch import Batch
-from fql.networks import Critic, Head, Params, VectorField
+from fql.learner import Metrics, Params
+from fql.networks import Critic, Head, VectorField
 
 MAX_WEIGHT = 100.0
 """Largest weight of a sample."""
@@ -84,7 +86,7 @@ class FAWAC(Agent):
         advantage = stop(qs.mean(axis=0) - own_q)
         weight = jnp.minimum(jnp.exp(config.beta * advantage), MAX_WEIGHT)
         errors = flow_errors(
-            lambda x, time: self.apply(params, 'bc_flow', latents['bc_flow'], x, time),
+            velocity(self, params, latents['bc_flow']),
             batch.actions,
             draws.flow_noise,
             draws.flow_time,
@@ -101,11 +103,7 @@ class FAWAC(Agent):
 
     def flow(self, params: Params, latents: jax.Array, noise: jax.Array) -> jax.Array:
         """The policy's actions (b, a) from this noise."""
-        return flow_actions(
-            lambda x, time: self.apply(params, 'bc_flow', latents, x, time),
-            noise,
-            self.config.flow_steps,
-        )
+        return flow_actions(velocity(self, params, latents), noise, self.config.flow_steps)
 
     def act(
         self, params: Params, observations: jax.Array, noise: jax.Array, policy: str

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from fql.agents.base import Agent, Metrics
+from fql.agents.base import Agent
 from fql.agents.configs import FQLConfig
 from fql.agents.objectives import (
     FlowDraws,
@@ -20,9 +20,11 @@ from fql.agents.objectives import (
     flow_errors,
     q_metrics,
     sample_flow_draws,
+    velocity,
 )
 from fql.batch import Batch
-from fql.networks import Critic, Head, Params, VectorField
+from fql.learner import Metrics, Params
+from fql.networks import Critic, Head, VectorField
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class FQL(Agent):
         # mean((v(o, x_t, t) - (a - z))^2).
         bc_flow_loss = jnp.mean(
             flow_errors(
-                lambda x, time: self.apply(params, 'bc_flow', latents['bc_flow'], x, time),
+                velocity(self, params, latents['bc_flow']),
                 batch.actions,
                 draws.flow_noise,
                 draws.flow_time,
@@ -126,8 +128,4 @@ class FQL(Agent):
 
     def flow(self, params: Params, latents: jax.Array, noise: jax.Array) -> jax.Array:
         """The flow policy's actions (b, a) from this noise."""
-        return flow_actions(
-            lambda x, time: self.apply(params, 'bc_flow', latents, x, time),
-            noise,
-            self.config.flow_steps,
-        )
+        return flow_actions(velocity(self, params, latents), noise, self.config.flow_steps)

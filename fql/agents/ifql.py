@@ -13,17 +13,20 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from fql.agents.base import Agent, Metrics
+from fql.agents.base import Agent
 from fql.agents.configs import IFQLConfig
 from fql.agents.objectives import (
     best_of_n,
     flow_actions,
     flow_errors,
     implicit_q_loss,
+    sample_path_draws,
     tile,
+    velocity,
 )
 from fql.batch import Batch
-from fql.networks import Critic, Head, Params, Value, VectorField
+from fql.learner import Metrics, Params
+from fql.networks import Critic, Head, Value, VectorField
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,7 @@ class IFQL(Agent):
 
     def sample_draws(self, key: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """`flow_noise` (b, a) normal and `flow_time` (b, 1) uniform."""
-        noise_key, time_key = jax.random.split(key)
-        shape = batch.actions.shape
-        return jax.random.normal(noise_key, shape), jax.random.uniform(time_key, (shape[0], 1))
+        return sample_path_draws(key, batch.actions.shape)
 
     def loss(
         self,
@@ -68,11 +69,7 @@ class IFQL(Agent):
         self.check(batch)
         latents = self.encoding.latents(params, batch.observations)
         critic, metrics = implicit_q_loss(self, params, target_params, batch, latents)
-        errors = flow_errors(
-            lambda x, time: self.apply(params, 'bc_flow', latents['bc_flow'], x, time),
-            batch.actions,
-            *draws,
-        )
+        errors = flow_errors(velocity(self, params, latents['bc_flow']), batch.actions, *draws)
         bc_flow_loss = jnp.mean(errors)
         return critic + bc_flow_loss, {**metrics, 'actor/bc_flow_loss': bc_flow_loss}
 
@@ -88,7 +85,7 @@ class IFQL(Agent):
         size, count = noise.shape[0], 1 if policy == 'bc_flow' else noise.shape[1]
         latents = tile(self.encoding.encode(params, 'bc_flow', observations), count)
         candidates = flow_actions(
-            lambda x, time: self.apply(params, 'bc_flow', latents, x, time),
+            velocity(self, params, latents),
             noise[:, :count].reshape(size * count, -1),
             self.config.flow_steps,
         )

@@ -14,12 +14,13 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from fql.agents.base import Agent, Metrics
+from fql.agents.base import Agent
 from fql.agents.configs import IQLConfig
 from fql.agents.objectives import clip_actions, gaussian_log_prob, implicit_q_loss
 from fql.batch import Batch
 from fql.encoding import Latents
-from fql.networks import Critic, GaussianActor, Head, Params, Value
+from fql.learner import Metrics, Params
+from fql.networks import Critic, GaussianActor, Head, Value
 
 MAX_WEIGHT = 100.0
 """Largest weight of a sample in advantage-weighted regression."""

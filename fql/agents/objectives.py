@@ -1,18 +1,19 @@
 """Pieces of losses that two or more agents use."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from fql.agents.base import Agent, Metrics
+from fql.agents.base import Agent
 from fql.agents.configs import Aggregation
 from fql.batch import Batch
 from fql.encoding import Latents
 from fql.flow import euler_integrate, interpolate
-from fql.networks import Params
+from fql.learner import Metrics, Params
 
 Velocity = Callable[[jax.Array, jax.Array], jax.Array]
 """(x (b, a), t (b, 1)) -> (b, a): a vector field with parameters and latents bound."""
@@ -45,6 +46,12 @@ def sample_flow_draws(key: jax.Array, shape: tuple[int, ...]) -> FlowDraws:
     )
 
 
+def sample_path_draws(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """`flow_noise` (b, a) normal and `flow_time` (b, 1) uniform, for actions of this shape."""
+    noise_key, time_key = jax.random.split(key)
+    return jax.random.normal(noise_key, shape), jax.random.uniform(time_key, (shape[0], 1))
+
+
 def clip_actions(actions: jax.Array) -> jax.Array:
     """Actions limited to the range that environments take, [-1, 1]."""
     return jnp.clip(actions, -1.0, 1.0)
@@ -53,6 +60,11 @@ def clip_actions(actions: jax.Array) -> jax.Array:
 def aggregate(qs: jax.Array, how: Aggregation) -> jax.Array:
     """One value (b,) of an ensemble's (critics, b)."""
     return qs.min(axis=0) if how == 'min' else qs.mean(axis=0)
+
+
+def velocity(agent: Agent, params: Params, latents: jax.Array) -> Velocity:
+    """The head `bc_flow` at latents (b, d)."""
+    return partial(agent.apply, params, 'bc_flow', latents)
 
 
 def flow_errors(

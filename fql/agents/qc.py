@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from fql.agents.base import Agent, Metrics
+from fql.agents.base import Agent
 from fql.agents.configs import QCConfig
 from fql.agents.objectives import (
     aggregate,
@@ -26,9 +26,11 @@ from fql.agents.objectives import (
     flow_errors,
     q_metrics,
     tile,
+    velocity,
 )
 from fql.batch import Batch
-from fql.networks import Critic, Head, Params, VectorField
+from fql.learner import Metrics, Params
+from fql.networks import Critic, Head, VectorField
 
 
 class Draws(NamedTuple):
@@ -127,7 +129,7 @@ class QC(Agent):
         critic_loss = jnp.mean(chunks.valid * (qs - target) ** 2)
 
         errors = flow_errors(
-            lambda x, time: self.apply(params, 'bc_flow', latents['bc_flow'], x, time),
+            velocity(self, params, latents['bc_flow']),
             chunks.actions,
             draws.flow_noise,
             draws.flow_time,
@@ -169,7 +171,7 @@ class QC(Agent):
         """The flow policy's chunks (b, s, n) from noise of this shape."""
         rows = tile(latents, noise.shape[1])
         actions = flow_actions(
-            lambda x, time: self.apply(params, 'bc_flow', rows, x, time),
+            velocity(self, params, rows),
             rearrange(noise, 'b s n -> (b s) n'),
             self.config.flow_steps,
         )

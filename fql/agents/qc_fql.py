@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from fql.agents.base import Agent, Metrics
+from fql.agents.base import Agent
 from fql.agents.configs import QCFQLConfig
 from fql.agents.objectives import (
     FlowDraws,
@@ -27,9 +27,11 @@ from fql.agents.objectives import (
     flow_errors,
     q_metrics,
     sample_flow_draws,
+    velocity,
 )
 from fql.batch import Batch
-from fql.networks import Critic, Head, Params, VectorField
+from fql.learner import Metrics, Params
+from fql.networks import Critic, Head, VectorField
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class QCFQL(Agent):
 
         # As in FQL, the mean over all actions, those beyond the trajectory's end counted as 0.
         errors = flow_errors(
-            lambda x, time: self.apply(params, 'bc_flow', latents['bc_flow'], x, time),
+            velocity(self, params, latents['bc_flow']),
             chunks.actions,
             draws.flow_noise,
             draws.flow_time,
@@ -157,8 +159,4 @@ class QCFQL(Agent):
 
     def flow(self, params: Params, latents: jax.Array, noise: jax.Array) -> jax.Array:
         """The flow policy's chunks (b, n) from this noise."""
-        return flow_actions(
-            lambda x, time: self.apply(params, 'bc_flow', latents, x, time),
-            noise,
-            self.config.flow_steps,
-        )
+        return flow_actions(velocity(self, params, latents), noise, self.config.flow_steps)

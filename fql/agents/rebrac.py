@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from fql.agents.base import Agent, Metrics
+from fql.agents.base import Agent
 from fql.agents.configs import ReBRACConfig
 from fql.agents.objectives import clip_actions, q_metrics
 from fql.batch import Batch
-from fql.networks import Critic, GaussianActor, Head, Params
+from fql.learner import Metrics, Params
+from fql.networks import Critic, GaussianActor, Head
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fql.agents.base import Agent, Metrics
+from fql.agents.base import Agent
 from fql.agents.configs import SACConfig
 from fql.agents.objectives import aggregate, clip_actions, gaussian_log_prob, q_metrics
 from fql.batch import Batch
-from fql.networks import Critic, GaussianActor, Head, Params
+from fql.learner import Metrics, Params
+from fql.networks import Critic, GaussianActor, Head
 
 
 class Draws(NamedTuple):

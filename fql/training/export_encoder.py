@@ -7,7 +7,7 @@ from fql.compiled import abstract_state
 from fql.devices import one_device_mesh
 from fql.envs.tasks import find_task
 from fql.errors import FQLError
-from fql.networks import Params
+from fql.learner import Params
 from fql.reports.tables import tell
 from fql.training.checkpoints import CheckpointReader
 from fql.training.learning import agent_of

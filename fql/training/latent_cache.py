@@ -28,7 +28,7 @@ from encoders.leaves import tree_digest
 from fql.batch import stack_frames
 from fql.devices import AXIS, compiler_options, local_mesh
 from fql.errors import FQLError
-from fql.networks import Params
+from fql.learner import Params
 from fql.training.config import TrainConfig
 from fql.training.data import LabelledSplit, store_of
 from fql.training.learning import agent_of

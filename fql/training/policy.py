@@ -10,7 +10,7 @@ from fql.agents.base import Agent
 from fql.compiled import abstract_state
 from fql.devices import one_device_mesh
 from fql.errors import FQLError
-from fql.networks import Params
+from fql.learner import Params
 from fql.training.checkpoints import CheckpointReader
 from fql.training.evaluation import Policy
 from fql.training.learning import agent_of, make_learner

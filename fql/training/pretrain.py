@@ -19,8 +19,7 @@ from fql.compiled import (
     updates_per_call,
 )
 from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_processes
-from fql.learner import TrainState, count_parameters
-from fql.networks import Params
+from fql.learner import Params, TrainState, count_parameters
 from fql.training.augmentation import check_augmentation
 from fql.training.checkpoints import CheckpointWriter, restore_newest
 from fql.training.data import open_dataset

@@ -25,8 +25,7 @@ from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_pr
 from fql.envs.tasks import find_task
 from fql.envs.workers import EnvWorkers
 from fql.errors import FQLError
-from fql.learner import TrainState, count_parameters
-from fql.networks import Params
+from fql.learner import Params, TrainState, count_parameters
 from fql.reports.plots import plot_learning_curve
 from fql.training.augmentation import check_augmentation
 from fql.training.checkpoints import (
