@@ -95,6 +95,17 @@ class FQLConfig(AgentConfig):
     """Divide the Q term by the mean absolute Q."""
     bc_flow_trains_encoder: bool = True
     """Whether the BC-flow loss trains the shared encoder, as the critic loss always does."""
+    num_critics: int = 2
+    """Critics in the ensemble."""
+    critic_pessimism: float = 0.0
+    """With q-agg mean: standard deviations of the ensemble subtracted from its mean."""
+    candidates: int = 1
+    """Actions of the one-step policy, of which the critics' best is taken when acting."""
+    target_candidates: int = 1
+    """The same in the critic's target: the critics choose, the target critics evaluate."""
+    distillation: Literal['euler', 'velocity'] = 'euler'
+    """Distil the flow's end after its Euler steps, or its velocity on the way to the policy's
+    action, which needs one evaluation of the flow (alpha of some 100 on visual tasks)."""
 
 
 @dataclass(frozen=True)

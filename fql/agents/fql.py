@@ -6,9 +6,11 @@ implementation computes. The other agents' files say what differs from this one.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from fql.agents.base import Agent
 from fql.agents.configs import FQLConfig
@@ -16,10 +18,12 @@ from fql.agents.objectives import (
     FlowDraws,
     aggregate,
     clip_actions,
+    critics_best,
     flow_actions,
     flow_errors,
     q_metrics,
     sample_flow_draws,
+    tile,
     velocity,
 )
 from fql.batch import Batch
@@ -39,7 +43,7 @@ class FQL(Agent):
         """See `Agent`."""
         config, size = self.config, self.spec.action_dim
         dtype = jnp.dtype(config.precision)
-        critic = Critic(config.hidden_dims, config.critic_layer_norm, dtype)
+        critic = Critic(config.hidden_dims, config.critic_layer_norm, dtype, config.num_critics)
         actor = VectorField(config.hidden_dims, size, config.actor_layer_norm, dtype)
         return {
             'critic': Head(critic, (size,)),
@@ -57,8 +61,20 @@ class FQL(Agent):
         }
 
     def sample_draws(self, key: jax.Array, batch: Batch) -> FlowDraws:
-        """`policy_noise` is shared by the distillation and Q terms."""
-        return sample_flow_draws(key, batch.actions.shape)
+        """`policy_noise` is shared by the distillation and Q terms.
+
+        With several target candidates, `next_action_noise` is (b, candidates, a).
+        """
+        draws = sample_flow_draws(key, batch.actions.shape)
+        size, count = len(batch.actions), self.config.target_candidates
+        if count > 1:
+            shape = (size, count, self.spec.action_dim)
+            noise = jax.random.normal(jax.random.fold_in(key, 0), shape)
+            draws = draws._replace(next_action_noise=noise)
+        if self.config.distillation == 'velocity':
+            time = jax.random.uniform(jax.random.fold_in(key, 1), (size, 1))
+            draws = draws._replace(distill_time=time)
+        return draws
 
     def loss(
         self, params: Params, target_params: Params, batch: Batch, draws: FlowDraws, step: jax.Array
@@ -73,11 +89,16 @@ class FQL(Agent):
         )
 
         # mean((Q_k(o, a) - y)^2), y = r + discount * m * agg_k Qbar_k(o', clip(mu(o', z'))).
-        next_actions = clip_actions(
-            self.one_step(params, next_latents['one_step_policy'], draws.next_action_noise)
+        # With several, the online critics choose a', and read what the target critics read, so that
+        # o' is encoded once; with separate encoders they have only their own.
+        choosing_latents = next_latents['critic']
+        if not self.encoding.shared:
+            choosing_latents = self.encoding.encode(params, 'critic', batch.next_observations)
+        next_actions = self.choose(
+            params, next_latents['one_step_policy'], choosing_latents, draws.next_action_noise
         )
         next_qs = self.qs(target_params, next_latents['critic'], next_actions)
-        next_q = aggregate(next_qs, config.q_agg)
+        next_q = aggregate(next_qs, config.q_agg, config.critic_pessimism)
         target = stop(batch.rewards + config.discount * batch.masks * next_q)
         qs = self.qs(params, latents['critic'], batch.actions)
         critic_loss = jnp.mean((qs - target) ** 2)
@@ -94,8 +115,15 @@ class FQL(Agent):
 
         # mean((mu(o, z) - a_flow(o, z))^2), mu unclipped and no gradient into the flow.
         actions = self.one_step(params, latents['one_step_policy'], draws.policy_noise)
-        teacher = stop(self.flow(params, stop(latents['bc_flow']), draws.policy_noise))
-        distill_loss = jnp.mean((actions - teacher) ** 2)
+        fixed_flow = velocity(self, stop(params), stop(latents['bc_flow']))
+        if draws.distill_time is None:
+            teacher = stop(flow_actions(fixed_flow, draws.policy_noise, config.flow_steps))
+            distill_loss = jnp.mean((actions - teacher) ** 2)
+        else:
+            # mean((mu - z - v(o, x_t, t))^2), x_t between z and mu, with its gradient.
+            distill_loss = jnp.mean(
+                flow_errors(fixed_flow, actions, draws.policy_noise, draws.distill_time)
+            )
 
         # -mean_k Q_k(o, clip(mu(o, z))), gradient into mu only; optionally over mean |Q|.
         q = self.qs(*stop((params, latents['critic'])), clip_actions(actions)).mean(axis=0)
@@ -112,15 +140,35 @@ class FQL(Agent):
             'actor/q_loss': q_loss,
         }
 
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Noise of every candidate, where there are several."""
+        count = self.config.candidates
+        return (*([count] if count > 1 else []), self.spec.action_dim)
+
     def act(
         self, params: Params, observations: jax.Array, noise: jax.Array, policy: str
     ) -> jax.Array:
-        """`one_step`: clip(mu(o, z)); `bc_flow`: the behaviour-cloned flow policy."""
+        """`one_step`: clip(mu(o, z)), the best of the candidates; `bc_flow`: the flow policy."""
         if policy == 'bc_flow':
             latents = self.encoding.encode(params, 'bc_flow', observations)
-            return self.flow(params, latents, noise)[:, None]
+            first = noise if noise.ndim == 2 else noise[:, 0]
+            return self.flow(params, latents, first)[:, None]
         latents = self.encoding.encode(params, 'one_step_policy', observations)
-        return clip_actions(self.one_step(params, latents, noise))[:, None]
+        critic_latents = self.encoding.encode(params, 'critic', observations)
+        return self.choose(params, latents, critic_latents, noise)[:, None]
+
+    def choose(
+        self, params: Params, latents: jax.Array, critic_latents: jax.Array, noise: jax.Array
+    ) -> jax.Array:
+        """clip(mu(o, z)), (b, a); from noise (b, n, a) the critics' best of n."""
+        if noise.ndim == 2:
+            return clip_actions(self.one_step(params, latents, noise))
+        rows = rearrange(noise, 'b n a -> (b n) a')
+        candidates = clip_actions(self.one_step(params, tile(latents, noise.shape[1]), rows))
+        config = self.config
+        combine = partial(aggregate, how=config.q_agg, pessimism=config.critic_pessimism)
+        return critics_best(self, params, critic_latents, candidates.reshape(noise.shape), combine)
 
     def one_step(self, params: Params, latents: jax.Array, noise: jax.Array) -> jax.Array:
         """mu(o, z), (b, a), not clipped."""

@@ -9,6 +9,7 @@ Hansen-Estruch et al., 'IDQL', 2023, arXiv 2304.10573.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ import jax.numpy as jnp
 from fql.agents.base import Agent
 from fql.agents.configs import IFQLConfig
 from fql.agents.objectives import (
-    best_of_n,
+    aggregate,
+    critics_best,
     flow_actions,
     flow_errors,
     implicit_q_loss,
@@ -91,6 +93,7 @@ class IFQL(Agent):
         )
         if policy == 'bc_flow':
             return candidates[:, None]
-        critic_latents = tile(self.encoding.encode(params, 'critic', observations), count)
-        qs = self.qs(params, critic_latents, candidates).min(axis=0)
-        return best_of_n(candidates.reshape(noise.shape), qs.reshape(size, count))[:, None]
+        critic_latents = self.encoding.encode(params, 'critic', observations)
+        candidates = candidates.reshape(noise.shape)
+        combine = partial(aggregate, how='min')
+        return critics_best(self, params, critic_latents, candidates, combine)[:, None]

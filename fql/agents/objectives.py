@@ -18,6 +18,9 @@ from fql.learner import Metrics, Params
 Velocity = Callable[[jax.Array, jax.Array], jax.Array]
 """(x (b, a), t (b, 1)) -> (b, a): a vector field with parameters and latents bound."""
 
+Combine = Callable[[jax.Array], jax.Array]
+"""(critics, b) -> (b,): one value of an ensemble's."""
+
 
 class FlowDraws(NamedTuple):
     """The random numbers of one update of an agent with a flow.
@@ -27,12 +30,14 @@ class FlowDraws(NamedTuple):
         flow_noise: (b, a) normal; x_0 of the flow-matching path.
         flow_time: (b, 1) uniform in [0, 1); t of the flow-matching path.
         policy_noise: (b, a) normal; the policy's noise at o.
+        distill_time: (b, 1) uniform in [0, 1); t where velocities are distilled.
     """
 
     next_action_noise: jax.Array
     flow_noise: jax.Array
     flow_time: jax.Array
     policy_noise: jax.Array
+    distill_time: jax.Array | None = None
 
 
 def sample_flow_draws(key: jax.Array, shape: tuple[int, ...]) -> FlowDraws:
@@ -57,9 +62,12 @@ def clip_actions(actions: jax.Array) -> jax.Array:
     return jnp.clip(actions, -1.0, 1.0)
 
 
-def aggregate(qs: jax.Array, how: Aggregation) -> jax.Array:
-    """One value (b,) of an ensemble's (critics, b)."""
-    return qs.min(axis=0) if how == 'min' else qs.mean(axis=0)
+def aggregate(qs: jax.Array, how: Aggregation, pessimism: float = 0.0) -> jax.Array:
+    """One value (b,) of an ensemble's (critics, b): `min`, or mean - pessimism * std."""
+    if how == 'min':
+        return qs.min(axis=0)
+    mean = qs.mean(axis=0)
+    return mean - pessimism * qs.std(axis=0) if pessimism else mean
 
 
 def velocity(agent: Agent, params: Params, latents: jax.Array) -> Velocity:
@@ -146,9 +154,18 @@ def gaussian_log_prob(mean: jax.Array, log_std: jax.Array, actions: jax.Array) -
     return jnp.sum(-0.5 * (scaled**2 + jnp.log(2 * jnp.pi)) - log_std, axis=-1)
 
 
-def best_of_n(candidates: jax.Array, qs: jax.Array) -> jax.Array:
-    """Of candidates (b, n, a), those (b, a) whose values (b, n) are largest."""
-    best = jnp.argmax(qs, axis=1)
+def critics_best(
+    agent: Agent, params: Params, latents: jax.Array, candidates: jax.Array, combine: Combine
+) -> jax.Array:
+    """Of candidates (b, n, a), those (b, a) of largest value.
+
+    Args:
+        latents: (b, d), what the critics read.
+        combine: the value (b * n,) of the critics' (critics, b * n).
+    """
+    size, count = candidates.shape[:2]
+    qs = agent.qs(params, tile(latents, count), rearrange(candidates, 'b n a -> (b n) a'))
+    best = jnp.argmax(combine(qs).reshape(size, count), axis=1)
     return jnp.take_along_axis(candidates, best[:, None, None], axis=1)[:, 0]
 
 

@@ -10,6 +10,7 @@ what its public implementation computes (`best-of-n`).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from fql.agents.configs import QCConfig
 from fql.agents.objectives import (
     aggregate,
     as_chunks,
-    best_of_n,
+    critics_best,
     flow_actions,
     flow_errors,
     q_metrics,
@@ -162,10 +163,8 @@ class QC(Agent):
     ) -> jax.Array:
         """Of the flow's chunks from noise (b, num_samples, n), the critics' best, (b, n)."""
         candidates = self.flow(params, latents, noise)
-        rows = tile(critic_latents, noise.shape[1])
-        qs = self.qs(params, rows, rearrange(candidates, 'b s n -> (b s) n'))
-        q = aggregate(qs, self.config.q_agg)
-        return best_of_n(candidates, q.reshape(noise.shape[:2]))
+        combine = partial(aggregate, how=self.config.q_agg)
+        return critics_best(self, params, critic_latents, candidates, combine)
 
     def flow(self, params: Params, latents: jax.Array, noise: jax.Array) -> jax.Array:
         """The flow policy's chunks (b, s, n) from noise of this shape."""

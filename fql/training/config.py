@@ -154,6 +154,9 @@ BOUNDS: dict[str, tuple[float, float]] = {
     'flow_steps': (1, 1000),
     'num_samples': (1, 4096),
     'num_critics': (1, 100),
+    'critic_pessimism': (0, 100),
+    'candidates': (1, 4096),
+    'target_candidates': (1, 4096),
     'horizon': (1, 1000),
     'actor_freq': (1, 10_000),
     'actor_noise': (0, 100),
@@ -201,6 +204,10 @@ def validate_config(config: TrainConfig) -> None:
             or (encoder.lr_multiplier == 1 and encoder.unfreeze_step == 0)
         ),
         'hidden-dims must be one or more widths': len(config.agent.hidden_dims) > 0,
+        'critic-pessimism needs --q-agg mean': (
+            getattr(config.agent, 'critic_pessimism', 0) == 0
+            or getattr(config.agent, 'q_agg', 'mean') == 'mean'
+        ),
     }
     raise_unless(checks)
 

@@ -1,4 +1,4 @@
-"""FBRAC and FAWAC, for which no values are published, against NumPy in float64.
+"""Losses for which no values are published, against NumPy in float64.
 
 What a stop-gradient holds fixed is computed here from a second set of parameters, which the finite
 differences do not move: a gradient that goes where it should not, or not where it should, differs.
@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fql.agents.configs import FAWACConfig, FBRACConfig, Spec
+from fql.agents.configs import EncoderConfig, FAWACConfig, FBRACConfig, FQLConfig, Spec
 from fql.agents.fawac import FAWAC, MAX_WEIGHT
 from fql.agents.fbrac import FBRAC
+from fql.agents.fql import FQL
 from fql.agents.objectives import FlowDraws
 from fql.batch import Batch
 from fql.learner import Learner, make_optimizer
 
-BATCH, STATE, ACTION, STEPS = 6, 5, 2, 3
+BATCH, STATE, ACTION, STEPS, CANDIDATES = 6, 5, 2, 3, 4
 COMMON = {'hidden_dims': (16, 16), 'flow_steps': STEPS, 'discount': 0.9}
 AGENTS = {
     'fbrac': FBRAC(FBRACConfig(**COMMON, alpha=0.7), Spec((STATE,), 'float32', ACTION)),
@@ -29,6 +30,16 @@ AGENTS = {
     'fawac': FAWAC(FAWACConfig(**COMMON, beta=3.0), Spec((STATE,), 'float32', ACTION)),
     'fawac, large weights': FAWAC(
         FAWACConfig(**COMMON, beta=60.0, q_agg='min'), Spec((STATE,), 'float32', ACTION)
+    ),
+    'fql, distilled velocity and many critics': FQL(
+        FQLConfig(
+            **COMMON, alpha=0.7, distillation='velocity', num_critics=4, critic_pessimism=0.5
+        ),
+        Spec((STATE,), 'float32', ACTION),
+    ),
+    'fql, candidates in the target': FQL(
+        FQLConfig(**COMMON, alpha=0.7, target_candidates=CANDIDATES, num_critics=3),
+        Spec((STATE,), 'float32', ACTION),
     ),
 }
 
@@ -53,8 +64,10 @@ def mlp(params, *inputs):
 
 
 def qs(params, states, actions):
-    """(2, b)."""
-    critics = [jax.tree.map(lambda x, i=i: x[i], params['critic']['mlp']) for i in range(2)]
+    """(critics, b)."""
+    tree = params['critic']['mlp']
+    count = len(tree['dense_0']['bias'])
+    critics = [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(count)]
     return np.stack([mlp(critic, states, actions)[:, 0] for critic in critics])
 
 
@@ -101,7 +114,35 @@ def fawac(config, params, fixed, target, batch, draws):
     return critic_loss(config, params, fixed, target, batch, draws) + actor
 
 
-LOSSES = {FBRAC: fbrac, FAWAC: fawac}
+def one_step(params, states, noise):
+    return mlp(params['one_step_policy']['mlp'], states, noise)
+
+
+def fql(config, params, fixed, target, batch, draws):
+    states, next_states, noise = batch.observations, batch.next_observations, draws.policy_noise
+    next_noise = draws.next_action_noise.reshape(BATCH, -1, ACTION)
+    next_actions = np.empty((BATCH, ACTION))
+    for row in range(BATCH):
+        same = np.repeat(next_states[row : row + 1], next_noise.shape[1], axis=0)
+        choices = np.clip(one_step(fixed, same, next_noise[row]), -1, 1)
+        next_actions[row] = choices[np.argmax(qs(fixed, same, choices).mean(axis=0))]
+    next_qs = qs(target, next_states, next_actions)
+    next_q = next_qs.mean(axis=0) - config.critic_pessimism * next_qs.std(axis=0)
+    y = batch.rewards + config.discount * batch.masks * next_q
+    critic = np.mean((qs(params, states, batch.actions) - y) ** 2)
+
+    actions = one_step(params, states, noise)
+    if config.distillation == 'velocity':
+        time = draws.distill_time
+        velocity = mlp(fixed['bc_flow']['mlp'], states, (1 - time) * noise + time * actions, time)
+        distill = np.mean((actions - noise - velocity) ** 2)
+    else:
+        distill = np.mean((actions - flow(fixed, states, noise)) ** 2)
+    q_loss = -qs(fixed, states, np.clip(actions, -1, 1)).mean()
+    return critic + flow_errors(params, batch, draws).mean() + config.alpha * distill + q_loss
+
+
+LOSSES = {FBRAC: fbrac, FAWAC: fawac, FQL: fql}
 
 
 def random_like(rng, tree):
@@ -121,12 +162,17 @@ def case(request):
         masks=np.array([1.0, 1, 0, 1, 1, 1]),
         next_observations=rng.normal(size=(BATCH, STATE)),
     )
+    candidates = getattr(agent.config, 'target_candidates', 1)
     draws = FlowDraws(
-        next_action_noise=rng.normal(size=(BATCH, ACTION)),
+        next_action_noise=rng.normal(
+            size=(BATCH, ACTION) if candidates == 1 else (BATCH, candidates, ACTION)
+        ),
         flow_noise=rng.normal(size=(BATCH, ACTION)),
         flow_time=rng.uniform(size=(BATCH, 1)),
         policy_noise=rng.normal(size=(BATCH, ACTION)),
     )
+    if getattr(agent.config, 'distillation', '') == 'velocity':
+        draws = draws._replace(distill_time=rng.uniform(size=(BATCH, 1)))
     return agent, params, agent.averaged(other), batch, draws
 
 
@@ -150,11 +196,11 @@ def test_the_loss(case):
 
 
 def test_the_gradient_along_random_directions(case):
-    """Through all Euler steps for FBRAC, and through none for FAWAC."""
+    """Through all Euler steps for FBRAC; for the others through none."""
     agent, params, target, batch, draws = case
     grads, _ = gradient_of(agent, params, target, batch, draws)
     rng = np.random.default_rng(1)
-    for head in ('critic', 'bc_flow'):
+    for head in agent.heads:
         for _ in range(3):
             direction = jax.tree.map(np.zeros_like, params)
             direction[head] = random_like(rng, params[head])
@@ -166,3 +212,25 @@ def test_the_gradient_along_random_directions(case):
             expected = (loss(1e-6) - loss(-1e-6)) / 2e-6
             products = jax.tree.map(lambda g, d: np.sum(g * d), grads, direction)
             assert sum(jax.tree.leaves(products)) == pytest.approx(expected, rel=2e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize('sharing', ['shared', 'separate'])
+def test_of_candidates_the_critics_best_acts(sharing):
+    config = FQLConfig(
+        **COMMON, candidates=CANDIDATES, encoder=EncoderConfig('impala_debug', sharing)
+    )
+    agent = FQL(config, Spec((8, 8, 3), 'uint8', ACTION))
+    alone = FQL(dataclasses.replace(config, candidates=1), agent.spec)
+    params = agent.init_params(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (BATCH, 8, 8, 3), np.uint8)
+    noise = rng.normal(size=(BATCH, *agent.noise_shape)).astype(np.float32)
+    taken = np.asarray(agent.act(params, images, noise, 'one_step'))[:, 0]
+    each = np.stack(
+        [alone.act(params, images, noise[:, i], 'one_step')[:, 0] for i in range(CANDIDATES)]
+    )
+    latents = agent.encoding.encode(params, 'critic', images)
+    values = np.stack([agent.qs(params, latents, actions).mean(axis=0) for actions in each])
+    best = values.argmax(axis=0)
+    assert len(set(best.tolist())) > 1
+    np.testing.assert_allclose(taken, each[best, np.arange(BATCH)], rtol=1e-5, atol=1e-6)
