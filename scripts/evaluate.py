@@ -4,11 +4,11 @@ import dataclasses
 
 from fql.reports.tables import tell
 from fql.reports.video import save_gif
-from fql.training.evaluation import random_policy
+from fql.training.evaluation import Policy, random_policy
 from fql.training.learning import agent_of
-from fql.training.policy import load_rollout_policy
+from fql.training.policy import make_act, make_policy, restore_params, with_candidates
 from fql.training.rollouts import evaluate_with_progress, start_workers
-from fql.training.run_folder import RunFolder, read_spec
+from fql.training.run_folder import RunFolder, RunSpec, read_spec
 from fql.training.watch import watch
 from scripts.evaluate_args import Evaluate
 
@@ -29,29 +29,47 @@ def run(args: Evaluate) -> None:
     if args.success_timing is not None:
         config = dataclasses.replace(config, success_timing=args.success_timing)
     seed = spec.config.eval_seed if args.seed is None else args.seed
-    if args.policy == 'random':
-        step, policy = None, random_policy(spec.action_dim, seed)
-    else:
-        step, policy = load_rollout_policy(run_folder, spec, args.policy, seed, args.step, tell)
+    policies = make_policies(args, run_folder, spec, seed)
     with start_workers(spec, config, args.episodes, args.workers) as workers:
-        result = evaluate_with_progress(
-            workers,
-            policy,
-            args.episodes,
-            seed,
-            label='evaluate',
-            record_episodes=GIF_EPISODES if args.video else 0,
-        )
-    policy_name = args.policy or agent_of(spec).policies[0]
-    of_step = '' if step is None else f' of step {step:,}'
-    print(
-        f'{config.task}: {policy_name} policy{of_step}: '
-        f'success {result.success:.1%} over {args.episodes} episodes '
-        f'(seeds {seed} to {seed + args.episodes - 1}, success judged '
-        f'{config.success_timing}-step), mean return {result.returns.mean():.1f}, '
-        f'mean length {result.lengths.mean():.0f}'
-    )
+        for name, policy in policies.items():
+            result = evaluate_with_progress(
+                workers,
+                policy,
+                args.episodes,
+                seed,
+                label='evaluate',
+                record_episodes=GIF_EPISODES if args.video else 0,
+            )
+            print(
+                f'{config.task}: {name}: '
+                f'success {result.success:.1%} over {args.episodes} episodes '
+                f'(seeds {seed} to {seed + args.episodes - 1}, success judged '
+                f'{config.success_timing}-step), mean return {result.returns.mean():.1f}, '
+                f'mean length {result.lengths.mean():.0f}'
+            )
     if args.video is not None:
         args.video.parent.mkdir(parents=True, exist_ok=True)
         save_gif(args.video, result.frames, GIF_FPS)
         print(f'wrote {args.video}')
+
+
+def make_policies(args: Evaluate, folder: RunFolder, spec: RunSpec, seed: int) -> dict[str, Policy]:
+    """What is to be evaluated, by the name that is printed.
+
+    Raises:
+        FQLError: there is no such policy or checkpoint, or the agent chooses among no candidates.
+    """
+    if args.policy == 'random':
+        return {'random policy': random_policy(spec.action_dim, seed)}
+    name = args.policy or agent_of(spec).policies[0]
+    agents = {f'{name} policy': agent_of(spec)}
+    if args.candidates:
+        agents = {
+            f'{name} policy, best of {count}': agent_of(with_candidates(spec, count))
+            for count in args.candidates
+        }
+    acts = {title: make_act(agent, name) for title, agent in agents.items()}
+    step, params = restore_params(folder, spec, args.step, tell)
+    return {
+        f'{title} of step {step:,}': make_policy(act, params, seed) for title, act in acts.items()
+    }

@@ -16,6 +16,7 @@ class Evaluate:
     """Roll out a trained policy and print its success rate.
 
     fql evaluate runs/cube --episodes 50 --video cube.gif
+    fql evaluate runs/cube --candidates 1 4 16
     """
 
     run: tyro.conf.Positional[Path]
@@ -29,6 +30,8 @@ class Evaluate:
     policy: str = ''
     """One of the agent's policies (fql: one_step, bc_flow), or random for uniform actions; default:
     the agent's first one."""
+    candidates: tuple[int, ...] = ()
+    """Take the critics' best of so many actions of the policy; of each number in turn."""
     workers: int = 0
     """Processes that run environments (0: one for each processor, at most 16)."""
     max_episode_steps: int | None = None
@@ -46,14 +49,23 @@ class Evaluate:
         """Raises FQLError if the arguments make no sense."""
         if self.episodes < 1:
             raise FQLError('episodes must be at least 1')
-        others = (self.step, self.seed, self.max_episode_steps, self.success_timing, self.video)
+        others = (
+            self.candidates or None,
+            self.step,
+            self.seed,
+            self.max_episode_steps,
+            self.success_timing,
+            self.video,
+        )
         if self.watch and (self.policy or any(x is not None for x in others)):
             raise FQLError(
                 '--watch evaluates every checkpoint as the trainer would: '
                 'beside it only --episodes and --workers'
             )
-        if self.policy == 'random' and self.step is not None:
-            raise FQLError('--policy random is of no checkpoint: leave out --step')
+        if self.policy == 'random' and (self.step is not None or self.candidates):
+            raise FQLError('--policy random is of no checkpoint: leave out --step and --candidates')
+        if self.video is not None and len(self.candidates) > 1:
+            raise FQLError('--video shows one policy: give one number of --candidates')
         if self.seed is not None and not 0 <= self.seed < 2**31:
             raise FQLError('seed must lie in [0, 2^31)')
         if self.video is not None and self.video.suffix != '.gif':

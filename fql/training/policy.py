@@ -1,6 +1,8 @@
 """How trained parameters act: an agent's policy, for rollouts and from a run's checkpoint."""
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,9 @@ from fql.devices import one_device_mesh
 from fql.errors import FQLError
 from fql.learner import Params
 from fql.training.checkpoints import CheckpointReader
+from fql.training.config import validate_config
 from fql.training.evaluation import Policy
-from fql.training.learning import agent_of, make_learner
+from fql.training.learning import make_learner
 from fql.training.run_folder import RunFolder, RunSpec
 
 Act = Callable[[Params, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -85,15 +88,19 @@ def restore_params(
     return step, reader.restore_params(abstract, step)
 
 
-def load_rollout_policy(
-    folder: RunFolder,
-    spec: RunSpec,
-    name: str,
-    seed: int,
-    step: int | None = None,
-    notify: Callable[[str], None] | None = None,
-) -> tuple[int, Policy]:
-    """The step and a policy of a run's checkpoint; see `restore_params` and `make_act`."""
-    act = make_act(agent_of(spec), name)
-    step, params = restore_params(folder, spec, step, notify)
-    return step, make_policy(act, params, seed)
+def with_candidates(spec: RunSpec, count: int) -> RunSpec:
+    """The run with another number of actions of which the critics' best is taken.
+
+    Raises:
+        FQLError: the agent does not choose, or the number is out of bounds.
+    """
+    agent = spec.config.agent
+    names = {entry.name for entry in dataclasses.fields(agent)}
+    changes: dict[str, Any] = {
+        name: count for name in ('candidates', 'num_samples') if name in names
+    }
+    if not changes:
+        raise FQLError(f'--candidates: agent {agent.name} chooses among no candidates')
+    config = dataclasses.replace(spec.config, agent=dataclasses.replace(agent, **changes))
+    validate_config(config)
+    return dataclasses.replace(spec, config=config)

@@ -84,3 +84,5 @@ def test_a_resumed_run_keeps_its_agent(fql, assert_one_line, tmp_path):
     assert_one_line(done, 'trains agent bc, not iql')
     done = fql('evaluate', run, '--policy', 'one_step', '--episodes', 1)
     assert_one_line(done, 'agent bc has no policy one_step; it has flow')
+    done = fql('evaluate', run, '--candidates', 2, '--episodes', 1)
+    assert_one_line(done, 'agent bc chooses among no candidates')

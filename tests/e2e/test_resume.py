@@ -63,7 +63,8 @@ def test_killed_and_stopped_runs_end_in_the_same_state(
     assert fql('train', *settings).returncode == 0
     assert checkpoint(fql, other)['sha256'] != checkpoint(fql, whole)['sha256']
 
-    done = fql('evaluate', whole, '--episodes', 2, '--step', STEPS, '--video', tmp_path / 'v.gif')
+    more = ('--candidates', 3, '--video', tmp_path / 'v.gif')
+    done = fql('evaluate', whole, '--episodes', 2, '--step', STEPS, *more)
     assert done.returncode == 0, done.stderr
-    assert 'success' in done.stdout
+    assert f'one_step policy, best of 3 of step {STEPS}: success' in done.stdout
     assert (tmp_path / 'v.gif').exists()
