@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from data_pipeline.collection.collect import collect
 from data_pipeline.collection.recipes import Recipe, dataset_name, ogbench_recipe
 from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.errors import DataError
+from data_pipeline.machine import available_processors
 from fql.reports.tables import tell
 from fql.training.progress import progress_bar, progress_callback
 from scripts.collect_args import Collect
@@ -79,7 +79,7 @@ def _collect_with_progress(recipe: Recipe, out: Path, episodes: int, args: Colle
                 recipe,
                 out,
                 episodes=episodes,
-                workers=args.workers or os.cpu_count() or 1,
+                workers=args.workers or available_processors(),
                 overwrite=args.overwrite,
                 progress=progress_callback(bar),
             )

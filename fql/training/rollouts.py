@@ -1,12 +1,12 @@
 """Workers for a run's environment, and evaluation of a policy in them."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from data_pipeline.files import write_json
+from data_pipeline.machine import available_processors
 from fql.envs.make import EnvSpec
 from fql.envs.tasks import OWN_TASK, find_task
 from fql.envs.workers import EnvWorkers
@@ -29,7 +29,8 @@ def start_workers(
     """Starts environments of a run, in at most as many processes as there are episodes.
 
     Args:
-        num_workers: how many processes; 0: one for each processor, at most MAX_WORKERS.
+        num_workers: how many processes; 0: one for each processor that this process may use, at
+            most MAX_WORKERS.
 
     Raises:
         FQLError: the environment cannot be made, or it does not give what the data hold.
@@ -47,7 +48,7 @@ def start_workers(
         frame_stack=config.frame_stack,
         max_episode_steps=config.max_episode_steps or None,
     )
-    asked = num_workers or min(os.cpu_count() or 1, MAX_WORKERS)
+    asked = num_workers or min(available_processors(), MAX_WORKERS)
     workers = EnvWorkers(env_spec, min(asked, episodes))
     given = (workers.observation_shape, str(workers.observation_dtype), workers.action_dim)
     wanted = (spec.observation_shape, spec.observation_dtype, spec.action_dim)

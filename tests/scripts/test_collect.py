@@ -154,6 +154,6 @@ def test_what_is_not_given_has_ogbenchs_number(fql, tmp_path, monkeypatch):
     assert (settings['episodes'], val_settings['episodes']) == (3000, 300)
     assert (train.episode_steps, train.noise, train.seed, train.split) == (1000, 0, 5, 'train')
     assert (val.episode_steps, val.noise, val.seed, val.split) == (1000, 0, 5, 'val')
-    assert settings['workers'] == os.cpu_count()
+    assert settings['workers'] == len(os.sched_getaffinity(0))
     assert out.name == 'visual-cube-triple-play-v0.npz'
     assert val_out.name == 'visual-cube-triple-play-v0-val.npz'
