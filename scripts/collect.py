@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from data_pipeline.collection.collect import collect
 from data_pipeline.collection.recipes import Recipe, dataset_name, ogbench_recipe
 from data_pipeline.data_dir import resolve_data_dir
@@ -81,7 +83,9 @@ def _collect_with_progress(recipe: Recipe, out: Path, episodes: int, args: Colle
                 episodes=episodes,
                 workers=args.workers or available_processors(),
                 overwrite=args.overwrite,
+                env_step_seconds=args.env_step_seconds,
                 progress=progress_callback(bar),
+                notify=tqdm.write,
             )
     except KeyboardInterrupt:
         tell('\nfinished episodes are kept: the same command goes on from them')

@@ -61,6 +61,9 @@ class Collect:
     episodes; not on the number of workers."""
     workers: int = 0
     """Processes that collect (0: one for each processor)."""
+    env_step_seconds: float = 300.0
+    """Longest time that a step of an environment may take. One that takes longer hangs: its process
+    is replaced and the episode repeated, once."""
     out: Path | None = None
     """The file to write; default: collected/NAME.npz in the data folder."""
     overwrite: bool = False

@@ -33,6 +33,8 @@ class Evaluate:
     """Processes that run environments (0: one for each processor, at most 16)."""
     max_episode_steps: int | None = None
     """Longest episode (0: the environment's own limit); default: the run's."""
+    env_step_seconds: float | None = None
+    """Longest time that a step of an environment may take; default: the run's."""
     success_timing: Literal['pre', 'post'] | None = None
     """When success is judged; default: the run's."""
     video: Path | None = None
@@ -46,7 +48,10 @@ class Evaluate:
         """Raises FQLError if the arguments make no sense."""
         if self.episodes < 1:
             raise FQLError('episodes must be at least 1')
-        others = (self.step, self.seed, self.max_episode_steps, self.success_timing, self.video)
+        others = (
+            *(self.step, self.seed, self.max_episode_steps, self.env_step_seconds),
+            *(self.success_timing, self.video),
+        )
         if self.watch and (self.policy or any(x is not None for x in others)):
             raise FQLError(
                 '--watch evaluates every checkpoint as the trainer would: '

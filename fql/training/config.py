@@ -75,6 +75,9 @@ class TrainConfig:
     """Episode i of every evaluation is reset with this seed plus i."""
     max_episode_steps: int = 0
     """Longest evaluation episode (0: the environment's own limit)."""
+    env_step_seconds: float = 300.0
+    """Longest time that a step of an environment may take. One that takes longer hangs: its process
+    is replaced and the episode repeated, once."""
     success_timing: Literal['pre', 'post'] = 'post'
     """When success is judged: after a step as in the paper, or before it as in the data."""
     save_interval: int = 50_000
@@ -110,6 +113,7 @@ RESUMABLE_FIELDS = frozenset(
         'steps',
         'updates_per_call',
         'eval_workers',
+        'env_step_seconds',
         'keep_latest',
         'keep_interval',
         'shard_params',
@@ -132,6 +136,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     'eval_workers': (0, 4096),
     'eval_seed': (0, 2**31 - 1),
     'max_episode_steps': (0, 2**31 - 1),
+    'env_step_seconds': (0.1, 10**6),
     'save_interval': (0, 2**31 - 1),
     'keep_latest': (1, 2**31 - 1),
     'keep_interval': (0, 2**31 - 1),

@@ -117,9 +117,16 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
     check_batches(data['train'].split, loader)
     with ExitStack() as stack:
         workers = None
+        interruption = Interruption()
         if config.eval_interval and is_main:
             workers = stack.enter_context(
-                start_workers(spec, config, config.eval_episodes, config.eval_workers)
+                start_workers(
+                    spec,
+                    config,
+                    config.eval_episodes,
+                    config.eval_workers,
+                    interruption.raise_if_noted if jax.process_count() == 1 else lambda: None,
+                )
             )
         stack.enter_context(claimed_folder(folder, store, lambda: write_spec(folder, spec)))
         state, notices = restore_newest(folder.checkpoints, abstract, folder.damaged)
@@ -164,7 +171,7 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
             val_batches = training_batches(data['val'], config, logged, **part)
         has_convolutions = spec.images and frozen is None
         per_call = updates_per_call(config.updates_per_call, has_convolutions)
-        interruption = stack.enter_context(Interruption())
+        stack.enter_context(interruption)
         trainer = Trainer(
             schedule=config,
             mesh=mesh,
@@ -174,7 +181,7 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
                 learner, batch_maker(spec), abstract, per_call, has_convolutions
             ),
             validate=make_validation(validation_of(spec)),
-            evaluate=make_evaluation(spec, mesh, folder, workers, eval_log, interruption),
+            evaluate=make_evaluation(spec, mesh, folder, workers, eval_log),
             metadata={'config': config_to_dict(config), 'versions': versions()},
             writer=writer,
             train_log=train_log,
@@ -196,7 +203,6 @@ def make_evaluation(
     folder: RunFolder,
     workers: EnvWorkers | None,
     log: MetricsLog | None,
-    interruption: Interruption,
 ) -> Callable[[TrainState], None]:
     """The function that evaluates a state, in the first process, and writes the results.
 
@@ -211,7 +217,6 @@ def make_evaluation(
         if workers is None or log is None:
             return
         step = int(state.step)
-        is_alone = jax.process_count() == 1
         result = evaluate_with_progress(
             workers,
             make_policy(act, params, config.eval_seed),
@@ -219,7 +224,6 @@ def make_evaluation(
             config.eval_seed,
             label=f'evaluate step {step:,}',
             record_episodes=VIDEO_EPISODES if spec.images else 0,
-            between=interruption.raise_if_noted if is_alone else lambda: None,
         )
         record_evaluation(folder, log, step, result)
         tqdm.write(f'step {step:,}: success {result.success:.1%} ({config.eval_episodes} episodes)')
