@@ -68,8 +68,6 @@ def _env_kwargs(args: Collect) -> dict[str, Any]:
         raise DataError(f'env_kwargs must be a JSON object {{"name": value}}: {args.env_kwargs}')
     if args.frame_size is None:
         return kwargs
-    if args.frame_size < 1:
-        raise DataError(f'frame_size must be at least 1, not {args.frame_size}')
     return {**kwargs, 'width': args.frame_size, 'height': args.frame_size}
 
 

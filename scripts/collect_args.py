@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fql.errors import FQLError
 from scripts.shared_args import DataDir
 
 
@@ -69,8 +68,3 @@ class Collect:
     overwrite: bool = False
     """Replace files that exist; otherwise they are kept, and only the other one is collected."""
     data_dir: DataDir = ''
-
-    def check(self) -> None:
-        """Raises FQLError if the arguments make no sense."""
-        if self.val_episodes < 0:
-            raise FQLError(f'val-episodes must not be negative: {self.val_episodes}')

@@ -46,8 +46,6 @@ class Evaluate:
 
     def check(self) -> None:
         """Raises FQLError if the arguments make no sense."""
-        if self.episodes < 1:
-            raise FQLError('episodes must be at least 1')
         others = (
             *(self.step, self.seed, self.max_episode_steps, self.env_step_seconds),
             *(self.success_timing, self.video),
@@ -59,8 +57,6 @@ class Evaluate:
             )
         if self.policy == 'random' and self.step is not None:
             raise FQLError('--policy random is of no checkpoint: leave out --step')
-        if self.seed is not None and not 0 <= self.seed < 2**31:
-            raise FQLError('seed must lie in [0, 2^31)')
         if self.video is not None and self.video.suffix != '.gif':
             raise FQLError(f'{self.video}: only .gif videos are written')
         check_new(self.video)

@@ -167,9 +167,26 @@ BOUNDS: dict[str, tuple[float, float]] = {
     'lr_multiplier': (1e-9, 1e3),
     'unfreeze_step': (0, 2**31 - 1),
     'mask_ratio': (0, 0.99),
+    'num_processes': (1, 2**16),
+    'process_id': (0, 2**16),
+    'step': (0, 2**31 - 1),
+    'episodes': (1, 10**6),
+    'val_episodes': (0, 10**6),
+    'episode_steps': (1, 10**6),
+    'noise': (0, 100),
+    'p_random_action': (0, 1),
+    'frame_size': (1, 4096),
+    'image_size': (1, 4096),
+    'workers': (0, 4096),
+    'rows': (1, 2**31 - 1),
+    'target': (0, 2**31 - 1),
+    'rounds': (1, 10**6),
+    'batches': (1, 2**31 - 1),
+    'updates': (1, 2**31 - 1),
+    'kills': (1, 10**6),
 }
-"""Smallest and largest value of every number in a configuration, by the field's name; of each one
-where a field has several.
+"""Smallest and largest value of every number in a configuration or in a command's arguments, by the
+field's name; of each one where a field has several.
 """
 
 FLAGS = {'lr_multiplier': 'encoder.lr-multiplier', 'unfreeze_step': 'encoder.unfreeze-step'}
@@ -211,14 +228,14 @@ def validate_config(config: TrainConfig) -> None:
 
 
 def check_bounds(config: Any) -> None:
-    """Raises FQLError if a number of a configuration, nested ones too, is out of `BOUNDS`."""
+    """Raises FQLError if a number of a dataclass, or of one nested in it, is out of `BOUNDS`."""
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
         if dataclasses.is_dataclass(value):
             check_bounds(value)
         elif entry.name in BOUNDS:
             low, high = BOUNDS[entry.name]
-            values = value if isinstance(value, tuple) else (value,)
+            values = value if isinstance(value, tuple) else () if value is None else (value,)
             if not all(low <= number <= high for number in values):  # NaN is nowhere within.
                 shown = ' '.join(f'{number:g}' for number in values)
                 flag = FLAGS.get(entry.name, entry.name.replace('_', '-'))

@@ -53,6 +53,7 @@ from fql.training.learning import (
     validation_of,
 )
 from fql.training.loop import Trainer, is_due, rows_logged
+from fql.training.memory import check_memory
 from fql.training.metrics_log import MetricsLog, read_csv
 from fql.training.policy import make_act, make_policy
 from fql.training.presets import has_preset
@@ -115,6 +116,8 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
     part = {'process_index': jax.process_index(), 'process_count': jax.process_count()}
     loader = loader_config(data['train'], config, **part)
     check_batches(data['train'].split, loader)
+    rows = 0 if uses_cache(config) else config.batch_size // jax.process_count()
+    check_memory(learner, abstract, rows * spec.observation_bytes)
     with ExitStack() as stack:
         workers = None
         interruption = Interruption()
