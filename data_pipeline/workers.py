@@ -7,6 +7,7 @@ that may not be where environments are rendered.
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
@@ -38,14 +39,14 @@ class WorkerGroup:
         Args:
             work: a function of a module; what it raises because this process is gone is dropped.
         """
-        context = multiprocessing.get_context('spawn')
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_run, args=(work, theirs, *arguments), daemon=True)
-        with _sigint_blocked():
-            process.start()
-        theirs.close()  # Else the pipe would stay open when the worker dies.
-        self.connections.append(ours)
+        connection, process = _spawn(work, *arguments)
+        self.connections.append(connection)
         self._processes.append(process)
+
+    def replace(self, index: int, work: Callable[..., None], *arguments: Any) -> None:
+        """Kills a worker, also one that hangs, and starts another in its place; see `start`."""
+        self._kill(index)
+        self.connections[index], self._processes[index] = _spawn(work, *arguments)
 
     def exit_code(self, index: int, seconds: float | None = None) -> int | None:
         """Waits for the end of a worker, no longer than this; None if it still runs."""
@@ -53,24 +54,41 @@ class WorkerGroup:
         return self._processes[index].exitcode
 
     def close(self, seconds: float) -> None:
-        """Closes the pipes, by which workers that read know the end; kills those that stay."""
+        """Closes the pipes, by which workers that read know the end.
+
+        Those that still run after this time are killed.
+        """
         for connection in self.connections:
             connection.close()
+        deadline = time.monotonic() + seconds
         for process in self._processes:
-            process.join(seconds)
+            process.join(max(deadline - time.monotonic(), 0))
         self.kill()
 
     def kill(self) -> None:
         """Ends the workers and what they started; importing glfw, say, starts Python."""
-        for connection in self.connections:
-            connection.close()
-        for process in self._processes:
-            if process.is_alive():
-                try:
-                    os.killpg(process.pid, signal.SIGKILL)
-                except ProcessLookupError:  # It has not made its group yet.
-                    process.kill()
-            process.join()
+        for index in range(len(self._processes)):
+            self._kill(index)
+
+    def _kill(self, index: int) -> None:
+        self.connections[index].close()
+        process = self._processes[index]
+        if process.is_alive():
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:  # It has not made its group yet.
+                process.kill()
+        process.join()
+
+
+def _spawn(work: Callable[..., None], *arguments: Any) -> tuple[Connection, Any]:
+    context = multiprocessing.get_context('spawn')
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_run, args=(work, theirs, *arguments), daemon=True)
+    with _sigint_blocked():
+        process.start()
+    theirs.close()  # Else the pipe would stay open when the worker dies.
+    return ours, process
 
 
 def _run(work: Callable[..., None], connection: Connection, *arguments: Any) -> None:

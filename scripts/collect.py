@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from data_pipeline.collection.collect import collect
 from data_pipeline.collection.recipes import Recipe, dataset_name, ogbench_recipe
 from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.errors import DataError
+from data_pipeline.machine import available_processors
 from fql.reports.tables import tell
 from fql.training.progress import progress_bar, progress_callback
 from scripts.collect_args import Collect
@@ -66,8 +68,6 @@ def _env_kwargs(args: Collect) -> dict[str, Any]:
         raise DataError(f'env_kwargs must be a JSON object {{"name": value}}: {args.env_kwargs}')
     if args.frame_size is None:
         return kwargs
-    if args.frame_size < 1:
-        raise DataError(f'frame_size must be at least 1, not {args.frame_size}')
     return {**kwargs, 'width': args.frame_size, 'height': args.frame_size}
 
 
@@ -79,9 +79,11 @@ def _collect_with_progress(recipe: Recipe, out: Path, episodes: int, args: Colle
                 recipe,
                 out,
                 episodes=episodes,
-                workers=args.workers or os.cpu_count() or 1,
+                workers=args.workers or available_processors(),
                 overwrite=args.overwrite,
+                env_step_seconds=args.env_step_seconds,
                 progress=progress_callback(bar),
+                notify=tqdm.write,
             )
     except KeyboardInterrupt:
         tell('\nfinished episodes are kept: the same command goes on from them')

@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fql.errors import FQLError
 from scripts.shared_args import DataDir
 
 
@@ -61,13 +60,11 @@ class Collect:
     episodes; not on the number of workers."""
     workers: int = 0
     """Processes that collect (0: one for each processor)."""
+    env_step_seconds: float = 300.0
+    """Longest time that a step of an environment may take. One that takes longer hangs: its process
+    is replaced and the episode repeated, once."""
     out: Path | None = None
     """The file to write; default: collected/NAME.npz in the data folder."""
     overwrite: bool = False
     """Replace files that exist; otherwise they are kept, and only the other one is collected."""
     data_dir: DataDir = ''
-
-    def check(self) -> None:
-        """Raises FQLError if the arguments make no sense."""
-        if self.val_episodes < 0:
-            raise FQLError(f'val-episodes must not be negative: {self.val_episodes}')

@@ -23,11 +23,9 @@ def run(args: Evaluate) -> None:
         return
     run_folder = RunFolder(args.run)
     spec = read_spec(run_folder)
-    config = spec.config
-    if args.max_episode_steps is not None:
-        config = dataclasses.replace(config, max_episode_steps=args.max_episode_steps)
-    if args.success_timing is not None:
-        config = dataclasses.replace(config, success_timing=args.success_timing)
+    names = ('max_episode_steps', 'env_step_seconds', 'success_timing')
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    config = dataclasses.replace(spec.config, **given)
     seed = spec.config.eval_seed if args.seed is None else args.seed
     policies = make_policies(args, run_folder, spec, seed)
     with start_workers(spec, config, args.episodes, args.workers) as workers:

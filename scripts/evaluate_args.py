@@ -36,6 +36,8 @@ class Evaluate:
     """Processes that run environments (0: one for each processor, at most 16)."""
     max_episode_steps: int | None = None
     """Longest episode (0: the environment's own limit); default: the run's."""
+    env_step_seconds: float | None = None
+    """Longest time that a step of an environment may take; default: the run's."""
     success_timing: Literal['pre', 'post'] | None = None
     """When success is judged; default: the run's."""
     video: Path | None = None
@@ -47,15 +49,9 @@ class Evaluate:
 
     def check(self) -> None:
         """Raises FQLError if the arguments make no sense."""
-        if self.episodes < 1:
-            raise FQLError('episodes must be at least 1')
         others = (
-            self.candidates or None,
-            self.step,
-            self.seed,
-            self.max_episode_steps,
-            self.success_timing,
-            self.video,
+            *(self.step, self.seed, self.max_episode_steps, self.env_step_seconds),
+            *(self.success_timing, self.video, self.candidates or None),
         )
         if self.watch and (self.policy or any(x is not None for x in others)):
             raise FQLError(
@@ -66,8 +62,6 @@ class Evaluate:
             raise FQLError('--policy random is of no checkpoint: leave out --step and --candidates')
         if self.video is not None and len(self.candidates) > 1:
             raise FQLError('--video shows one policy: give one number of --candidates')
-        if self.seed is not None and not 0 <= self.seed < 2**31:
-            raise FQLError('seed must lie in [0, 2^31)')
         if self.video is not None and self.video.suffix != '.gif':
             raise FQLError(f'{self.video}: only .gif videos are written')
         check_new(self.video)

@@ -26,7 +26,7 @@ GROUPS = {
     'agent': 'agent.alpha agent.*',
     'encoder': 'encoder* agent.encoder* agent.bc_flow_trains_encoder latent_*',
     'training': 'batch_size frame_stack horizon shift_probability lr tau hidden_dims mask_ratio',
-    'evaluation': 'eval_* max_episode_steps success_timing',
+    'evaluation': 'eval_* max_episode_steps env_* success_timing',
     'checkpoints and logs': 'save_interval keep_* log_interval wandb_project',
     'augmentation': 'augmentation.*',
     'devices and processes': 'updates_per_call shard_params processes.*',

@@ -74,8 +74,6 @@ class InspectBatch:
         """Raises FQLError if the arguments make no sense."""
         if self.out is None and self.png is None:
             raise FQLError('nothing to write: give --out batch.npz, --png batch.png, or both')
-        if self.step < 0:
-            raise FQLError('step must not be negative; the first update is 0')
         check_new(self.out)
         check_new_picture(self.png)
 

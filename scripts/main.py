@@ -37,6 +37,7 @@ from scripts.prepare_args import Prepare
 from scripts.pretrain_args import Pretrain
 from scripts.probe_args import Probe
 from scripts.quickstart_args import Quickstart
+from scripts.shared_args import check_values
 from scripts.train_args import Train
 
 COMMANDS: dict[str, tuple[Any, str]] = {
@@ -122,6 +123,7 @@ def run(words: list[str]) -> int:
             args=words,
             config=(tyro.conf.OmitArgPrefixes,),
         )
+        check_values(args)
         if hasattr(args, 'check'):
             args.check()
         if hasattr(args, 'data_dir'):

@@ -1,12 +1,15 @@
 """What the arguments of several commands share."""
 
+import dataclasses
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from fql.errors import FQLError
+from fql.training.config import check_bounds
 
 DataDir = Annotated[
     str,
@@ -22,11 +25,23 @@ JsonOut = Annotated[
 ]
 
 
-def check_positive(**counts: int) -> None:
-    """Raises FQLError if one of the numbers is not."""
-    for name, count in counts.items():
-        if count < 1:
-            raise FQLError(f'{name.replace("_", "-")} must be at least 1, not {count}')
+def check_values(args: Any) -> None:
+    """Raises FQLError for a number out of its bounds, or a device or pipe in place of a file."""
+    check_bounds(args)
+    for path in _paths(args):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise FQLError(f'{path} is a device, a pipe or a socket, not a file or a folder')
+
+
+def _paths(args: Any) -> Iterator[Path]:
+    """All that may name a file in the arguments, or in what is nested in them."""
+    for entry in dataclasses.fields(args):
+        value = getattr(args, entry.name)
+        if dataclasses.is_dataclass(value):
+            yield from _paths(value)
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, str | Path) and len(str(item)) < 4096:
+                yield Path(item)
 
 
 def value_of(words: list[str], flag: str) -> str | None:

@@ -20,7 +20,10 @@ from data_pipeline.errors import DataError
 from data_pipeline.files import locked, replacing, write_npy_header, write_text
 from data_pipeline.workers import WorkerGroup
 
+STEP_SECONDS = 300.0
+_START_SECONDS = 300.0
 _REPORT_SECONDS = 1.0
+_POLL_SECONDS = 0.5
 
 
 def collect(
@@ -30,7 +33,9 @@ def collect(
     episodes: int,
     workers: int,
     overwrite: bool = False,
+    env_step_seconds: float = STEP_SECONDS,
     progress: Callable[[int, int], None] | None = None,
+    notify: Callable[[str], None] = lambda notice: None,
 ) -> Path:
     """Collects episodes into one compressed `.npz` of OGBench's format.
 
@@ -47,12 +52,15 @@ def collect(
         episodes: how many episodes.
         workers: how many processes.
         overwrite: whether to replace `out`, once all is collected, where it exists.
+        env_step_seconds: how long a step of an environment may take. A worker that takes longer is
+            replaced and its episode repeated, once.
         progress: called with (rows done, rows) at the start and about once a second.
+        notify: called with a line about each episode that is repeated.
 
     Raises:
         DataError: an argument is unusable, `out` exists, `<out>.parts/` is of another recipe or in
             use by another process, the environment cannot be made or rendered, a file cannot be
-            written, an episode's file is damaged, or a worker died.
+            written, an episode's file is damaged, a worker died, or hung twice in an episode.
     """
     out = Path(out)
     recipe.check()
@@ -70,7 +78,7 @@ def collect(
         rows = recipe.episode_steps + 1
         done = (episodes - len(missing)) * rows
         report(done, episodes * rows)
-        for more in _run_workers(recipe, parts, missing, workers):
+        for more in _run_workers(recipe, parts, missing, workers, env_step_seconds, notify):
             done += more
             report(done, episodes * rows)
         with _writing(out):
@@ -116,31 +124,72 @@ def _part(parts: Path, episode: int) -> Path:
 
 
 def _run_workers(
-    recipe: Recipe, parts: Path, episodes: Sequence[int], workers: int
+    recipe: Recipe,
+    parts: Path,
+    episodes: Sequence[int],
+    workers: int,
+    step_seconds: float,
+    notify: Callable[[str], None],
 ) -> Iterable[int]:
-    """Collects the episodes in spawned processes; yields numbers of rows as they are made."""
+    """Collects the episodes in spawned processes; yields numbers of rows as they are made.
+
+    The number is negative where those of an episode are given up, which is repeated.
+    """
+    shares = [list(episodes[index::workers]) for index in range(min(workers, len(episodes)))]
+    rows = [0] * len(shares)  # That the worker said it has made.
+    patience = [_START_SECONDS] * len(shares)  # Seconds left until the worker's next message.
+    repeated: set[int] = set()
     with WorkerGroup() as group:
-        for index in range(min(workers, len(episodes))):
-            group.start(_run_worker, recipe, parts, episodes[index::workers])
-        running = set(group.connections)
+        for share in shares:
+            group.start(_run_worker, recipe, parts, share)
+        running = set(range(len(shares)))
         while running:
-            for connection in wait(list(running)):
-                assert isinstance(connection, Connection)
-                try:
-                    message = connection.recv()
-                except (EOFError, OSError):
-                    code = group.exit_code(group.connections.index(connection))
+            began = time.monotonic()
+            ready = wait([group.connections[index] for index in running], _POLL_SECONDS)
+            # Not the time for which workers and this process were stopped together.
+            passed = min(time.monotonic() - began, _POLL_SECONDS)
+            for index in sorted(running):
+                if group.connections[index] in ready:
+                    message = _receive(group, index, recipe)
+                    patience[index] = step_seconds + _REPORT_SECONDS
+                    if message is None:
+                        running.remove(index)
+                        group.exit_code(index)
+                    else:
+                        rows[index] += message
+                        yield message
+                    continue
+                patience[index] -= passed
+                if patience[index] > 0:
+                    continue
+                missing = [i for i in shares[index] if not zipfile.is_zipfile(_part(parts, i))]
+                slow = f'{recipe.env_id} took longer than {step_seconds:g} s for a step'
+                if repeated & set(missing[:1]):
                     raise DataError(
-                        f'a worker collecting from {recipe.env_id} died (exit code {code}); '
-                        'run again to go on from the finished episodes'
-                    ) from None
-                if isinstance(message, str):
-                    raise DataError(message)
-                if message is None:
-                    running.remove(connection)
-                    group.exit_code(group.connections.index(connection))
-                else:
-                    yield message
+                        f'{slow} of episode {missing[0]}, as when it was tried before; '
+                        '--env-step-seconds is the limit'
+                    )
+                notify(f'{slow}: worker {index} is replaced and its episode repeated')
+                repeated |= set(missing[:1])
+                finished = (len(shares[index]) - len(missing)) * (recipe.episode_steps + 1)
+                yield finished - rows[index]
+                shares[index], rows[index], patience[index] = missing, 0, _START_SECONDS
+                group.replace(index, _run_worker, recipe, parts, missing)
+
+
+def _receive(group: WorkerGroup, index: int, recipe: Recipe) -> int | None:
+    """What a worker says: a number of rows, or None at its end."""
+    try:
+        message = group.connections[index].recv()
+    except (EOFError, OSError):
+        code = group.exit_code(index)
+        raise DataError(
+            f'a worker collecting from {recipe.env_id} died (exit code {code}); '
+            'run again to go on from the finished episodes'
+        ) from None
+    if isinstance(message, str):
+        raise DataError(message)
+    return message
 
 
 def _run_worker(
@@ -150,6 +199,7 @@ def _run_worker(
     try:
         rows = _RowCounter(connection)
         with closing(make_environment(recipe)) as env:
+            rows.send()  # From now on, the limit of a step holds.
             for episode in episodes:
                 arrays = run_episode(env, recipe, _episode_rng(recipe, episode), rows.add)
                 with _writing(parts), replacing(_part(parts, episode)) as temporary:

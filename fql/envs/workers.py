@@ -3,7 +3,7 @@
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -13,7 +13,10 @@ from data_pipeline.workers import WorkerGroup
 from fql.envs.make import EnvSpec, make_env
 from fql.errors import FQLError, first_line
 
+STEP_SECONDS = 300.0
+_START_SECONDS = 300.0
 _CLOSE_SECONDS = 5.0
+_POLL_SECONDS = 0.2
 
 
 class Step(NamedTuple):
@@ -36,31 +39,50 @@ class EnvWorkers:
     """Spawned worker processes, each with one environment; a context manager.
 
     Methods take and give one item per worker, by the worker's index, and all the workers named
-    work at the same time. After an FQLError the workers are of no further use.
+    work at the same time. One that hangs is killed and another started in its place, which has no
+    episode until it is reset: it is left out of what the method gives. After an exception the
+    workers are of no further use.
 
     Attributes:
         spec: what each worker made.
         num_workers: how many there are.
+        step_seconds: after which a worker hangs that has not answered.
         observation_shape: of one (stacked) observation: (h, w, c) or (d,).
         observation_dtype: uint8 for images, float32 for vectors.
         action_dim: the width of an action.
     """
 
-    def __init__(self, spec: EnvSpec, num_workers: int) -> None:
+    def __init__(
+        self,
+        spec: EnvSpec,
+        num_workers: int,
+        step_seconds: float = STEP_SECONDS,
+        while_waiting: Callable[[], None] = lambda: None,
+    ) -> None:
         """Starts the workers and waits until all have made their environment.
 
+        Args:
+            spec: what each worker makes.
+            num_workers: how many.
+            step_seconds: how long a reset, a step or a picture may take.
+            while_waiting: called in every call of a method, and several times a second while it
+                waits; what it raises ends the waiting.
+
         Raises:
-            FQLError: the environment cannot be made (see `make_env`), or a worker died.
+            FQLError: the environment cannot be made (see `make_env`), or not within five minutes,
+                or a worker died.
         """
         if num_workers < 1:
             raise FQLError(f'num_workers must be at least 1, not {num_workers}')
         self.spec = spec
         self.num_workers = num_workers
+        self.step_seconds = step_seconds
+        self._while_waiting = while_waiting
         self._group = WorkerGroup()
         try:
             for _ in range(num_workers):
                 self._group.start(_run_worker, spec, num_workers > 1)
-            spaces: list[_Spaces] = [self._receive(index) for index in range(num_workers)]
+            spaces = self._wait_for_start(range(num_workers))
         except BaseException:
             self._group.kill()
             raise
@@ -100,7 +122,39 @@ class EnvWorkers:
                 self._group.connections[index].send((command, argument))
             except OSError:
                 raise self._death(index) from None
-        return {index: self._receive(index) for index in arguments}
+        answers = self._answers(arguments, self.step_seconds)
+        hung = [index for index in arguments if index not in answers]
+        for index in hung:
+            self._group.replace(index, _run_worker, self.spec, self.num_workers > 1)
+        self._wait_for_start(hung)
+        return {index: answers[index] for index in arguments if index in answers}
+
+    def _wait_for_start(self, indices: Iterable[int]) -> dict[int, _Spaces]:
+        indices = list(indices)
+        spaces = self._answers(indices, _START_SECONDS)
+        if len(spaces) < len(indices):
+            raise FQLError(
+                f'environment {self.spec.env_id} was not made within {_START_SECONDS:g} s'
+            )
+        return spaces
+
+    def _answers(self, indices: Iterable[int], seconds: float) -> dict[int, Any]:
+        """What the workers answer, without those that take longer."""
+        awaited = {self._group.connections[index]: index for index in indices}
+        answers = {}
+        left = seconds
+        while awaited and left > 0:
+            pause = min(left, _POLL_SECONDS)
+            ready = wait(list(awaited), pause)
+            for connection in ready:
+                assert isinstance(connection, Connection)
+                index = awaited.pop(connection)
+                answers[index] = self._receive(index)
+            if not ready:
+                # Not by the clock, which goes on while workers and this process are stopped.
+                left -= pause
+            self._while_waiting()
+        return answers
 
     def _receive(self, index: int) -> Any:
         try:

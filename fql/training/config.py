@@ -75,6 +75,9 @@ class TrainConfig:
     """Episode i of every evaluation is reset with this seed plus i."""
     max_episode_steps: int = 0
     """Longest evaluation episode (0: the environment's own limit)."""
+    env_step_seconds: float = 300.0
+    """Longest time that a step of an environment may take. One that takes longer hangs: its process
+    is replaced and the episode repeated, once."""
     success_timing: Literal['pre', 'post'] = 'post'
     """When success is judged: after a step as in the paper, or before it as in the data."""
     save_interval: int = 50_000
@@ -110,6 +113,7 @@ RESUMABLE_FIELDS = frozenset(
         'steps',
         'updates_per_call',
         'eval_workers',
+        'env_step_seconds',
         'keep_latest',
         'keep_interval',
         'shard_params',
@@ -132,6 +136,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     'eval_workers': (0, 4096),
     'eval_seed': (0, 2**31 - 1),
     'max_episode_steps': (0, 2**31 - 1),
+    'env_step_seconds': (0.1, 10**6),
     'save_interval': (0, 2**31 - 1),
     'keep_latest': (1, 2**31 - 1),
     'keep_interval': (0, 2**31 - 1),
@@ -165,9 +170,26 @@ BOUNDS: dict[str, tuple[float, float]] = {
     'lr_multiplier': (1e-9, 1e3),
     'unfreeze_step': (0, 2**31 - 1),
     'mask_ratio': (0, 0.99),
+    'num_processes': (1, 2**16),
+    'process_id': (0, 2**16),
+    'step': (0, 2**31 - 1),
+    'episodes': (1, 10**6),
+    'val_episodes': (0, 10**6),
+    'episode_steps': (1, 10**6),
+    'noise': (0, 100),
+    'p_random_action': (0, 1),
+    'frame_size': (1, 4096),
+    'image_size': (1, 4096),
+    'workers': (0, 4096),
+    'rows': (1, 2**31 - 1),
+    'target': (0, 2**31 - 1),
+    'rounds': (1, 10**6),
+    'batches': (1, 2**31 - 1),
+    'updates': (1, 2**31 - 1),
+    'kills': (1, 10**6),
 }
-"""Smallest and largest value of every number in a configuration, by the field's name; of each one
-where a field has several.
+"""Smallest and largest value of every number in a configuration or in a command's arguments, by the
+field's name; of each one where a field has several.
 """
 
 FLAGS = {'lr_multiplier': 'encoder.lr-multiplier', 'unfreeze_step': 'encoder.unfreeze-step'}
@@ -213,14 +235,14 @@ def validate_config(config: TrainConfig) -> None:
 
 
 def check_bounds(config: Any) -> None:
-    """Raises FQLError if a number of a configuration, nested ones too, is out of `BOUNDS`."""
+    """Raises FQLError if a number of a dataclass, or of one nested in it, is out of `BOUNDS`."""
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
         if dataclasses.is_dataclass(value):
             check_bounds(value)
         elif entry.name in BOUNDS:
             low, high = BOUNDS[entry.name]
-            values = value if isinstance(value, tuple) else (value,)
+            values = value if isinstance(value, tuple) else () if value is None else (value,)
             if not all(low <= number <= high for number in values):  # NaN is nowhere within.
                 shown = ' '.join(f'{number:g}' for number in values)
                 flag = FLAGS.get(entry.name, entry.name.replace('_', '-'))

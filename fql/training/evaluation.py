@@ -1,7 +1,7 @@
 """Rollouts of a policy in environment workers."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,13 +52,15 @@ def evaluate(
     *,
     record_episodes: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    notify: Callable[[str], None] = lambda notice: None,
 ) -> EvaluationResult:
     """Runs episodes 0 .. episodes - 1, episode i from the seed `seed + i`.
 
     The workers go in lock-step, and one that ends its episode takes the next. The policy always
     gets one row per worker, so that it is compiled once; the rows of idle workers repeat
     another's, and their actions are dropped. A policy that gives several actions for an
-    observation is asked again when all of them are executed, or the episode has ended.
+    observation is asked again when all of them are executed, or the episode has ended. An episode
+    whose worker hangs is repeated, once.
 
     Args:
         workers: the environments.
@@ -67,34 +69,55 @@ def evaluate(
         seed: of the first episode.
         record_episodes: how many of the first episodes to record.
         progress: called with (episodes ended, episodes) after each end.
+        notify: called with a line about each episode that is repeated.
 
     Raises:
-        FQLError: a worker failed, or `episodes` is not positive.
+        FQLError: a worker failed, or hung twice in an episode, or `episodes` is not positive.
     """
     if episodes < 1:
         raise FQLError(f'episodes must be at least 1, not {episodes}')
     records = [_Episode() for _ in range(episodes)]
     waiting = deque(range(episodes))
     running: dict[int, int] = {}  # worker -> its episode
+    repeated: set[int] = set()  # episodes whose worker hung
     queues: dict[int, deque[np.ndarray]] = {}  # worker -> actions that it has still to execute
     observations = np.empty(
         (workers.num_workers, *workers.observation_shape), workers.observation_dtype
     )
 
-    def record_frames(episode_of: dict[int, int]) -> None:
-        recorded = [worker for worker, episode in episode_of.items() if episode < record_episodes]
-        for worker, frame in _frames(workers, observations, recorded).items():
-            records[episode_of[worker]].frames.append(frame)
+    def repeat(hung: Iterable[int]) -> None:
+        for worker in sorted(hung):
+            episode = running.pop(worker)
+            slow = f'{workers.spec.env_id} took longer than {workers.step_seconds:g} s for a step'
+            if episode in repeated:
+                raise FQLError(
+                    f'{slow} of episode {episode}, as when it was tried before; '
+                    '--env-step-seconds is the limit'
+                )
+            notify(f'{slow}: worker {worker} is replaced and episode {episode} repeated')
+            repeated.add(episode)
+            records[episode] = _Episode()
+            waiting.appendleft(episode)
+
+    def record_frames(of: Iterable[int]) -> None:
+        recorded = [row for row in of if row in running and running[row] < record_episodes]
+        frames = _frames(workers, observations, recorded)
+        for worker, frame in frames.items():
+            records[running[worker]].frames.append(frame)
+        repeat(set(recorded) - frames.keys())
 
     while waiting or running:
         idle = [worker for worker in range(workers.num_workers) if worker not in running]
         new = {worker: waiting.popleft() for worker in idle[: len(waiting)]}
+        running |= new
+        queues |= {worker: deque() for worker in new}
         firsts = workers.reset({worker: seed + episode for worker, episode in new.items()})
         for worker, first in firsts.items():
             observations[worker] = first
-        record_frames(new)
-        running |= new
-        queues |= {worker: deque() for worker in new}
+        repeat(new.keys() - firsts.keys())
+        record_frames(firsts)
+        if not running:
+            continue
 
         if any(not queues[worker] for worker in running):
             rows = [row if row in running else min(running) for row in range(workers.num_workers)]
@@ -106,15 +129,16 @@ def evaluate(
                 if not queues[worker]:
                     queues[worker].extend(actions[worker])
         steps = workers.step({worker: queues[worker].popleft() for worker in running})
+        repeat(running.keys() - steps.keys())
         for worker, step in steps.items():
             record = records[running[worker]]
             record.rewards.append(step.reward)
             record.success = step.success
             observations[worker] = step.observation
-        record_frames(running)
+        record_frames(steps)
 
         for worker, step in steps.items():
-            if step.terminated or step.truncated:
+            if worker in running and (step.terminated or step.truncated):
                 del running[worker]
                 if progress is not None:
                     progress(episodes - len(waiting) - len(running), episodes)

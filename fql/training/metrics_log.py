@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
 from data_pipeline.files import write_text
@@ -44,8 +45,9 @@ class MetricsLog:
         shutil.rmtree(tensorboard, ignore_errors=True)
         tensorboard.mkdir(parents=True)
         # The plain writer: tensorboardX's usual one writes in a process and a thread of its own,
-        # whose faults cannot be caught.
-        self._events = EventsWriter(str(tensorboard / 'events'))
+        # whose faults cannot be caught, into a file named after the machine.
+        self._events = RecordWriter(str(tensorboard / f'events.out.tfevents.{int(time.time())}'))
+        self._write_event(file_version='brain.Event:2')
         rows = [row for row in read_csv(path) if step is None or int(row['step']) <= step]
         # At once, since another process may be reading: it must not find the rows gone.
         if rows:
@@ -70,11 +72,11 @@ class MetricsLog:
     def _write_events(self, row: Mapping[str, str]) -> None:
         for name, value in row.items():
             if name != 'step':
-                summary = scalar(name, float(value))
-                self._events.write_event(
-                    Event(wall_time=time.time(), step=int(row['step']), summary=summary)
-                )
+                self._write_event(step=int(row['step']), summary=scalar(name, float(value)))
         self._events.flush()
+
+    def _write_event(self, **fields: Any) -> None:
+        self._events.write(Event(wall_time=time.time(), **fields).SerializeToString())
 
     def __enter__(self) -> 'MetricsLog':
         return self

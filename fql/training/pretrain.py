@@ -1,6 +1,7 @@
 """A pretraining, from the checks before it to the saved encoder it ends with."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -25,6 +26,7 @@ from fql.training.checkpoints import CheckpointWriter, restore_newest
 from fql.training.data import open_dataset
 from fql.training.interruption import Interruption
 from fql.training.loop import Trainer, rows_logged
+from fql.training.memory import check_memory
 from fql.training.metrics_log import MetricsLog
 from fql.training.pretrain_config import (
     PretrainConfig,
@@ -78,6 +80,8 @@ def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
     spec = PretrainSpec(config, (height, width, channels), train.actions.shape[1])
     learner = make_pretraining_learner(spec)
     abstract = abstract_state(learner, mesh)
+    rows = config.batch_size // jax.process_count()
+    check_memory(learner, abstract, rows * math.prod(spec.stack_shape))
     is_main = jax.process_index() == 0
     with ExitStack() as stack:
         stack.enter_context(

@@ -1,13 +1,13 @@
 """The main job on a small pixel task, from collection to a compared policy."""
 
 import dataclasses
-import os
 import time
 from pathlib import Path
 
 from data_pipeline.collection.collect import collect
 from data_pipeline.collection.recipes import Recipe
 from data_pipeline.errors import DataError
+from data_pipeline.machine import available_processors
 from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.store.writer import write_store
 from fql.envs.tasks import QUICKSTART_ENV, QUICKSTART_MODULE
@@ -91,7 +91,7 @@ def prepare_data(dataset: str, data_dir: Path) -> None:
                 recipe,
                 source,
                 episodes=EPISODES,
-                workers=os.cpu_count() or 1,
+                workers=available_processors(),
                 progress=progress_callback(bar),
             )
     try:

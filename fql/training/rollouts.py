@@ -1,12 +1,12 @@
 """Workers for a run's environment, and evaluation of a policy in them."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+from tqdm import tqdm
 
 from data_pipeline.files import write_json
+from data_pipeline.machine import available_processors
 from fql.envs.make import EnvSpec
 from fql.envs.tasks import OWN_TASK, find_task
 from fql.envs.workers import EnvWorkers
@@ -24,12 +24,18 @@ VIDEO_FPS = 20
 
 
 def start_workers(
-    spec: RunSpec, config: TrainConfig, episodes: int, num_workers: int
+    spec: RunSpec,
+    config: TrainConfig,
+    episodes: int,
+    num_workers: int,
+    while_waiting: Callable[[], None] = lambda: None,
 ) -> EnvWorkers:
     """Starts environments of a run, in at most as many processes as there are episodes.
 
     Args:
-        num_workers: how many processes; 0: one for each processor, at most MAX_WORKERS.
+        num_workers: how many processes; 0: one for each processor that this process may use, at
+            most MAX_WORKERS.
+        while_waiting: see `EnvWorkers`.
 
     Raises:
         FQLError: the environment cannot be made, or it does not give what the data hold.
@@ -47,8 +53,8 @@ def start_workers(
         frame_stack=config.frame_stack,
         max_episode_steps=config.max_episode_steps or None,
     )
-    asked = num_workers or min(os.cpu_count() or 1, MAX_WORKERS)
-    workers = EnvWorkers(env_spec, min(asked, episodes))
+    asked = num_workers or min(available_processors(), MAX_WORKERS)
+    workers = EnvWorkers(env_spec, min(asked, episodes), config.env_step_seconds, while_waiting)
     given = (workers.observation_shape, str(workers.observation_dtype), workers.action_dim)
     wanted = (spec.observation_shape, spec.observation_dtype, spec.action_dim)
     if given != wanted:
@@ -68,24 +74,17 @@ def evaluate_with_progress(
     seed: int,
     label: str,
     record_episodes: int = 0,
-    between: Callable[[], None] = lambda: None,
 ) -> EvaluationResult:
-    """`evaluate` with a progress bar; calls `between` before each policy step."""
+    """`evaluate` with a progress bar."""
     with progress_bar(label, 'episode', episodes) as bar:
-
-        def watched(
-            observations: np.ndarray, episodes: np.ndarray, timesteps: np.ndarray
-        ) -> np.ndarray:
-            between()
-            return policy(observations, episodes, timesteps)
-
         return evaluate(
             workers,
-            watched,
+            policy,
             episodes,
             seed,
             record_episodes=record_episodes,
             progress=progress_callback(bar),
+            notify=tqdm.write,
         )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import math
 import platform
 import subprocess
 from contextlib import suppress
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, cast
+
+import numpy as np
 
 from data_pipeline.files import write_json
 from fql.agents.configs import Spec
@@ -138,6 +141,11 @@ class RunSpec:
         return self.shapes.images
 
     @property
+    def observation_bytes(self) -> int:
+        """Bytes of a stacked observation."""
+        return math.prod(self.observation_shape) * np.dtype(self.observation_dtype).itemsize
+
+    @property
     def shapes(self) -> Spec:
         """What the agent sees and does."""
         return Spec(self.observation_shape, self.observation_dtype, self.action_dim)
@@ -179,6 +187,11 @@ def check_processes(processes: Processes, run_dir: Path | None, resume: Path | N
         return
     if run_dir is None and resume is None:
         raise FQLError('several processes need --run-dir, or --resume: all of them use one folder')
+    _, _, port = processes.coordinator.rpartition(':')
+    if processes.coordinator != 'auto' and not (port.isdecimal() and 0 < int(port) < 2**16):
+        raise FQLError(
+            f'--coordinator {processes.coordinator}: not HOST:PORT, such as 10.0.0.1:1234, nor auto'
+        )
     if not 0 <= number < count:
         raise FQLError(f'--process-id {number} of --num-processes {count}: they count from 0')
 

@@ -1,6 +1,8 @@
 """How a run of updates is started or continued: the folder, and what must not be overwritten."""
 
 import json
+import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -93,11 +95,31 @@ def connect_processes(processes: Processes, run_dir: Path | None, resume: Path |
     check_processes(processes, run_dir, resume)
     if not processes.coordinator:
         return
-    number, count = processes.process_id, processes.num_processes
+    coordinator, number = processes.coordinator, processes.process_id
     try:
-        if processes.coordinator == 'auto':
+        if coordinator == 'auto':
             jax.distributed.initialize()
         else:
-            jax.distributed.initialize(processes.coordinator, count, number)
-    except (ValueError, RuntimeError) as error:
-        raise FQLError(f'--coordinator {processes.coordinator}: {first_line(error)}') from error
+            # By default, the first process would listen on all interfaces of its machine.
+            place = os.environ.get('JAX_COORDINATOR_BIND_ADDRESS', coordinator)
+            check_address(coordinator if number else place, is_own=number == 0)
+            jax.distributed.initialize(
+                coordinator, processes.num_processes, number, coordinator_bind_address=place
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise FQLError(f'--coordinator {coordinator}: {first_line(error)}') from error
+
+
+def check_address(place: str, *, is_own: bool) -> None:
+    """Raises OSError if HOST:PORT is unknown, or if nothing can listen there that `is_own`.
+
+    JAX ends the process where it cannot listen.
+    """
+    host, _, port = place.rpartition(':')
+    family, kind, _, _, address = socket.getaddrinfo(
+        host.strip('[]'), int(port), type=socket.SOCK_STREAM
+    )[0]
+    if is_own:
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)

@@ -52,6 +52,7 @@ from fql.training.learning import (
     validation_of,
 )
 from fql.training.loop import Trainer, is_due, rows_logged
+from fql.training.memory import check_memory
 from fql.training.metrics_log import MetricsLog, read_csv
 from fql.training.policy import make_act, make_policy
 from fql.training.presets import has_preset
@@ -114,11 +115,20 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
     part = {'process_index': jax.process_index(), 'process_count': jax.process_count()}
     loader = loader_config(data['train'], config, **part)
     check_batches(data['train'].split, loader)
+    rows = 0 if uses_cache(config) else config.batch_size // jax.process_count()
+    check_memory(learner, abstract, rows * spec.observation_bytes)
     with ExitStack() as stack:
         workers = None
+        interruption = Interruption()
         if config.eval_interval and is_main:
             workers = stack.enter_context(
-                start_workers(spec, config, config.eval_episodes, config.eval_workers)
+                start_workers(
+                    spec,
+                    config,
+                    config.eval_episodes,
+                    config.eval_workers,
+                    interruption.raise_if_noted if jax.process_count() == 1 else lambda: None,
+                )
             )
         stack.enter_context(claimed_folder(folder, store, lambda: write_spec(folder, spec)))
         state, notices = restore_newest(folder.checkpoints, abstract, folder.damaged)
@@ -163,7 +173,7 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
             val_batches = training_batches(data['val'], config, logged, **part)
         has_convolutions = spec.images and frozen is None
         per_call = updates_per_call(config.updates_per_call, has_convolutions)
-        interruption = stack.enter_context(Interruption())
+        stack.enter_context(interruption)
         trainer = Trainer(
             schedule=config,
             mesh=mesh,
@@ -173,7 +183,7 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
                 learner, batch_maker(spec), abstract, per_call, has_convolutions
             ),
             validate=make_validation(validation_of(spec)),
-            evaluate=make_evaluation(spec, mesh, folder, workers, eval_log, interruption),
+            evaluate=make_evaluation(spec, mesh, folder, workers, eval_log),
             metadata={'config': config_to_dict(config), 'versions': versions()},
             writer=writer,
             train_log=train_log,
@@ -195,7 +205,6 @@ def make_evaluation(
     folder: RunFolder,
     workers: EnvWorkers | None,
     log: MetricsLog | None,
-    interruption: Interruption,
 ) -> Callable[[TrainState], None]:
     """The function that evaluates a state, in the first process, and writes the results.
 
@@ -210,7 +219,6 @@ def make_evaluation(
         if workers is None or log is None:
             return
         step = int(state.step)
-        is_alone = jax.process_count() == 1
         result = evaluate_with_progress(
             workers,
             make_policy(act, params, config.eval_seed),
@@ -218,7 +226,6 @@ def make_evaluation(
             config.eval_seed,
             label=f'evaluate step {step:,}',
             record_episodes=VIDEO_EPISODES if spec.images else 0,
-            between=interruption.raise_if_noted if is_alone else lambda: None,
         )
         record_evaluation(folder, log, step, result)
         tqdm.write(f'step {step:,}: success {result.success:.1%} ({config.eval_episodes} episodes)')

@@ -3,6 +3,8 @@
 import importlib.util
 import secrets
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from fql.errors import FQLError, first_line
 from fql.training.config import TrainConfig, config_to_dict
@@ -20,7 +22,7 @@ def wandb_mirror(config: TrainConfig, folder: RunFolder) -> Mirror:
     """Sends rows of metrics to Weights & Biases, under the run folder's name.
 
     The run is known there by an id that the folder keeps, since folders of several experiments may
-    have one name.
+    have one name. Neither the machine's name nor paths are sent.
 
     Raises:
         FQLError: Weights & Biases takes none; says why.
@@ -35,8 +37,18 @@ def wandb_mirror(config: TrainConfig, folder: RunFolder) -> Mirror:
             name=folder.path.name,
             id=folder.wandb_id.read_text(),
             dir=folder.path,
-            config=config_to_dict(config),
+            config=shareable(config_to_dict(config)),
             resume='allow',
+            settings=wandb.Settings(
+                # No machine's name, no folders, nothing of what is printed, which names folders.
+                host='fql',
+                program='fql',
+                console='off',
+                disable_code=True,
+                disable_git=True,
+                x_disable_machine_info=True,
+                x_disable_meta=True,
+            ),
         )
     except wandb.Error as error:
         raise FQLError(f'Weights & Biases: {first_line(error)}') from error
@@ -45,3 +57,16 @@ def wandb_mirror(config: TrainConfig, folder: RunFolder) -> Mirror:
         run.log(metrics, step=step)
 
     return mirror
+
+
+def shareable(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings without the places of files: of a path, only its last name is left."""
+    shown: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            shown[name] = shareable(value)
+        elif isinstance(value, str) and Path(value).is_absolute():
+            shown[name] = Path(value).name
+        else:
+            shown[name] = value
+    return shown

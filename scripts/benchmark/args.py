@@ -9,7 +9,7 @@ import tyro
 from fql.agents.configs import AgentName, EncoderName
 from fql.errors import FQLError
 from fql.reports.tables import check_new
-from scripts.shared_args import DataDir, JsonOut, check_positive
+from scripts.shared_args import DataDir, JsonOut
 
 Mode = Literal[
     'reference', 'separate', 'plain', 'shared', 'frozen', 'latents', 'states', 'on_device'
@@ -64,7 +64,6 @@ class BenchmarkUpdate:
     def check(self) -> None:
         """Raises FQLError if the arguments make no sense."""
         check_new(self.json)
-        check_positive(rounds=self.rounds, image_size=self.image_size)
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,6 @@ class BenchmarkTrain:
     def check(self) -> None:
         """Raises FQLError if the arguments make no sense."""
         check_new(self.json)
-        check_positive(updates=self.updates, rounds=self.rounds)
         if self.updates_per_call and self.updates % self.updates_per_call:
             raise FQLError('updates must be a multiple of updates-per-call')
 
@@ -113,7 +111,6 @@ class BenchmarkData:
     def check(self) -> None:
         """Raises FQLError if the arguments make no sense."""
         check_new(self.json)
-        check_positive(rounds=self.rounds, batches=self.batches, updates=self.updates)
 
 
 @dataclass(frozen=True)
@@ -136,7 +133,6 @@ class BenchmarkLatents:
     def check(self) -> None:
         """Raises FQLError if the arguments make no sense."""
         check_new(self.json)
-        check_positive(rows=self.rows, rounds=self.rounds)
 
 
 @dataclass(frozen=True)
@@ -162,4 +158,3 @@ class BenchmarkFaults:
         """Raises FQLError if the arguments make no sense."""
         if self.folder.exists():
             raise FQLError(f'{self.folder} exists; delete it or name another --folder')
-        check_positive(kills=self.kills, updates=self.updates)

@@ -35,7 +35,8 @@ from fql.learner import Learner, Metrics, TrainState, make_optimizer
 from fql.reports.tables import format_table, write_json
 from fql.reports.timing import median_ratio, take_turns
 from fql.training.config import TrainConfig, validate_config
-from fql.training.learning import agent_of, batch_maker
+from fql.training.learning import agent_of, batch_maker, make_learner
+from fql.training.memory import check_memory
 from fql.training.run_folder import RunSpec
 from scripts.benchmark.args import BenchmarkUpdate
 
@@ -90,10 +91,13 @@ def run(args: BenchmarkUpdate) -> None:
     """Measures, prints a table and writes the numbers as JSON if asked to."""
     config = base_config(args)
     validate_config(config)
+    check_memory_of_ways(config, args.image_size)
     if args.against:
+        changed = changed_config(config, args.against)
+        check_memory_of_ways(changed, args.image_size)
         ways = {
             'A': our_way(config, args.image_size),
-            'B': our_way(changed_config(config, args.against), args.image_size),
+            'B': our_way(changed, args.image_size),
         }
     else:
         ways = {mode: MODES[mode](config, args.image_size) for mode in args.modes}
@@ -101,6 +105,14 @@ def run(args: BenchmarkUpdate) -> None:
     report = {'device': jax.devices()[0].device_kind, 'devices': jax.device_count(), **report}
     print(format_report(report))
     write_json(args.json, {'config': dataclasses.asdict(config), **report})
+
+
+def check_memory_of_ways(config: TrainConfig, image_size: int) -> None:
+    """Raises FQLError if there is not the memory that an update needs."""
+    spec = image_spec(config, image_size)
+    learner = make_learner(spec)
+    batch_bytes = config.batch_size * spec.observation_bytes
+    check_memory(learner, abstract_state(learner, make_mesh()), batch_bytes)
 
 
 def base_config(args: BenchmarkUpdate) -> TrainConfig:

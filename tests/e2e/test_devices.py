@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import time
 from functools import partial
 
 import jax
@@ -144,6 +145,24 @@ def test_two_processes_pretrain_the_encoder_of_one(fql, start_fql, assert_one_li
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), *trees)
     words = ('--coordinator', '127.0.0.1:1', '--num-processes', 2)
     assert_one_line(fql('pretrain', *settings, *words), 'several processes need --run-dir')
+
+
+def test_the_first_process_listens_where_it_is_told_only(start_fql, tmp_path):
+    first, second = start_two(start_fql, 'train', *SETTINGS, '--run-dir', tmp_path / 'run')
+    second.kill()
+    port = int(str(first.args[first.args.index('--coordinator') + 1]).rpartition(':')[2])
+    deadline = time.monotonic() + 60
+    while not accepts('127.0.0.1', port):
+        assert first.poll() is None, first.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    # The machine's own, too: what listens on all interfaces accepts it.
+    assert not accepts('127.0.0.2', port)
+
+
+def accepts(host, port):
+    with socket.socket() as probe:
+        return probe.connect_ex((host, port)) == 0
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(start_fql, tmp_path):

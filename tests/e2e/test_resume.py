@@ -1,7 +1,10 @@
 """A run that is killed and stopped and resumed against one that is not."""
 
 import json
+import os
 import signal
+import time
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +71,33 @@ def test_killed_and_stopped_runs_end_in_the_same_state(
     assert done.returncode == 0, done.stderr
     assert f'one_step policy, best of 3 of step {STEPS}: success' in done.stdout
     assert (tmp_path / 'v.gif').exists()
+
+
+def workers_of(process):
+    """The process ids of a program's environments."""
+    children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+    return [
+        int(pid) for pid in children if b'spawn_main' in Path(f'/proc/{pid}/cmdline').read_bytes()
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('opengl', 'prepared')
+def test_a_worker_that_hangs_does_not_keep_a_run_from_stopping(
+    start_fql, wait_for_checkpoint, tmp_path
+):
+    run = tmp_path / 'run'
+    # Evaluated after every checkpoint, and for so long that the stop falls into an evaluation.
+    settings = (*SETTINGS, '--steps', 100_000, '--save-interval', 4, '--eval-interval', 5)
+    settings = (*settings, '--eval-episodes', 1000, '--max-episode-steps', 0, '--eval-workers', 1)
+    process = start_fql('train', *settings, '--run-dir', run)
+    wait_for_checkpoint(process, run, 4)
+    time.sleep(1)
+    (worker,) = workers_of(process)
+    os.kill(worker, signal.SIGSTOP)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)  # A step may take 300 s.
+    assert process.returncode == EXIT_CODE, errors
+    assert not Path(f'/proc/{worker}').exists()
+    assert max(finished_steps(run / 'checkpoints')) == 5

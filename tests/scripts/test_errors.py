@@ -1,12 +1,20 @@
 """Wrong input: one clear line, a non-zero exit, nothing half-written."""
 
+import dataclasses
 import json
+import os
+import re
 import shutil
+import typing
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fql.agents.configs import AGENT_CONFIGS
 from fql.envs.tasks import QUICKSTART_TASK
+from fql.training.config import BOUNDS
+from scripts.main import COMMANDS
 
 CUBE_TASK = 'visual-cube-single-play-singletask-task1-v0'
 SMALL = (
@@ -124,6 +132,13 @@ def test_resume_on_other_data_is_refused(
         (('--num-processes', 4, '--process-id', 1), 'need --coordinator'),
         (('--coordinator', 'h:1', '--num-processes', 2, '--process-id', 2), 'count from 0'),
         (('--coordinator', 'auto'), '--coordinator auto: '),
+        (('--coordinator', 'junk'), '--coordinator junk: not HOST:PORT'),
+        (('--coordinator', 'host:99999'), 'not HOST:PORT'),
+        (('--coordinator', 'no.such.host.invalid:4567'), 'no.such.host.invalid:4567: [Errno -'),
+        # Of a network for documentation: no machine has it.
+        (('--coordinator', '192.0.2.1:4567'), 'Cannot assign requested address'),
+        (('--hidden-dims', *[65_000] * 60), 'GB of memory'),
+        (('--batch-size', 2**20), 'too few for batch_size'),
         (('--wandb-project', 'p'), "pip install 'fql-pixels[wandb]'"),
         (('--encoder.sharing', 'separate', '--no-bc-flow-trains-encoder'), 'shared encoder'),
     ],
@@ -142,6 +157,9 @@ def test_settings_that_make_no_sense(assert_one_line, fql, prepared, tmp_path, w
         (('--watch', '--success-timing', 'pre'), 'beside it only --episodes'),
         (('--policy', 'random', '--step', 2), 'leave out --step'),
         (('--policy', 'random', '--seed', -5), 'seed must lie in'),
+        (('--episodes', 10**20), 'episodes must lie in [1, 1e+06]'),
+        (('--workers', -1), 'workers must lie in'),
+        (('--env-step-seconds', 'nan'), 'env-step-seconds must lie in'),
     ],
 )
 def test_what_an_evaluation_would_ignore_is_refused(
@@ -213,6 +231,65 @@ def test_nan_actions(assert_one_line, fql, maze_npz, tmp_path):
     assert_one_line(done, 'nan.npz', 'actions')
 
 
+@pytest.mark.parametrize('command', ['train', 'pretrain'])
+def test_a_state_that_needs_terabytes_is_refused_before_anything_is_written(
+    assert_one_line, fql, prepared, tmp_path, command
+):
+    task = ('--task', QUICKSTART_TASK) if command == 'train' else ('--dataset', prepared)
+    run = tmp_path / 'run'
+    done = fql(command, *task, '--run-dir', run, '--hidden-dims', *[60_000] * 30)
+    assert_one_line(done, 'GB of memory', 'choose smaller --hidden-dims')
+    # 29 kernels of 60,000 x 60,000, in float32, and Adam's two moments of each, and gradients.
+    (needed,) = re.findall(r'need ([\d,.]+) GB', done.stderr)
+    assert float(needed.replace(',', '')) > 29 * 60_000**2 * 4 * 4 / 1e9
+    assert not run.exists()
+
+
+def test_a_benchmark_that_needs_terabytes_is_refused(assert_one_line, fql):
+    words = ('update', '--hidden-dims', *[60_000] * 30)
+    assert_one_line(fql('benchmark', *words), 'GB of memory')
+
+
+def numbers_of(declared):
+    """The names of all fields of a dataclass that are numbers, nested ones too."""
+    for entry in dataclasses.fields(declared):
+        kind = typing.get_type_hints(declared)[entry.name]
+        if dataclasses.is_dataclass(kind):
+            yield from numbers_of(kind)
+        elif {int, float} & {kind, *typing.get_args(kind)}:
+            yield entry.name
+
+
+def test_every_number_that_a_user_may_give_has_bounds():
+    declared = [*(cls for cls, _ in COMMANDS.values()), *AGENT_CONFIGS.values()]
+    names = {name for cls in declared for name in numbers_of(cls)}
+    assert {'lr', 'alpha', 'kills', 'mask_ratio', 'unfreeze_step', 'process_id'} <= names
+    assert names <= BOUNDS.keys()
+
+
+@pytest.mark.parametrize('kind', ['fifo', 'device'])
+@pytest.mark.parametrize(
+    'words',
+    [
+        ('prepare', 'd', '--source', 'ODD'),
+        ('prepare', 'd', '--tfds', 'ODD'),
+        ('prepare', 'd', '--data-dir', 'ODD'),
+        ('evaluate', 'ODD'),
+        ('compare', 'runs/a', 'ODD'),
+        ('train', '--task', QUICKSTART_TASK, '--run-dir', 'ODD'),
+        ('train', '--task', QUICKSTART_TASK, '--encoder.from', 'ODD'),
+        ('collect', 'pointmaze-medium-v0', '--out', 'ODD'),
+    ],
+)
+def test_a_pipe_or_a_device_in_place_of_a_file(assert_one_line, fql, tmp_path, kind, words):
+    odd = Path('/dev/zero')
+    if kind == 'fifo':
+        odd = tmp_path / 'odd'
+        os.mkfifo(odd)
+    done = fql(*(odd if word == 'ODD' else word for word in words))
+    assert_one_line(done, f'{odd} is a device, a pipe or a socket')
+
+
 @pytest.mark.parametrize(
     'words',
     [
@@ -225,4 +302,4 @@ def test_nan_actions(assert_one_line, fql, maze_npz, tmp_path):
     ],
 )
 def test_a_benchmark_of_nothing(assert_one_line, fql, words):
-    assert_one_line(fql('benchmark', *words), 'must be at least 1')
+    assert_one_line(fql('benchmark', *words), 'must lie in [1, ')

@@ -318,6 +318,42 @@ def test_a_killed_worker_is_reported(opengl, tmp_path):
     assert not multiprocessing.active_children()
 
 
+def collect_hanging(folder, at, times, monkeypatch, **options):
+    """Collects 3 episodes with one worker, which hangs in its step `at`."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    folder.mkdir()
+    recipe = Recipe(
+        'hanging_maze:pointmaze-hangs-v0',
+        'roam',
+        EPISODE_STEPS,
+        noise=0.5,
+        env_kwargs={'folder': str(folder), 'at': at, 'times': times},
+    )
+    out = folder / 'maze.npz'
+    return collect(recipe, out, episodes=3, workers=1, env_step_seconds=0.5, **options)
+
+
+def test_an_episode_whose_worker_hangs_is_repeated(tmp_path, monkeypatch):
+    whole = collect_hanging(tmp_path / 'whole', 40, 0, monkeypatch)
+    done, notices = [], []
+    out = collect_hanging(
+        *(tmp_path / 'hung', 40, 1, monkeypatch),
+        progress=lambda rows, _: done.append(rows),
+        notify=notices.append,
+    )
+    assert out.read_bytes() == whole.read_bytes()
+    assert done[-1] == max(done) == 3 * ROWS
+    (notice,) = notices
+    assert 'took longer than 0.5 s' in notice
+
+
+def test_an_episode_whose_worker_hangs_again_is_given_up(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match='of episode 0, as when it was tried before') as caught:
+        collect_hanging(tmp_path / 'hung', 10, 2, monkeypatch)
+    assert '\n' not in str(caught.value)
+    assert not multiprocessing.active_children()
+
+
 def test_the_quickstarts_data_stay_as_they_are(opengl, tmp_path):
     """Users keep the file, and runs are compared over it."""
     with np.load(collect_maze(tmp_path / 'maze-v0.npz', episodes=2, seed=0)) as arrays:

@@ -1,7 +1,10 @@
 """Small environments for the tests, found by gymnasium as 'fake_environments:<id>'."""
 
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -74,6 +77,24 @@ class StartsProcess(Counter):
 
     def observation(self):
         return np.array([self.process.pid, 0, 0, 0, 0], np.float64)
+
+
+class Hangs(Counter):
+    """Stops its process in an episode's second step, the first `times` times; files count them."""
+
+    def __init__(self, folder, times):
+        self.places = [Path(folder) / str(i) for i in range(times)]
+
+    def step(self, action):
+        if self.timestep == 1:
+            for place in self.places:
+                try:
+                    place.touch(exist_ok=False)
+                except FileExistsError:
+                    continue
+                os.kill(os.getpid(), signal.SIGSTOP)
+                break
+        return super().step(action)
 
 
 class WideActions(Counter):

@@ -275,6 +275,17 @@ def test_workers_never_closed_do_not_keep_the_parent_from_ending(tmp_path):
     assert ended.stderr == ''
 
 
+def test_what_is_raised_while_waiting_ends_the_wait_for_a_worker_that_hangs(tmp_path):
+    def stop_when_it_hangs():
+        if (tmp_path / '0').exists():
+            raise KeyError
+
+    spec = fake('Hangs', kwargs=(('folder', str(tmp_path)), ('times', 1)))
+    with pytest.raises(KeyError), EnvWorkers(spec, 1, 1e6, stop_when_it_hangs) as workers:
+        rollout(workers, 0, seed=0)
+    assert not multiprocessing.active_children()
+
+
 def test_closing_ends_the_workers_and_may_be_done_twice():
     workers = EnvWorkers(fake('Counter'), 2)
     workers.close()

@@ -1,5 +1,6 @@
 """Rollouts: which episodes, whose actions, what is counted."""
 
+import multiprocessing
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -80,6 +81,35 @@ def test_results_do_not_depend_on_the_number_of_workers(num_workers):
         for episode, length in enumerate(alone.lengths)
         for timestep in range(length)
     }
+
+
+@pytest.mark.parametrize('num_workers', [1, 2])
+def test_an_episode_whose_worker_hangs_is_repeated(tmp_path, num_workers):
+    expected, _ = run('Counter', 1, record_episodes=2)
+    notices = []
+    spec = fake('Hangs', kwargs=(('folder', str(tmp_path)), ('times', 1)))
+    with EnvWorkers(spec, num_workers, step_seconds=0.6) as workers:
+        result = evaluate(
+            workers, Recorder(), EPISODES, SEED, record_episodes=2, notify=notices.append
+        )
+    for field in ('returns', 'lengths', 'successes', 'seeds'):
+        np.testing.assert_array_equal(getattr(result, field), getattr(expected, field))
+    for frames, others in zip(result.frames, expected.frames, strict=True):
+        np.testing.assert_array_equal(frames, others)
+    (notice,) = notices
+    assert 'took longer than 0.6 s' in notice
+    assert not multiprocessing.active_children()
+
+
+def test_an_episode_whose_worker_hangs_again_is_given_up(tmp_path):
+    spec = fake('Hangs', kwargs=(('folder', str(tmp_path)), ('times', 2)))
+    with (
+        pytest.raises(FQLError, match='of episode 0, as when it was tried before') as caught,
+        EnvWorkers(spec, 1, step_seconds=0.6) as workers,
+    ):
+        evaluate(workers, Recorder(), EPISODES, SEED)
+    assert '\n' not in str(caught.value)
+    assert not multiprocessing.active_children()
 
 
 def test_the_policy_gets_one_row_per_worker_always():

@@ -1,6 +1,7 @@
 """The metrics files of a run that is killed and resumed."""
 
 import math
+import socket
 
 from fql.training.metrics_log import MetricsLog, read_csv
 
@@ -50,6 +51,14 @@ def test_values_are_exact_and_nan_survives(tmp_path):
     (row,) = read_csv(tmp_path / 'train.csv')
     assert float(row['evaluation/return']) == 0.1 + 0.2
     assert math.isnan(float(row['evaluation/success']))
+
+
+def test_event_files_name_neither_the_machine_nor_a_folder(tmp_path):
+    write_rows(tmp_path, 0, [1, 2])
+    (path,) = (tmp_path / 'tensorboard').iterdir()
+    for word in (socket.gethostname(), str(tmp_path)):
+        assert word not in path.name
+        assert word.encode() not in path.read_bytes()
 
 
 def test_event_files_hold_the_same_scalars(tmp_path):

@@ -1,0 +1,76 @@
+"""What this process may use of the machine: processors and memory, as affinity and cgroups allow.
+
+Imports nothing that is slow or that may not be where environments are rendered.
+"""
+
+import math
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+ROOT = Path('/')
+
+
+def available_processors(root: Path = ROOT) -> int:
+    """How many processors' time the process may use, at least 1.
+
+    Affinity, which Slurm and taskset set, and the quotas of cgroups v1 and v2, which containers
+    set, may leave fewer than the machine has.
+
+    Args:
+        root: the folder that holds `proc` and `sys`.
+    """
+    has_affinity = hasattr(os, 'sched_getaffinity')
+    processors = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    for folder in _cgroups(root, 'cpu'):
+        words = _words(folder / 'cpu.max')  # Version 2: quota and period in microseconds.
+        words = words or [
+            *_words(folder / 'cpu.cfs_quota_us'),
+            *_words(folder / 'cpu.cfs_period_us'),
+        ]
+        if len(words) == 2 and words[0].isdigit():  # No quota is 'max', in version 1 -1.
+            processors = min(processors, math.ceil(int(words[0]) / int(words[1])))
+    return max(processors, 1)
+
+
+def available_memory(root: Path = ROOT) -> int | None:
+    """Bytes of memory that the process may still fill, swap included; None if nothing tells.
+
+    The limit of a cgroup is taken as a whole, since most of what is used there may be files' pages.
+    """
+    limits = []
+    meminfo = root / 'proc/meminfo'
+    if meminfo.exists():
+        found = dict(re.findall(r'^(\w+): +(\d+) kB$', meminfo.read_text(), re.MULTILINE))
+        limits.append(1024 * (int(found['MemAvailable']) + int(found['SwapFree'])))
+    for folder in _cgroups(root, 'memory'):
+        words = _words(folder / 'memory.max') or _words(folder / 'memory.limit_in_bytes')
+        limits += [int(word) for word in words if word.isdigit()]
+    return min(limits, default=None)
+
+
+def _cgroups(root: Path, controller: str) -> list[Path]:
+    """The folders of the process's cgroup and of those above, of version 2 and of `controller`."""
+    folders = []
+    with suppress(OSError):
+        for line in (root / 'proc/self/cgroup').read_text().splitlines():
+            _, controllers, path = line.split(':', 2)
+            if not controllers:
+                mount = root / 'sys/fs/cgroup'
+            elif controller in controllers.split(','):
+                mount = root / 'sys/fs/cgroup' / controller
+            else:
+                continue
+            # In a container, the path may be the host's: then the mount itself is the cgroup.
+            own = mount / path.lstrip('/')
+            folders += [own, *(parent for parent in own.parents if parent.is_relative_to(mount))]
+    return folders
+
+
+def _words(path: Path) -> list[str]:
+    """The words of a file; none where it cannot be read."""
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []

@@ -1,0 +1,48 @@
+"""Whether a run fits into memory, told from shapes before anything is made."""
+
+import math
+
+import jax
+
+from data_pipeline.machine import available_memory
+from fql.errors import FQLError
+from fql.learner import Learner, TrainState
+
+
+def check_memory(learner: Learner, abstract: TrainState, batch_bytes: int) -> None:
+    """Raises FQLError if a run needs more memory than there is; says how much of both.
+
+    Counted is what no run can do without: parameters, target and optimiser, a gradient, and a
+    batch where it is made and on the device.
+
+    Args:
+        abstract: shapes and shardings of the state.
+        batch_bytes: of this process's part of a batch.
+    """
+    device = jax.local_devices()[0]
+    devices = jax.local_device_count()
+    state = _bytes(abstract) + _bytes(learner.trained(abstract.params))
+    on_devices = devices * state + batch_bytes
+    if device.platform == 'cpu':
+        needs = {'this process': (on_devices + batch_bytes, available_memory())}
+    else:
+        limit = (device.memory_stats() or {}).get('bytes_limit')
+        needs = {
+            device.device_kind: (on_devices, limit and devices * limit),
+            'this process': (batch_bytes, available_memory()),
+        }
+    for place, (needed, there) in needs.items():
+        if there is not None and needed > there:
+            raise FQLError(
+                f'parameters, target, optimiser and a batch need {needed / 1e9:,.1f} GB of memory, '
+                f'{place} can have {there / 1e9:,.1f} GB: choose smaller --hidden-dims, '
+                '--encoder or --batch-size'
+            )
+
+
+def _bytes(tree: object) -> int:
+    """Of one device's part of the leaves."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
