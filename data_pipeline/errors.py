@@ -1,5 +1,9 @@
-"""The error of this package that a user can mend."""
+"""The errors of this package that a user can mend."""
 
 
 class DataError(Exception):
     """A fault in a dataset or a frame store; its message is one clear line."""
+
+
+class DamagedError(DataError):
+    """Stored data are not what was written."""

@@ -7,11 +7,13 @@ renamed into it. Imports nothing that is slow or that may not be where environme
 import errno
 import fcntl
 import json
+import math
 import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -110,13 +112,15 @@ def is_temporary(path: Path) -> bool:
 def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """A new folder that becomes `target` when the block ends, and vanishes when the block raises.
 
+    All that is in it is on the disk before it has its name.
+
     One process at a time writes a target: others wait. What killed ones have left beside it is
     removed, and an old target that was on its way out is put back.
 
     Raises:
         FileExistsError: `target` exists already, and `replace` is not set.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     folder, old = (target.with_name(f'.{target.name}.{x}') for x in ('incomplete', 'replaced'))
     with locked(target.with_name(f'.{target.name}.lock'), f'writes {target}', wait=True):
         if old.exists() and not target.exists():
@@ -129,13 +133,21 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
         folder.mkdir()
         try:
             yield folder
-            for made in [folder, *(child for child in folder.rglob('*') if child.is_dir())]:
+            for made in [folder, *folder.rglob('*')]:
                 sync_path(made)
             _exchange(folder, target, old)
             sync_path(target.parent)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it, as far as they are missing, and syncs their names."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_path(folder.parent)
 
 
 def sync_file(file: IO[Any]) -> None:
@@ -161,6 +173,74 @@ def write_npy_header(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -
         'shape': shape,
     }
     npy_format.write_array_header_1_0(file, header)
+
+
+def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """(shape, Fortran order, dtype) of an open `.npy` file, leaving it at the first data byte.
+
+    Raises:
+        ValueError: it has no such header.
+    """
+    readers = {
+        (1, 0): npy_format.read_array_header_1_0,
+        (2, 0): npy_format.read_array_header_2_0,
+    }
+    try:
+        # NumPy warns of headers that it has to guess at, and Python of odd escapes in them.
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            shape, is_fortran, dtype = readers[npy_format.read_magic(file)](file)
+    except OSError:
+        raise
+    except Exception as error:  # NumPy lets pass whatever the damage leads to.
+        raise ValueError(f'the .npy header is damaged: {_first_line(error)}') from error
+    if any(type(length) is not int or length < 0 for length in shape):
+        raise ValueError(f'the .npy header is damaged: shape {shape}')
+    return shape, is_fortran, dtype
+
+
+def load_array(path: Path, *, mapped: bool = False) -> np.ndarray:
+    """The array of a `.npy` file, read into memory or as a read-only map of the file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it holds something other than numbers in C order, or more or fewer of them than
+            its header says.
+    """
+    with open(path, 'rb') as file:
+        shape, is_fortran, dtype = read_npy_header(file)
+        if is_fortran or dtype.kind not in 'biuf':
+            raise ValueError(
+                f'{path.name} holds {dtype} in {"Fortran" if is_fortran else "C"} order'
+            )
+        start, size = file.tell(), file.seek(0, os.SEEK_END)
+        count = math.prod(shape)
+        if size != start + count * dtype.itemsize:
+            raise ValueError(f'{path.name} has {size} bytes, not those of {dtype} {shape}')
+        if mapped:
+            return np.memmap(path, dtype, 'r', start, shape)
+        file.seek(start)
+        return np.fromfile(file, dtype, count).reshape(shape)
+
+
+def load_arrays(path: Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+    """Arrays of an `.npz` file by name; all of them, unless some are named.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged, or lacks one of these arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names or arrays}
+    except OSError:
+        raise
+    except Exception as error:  # NumPy and zipfile let pass whatever the damage leads to.
+        raise ValueError(_first_line(error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _exchange(folder: Path, target: Path, old: Path) -> None:

@@ -25,6 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 from data_pipeline.errors import DataError
+from data_pipeline.files import load_array
 from data_pipeline.store.frame_store import ALIGNMENT, Split
 
 tf.config.set_visible_devices([], 'GPU')  # GPU memory is JAX's.
@@ -319,7 +320,7 @@ def as_tensor(array: np.ndarray) -> tf.Tensor:
     """An array as a tensor: memory-mapped if it is the whole of a `.npy` file, else copied."""
     if isinstance(array, np.memmap) and array.filename is not None:
         path = Path(array.filename)
-        if np.load(path, mmap_mode='r', allow_pickle=False).shape == array.shape:
+        if load_array(path, mapped=True).shape == array.shape:
             return tf.reshape(map_file(path), array.shape)
     return tf.constant(array)
 
@@ -334,7 +335,7 @@ def map_file(path: Path) -> tf.Tensor:
     for files read in order, up to 8 MB on some disks: gigabytes for one batch of random rows. It
     reads single pages instead, and `read_ahead` the whole file in the background.
     """
-    layout = np.load(path, mmap_mode='r', allow_pickle=False)
+    layout = load_array(path, mapped=True)
     with open(path, 'rb') as file:
         mapping = mmap.mmap(
             file.fileno(),
@@ -345,7 +346,7 @@ def map_file(path: Path) -> tf.Tensor:
     if hasattr(mmap, 'MADV_RANDOM'):
         mapping.madvise(mmap.MADV_RANDOM)
     threading.Thread(target=read_ahead, args=(path,), daemon=True).start()
-    values = np.frombuffer(mapping, layout.dtype, layout.size, layout.offset)
+    values = np.frombuffer(mapping, layout.dtype, offset=len(mapping) - layout.nbytes)
     assert values.ctypes.data % ALIGNMENT == 0  # TensorFlow does not check, and aborts.
     return tf.experimental.dlpack.from_dlpack(values.reshape(len(layout), -1).__dlpack__())
 

@@ -1,11 +1,36 @@
 """JSON values as dataclasses: every field is there, none is unknown, and each has its type."""
 
 import dataclasses
+import json
 import types
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar('T')
+
+
+def load_json(path: Path) -> Any:
+    """The values of a JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except RecursionError:
+        raise ValueError('it is nested too deeply') from None
+
+
+def read_json(path: Path, cls: type[T]) -> T:
+    """The dataclass `cls` that a JSON file describes.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not JSON, or not that of this dataclass.
+    """
+    return from_json(cls, load_json(path))
 
 
 def from_json(cls: type[T], values: Any, given: Mapping[str, Any] | None = None) -> T:
@@ -65,7 +90,10 @@ def _value(kind: Any, value: Any, path: str) -> Any:
     if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, dict):
         return {key: _value(arguments[1], item, f'{path}.{key}') for key, item in value.items()}
     if kind is float and type(value) in (int, float):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise _wrong(kind, value, path) from None
     if origin is None and isinstance(kind, type) and type(value) is kind:
         return value
     raise _wrong(kind, value, path)

@@ -47,7 +47,7 @@ def export_tfds(store: FrameStore, out: Path, progress: Progress | None = None) 
     Raises:
         DataError: the dataset exists there already, or cannot be written.
     """
-    target = Path(out) / DATASET / store.manifest['dataset'] / VERSION
+    target = Path(out) / DATASET / store.manifest.dataset / VERSION
     if target.exists():
         raise DataError(f'{target} exists; delete it or name another folder')
     try:
@@ -82,7 +82,7 @@ def step_features(split: Split) -> Any:
 
 
 def _write(store: FrameStore, folder: Path, progress: Progress) -> None:
-    name = store.manifest['dataset']
+    name = store.manifest.dataset
     splits = store.splits
     info = tfds.core.DatasetInfo(
         builder=DatasetIdentity(
@@ -101,7 +101,7 @@ def _write(store: FrameStore, folder: Path, progress: Progress) -> None:
         ),
         homepage='https://github.com/seohongpark/ogbench',
         citation=_CITATION,
-        metadata=tfds.core.MetadataDict(sources=store.manifest['sources']),
+        metadata=tfds.core.MetadataDict(sources=store.manifest.sources),
     )
     total = sum(len(split.terminals) for split in splits.values())
     done = 0

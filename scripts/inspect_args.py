@@ -24,7 +24,7 @@ class InspectData:
     dataset: tyro.conf.Positional[str]
     """Name of the prepared dataset."""
     verify: bool = False
-    """Read every array and compare it with the checksum of when it was prepared."""
+    """First read all arrays, labels and cached latents, and compare them with their checksums."""
     png: Path | None = None
     """Where to draw some frames; NAME-histograms.png beside it gets lengths and actions. Existing
     files are not overwritten."""

@@ -1,7 +1,10 @@
 """`fql inspect data`: what a frame store holds, in words and in pictures."""
 
 from data_pipeline.data_dir import resolve_data_dir
-from data_pipeline.store.frame_store import open_store, verify_store
+from data_pipeline.store.frame_store import FrameStore, open_store
+from data_pipeline.store.labels import stored_labels
+from data_pipeline.store.latents import stored_latents
+from data_pipeline.store.verification import verify
 from fql.reports.data_plots import plot_frames, plot_histograms
 from fql.reports.data_report import describe_data
 from fql.training.progress import progress_bar, progress_callback
@@ -11,15 +14,23 @@ from scripts.inspect_args import InspectData
 def run(args: InspectData) -> None:
     """Prints the report and writes what was asked for."""
     store = open_store(resolve_data_dir(args.data_dir) / args.dataset)
+    if args.verify:  # First: labels that are missing would be computed from these arrays.
+        verify_all(store)
+        print('checksums: every array is as it was written')
     for line in describe_data(store):
         print(line, flush=True)
-    if args.verify:
-        with progress_bar('verify', 'B') as bar:
-            verify_store(store, progress_callback(bar))
-        print('checksums: every array is as it was written')
     if args.png is not None and args.histograms is not None:
         args.png.parent.mkdir(parents=True, exist_ok=True)
         plot_frames(args.png, store.splits['train'], args.dataset)
         plot_histograms(args.histograms, store.splits['train'], args.dataset)
         for path in (args.png, args.histograms):
             print(f'wrote {path}')
+
+
+def verify_all(store: FrameStore) -> None:
+    """Raises DamagedError if an array, labels or cached latents are not what was written."""
+    arrays = [*store.stored_arrays, *stored_labels(store)]
+    for folder in sorted((store.path / 'latents').glob('*')):
+        arrays += stored_latents(folder)
+    with progress_bar('verify', 'B') as bar:
+        verify(store.path, arrays, progress_callback(bar))

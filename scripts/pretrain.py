@@ -16,4 +16,5 @@ def run(args: Pretrain) -> int:
     data_dir = str(resolve_data_dir(args.config.data_dir))
     config = dataclasses.replace(args.config, data_dir=data_dir)
     name = f'pretrain-{config.dataset}-{config.objective}'
-    return pretrain(config, *choose_folder(args.run_dir, args.resume, name))
+    folder = choose_folder(args.run_dir, args.resume, name)
+    return pretrain(config, *folder, verify_data=args.verify_data)

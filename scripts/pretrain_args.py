@@ -14,7 +14,7 @@ from fql.training.pretrain_config import (
     validate_pretrain_config,
 )
 from fql.training.run_folder import RunFolder, check_processes, choose_folder
-from scripts.shared_args import value_of
+from scripts.shared_args import VerifyData, value_of
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Pretrain:
     """Run folder to continue, with its stored settings; of these only --steps, --data-dir,
     --updates-per-call, --keep-latest and --keep-interval may be given anew. `auto`: continue
     --run-dir if it holds a run, else start it (for job schedulers)."""
+    verify_data: VerifyData = 'once'
     processes: Processes = field(default_factory=Processes)
 
     @property

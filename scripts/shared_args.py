@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from data_pipeline.store.verification import VerifyMode
 from fql.errors import FQLError
 from fql.training.config import check_bounds
 
@@ -17,6 +18,13 @@ DataDir = Annotated[
         metavar='DIR',
         help='Data folder, which also keeps compiled programs; default $FQL_DATA_DIR, else under '
         "the user's cache folder.",
+    ),
+]
+VerifyData = Annotated[
+    VerifyMode,
+    tyro.conf.arg(
+        help='Compare the data with their checksums while training starts: once, until a file '
+        'changes; always; or never. The first checkpoint waits for it.',
     ),
 ]
 JsonOut = Annotated[

@@ -22,4 +22,5 @@ def run(args: Train) -> int:
             agent, encoder=dataclasses.replace(agent.encoder, source=source)
         )
     config = dataclasses.replace(args.config, data_dir=data_dir, agent=agent)
-    return train(config, *choose_folder(args.run_dir, args.resume, config.task))
+    folder = choose_folder(args.run_dir, args.resume, config.task)
+    return train(config, *folder, verify_data=args.verify_data)

@@ -15,7 +15,7 @@ from fql.errors import FQLError
 from fql.training.config import Processes, TrainConfig, validate_config
 from fql.training.presets import default_config
 from fql.training.run_folder import RunFolder, check_processes, choose_folder, read_spec
-from scripts.shared_args import value_of
+from scripts.shared_args import VerifyData, value_of
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ class Train:
     resume: Path | None = None
     """Run folder to continue, with its stored settings; of these only --steps, --data-dir,
     --updates-per-call, --eval-workers, --env-step-seconds, --keep-latest, --keep-interval,
-    --shard-params and --wandb-project may be given anew. `auto`: continue --run-dir if it holds a
+    --shard-params and --wandb-project may be given again. `auto`: continue --run-dir if it holds a
     run, else start it (for job schedulers)."""
+    verify_data: VerifyData = 'once'
     processes: Processes = field(default_factory=Processes)
 
     @property

@@ -6,8 +6,7 @@ import shutil
 import time
 import traceback
 import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from data_pipeline.collection.oracles import make_environment, run_episode
 from data_pipeline.collection.recipes import Recipe
 from data_pipeline.errors import DataError
-from data_pipeline.files import locked, replacing, write_npy_header, write_text
+from data_pipeline.files import load_arrays, locked, replacing, write_npy_header, write_text
 from data_pipeline.workers import WorkerGroup
 
 STEP_SECONDS = 300.0
@@ -251,25 +250,23 @@ def _merge(parts: Sequence[Path], out: Path) -> None:
             with archive.open(member, 'w', force_zip64=True) as file:
                 write_npy_header(file, shape, dtype)
                 for part in parts:
-                    with _reading(part) as arrays:
-                        file.write(np.ascontiguousarray(arrays[name]).data)
+                    file.write(np.ascontiguousarray(_read_part(part, name)[name]).data)
 
 
 def _shapes(parts: Sequence[Path]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """The merged arrays' shapes and dtypes; all parts have as many rows as the first."""
-    with _reading(parts[0]) as first:
-        return {
-            name: ((len(parts) * len(array), *array.shape[1:]), array.dtype)
-            for name, array in first.items()
-        }
+    return {
+        name: ((len(parts) * len(array), *array.shape[1:]), array.dtype)
+        for name, array in _read_part(parts[0]).items()
+    }
 
 
-@contextmanager
-def _reading(part: Path) -> Iterator[Mapping[str, np.ndarray]]:
-    """The arrays of an episode's file; one that is damaged is removed, to be collected anew."""
+def _read_part(part: Path, *names: str) -> dict[str, np.ndarray]:
+    """Arrays of an episode's file, by default all; one that is damaged is removed, to be collected
+    again.
+    """
     try:
-        with np.load(part, allow_pickle=False) as arrays:
-            yield arrays
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError) as error:
+        return load_arrays(part, names)
+    except ValueError as error:
         part.unlink()
-        raise DataError(f'{part} was damaged ({error}); run again to collect it anew') from error
+        raise DataError(f'{part} was damaged ({error}); run again to collect it') from error

@@ -2,7 +2,6 @@
 
 import hashlib
 import http.client
-import json
 import os
 import re
 import urllib.error
@@ -16,6 +15,7 @@ from typing import IO, Any
 
 from data_pipeline.errors import DataError
 from data_pipeline.files import locked, sync_path, write_json
+from data_pipeline.schema import read_json
 from data_pipeline.store.frame_store import Progress
 
 MIRRORS = (
@@ -236,6 +236,6 @@ def _part_size(part_file: Path) -> int:
 
 def _read_record(part_file: Path) -> _Part | None:
     try:
-        return _Part(**json.loads(_record_path(part_file).read_text(encoding='utf-8')))
-    except (FileNotFoundError, ValueError, TypeError):
+        return read_json(_record_path(part_file), _Part)
+    except (FileNotFoundError, ValueError):
         return None

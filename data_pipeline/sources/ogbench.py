@@ -13,12 +13,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
-from numpy.lib import format as npy_format
 
 from data_pipeline.errors import DataError
+from data_pipeline.files import read_npy_header
 from data_pipeline.sources.base import (
     INFO_ARRAYS,
     LABEL_ARRAYS,
@@ -87,7 +86,7 @@ def iter_blocks(member: NpzMember) -> Iterator[np.ndarray]:
         zipfile.ZipFile(member.path) as archive,
         archive.open(f'{member.name}.npy') as stream,
     ):
-        _read_header(stream)
+        read_npy_header(stream)
         for start in range(0, member.shape[0], rows_per_block):
             rows = min(rows_per_block, member.shape[0] - start)
             data = stream.read(rows * row_bytes)
@@ -169,7 +168,7 @@ def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> NpzMember:
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f'{name} has an unknown compression')
     with archive.open(entry) as stream:
-        shape, fortran_order, dtype = _read_header(stream)
+        shape, fortran_order, dtype = read_npy_header(stream)
         header_bytes = stream.tell()
     _check(path, not dtype.hasobject, f'{name} holds Python objects; save it as plain numbers')
     _check(path, not fortran_order, f'{name} is in Fortran order; save np.ascontiguousarray of it')
@@ -178,16 +177,6 @@ def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> NpzMember:
     if header_bytes + member.nbytes != entry.file_size:
         raise ValueError(f'{name} is not as long as its header says')
     return member
-
-
-def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """(shape, Fortran order, dtype) of an open `.npy` member, leaving it at the first data byte."""
-    version = npy_format.read_magic(stream)
-    if version == (1, 0):
-        return npy_format.read_array_header_1_0(stream)
-    if version == (2, 0):
-        return npy_format.read_array_header_2_0(stream)
-    raise ValueError(f'.npy version {version} is unknown')
 
 
 def _check_members(path: Path, members: Mapping[str, NpzMember]) -> None:

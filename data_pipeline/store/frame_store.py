@@ -6,21 +6,20 @@
 `data_pipeline.store.writer` writes it; here it is opened, read and verified.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data_pipeline.errors import DataError
 from data_pipeline.sources.base import INFO_ARRAYS, LABEL_ARRAYS
+from data_pipeline.store.manifest import Manifest, NewerFormatError, open_array, read_manifest
+from data_pipeline.store.verification import StoredArray, check_array
 
-FORMAT_VERSION = 1
 ALIGNMENT = 64  # bytes; TensorFlow aborts the process on a tensor that starts anywhere else
-_VERIFY_BYTES = 4 << 20
+
+_REMEDY = 'make the dataset again: fql prepare with --overwrite'
 
 Progress = Callable[[int, int], None]
 
@@ -79,23 +78,39 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class FrameStore:
-    """An open store: its folder, its manifest as read from JSON, and its splits by name."""
+    """An open store: its folder, its manifest, and its splits by name."""
 
     path: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     splits: dict[str, Split]
 
     @property
-    def checksums(self) -> dict[str, dict[str, str | None]]:
-        """SHA-256 of every array's bytes, by split and name; None where the manifest has none."""
+    def checksums(self) -> dict[str, dict[str, str]]:
+        """SHA-256 of every array's bytes, by split and name."""
         return {
-            split: {name: array.get('sha256') for name, array in entry['arrays'].items()}
-            for split, entry in self.manifest['splits'].items()
+            split: {name: array.sha256 for name, array in entry.arrays.items()}
+            for split, entry in self.manifest.splits.items()
         }
+
+    def stored_array(self, split: str, name: str) -> StoredArray:
+        """What there is to verify of one array."""
+        path, entry = self.path / split / f'{name}.npy', self.manifest.splits[split].arrays[name]
+        return StoredArray.of(path, entry, _REMEDY)
+
+    @property
+    def stored_arrays(self) -> list[StoredArray]:
+        """All arrays of all splits."""
+        return [
+            self.stored_array(split, name)
+            for split, entry in self.manifest.splits.items()
+            for name in entry.arrays
+        ]
 
 
 def open_store(path: Path) -> FrameStore:
-    """Opens a finished store; nothing is read but headers.
+    """Opens a finished store; nothing is read but headers and the ends of trajectories.
+
+    Every index rests on these ends, so that they are compared with their checksum at once.
 
     Raises:
         DataError: no store there, one of a newer format, or files not as the manifest says.
@@ -103,67 +118,44 @@ def open_store(path: Path) -> FrameStore:
     path = Path(path)
     manifest_path = path / 'manifest.json'
     try:
-        manifest = json.loads(manifest_path.read_text(encoding='utf-8'))
-        version = manifest['format_version']
-        if version > FORMAT_VERSION:
-            raise DataError(f'{path}: store format {version} is newer than this code; update it')
-        splits = {name: _open_split(path, name, manifest) for name in manifest['splits']}
+        manifest = read_manifest(manifest_path)
+        splits = {name: _open_split(path / name, manifest) for name in manifest.splits}
+    except NewerFormatError as error:
+        raise DataError(f'{path}: {error}') from error
     except FileNotFoundError as error:
         if error.filename == str(manifest_path):
             raise DataError(f'{path}: no frame store here; prepare the dataset first') from error
         raise _damaged(path, f'{error.filename} is missing') from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, repr(error)) from error
-    return FrameStore(path, manifest, splits)
+    except OSError as error:
+        raise _damaged(path, f'{error.filename} cannot be read: {error.strerror}') from error
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
+    store = FrameStore(path, manifest, splits)
+    for name in splits:
+        check_array(store.stored_array(name, 'terminals'))
+    return store
 
 
-def verify_store(store: FrameStore, progress: Progress | None = None) -> None:
-    """Reads every array and compares it with the checksum taken when the store was made.
-
-    Raises:
-        DataError: an array that is not what was written, or no checksum in the manifest.
-    """
-    entries = [
-        (store.path / split / f'{name}.npy', store.splits[split].arrays[name], entry)
-        for split in store.splits
-        for name, entry in store.manifest['splits'][split]['arrays'].items()
-    ]
-    advance = byte_counter(progress, sum(array.nbytes for _, array, _ in entries))
-    for path, array, entry in entries:
-        if 'sha256' not in entry:
-            raise _damaged(store.path, 'the manifest has no checksums')
-        digest = hashlib.sha256()
-        try:
-            with open(path, 'rb') as file:
-                file.seek(entry['file_bytes'] - array.nbytes)
-                while block := file.read(_VERIFY_BYTES):
-                    digest.update(block)
-                    advance(len(block))
-        except OSError as error:
-            raise _damaged(store.path, f'{path} cannot be read: {error.strerror}') from error
-        if digest.hexdigest() != entry['sha256']:
-            raise _damaged(store.path, f'{path} is not what was written (checksum differs)')
-
-
-def _open_split(store: Path, name: str, manifest: dict[str, Any]) -> Split:
-    folder = store / name
-    entries = manifest['splits'][name]['arrays']
+def _open_split(folder: Path, manifest: Manifest) -> Split:
     arrays: dict[str, np.ndarray] = {
-        key: _open_array(folder / f'{key}.npy', entry) for key, entry in entries.items()
+        name: open_array(folder / f'{name}.npy', entry)
+        for name, entry in manifest.splits[folder.name].arrays.items()
     }
-    info = {key: arrays[key] for key in INFO_ARRAYS if key in arrays}
-    labels = {key: arrays[key] for key in LABEL_ARRAYS if key in arrays}
+    info = {name: arrays[name] for name in INFO_ARRAYS if name in arrays}
+    labels = {name: arrays[name] for name in LABEL_ARRAYS if name in arrays}
     required = (arrays['observations'], arrays['actions'], arrays['terminals'])
-    return Split(name, folder, *required, info, labels)
-
-
-def _open_array(path: Path, entry: Mapping[str, Any]) -> np.ndarray:
-    if (size := path.stat().st_size) != entry['file_bytes']:
-        raise ValueError(f'{path.name} has {size} bytes in place of {entry["file_bytes"]}')
-    array = np.load(path, mmap_mode='r', allow_pickle=False)
-    if array.shape != tuple(entry['shape']) or array.dtype.str != entry['dtype']:
-        raise ValueError(f'{path.name} is {array.dtype} {array.shape}')
-    return array
+    split = Split(folder.name, folder, *required, info, labels)
+    fits = {
+        'observations': split.observations.dtype in (np.uint8, np.float32),
+        'actions': split.actions.dtype == np.float32 and split.actions.ndim == 2,
+        'terminals': split.terminals.dtype == bool and split.terminals.ndim == 1,
+        **{name: array.ndim == 2 for name, array in info.items()},
+        **{name: array.dtype == np.float32 and array.ndim == 1 for name, array in labels.items()},
+    }
+    for name, is_fit in fits.items():
+        if not is_fit:
+            raise ValueError(f'{name} is {arrays[name].dtype} {arrays[name].shape}')
+    return split
 
 
 def byte_counter(progress: Progress | None, total: int) -> Callable[[int], None]:

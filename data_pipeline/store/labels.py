@@ -2,14 +2,21 @@
 
 Five tasks share the frames of one dataset, so labels are small arrays beside them. They are
 computed by a spawned process, so that MuJoCo never shares one with TensorFlow (the two crash).
+
+    <store>/labels/<task>/<split>/rewards.npy, masks.npy
+    <store>/labels/<task>/<split>/labels.json    what they were made of, and their checksums
+
+They are small: each use compares them with their checksums, and computes damaged ones again.
 """
 
+import dataclasses
 import json
 import multiprocessing
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,10 +24,43 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.environment import choose_opengl, construct
-from data_pipeline.errors import DataError
-from data_pipeline.files import atomic_folder, write_text
+from data_pipeline.errors import DamagedError, DataError
+from data_pipeline.files import atomic_folder, write_json
+from data_pipeline.schema import read_json
 from data_pipeline.store.frame_store import FrameStore
+from data_pipeline.store.manifest import ArrayEntry, open_array
+from data_pipeline.store.verification import StoredArray, check_array
 from data_pipeline.store.writer import write_array
+
+_RECORD = 'labels.json'
+_ARRAYS = ('rewards', 'masks')
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What determines labels.
+
+    env_id, env_kwargs: the task; arguments can choose another one of the same id
+    ogbench: version of the package, which can change the labels
+    data: checksums of the arrays that they are computed from, by name
+    """
+
+    env_id: str
+    env_kwargs: Mapping[str, Any]
+    ogbench: str
+    data: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class LabelRecord:
+    """`labels.json`: the arrays by name, and what they were made of."""
+
+    recipe: Recipe
+    arrays: Mapping[str, ArrayEntry]
+
+    def __post_init__(self) -> None:
+        if set(self.arrays) != set(_ARRAYS):
+            raise ValueError(f'arrays {", ".join(self.arrays)} in place of {", ".join(_ARRAYS)}')
 
 
 def task_labels(
@@ -45,14 +85,28 @@ def task_labels(
     Raises:
         DataError: no such split or environment, the data are not of this environment, or the
             process that labels them died.
+        DamagedError: an array that labels are computed from is not what was written.
     """
     if split not in store.splits:
         raise DataError(f'{store.path}: no split {split!r}, only {", ".join(store.splits)}')
     folder = store.path / 'labels' / env_id.rpartition(':')[2] / split
-    # Arguments can choose another task of the same id, and versions can change the labels.
-    recipe = json.dumps([env_id, dict(env_kwargs), f'ogbench {version("ogbench")}'], sort_keys=True)
-    labels = _read_labels(folder, recipe)
+    used = store.splits[split].info
+    recipe = Recipe(
+        env_id=env_id,
+        env_kwargs=json.loads(json.dumps(dict(env_kwargs))),
+        ogbench=version('ogbench'),
+        data={name: store.checksums[split][name] for name in used},
+    )
+    try:
+        labels = _read_labels(folder, recipe)
+    except DamagedError as error:
+        from tqdm import tqdm  # Here, so that benchmarks run where it is not installed.
+
+        tqdm.write(f'damaged labels are computed again: {error}')
+        labels = None
     if labels is None:
+        for name in used:
+            check_array(store.stored_array(split, name))
         labels = _compute_in_process(store, split, env_id, env_kwargs)
         _write_labels(folder, recipe, labels)
     return labels
@@ -61,10 +115,21 @@ def task_labels(
 def labelled_tasks(store: FrameStore, split: str) -> list[tuple[str, dict[str, Any]]]:
     """(env_id, env_kwargs) of every call of `task_labels` whose result the store keeps."""
     tasks = []
-    for path in sorted((store.path / 'labels').glob(f'*/{split}/recipe.json')):
-        with suppress(ValueError):  # A damaged file, as in `_read_labels`.
-            tasks.append(tuple(json.loads(path.read_text(encoding='utf-8'))[:2]))
+    for path in sorted((store.path / 'labels').glob(f'*/{split}/{_RECORD}')):
+        with suppress(OSError, ValueError):
+            recipe = read_json(path, LabelRecord).recipe
+            tasks.append((recipe.env_id, dict(recipe.env_kwargs)))
     return tasks
+
+
+def stored_labels(store: FrameStore) -> list[StoredArray]:
+    """All labels that the store keeps.
+
+    Raises:
+        DamagedError: a record of them cannot be read.
+    """
+    paths = sorted((store.path / 'labels').glob(f'*/*/{_RECORD}'))
+    return [array for path in paths for array in _stored_arrays(path.parent, _read_record(path))]
 
 
 def relabel(
@@ -107,7 +172,7 @@ def _compute_in_process(
 ) -> tuple[np.ndarray, np.ndarray]:
     data = store.splits[split]
     info = {name: np.asarray(array) for name, array in data.info.items()}
-    dataset = store.manifest['dataset']
+    dataset = store.manifest.dataset
     spawn = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as executor:
         task = executor.submit(
@@ -146,26 +211,58 @@ def _check_widths(
             raise DataError(f'dataset {dataset} lacks {name}, which labels of {env_id} need')
 
 
-def _read_labels(folder: Path, recipe: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """The cached labels, or None where there are none of this recipe, or damaged ones."""
-    try:
-        if (folder / 'recipe.json').read_text(encoding='utf-8') != recipe:
-            return None
-        rewards, masks = (
-            np.load(folder / f'{name}.npy', allow_pickle=False) for name in ('rewards', 'masks')
-        )
-    except (OSError, ValueError, EOFError):
+def _read_labels(folder: Path, recipe: Recipe) -> tuple[np.ndarray, np.ndarray] | None:
+    """The labels in a folder; None where there are none of this recipe.
+
+    Raises:
+        DamagedError: they are not what was written.
+    """
+    path = folder / _RECORD
+    if not path.exists():
         return None
+    record = _read_record(path)
+    if record.recipe != recipe:
+        return None
+    for array in _stored_arrays(folder, record):
+        check_array(array)
+    try:
+        rewards, masks = (
+            open_array(folder / f'{name}.npy', record.arrays[name], mapped=False)
+            for name in _ARRAYS
+        )
+    except (OSError, ValueError) as error:
+        raise DamagedError(f'{folder}: {error}; {_remedy(folder)}') from error
     return rewards, masks
 
 
-def _write_labels(folder: Path, recipe: str, labels: tuple[np.ndarray, np.ndarray]) -> None:
+def _read_record(path: Path) -> LabelRecord:
+    try:
+        return read_json(path, LabelRecord)
+    except (OSError, ValueError) as error:
+        raise DamagedError(f'{path} cannot be read: {error}; {_remedy(path.parent)}') from error
+
+
+def _stored_arrays(folder: Path, record: LabelRecord) -> list[StoredArray]:
+    return [
+        StoredArray.of(folder / f'{name}.npy', entry, _remedy(folder))
+        for name, entry in record.arrays.items()
+    ]
+
+
+def _remedy(folder: Path) -> str:
+    return f'remove {folder}, and they are computed again'
+
+
+def _write_labels(folder: Path, recipe: Recipe, labels: tuple[np.ndarray, np.ndarray]) -> None:
     """Keeps labels for other runs, if it can: this one has them, and goes on in any case."""
     # Runs that start together all compute the same labels; whichever is first writes them.
-    if _read_labels(folder, recipe) is not None:
-        return
+    with suppress(DamagedError):
+        if _read_labels(folder, recipe) is not None:
+            return
     # A store that is only read, a full disk, or another run was quicker.
     with suppress(OSError), atomic_folder(folder, replace=folder.exists()) as new:
-        for name, array in zip(('rewards', 'masks'), labels, strict=True):
-            write_array(new / f'{name}.npy', array)
-        write_text(new / 'recipe.json', recipe)
+        entries = {
+            name: write_array(new / f'{name}.npy', array)
+            for name, array in zip(_ARRAYS, labels, strict=True)
+        }
+        write_json(new / _RECORD, dataclasses.asdict(LabelRecord(recipe, entries)))

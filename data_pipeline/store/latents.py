@@ -11,16 +11,28 @@ short is continued behind the last row recorded. The loader reads it like any ob
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from data_pipeline.errors import DataError
-from data_pipeline.files import sync_file, write_json, write_npy_header, write_text
+from data_pipeline.errors import DamagedError
+from data_pipeline.files import (
+    load_array,
+    make_folder,
+    read_npy_header,
+    sync_file,
+    write_json,
+    write_npy_header,
+    write_text,
+)
+from data_pipeline.schema import read_json
 from data_pipeline.store.frame_store import FrameStore, Split
+from data_pipeline.store.verification import StoredArray
 
 RECORD_ROWS = 8_192
 """Rows written between two records; so many are lost at most when the process is killed."""
@@ -29,22 +41,24 @@ _ARRAY, _RECORD = 'observations.npy', 'progress.json'
 _READ_BYTES = 4 << 20
 
 
+@dataclass(frozen=True)
+class LatentRecord:
+    """`progress.json`: the rows that stand, and the checksum of their bytes."""
+
+    rows: int
+    sha256: str
+
+
 def latent_recipe(store: FrameStore, encoding: Mapping[str, Any]) -> str:
     """What latents of a store's data are made of, as JSON.
 
     Args:
         encoding: JSON values that, with the data, determine every latent.
-
-    Raises:
-        DataError: the store has no checksums, by which its data are known.
     """
-    try:
-        data = {
-            split: {name: entry['arrays'][name]['sha256'] for name in ('observations', 'terminals')}
-            for split, entry in store.manifest['splits'].items()
-        }
-    except KeyError:
-        raise DataError(f'{store.path}: no checksums; make it again with --overwrite') from None
+    data = {
+        split: {name: checksums[name] for name in ('observations', 'terminals')}
+        for split, checksums in store.checksums.items()
+    }
     return json.dumps({'encoding': dict(encoding), 'data': data}, indent=2, sort_keys=True)
 
 
@@ -55,7 +69,7 @@ def latent_folder(store: FrameStore, recipe: str) -> Path:
 
 def make_latent_folder(folder: Path, recipe: str) -> None:
     """Makes the folder, if need be, and writes the recipe into it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_text(folder / 'recipe.json', recipe)
 
 
@@ -63,15 +77,38 @@ def latent_split(folder: Path, split: Split, width: int, dtype: str) -> Split | 
     """`split` with its latents (n, width) as observations; None where they are not all there."""
     shape = (len(split.observations), width)
     path = folder / split.name / _ARRAY
-    if _read_record(path).get('rows') != shape[0]:
+    record = _read_record(path)
+    if record is None or record.rows != shape[0]:
         return None
     try:
-        latents = np.load(path, mmap_mode='r', allow_pickle=False)
+        latents = load_array(path, mapped=True)
     except (OSError, ValueError):
         return None
     if latents.shape != shape or latents.dtype != np.dtype(dtype):
         return None
     return dataclasses.replace(split, path=path.parent, observations=latents)
+
+
+def stored_latents(folder: Path) -> list[StoredArray]:
+    """The latents in the folder of a recipe, as far as they are recorded.
+
+    Raises:
+        DamagedError: one cannot be read.
+    """
+    remedy = f'remove {folder}, and they are computed again'
+    arrays = []
+    for path in sorted(folder.glob(f'*/{_RECORD}')):
+        array = path.with_name(_ARRAY)
+        try:
+            record = read_json(path, LatentRecord)
+            with array.open('rb') as file:
+                shape, _, dtype = read_npy_header(file)
+                start = file.tell()
+        except (OSError, ValueError) as error:
+            raise DamagedError(f'{path.parent} cannot be read: {error}; {remedy}') from error
+        nbytes = record.rows * math.prod(shape[1:]) * dtype.itemsize
+        arrays.append(StoredArray(array, start, nbytes, record.sha256, remedy))
+    return arrays
 
 
 class LatentWriter:
@@ -86,7 +123,7 @@ class LatentWriter:
 
         What a killed process has written is kept as far as it is recorded and unharmed.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._path = folder / _ARRAY
         self._shape, self._dtype = shape, np.dtype(dtype)
         self._path.touch()
@@ -123,18 +160,17 @@ class LatentWriter:
     def _record(self) -> None:
         # The rows must be on disk before the record that counts them.
         sync_file(self._file)
-        record = {'rows': self.rows, 'sha256': self._digest.hexdigest()}
-        write_json(self._path.with_name(_RECORD), record)
+        record = LatentRecord(self.rows, self._digest.hexdigest())
+        write_json(self._path.with_name(_RECORD), dataclasses.asdict(record))
         self._recorded = self.rows
 
     def _sound_rows(self) -> tuple[int, Any]:
         """The rows that the record counts, and their running checksum; (0, new) if it is not so."""
         record = _read_record(self._path)
-        rows = record.get('rows', 0)
-        if 0 < rows <= self._shape[0]:
-            digest = _digest_of(self._file, rows * self._row_bytes)
-            if digest.hexdigest() == record.get('sha256'):
-                return rows, digest
+        if record is not None and 0 < record.rows <= self._shape[0]:
+            digest = _digest_of(self._file, record.rows * self._row_bytes)
+            if digest.hexdigest() == record.sha256:
+                return record.rows, digest
         return 0, hashlib.sha256()
 
 
@@ -147,10 +183,9 @@ def _digest_of(file: BinaryIO, nbytes: int) -> Any:
     return digest
 
 
-def _read_record(array: Path) -> dict[str, Any]:
-    """The record beside an array; empty where there is none that can be read."""
+def _read_record(array: Path) -> LatentRecord | None:
+    """The record beside an array; None where there is none that can be read."""
     try:
-        record = json.loads(array.with_name(_RECORD).read_text(encoding='utf-8'))
+        return read_json(array.with_name(_RECORD), LatentRecord)
     except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+        return None

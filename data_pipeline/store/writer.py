@@ -3,6 +3,7 @@
 A store stands whole or not at all: it is written in a folder beside its place and renamed into it.
 """
 
+import dataclasses
 import hashlib
 import platform
 import shutil
@@ -14,20 +15,25 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.lib import format as npy_format
 
 from data_pipeline.errors import DataError
-from data_pipeline.files import atomic_folder, sync_file, write_json, write_npy_header
+from data_pipeline.files import (
+    atomic_folder,
+    make_folder,
+    sync_file,
+    write_json,
+    write_npy_header,
+)
 from data_pipeline.sources import ogbench
 from data_pipeline.sources.base import SourceSplit, checked_blocks
 from data_pipeline.store.frame_store import (
     ALIGNMENT,
-    FORMAT_VERSION,
     FrameStore,
     Progress,
     byte_counter,
     open_store,
 )
+from data_pipeline.store.manifest import FORMAT_VERSION, ArrayEntry, Manifest, SplitEntry
 
 
 def prepare_store(
@@ -77,22 +83,22 @@ def write_store(
         return _reuse(path, dataset, sources)
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         _check_space(path, splits.values())
         advance = byte_counter(progress, sum(split.nbytes for split in splits.values()))
         with atomic_folder(path, replace=overwrite) as folder:
-            manifest = {
-                'format_version': FORMAT_VERSION,
-                'dataset': dataset,
-                'sources': sources,
-                'splits': {
+            manifest = Manifest(
+                format_version=FORMAT_VERSION,
+                dataset=dataset,
+                sources=sources,
+                splits={
                     name: _write_split(folder / name, split, advance)
                     for name, split in splits.items()
                 },
-                'versions': {'python': platform.python_version(), 'numpy': np.__version__},
-                'created': datetime.now(UTC).isoformat(timespec='seconds'),
-            }
-            write_json(folder / 'manifest.json', manifest)
+                versions={'python': platform.python_version(), 'numpy': np.__version__},
+                created=datetime.now(UTC).isoformat(timespec='seconds'),
+            )
+            write_json(folder / 'manifest.json', dataclasses.asdict(manifest))
     except FileExistsError:  # Another process has made the store meanwhile.
         return _reuse(path, dataset, sources)
     except OSError as error:  # Sources raise DataError; this is the store's side.
@@ -102,8 +108,8 @@ def write_store(
     return open_store(path)
 
 
-def write_array(path: Path, array: np.ndarray) -> dict[str, Any]:
-    """Writes a `.npy` file, synced; returns its entry for the manifest."""
+def write_array(path: Path, array: np.ndarray) -> ArrayEntry:
+    """Writes a `.npy` file, synced."""
     with ArrayWriter(path, array.shape[1:], array.dtype) as writer:
         writer.append(array)
         return writer.finish()
@@ -143,20 +149,20 @@ class ArrayWriter:
         self._writing = self._thread.submit(self._write, np.ascontiguousarray(block).data)
         self._rows += len(block)
 
-    def finish(self) -> dict[str, Any]:
-        """Writes the number of rows into the header and syncs; the array's manifest entry."""
+    def finish(self) -> ArrayEntry:
+        """Writes the number of rows into the header and syncs."""
         self._wait()
         nbytes = self._file.tell()
         self._file.seek(0)
         self._write_header()
         assert self._file.tell() == self._data_start  # NumPy leaves room for the number to grow.
         sync_file(self._file)
-        return {
-            'shape': [self._rows, *self._row_shape],
-            'dtype': npy_format.dtype_to_descr(self._dtype),
-            'file_bytes': nbytes,
-            'sha256': self._digest.hexdigest(),
-        }
+        return ArrayEntry(
+            shape=(self._rows, *self._row_shape),
+            dtype=self._dtype.str,
+            file_bytes=nbytes,
+            sha256=self._digest.hexdigest(),
+        )
 
     def _write(self, data: memoryview) -> None:
         self._file.write(data)
@@ -170,10 +176,8 @@ class ArrayWriter:
         write_npy_header(self._file, (self._rows, *self._row_shape), self._dtype)
 
 
-def _write_split(
-    folder: Path, split: SourceSplit, advance: Callable[[int], None]
-) -> dict[str, Any]:
-    """Checks and writes one split; returns its entry for the manifest."""
+def _write_split(folder: Path, split: SourceSplit, advance: Callable[[int], None]) -> SplitEntry:
+    """Checks and writes one split."""
     folder.mkdir()
     trajectories = 0
     with ExitStack() as stack:
@@ -189,8 +193,7 @@ def _write_split(
             if name == 'terminals':
                 trajectories += int(block.sum())
         entries = {name: writer.finish() for name, writer in writers.items()}
-    rows = entries['terminals']['shape'][0]
-    return {'rows': rows, 'trajectories': trajectories, 'arrays': entries}
+    return SplitEntry(entries['terminals'].shape[0], trajectories, entries)
 
 
 def _check_splits(splits: Mapping[str, SourceSplit]) -> None:
@@ -219,7 +222,7 @@ def _reuse(path: Path, dataset: str, sources: Mapping[str, Any]) -> FrameStore:
     """The store at `path` if it was made of these sources."""
     store = open_store(path)
     wanted = {split: file['sha256'] for split, file in sources.items()}
-    found = {split: file['sha256'] for split, file in store.manifest['sources'].items()}
-    if wanted != found or dataset != store.manifest['dataset']:
+    found = {split: file['sha256'] for split, file in store.manifest.sources.items()}
+    if wanted != found or dataset != store.manifest.dataset:
         raise DataError(f'{path}: a store of other source files stands here; pass --overwrite')
     return store

@@ -23,7 +23,7 @@ def describe_data(store: FrameStore) -> Iterator[str]:
 
 def describe_store(store: FrameStore) -> str:
     """Some lines on a store: where it lies and what it holds."""
-    lines = [f'{store.manifest["dataset"]}: {store.path}']
+    lines = [f'{store.manifest.dataset}: {store.path}']
     for name, split in store.splits.items():
         size = 'x'.join(str(n) for n in split.observations.shape[1:])
         lines.append(
@@ -37,14 +37,14 @@ def describe_store(store: FrameStore) -> str:
 def describe_manifest(store: FrameStore) -> Iterator[str]:
     """What the store was made of, when and with what, and the arrays in it."""
     manifest = store.manifest
-    versions = ', '.join(f'{name} {version}' for name, version in manifest['versions'].items())
-    yield f'{manifest["dataset"]}: {store.path}'
-    yield f'format {manifest["format_version"]}, made {manifest["created"]} with {versions}'
-    for name, source in manifest['sources'].items():
+    versions = ', '.join(f'{name} {version}' for name, version in manifest.versions.items())
+    yield f'{manifest.dataset}: {store.path}'
+    yield f'format {manifest.format_version}, made {manifest.created} with {versions}'
+    for name, source in manifest.sources.items():
         yield f'{name} from {source["path"]}'
         yield f'  {source["bytes"]:,} bytes, sha256 {source["sha256"]}'
-        for array, entry in manifest['splits'][name]['arrays'].items():
-            yield f'  {array:13} {np.dtype(entry["dtype"])} {tuple(entry["shape"])}'
+        for array, entry in manifest.splits[name].arrays.items():
+            yield f'  {array:13} {np.dtype(entry.dtype)} {entry.shape}'
 
 
 def describe_trajectories(split: Split) -> Iterator[str]:
@@ -96,7 +96,7 @@ def known_tasks(store: FrameStore, split: Split) -> list[tuple[str, dict[str, An
     own: list[tuple[str, dict[str, Any]]] = []
     if 'qpos' in split.info:
         tasks = [find_task(name) for name in task_names()]
-        tasks = [task for task in tasks if task.dataset == store.manifest['dataset']]
+        tasks = [task for task in tasks if task.dataset == store.manifest.dataset]
         # Of OGBench's names, the one without a number means one of those that have it.
         numbered = [task for task in tasks if '-singletask-task' in task.name] or tasks
         own = [(task.label_env_id, {}) for task in numbered]

@@ -112,7 +112,10 @@ def latent_width(spec: RunSpec) -> int:
 
 
 def cached_data(
-    data: dict[str, LabelledSplit], spec: RunSpec, encoder: Params
+    data: dict[str, LabelledSplit],
+    spec: RunSpec,
+    encoder: Params,
+    before: Callable[[], None] = lambda: None,
 ) -> dict[str, LabelledSplit]:
     """The splits with latents in place of frames; what the cache lacks of these is computed.
 
@@ -122,6 +125,7 @@ def cached_data(
     Args:
         data: images and labels.
         encoder: parameters of the frozen encoder, on this process's devices or the host.
+        before: called before a split's latents are computed.
 
     Raises:
         DataError: the disk has no room.
@@ -139,6 +143,7 @@ def cached_data(
         for name, labelled in data.items():
             split = latent_split(folder, labelled.split, width, dtype)
             if split is None:
+                before()
                 rows = len(labelled.split.observations)
                 with LatentWriter(folder / name, (rows, width), dtype) as writer:
                     write_latents(writer, labelled.split, config, encode, encoder, mesh)

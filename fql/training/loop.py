@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from data_pipeline.errors import DamagedError
+from data_pipeline.store.verification import Verification
 from fql.compiled import TrainStep
 from fql.devices import put_batch
 from fql.errors import FQLError
@@ -22,6 +24,7 @@ from fql.training.interruption import EXIT_CODE, Interrupted, Interruption
 from fql.training.metrics_log import MetricsLog
 from fql.training.progress import progress_bar
 from fql.training.run_folder import RunFolder
+from fql.training.verified_data import agree_on_verification
 
 MAX_IN_FLIGHT = 2
 """Calls of the train step that the host may be ahead of the device; each holds its batches."""
@@ -73,6 +76,7 @@ class Trainer:
         evaluate: called with the state whenever an evaluation is due.
         metadata: JSON values kept with each checkpoint.
         writer: of checkpoints.
+        verification: of the data; the first checkpoint waits for it.
         train_log: of metrics; None in all processes but the first.
         interruption: tells when to stop.
         resume_command: what the user is to run after a stop.
@@ -87,6 +91,7 @@ class Trainer:
     evaluate: Callable[[TrainState], object]
     metadata: Mapping[str, Any]
     writer: CheckpointWriter
+    verification: Verification
     train_log: MetricsLog | None
     interruption: Interruption
     resume_command: str
@@ -108,11 +113,13 @@ class Trainer:
 
         Raises:
             NotFiniteError: a loss or a gradient was NaN or infinite; the state is not saved then.
+            DamagedError: the data are not what was written; nor then.
             FQLError: a save failed, or an environment's worker.
         """
         schedule = self.schedule
         step = int(state.step)
         in_flight: InFlight = deque()
+        is_verified = False
         try:
             with progress_bar('train', 'update', schedule.steps, initial=step) as bar:
                 if is_evaluation_missing:
@@ -133,6 +140,11 @@ class Trainer:
                     )
                     if is_log_due or is_evaluation_due or is_save_due:
                         self._check_all(in_flight)
+                    if jax.process_count() == 1:  # Several processes stop together.
+                        self.verification.check()
+                    if not is_verified and (is_save_due or step == schedule.steps):
+                        agree_on_verification(self.verification, self.interruption.raise_if_noted)
+                        is_verified = True
                     if is_log_due:
                         self._log(step, state, metrics, val_batches)
                     if is_evaluation_due:
@@ -156,6 +168,9 @@ class Trainer:
                 )
             return state, EXIT_CODE
         except NotFiniteError:
+            self.verification.check()  # Damaged data would be the cause.
+            raise
+        except DamagedError:
             raise
         except Exception:
             # What can be saved is saved; the fault to be told is the first one. A save needs all

@@ -11,6 +11,7 @@ import jax
 
 from data_pipeline.loader import LoaderConfig, check_windows, make_windows
 from data_pipeline.store.frame_store import FrameStore
+from data_pipeline.store.verification import Verification, VerifyMode
 from encoders.saved import SavedEncoder, read_encoder
 from fql.compiled import (
     abstract_state,
@@ -50,17 +51,21 @@ from fql.training.run_start import (
 from fql.training.saved_encoders import save_encoder_folder
 
 
-def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
+def pretrain(
+    config: PretrainConfig, path: Path, resume: Resume, verify_data: VerifyMode = 'once'
+) -> int:
     """Pretrains to `config.steps` in the run folder `path`, then writes the encoder there.
 
     Args:
         resume: see `fql.training.run_folder.choose_folder`.
+        verify_data: as in `fql.training.train.train`.
 
     Returns:
         0 when done, `EXIT_CODE` after SIGINT or SIGTERM, when the state was saved.
 
     Raises:
         FQLError, DataError: what the user asked for cannot be done; nothing was written then.
+        DamagedError: as in `fql.training.train.train`.
         EncoderError: the encoder that an extended run is to replace cannot be read.
     """
     validate_pretrain_config(config)
@@ -84,6 +89,8 @@ def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
     check_memory(learner, abstract, rows * math.prod(spec.stack_shape))
     is_main = jax.process_index() == 0
     with ExitStack() as stack:
+        verification = stack.enter_context(Verification(store.path, verify_data))
+        verification.add(store.stored_arrays)
         stack.enter_context(
             claimed_folder(folder, store, lambda: write_pretrain_spec(folder, spec))
         )
@@ -119,6 +126,7 @@ def pretrain(config: PretrainConfig, path: Path, resume: Resume) -> int:
             evaluate=lambda state: None,
             metadata={'config': dataclasses.asdict(config), 'versions': versions()},
             writer=writer,
+            verification=verification,
             train_log=train_log,
             interruption=stack.enter_context(Interruption()),
             resume_command=f'fql pretrain --resume {folder.path}',

@@ -213,7 +213,7 @@ def describe(folder: Path, saved: SavedEncoder, store: FrameStore, result: Probe
         '',
         f'{"":>24}' + ''.join(f'{name:>9}' for name in result.scores),
     ]
-    for label, columns in qpos_groups(store.manifest['dataset'], 1 + max(result.columns)).items():
+    for label, columns in qpos_groups(store.manifest.dataset, 1 + max(result.columns)).items():
         means = [result.group_mean(name, columns) for name in result.scores]
         if not np.isnan(means).all():
             lines.append(f'{label:>24}' + ''.join(f'{mean:9.3f}' for mean in means))

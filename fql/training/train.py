@@ -12,6 +12,8 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from data_pipeline.loader import check_batches, num_starts
+from data_pipeline.store.latents import stored_latents
+from data_pipeline.store.verification import Verification, VerifyMode
 from encoders.saved import load_encoder, read_encoder
 from fql.agents.configs import AgentConfig
 from fql.compiled import (
@@ -77,14 +79,16 @@ from fql.training.run_start import (
     check_run_folder,
     claimed_folder,
 )
+from fql.training.verified_data import finish_verification
 from fql.training.wandb_mirror import check_wandb, wandb_mirror
 
 
-def train(config: TrainConfig, path: Path, resume: Resume) -> int:
+def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMode = 'once') -> int:
     """Trains to `config.steps` in the run folder `path`.
 
     Args:
         resume: see `fql.training.run_folder.choose_folder`.
+        verify_data: whether the data are compared with their checksums, while training goes on.
 
     Returns:
         0 when done, `EXIT_CODE` after SIGINT or SIGTERM, when the state was saved.
@@ -92,6 +96,8 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
     Raises:
         FQLError, DataError, EncoderError: what the user asked for cannot be done. Nothing was
             written then, unless it is only that latents are not finite.
+        DamagedError: the data are not what was written. No checkpoint was written since that was
+            found, nor before all were verified, unless at a signal.
     """
     validate_config(config)
     check_wandb(config)
@@ -118,6 +124,8 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
     rows = 0 if uses_cache(config) else config.batch_size // jax.process_count()
     check_memory(learner, abstract, rows * spec.observation_bytes)
     with ExitStack() as stack:
+        verification = stack.enter_context(Verification(store.path, verify_data))
+        verification.add(store.stored_arrays)
         workers = None
         interruption = Interruption()
         if config.eval_interval and is_main:
@@ -165,7 +173,8 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
                     MetricsLog(folder.eval_csv, folder.eval_tensorboard, start, mirror)
                 )
         if frozen is not None:
-            data = cached_data(data, spec, frozen)
+            data = cached_data(data, spec, frozen, lambda: finish_verification(verification))
+            verification.add(stored_latents(data['train'].split.path.parent))
         val_batches = None
         # Chunks begin in fewer places than there are transitions.
         if 'val' in data and num_starts(data['val'].split, loader) >= config.batch_size:
@@ -186,6 +195,7 @@ def train(config: TrainConfig, path: Path, resume: Resume) -> int:
             evaluate=make_evaluation(spec, mesh, folder, workers, eval_log),
             metadata={'config': config_to_dict(config), 'versions': versions()},
             writer=writer,
+            verification=verification,
             train_log=train_log,
             interruption=interruption,
             resume_command=f'fql train --resume {folder.path}',

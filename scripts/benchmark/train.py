@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from data_pipeline.store.verification import Verification
 from fql.compiled import (
     abstract_state,
     initial_state,
@@ -94,7 +95,10 @@ def compare_loops(config: TrainConfig, folder: Path, rounds: int) -> dict[str, l
             before = metrics
         jax.block_until_ready(state)
 
-    with CheckpointWriter(folder / 'checkpoints', keep_latest=1) as writer:
+    with (
+        CheckpointWriter(folder / 'checkpoints', keep_latest=1) as writer,
+        Verification(folder, 'never') as verification,
+    ):
         trainer = Trainer(
             schedule=config,
             mesh=mesh,
@@ -105,6 +109,7 @@ def compare_loops(config: TrainConfig, folder: Path, rounds: int) -> dict[str, l
             evaluate=lambda state: None,
             metadata={},
             writer=writer,
+            verification=verification,
             train_log=None,
             interruption=Interruption(),
             resume_command='',
@@ -122,6 +127,7 @@ def measure_starts(config: TrainConfig, folder: Path) -> dict[str, float]:
     settings = (
         *('--task', config.task, '--steps', '1', '--data-dir', config.data_dir),
         *('--log-interval', '0', '--eval-interval', '0', '--save-interval', '0'),
+        *('--verify-data', 'never'),
     )
     environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache')}
     seconds = {}

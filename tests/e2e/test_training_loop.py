@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipeline.store.verification import Verification
 from fql.compiled import TrainStep
 from fql.devices import one_device_mesh
 from fql.errors import FQLError
@@ -51,7 +52,11 @@ def train(path, evaluate, eval_interval, *, steps=10, save_interval=1, train_ste
         save_interval=save_interval,
     )
     folder = RunFolder(path)
-    with CheckpointWriter(folder.checkpoints, keep_latest=3) as writer, Interruption() as stop:
+    with (
+        CheckpointWriter(folder.checkpoints, keep_latest=3) as writer,
+        Interruption() as stop,
+        Verification(path, 'never') as verification,
+    ):
         trainer = Trainer(
             schedule=schedule,
             mesh=one_device_mesh(),
@@ -62,6 +67,7 @@ def train(path, evaluate, eval_interval, *, steps=10, save_interval=1, train_ste
             evaluate=lambda state: evaluate(state, writer),
             metadata={},
             writer=writer,
+            verification=verification,
             train_log=None,
             interruption=stop,
             resume_command='',

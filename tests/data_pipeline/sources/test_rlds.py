@@ -61,7 +61,7 @@ def test_round_trip_is_exact(store, arrays, tmp_path):
         for name, array in expected.items():
             assert found[name].dtype == array.dtype
             assert found[name].tobytes() == array.tobytes()
-    assert again.manifest['splits'] == store.manifest['splits']
+    assert again.manifest.splits == store.manifest.splits
 
 
 def test_round_trip_of_vectors(make_arrays, tmp_path):
@@ -69,7 +69,7 @@ def test_round_trip_of_vectors(make_arrays, tmp_path):
     store = prepare_store(tmp_path / 'store', 'cube-single-play-v0', tmp_path / 'd.npz')
     folder = export_tfds(store, tmp_path / 'tfds')
     again = write_store(tmp_path / 'again', 'd', rlds_splits(str(folder), RldsKeys()))
-    assert again.manifest['splits'] == store.manifest['splits']
+    assert again.manifest.splits == store.manifest.splits
 
 
 def test_every_visual_dataset_has_a_name_that_tfds_takes(make_arrays, tmp_path):
@@ -79,7 +79,9 @@ def test_every_visual_dataset_has_a_name_that_tfds_takes(make_arrays, tmp_path):
     names = [name for name in datasets if name.startswith('visual-')]
     assert len(names) > 30
     for name in names:
-        named = dataclasses.replace(store, manifest={**store.manifest, 'dataset': name})
+        named = dataclasses.replace(
+            store, manifest=dataclasses.replace(store.manifest, dataset=name)
+        )
         export_tfds(named, tmp_path / 'tfds')
         source = tfds.data_source(f'ogbench/{name}', split='train', data_dir=tmp_path / 'tfds')
         assert len(source[0]['steps']) == 2
@@ -224,7 +226,7 @@ def test_other_datasets(write_rlds, tmp_path, file_format):
         np.testing.assert_array_equal(split.actions, actions.astype(np.float32))
         assert np.flatnonzero(split.terminals).tolist() == [2, 7, 9, 13]
         assert split.info == {}
-        assert store.manifest['sources']['train']['keys']['observation'] == keys.observation
+        assert store.manifest.sources['train']['keys']['observation'] == keys.observation
 
 
 def test_rewards_of_the_dataset(write_rlds, tmp_path):
@@ -258,7 +260,7 @@ def test_round_trip_of_rewards(make_arrays, tmp_path):
     folder = export_tfds(store, tmp_path / 'tfds')
     splits = rlds_splits(str(folder), RldsKeys(reward='reward'))
     again = write_store(tmp_path / 'again', 'd', splits)
-    assert again.manifest['splits'] == store.manifest['splits']
+    assert again.manifest.splits == store.manifest.splits
 
 
 @pytest.mark.parametrize('file_format', ['array_record', 'tfrecord'])

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.store.frame_store import (
-    open_store,
-    verify_store,
-)
+from data_pipeline.schema import from_json
+from data_pipeline.store.frame_store import FrameStore, open_store
+from data_pipeline.store.manifest import Manifest
+from data_pipeline.store.verification import check_array, verify
 from data_pipeline.store.writer import prepare_store
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -32,6 +32,11 @@ def source(tmp_path, make_arrays) -> Path:
 @pytest.fixture
 def target(tmp_path) -> Path:
     return tmp_path / 'data' / 'tiny-v0'
+
+
+def read_all(store: FrameStore) -> None:
+    for array in store.stored_arrays:
+        check_array(array)
 
 
 def names(folder: Path) -> list[str]:
@@ -76,7 +81,7 @@ def test_manifest(source, target, make_arrays):
     np.savez(source.with_name('tiny-v0-val.npz'), **make_arrays((3, 3), seed=1))
     store = prepare_store(target, 'tiny-v0', source)
     manifest = json.loads((target / 'manifest.json').read_text())
-    assert manifest == store.manifest
+    assert from_json(Manifest, manifest) == store.manifest
     assert manifest['dataset'] == 'tiny-v0'
     assert manifest['sources']['train'] == {
         'path': str(source),
@@ -148,7 +153,7 @@ def test_another_source_needs_overwrite(source, target, make_arrays, change):
     with pytest.raises(DataError, match='pass --overwrite'):
         prepare_store(target, name, source)
     store = prepare_store(target, name, source, overwrite=True)
-    assert store.manifest['dataset'] == name
+    assert store.manifest.dataset == name
     seed = 1 if change == 'contents' else 0
     np.testing.assert_array_equal(
         store.splits['train'].observations, make_arrays(seed=seed)['observations']
@@ -339,10 +344,10 @@ def test_who_comes_second_waits_for_the_store(source, target, make_arrays, same_
             threads[0].join(0.5)
             assert not results  # It waits.
 
-    verify_store(prepare_store(target, 'tiny-v0', source, progress=begin_another))
+    read_all(prepare_store(target, 'tiny-v0', source, progress=begin_another))
     threads[0].join(60)
     if same_source:
-        verify_store(results[0])
+        read_all(results[0])
     else:
         assert 'store of other source files stands here' in str(results[0])
     assert names(target.parent) == ['tiny-v0']
@@ -420,7 +425,7 @@ def test_real_store_has_the_bytes_of_its_source(tmp_path, real_source):
         np.testing.assert_array_equal(store.splits['train'].observations, arrays['observations'])
         np.testing.assert_array_equal(store.splits['train'].actions, arrays['actions'])
         ends = np.flatnonzero(arrays['terminals'])
-    assert store.manifest['splits']['train']['trajectories'] == len(ends)
+    assert store.manifest.splits['train'].trajectories == len(ends)
 
 
 def test_members_may_be_in_any_order(source, target, make_arrays):
@@ -438,9 +443,9 @@ def test_checksums_are_those_of_the_bytes(source, target, make_arrays):
     store = prepare_store(target, 'tiny-v0', source)
     for name, array in make_arrays().items():
         digest = hashlib.sha256(array.tobytes()).hexdigest()
-        assert store.manifest['splits']['train']['arrays'][name]['sha256'] == digest
+        assert store.manifest.splits['train'].arrays[name].sha256 == digest
     calls: list[tuple[int, int]] = []
-    verify_store(store, lambda *call: calls.append(call))
+    verify(store.path, store.stored_arrays, lambda *call: calls.append(call))
     total = sum(a.nbytes for split in store.splits.values() for a in split.arrays.values())
     assert calls[-1] == (total, total)
 
@@ -453,4 +458,4 @@ def test_verify_finds_a_changed_byte(source, target, make_arrays, file):
     data[-1] ^= 1
     (target / file).write_bytes(data)
     with pytest.raises(DataError, match=rf'{file} is not what was written'):
-        verify_store(store)
+        read_all(store)

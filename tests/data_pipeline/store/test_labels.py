@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DamagedError, DataError
 from data_pipeline.store import labels
 from data_pipeline.store.frame_store import FrameStore
-from data_pipeline.store.labels import labelled_tasks, task_labels
+from data_pipeline.store.labels import labelled_tasks, stored_labels, task_labels
+from data_pipeline.store.verification import check_array
 from data_pipeline.store.writer import prepare_store
 
 CUBE = 'cube-single-singletask-task1-v0'
@@ -177,7 +178,8 @@ def test_labels_of_a_parallel_run_are_kept(make_store, monkeypatch, stands):
     folder = store.path / 'labels' / CUBE / 'train'
     values = zeros(14), zeros(14) + 1
     if stands:
-        labels._write_labels(folder, stands, values)
+        recipe = labels.Recipe(stands, {}, '', {})
+        labels._write_labels(folder, recipe, values)
     others = []
 
     def other_comes(*_args):
@@ -215,22 +217,49 @@ def test_a_store_that_cannot_be_written_is_labelled_each_time(make_store, monkey
         lambda folder: (folder / 'rewards.npy').write_bytes(b''),
         lambda folder: os.truncate(folder / 'masks.npy', 140),
         lambda folder: os.truncate(folder / 'masks.npy', 20),
-        lambda folder: (folder / 'recipe.json').write_bytes(b'\xff'),
-        lambda folder: (folder / 'recipe.json').write_text('["'),
+        lambda folder: (folder / 'labels.json').write_bytes(b'\xff'),
+        lambda folder: (folder / 'labels.json').write_text('["'),
+        lambda folder: (folder / 'labels.json').write_text('{}'),
+        lambda folder: np.save(folder / 'rewards.npy', np.full(14, 1000, np.float32)),
+        lambda folder: np.save(folder / 'masks.npy', np.zeros((14, 1), np.float32)),
     ],
 )
-def test_damaged_labels_are_computed_anew(make_store, monkeypatch, harm):
+def test_damaged_labels_are_computed_again(make_store, monkeypatch, capfd, harm):
     store = cube_store(make_store)
     values = zeros(14), zeros(14) + 1
     monkeypatch.setattr(labels, '_compute_in_process', lambda *_args: values)
     task_labels(store, 'train', CUBE, {})
+    capfd.readouterr()
     assert labelled_tasks(store, 'train') == [(CUBE, {})]
     folder = store.path / 'labels' / CUBE / 'train'
     harm(folder)
     assert labelled_tasks(store, 'train') in ([], [(CUBE, {})])
+    with pytest.raises(DamagedError, match=f'{folder}'):
+        check_labels(store)
     np.testing.assert_array_equal(task_labels(store, 'train', CUBE, {}), values)
+    [line] = capfd.readouterr().out.splitlines()
+    assert line.startswith('damaged labels are computed again: ')
+    assert str(folder) in line
     monkeypatch.setattr(labels, '_compute_in_process', None)
     np.testing.assert_array_equal(task_labels(store, 'train', CUBE, {}), values)
+    check_labels(store)
+
+
+def check_labels(store: FrameStore) -> None:
+    """As `fql inspect data --verify` does."""
+    for array in stored_labels(store):
+        check_array(array)
+
+
+def test_labels_are_not_computed_from_damaged_arrays(make_store):
+    store = cube_store(make_store)
+    path = store.path / 'train' / 'qpos.npy'
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 64
+    path.write_bytes(content)
+    with pytest.raises(DamagedError, match=r'train/qpos\.npy is not what was written'):
+        task_labels(store, 'train', CUBE, {})
+    assert not (store.path / 'labels').exists()
 
 
 def test_a_killed_worker_gives_one_line(make_store):

@@ -1,0 +1,134 @@
+"""What a store says of itself: its sources, and every array's shape, type and checksum."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.files import load_array
+from data_pipeline.schema import from_json, load_json
+from data_pipeline.sources.base import REQUIRED_ARRAYS
+
+FORMAT_VERSION = 1
+_NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_-]*')
+_DTYPE = re.compile(r'[<>|][biuf][0-9]{1,2}')
+_SOURCE_FIELDS = {'path': str, 'bytes': int, 'sha256': str}
+
+
+class NewerFormatError(ValueError):
+    """The store was made by a newer version of this code."""
+
+
+@dataclass(frozen=True)
+class ArrayEntry:
+    """The `.npy` file of one array.
+
+    shape: of the array
+    dtype: `np.dtype.str`
+    file_bytes: size of the file, its header included
+    sha256: of the array's bytes, without the header
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    file_bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        try:
+            is_known = bool(_DTYPE.fullmatch(self.dtype)) and np.dtype(self.dtype).itemsize > 0
+        except TypeError:
+            is_known = False
+        if not is_known or min(self.shape, default=0) < 0 or self.nbytes > self.file_bytes:
+            raise ValueError(f'no array: {self.dtype} {self.shape} in {self.file_bytes} bytes')
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array, which are the last ones of the file."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class SplitEntry:
+    """One split: all its arrays have as many rows."""
+
+    rows: int
+    trajectories: int
+    arrays: Mapping[str, ArrayEntry]
+
+    def __post_init__(self) -> None:
+        _check_names('array', self.arrays)
+        if missing := [name for name in REQUIRED_ARRAYS if name not in self.arrays]:
+            raise ValueError(f'no array {", ".join(missing)}')
+        for name, entry in self.arrays.items():
+            if entry.shape[:1] != (self.rows,):
+                raise ValueError(f'{name} has shape {entry.shape} in a split of {self.rows} rows')
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`manifest.json`.
+
+    dataset: name of the dataset
+    sources: by split, `SourceSplit.description`
+    splits: by name
+    versions: of the packages that wrote the store
+    created: when, ISO 8601
+    """
+
+    format_version: int
+    dataset: str
+    sources: Mapping[str, Mapping[str, Any]]
+    splits: Mapping[str, SplitEntry]
+    versions: Mapping[str, str]
+    created: str
+
+    def __post_init__(self) -> None:
+        _check_names('split', self.splits)
+        if self.sources.keys() != self.splits.keys():
+            raise ValueError(f'sources {list(self.sources)} of splits {list(self.splits)}')
+        for split, source in self.sources.items():
+            for name, kind in _SOURCE_FIELDS.items():
+                if type(source.get(name)) is not kind:
+                    raise ValueError(f'sources.{split}.{name} must be {kind.__name__}')
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest in a file.
+
+    Raises:
+        NewerFormatError: it is of a newer format.
+        OSError: it cannot be read.
+        ValueError: it is damaged.
+    """
+    values = load_json(path)
+    version = values.get('format_version') if isinstance(values, dict) else None
+    if type(version) is int and version > FORMAT_VERSION:
+        raise NewerFormatError(f'store format {version} is newer than this code; update it')
+    return from_json(Manifest, values)
+
+
+def open_array(path: Path, entry: ArrayEntry, *, mapped: bool = True) -> np.ndarray:
+    """The array in a file, which must be as its entry says; the checksum is not compared.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged, or another array's.
+    """
+    if (size := path.stat().st_size) != entry.file_bytes:
+        raise ValueError(f'{path.name} has {size} bytes in place of {entry.file_bytes}')
+    array = load_array(path, mapped=mapped)
+    if array.shape != entry.shape or array.dtype.str != entry.dtype:
+        raise ValueError(f'{path.name} is {array.dtype} {array.shape}')
+    return array
+
+
+def _check_names(kind: str, names: Mapping[str, object]) -> None:
+    """Names are also those of files and folders."""
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f'{name!r} is no name of a {kind}')

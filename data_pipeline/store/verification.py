@@ -1,0 +1,295 @@
+"""Stored arrays against their checksums: read once, remembered until the file changes.
+
+    <data folder>/.<store>.verified.json    size, modification time and inode of what was sound
+    <data folder>/.<store>.verified.lock    held by the process that reads
+
+Where that folder is read-only, nothing is remembered, and every process reads for itself.
+"""
+
+import dataclasses
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path
+from typing import Literal, Self
+
+from data_pipeline.errors import DamagedError
+from data_pipeline.files import LockedError, locked, write_json
+from data_pipeline.schema import read_json
+from data_pipeline.store.manifest import ArrayEntry
+
+VerifyMode = Literal['never', 'once', 'always']
+Progress = Callable[[int, int], None]
+
+_BLOCK_BYTES = 1 << 20
+_BACKGROUND_SHARE = 0.25  # of one processor and of the disk, while the run goes on
+_LOCK_SECONDS = 0.5  # between two looks at whether another process is done
+_WAIT_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """The bytes of a file that have a checksum.
+
+    path: the file
+    start, nbytes: where they lie in it
+    sha256: what they had when they were written
+    remedy: what the user can do when they are others, for messages
+    """
+
+    path: Path
+    start: int
+    nbytes: int
+    sha256: str
+    remedy: str
+
+    @classmethod
+    def of(cls, path: Path, entry: ArrayEntry, remedy: str) -> 'StoredArray':
+        """The array of a `.npy` file."""
+        return cls(path, entry.file_bytes - entry.nbytes, entry.nbytes, entry.sha256, remedy)
+
+
+class Verification:
+    """Compares a store's arrays with their checksums in a thread; a context manager.
+
+    It takes a part of one processor until it is waited for. Leaving it ends it, done or not.
+    """
+
+    def __init__(self, store: Path, mode: VerifyMode) -> None:
+        """Starts with nothing to verify.
+
+        Args:
+            store: the store's folder.
+            mode: whether arrays are verified at all, and those too that are remembered as sound.
+        """
+        self._store, self._mode = store, mode
+        self._record = _Record(store, since=time.time_ns() if mode == 'always' else 0)
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._parts: list[Future[None]] = []
+        self._hurry, self._stop = threading.Event(), threading.Event()
+        self._total = self._done = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._hurry.set()
+        self._thread.shutdown(cancel_futures=True)
+
+    def add(self, arrays: Sequence[StoredArray]) -> None:
+        """Has more arrays verified, the small ones first.
+
+        Files are opened now: a store that another process replaces meanwhile changes nothing.
+
+        Raises:
+            DamagedError: a file cannot be opened.
+        """
+        if self._mode == 'never':
+            return
+        opened = open_files(sorted(arrays, key=lambda array: array.nbytes))
+        self._total += sum(array.nbytes for array, _ in opened)
+        self._parts.append(self._thread.submit(self._verify, opened))
+
+    def check(self) -> None:
+        """Raises DamagedError if an array was found damaged so far."""
+        for part in self._parts:
+            if part.done():
+                part.result()
+
+    def wait(self, progress: Progress, between: Callable[[], None]) -> None:
+        """Waits, at full speed from now on, until all are verified.
+
+        Args:
+            progress: called as `progress(done_bytes, total_bytes)`, and
+            between: called, some times a second.
+
+        Raises:
+            DamagedError: an array is damaged.
+        """
+        self._hurry.set()
+        while wait(self._parts, _WAIT_SECONDS).not_done:
+            self.check()
+            progress(self._done, self._total)
+            between()
+        self.check()
+        progress(self._done, self._total)
+
+    def _verify(self, opened: list[tuple[StoredArray, FileIO]]) -> None:
+        with ExitStack() as stack:
+            for _, file in opened:
+                stack.enter_context(file)
+            if not all(self._record.knows(*pair) for pair in opened):
+                self._lock(stack)
+            for array, file in opened:
+                if self._record.knows(array, file):
+                    self._done += array.nbytes
+                elif not self._read(array, file):
+                    return
+
+    def _lock(self, stack: ExitStack) -> None:
+        """Waits until no other process verifies the store, but not while a run waits for this."""
+        while not self._hurry.is_set():
+            try:
+                stack.enter_context(locked(_beside(self._store, 'lock'), 'verifies the store'))
+            except LockedError:
+                self._hurry.wait(_LOCK_SECONDS)
+            except OSError:  # A folder that is only read.
+                return
+            else:
+                return
+
+    def _read(self, array: StoredArray, file: FileIO) -> bool:
+        """Verifies one array and remembers it; whether it came to the end of it."""
+
+        def advance(nbytes: int, seconds: float) -> bool:
+            self._done += nbytes
+            self._hurry.wait(seconds * (1 / _BACKGROUND_SHARE - 1))
+            return not self._stop.is_set()
+
+        before = _Seen.of(array, file)
+        if not compare(array, file, advance):
+            return False
+        if _Seen.of(array, file) == before:
+            self._record.add(array, before)
+        return True
+
+
+def verify(store: Path, arrays: Sequence[StoredArray], progress: Progress) -> None:
+    """Reads all these arrays of a store now, and remembers those that are sound.
+
+    Raises:
+        DamagedError: one is not what was written; it is the first.
+    """
+    with Verification(store, 'always') as verification:
+        verification.add(arrays)
+        verification.wait(progress, lambda: None)
+
+
+def open_files(arrays: Iterable[StoredArray]) -> list[tuple[StoredArray, FileIO]]:
+    """The arrays with their files, open.
+
+    Raises:
+        DamagedError: one cannot be opened.
+    """
+    with ExitStack() as stack:
+        opened: list[tuple[StoredArray, FileIO]] = []
+        for array in arrays:
+            try:
+                opened.append((array, stack.enter_context(open(array.path, 'rb', buffering=0))))
+            except OSError as error:
+                raise _unreadable(array, error) from error
+        stack.pop_all()
+        return opened
+
+
+def compare(
+    array: StoredArray, file: FileIO, advance: Callable[[int, float], bool] = lambda *_: True
+) -> bool:
+    """Compares an array in an open file with its checksum.
+
+    Args:
+        advance: called with the bytes that were read, and the seconds that it took, after each
+            block; whether to go on.
+
+    Returns:
+        Whether it came to the end.
+
+    Raises:
+        DamagedError: the array is not what was written.
+    """
+    digest, left = hashlib.sha256(), array.nbytes
+    buffer = memoryview(bytearray(_BLOCK_BYTES))
+    try:
+        file.seek(array.start)
+        while left:
+            began = time.monotonic()
+            count = file.readinto(buffer[: min(left, _BLOCK_BYTES)])
+            if not count:
+                break
+            digest.update(buffer[:count])
+            left -= count
+            if not advance(count, time.monotonic() - began):
+                return False
+    except OSError as error:
+        raise _unreadable(array, error) from error
+    if digest.hexdigest() != array.sha256:
+        raise DamagedError(
+            f'{array.path} is not what was written (checksum differs); {array.remedy}'
+        )
+    return True
+
+
+def check_array(array: StoredArray) -> None:
+    """Raises DamagedError if an array is not what was written; reads it now."""
+    [(_, file)] = open_files([array])
+    with file:
+        compare(array, file)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A file that held an array of this checksum, and when it was read."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+    sha256: str
+    when_ns: int = field(compare=False)
+
+    @classmethod
+    def of(cls, array: StoredArray, file: FileIO) -> '_Seen':
+        """An open file as it is now, taken to be sound."""
+        status = os.fstat(file.fileno())
+        now = time.time_ns()
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino, array.sha256, now)
+
+
+@dataclass(frozen=True)
+class _Remembered:
+    """The arrays that were sound, by their paths within the store."""
+
+    arrays: Mapping[str, _Seen]
+
+
+class _Record:
+    """What is remembered of a store; all processes read and write it."""
+
+    def __init__(self, store: Path, since: int) -> None:
+        """Of what was read before `since`, in nanoseconds of the clock, nothing counts."""
+        self._store, self._since = store, since
+        self._path = _beside(store, 'json')
+
+    def knows(self, array: StoredArray, file: FileIO) -> bool:
+        """Whether the array in an open file was sound, and the file is as it was then."""
+        seen = self._read().get(self._name(array))
+        return seen is not None and seen == _Seen.of(array, file) and seen.when_ns >= self._since
+
+    def add(self, array: StoredArray, seen: _Seen) -> None:
+        """Remembers an array, where the folder can be written."""
+        remembered = _Remembered({**self._read(), self._name(array): seen})
+        with suppress(OSError):
+            write_json(self._path, dataclasses.asdict(remembered))
+
+    def _read(self) -> Mapping[str, _Seen]:
+        try:
+            return read_json(self._path, _Remembered).arrays
+        except (OSError, ValueError):  # There is none yet, or it is damaged: arrays are read again.
+            return {}
+
+    def _name(self, array: StoredArray) -> str:
+        return array.path.relative_to(self._store).as_posix()
+
+
+def _beside(store: Path, ending: str) -> Path:
+    return store.with_name(f'.{store.name}.verified.{ending}')
+
+
+def _unreadable(array: StoredArray, error: OSError) -> DamagedError:
+    return DamagedError(f'{array.path} cannot be read: {error.strerror or error}; {array.remedy}')

@@ -1,0 +1,44 @@
+"""What a run waits for before it believes its data."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from data_pipeline.errors import DamagedError
+from data_pipeline.store.verification import Verification
+from fql.training.progress import progress_bar, progress_callback
+
+
+def finish_verification(
+    verification: Verification, between: Callable[[], None] = lambda: None
+) -> None:
+    """Waits, with a bar, until this process has verified the data.
+
+    Args:
+        between: called some times a second meanwhile.
+
+    Raises:
+        DamagedError: they are not what was written.
+    """
+    with progress_bar('verify the data', 'B') as bar:
+        verification.wait(progress_callback(bar), between)
+
+
+def agree_on_verification(verification: Verification, between: Callable[[], None]) -> None:
+    """`finish_verification` in all processes: all have to call it, and all raise or none.
+
+    Args:
+        between: as there, where there is one process; several are not left alone.
+    """
+    if jax.process_count() == 1:
+        finish_verification(verification, between)
+        return
+    fault = None
+    try:
+        finish_verification(verification)
+    except DamagedError as error:
+        fault = error
+    if multihost_utils.process_allgather(np.array(fault is not None)).any():
+        raise fault or DamagedError('another process has found damaged data, and says which')
