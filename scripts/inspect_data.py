@@ -1,6 +1,6 @@
 """`fql inspect data`: what a frame store holds, in words and in pictures."""
 
-from data_pipeline.data_dir import resolve_data_dir
+from data_pipeline.data_dir import dataset_folder
 from data_pipeline.store.frame_store import open_store, verify_store
 from fql.reports.data_plots import plot_frames, plot_histograms
 from fql.reports.data_report import describe_data
@@ -10,7 +10,7 @@ from scripts.inspect_args import InspectData
 
 def run(args: InspectData) -> None:
     """Prints the report and writes what was asked for."""
-    store = open_store(resolve_data_dir(args.data_dir) / args.dataset)
+    store = open_store(dataset_folder(args.data_dir, args.dataset))
     for line in describe_data(store):
         print(line, flush=True)
     if args.verify:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.data_dir import check_name
 from data_pipeline.errors import DataError
 from data_pipeline.sources.base import INFO_ARRAYS, LABEL_ARRAYS
 
@@ -107,6 +108,7 @@ def open_store(path: Path) -> FrameStore:
         version = manifest['format_version']
         if version > FORMAT_VERSION:
             raise DataError(f'{path}: store format {version} is newer than this code; update it')
+        check_name(manifest['dataset'])
         splits = {name: _open_split(path, name, manifest) for name in manifest['splits']}
     except FileNotFoundError as error:
         if error.filename == str(manifest_path):

@@ -19,7 +19,7 @@ from numpy.lib import format as npy_format
 from data_pipeline.errors import DataError
 from data_pipeline.files import atomic_folder, sync_file, write_json, write_npy_header
 from data_pipeline.sources import ogbench
-from data_pipeline.sources.base import SourceSplit, checked_blocks
+from data_pipeline.sources.base import Note, SourceSplit, checked_blocks
 from data_pipeline.store.frame_store import (
     ALIGNMENT,
     FORMAT_VERSION,
@@ -54,8 +54,8 @@ def write_store(
     """Makes the store `path` of the splits of a source.
 
     A store already made of the same source is returned as it is, also one that another process is
-    about to make. With `overwrite` it is made anew, and the old one is kept until the new one
-    stands.
+    about to make. With `overwrite` it is made again, and the old one is kept until the new one
+    stands. What was converted, skipped or ignored on the way stands in the manifest as `notes`.
 
     Args:
         path: folder of the store.
@@ -81,14 +81,19 @@ def write_store(
         _check_space(path, splits.values())
         advance = byte_counter(progress, sum(split.nbytes for split in splits.values()))
         with atomic_folder(path, replace=overwrite) as folder:
+            notes: dict[str, list[str]] = {name: [] for name in splits}
+            entries = {
+                name: _write_split(folder / name, split, advance, notes[name].append)
+                for name, split in splits.items()
+            }
             manifest = {
                 'format_version': FORMAT_VERSION,
                 'dataset': dataset,
-                'sources': sources,
-                'splits': {
-                    name: _write_split(folder / name, split, advance)
-                    for name, split in splits.items()
+                'sources': {
+                    name: {**source, **({'notes': notes[name]} if notes[name] else {})}
+                    for name, source in sources.items()
                 },
+                'splits': entries,
                 'versions': {'python': platform.python_version(), 'numpy': np.__version__},
                 'created': datetime.now(UTC).isoformat(timespec='seconds'),
             }
@@ -171,7 +176,7 @@ class ArrayWriter:
 
 
 def _write_split(
-    folder: Path, split: SourceSplit, advance: Callable[[int], None]
+    folder: Path, split: SourceSplit, advance: Callable[[int], None], note: Note
 ) -> dict[str, Any]:
     """Checks and writes one split; returns its entry for the manifest."""
     folder.mkdir()
@@ -183,7 +188,7 @@ def _write_split(
             )
             for name, spec in split.arrays.items()
         }
-        for name, block in checked_blocks(split):
+        for name, block in checked_blocks(split, note):
             writers[name].append(block)
             advance(block.nbytes)
             if name == 'terminals':
