@@ -1,7 +1,11 @@
-"""Where prepared datasets lie."""
+"""Where prepared datasets lie, and what they may be called."""
 
 import os
 from pathlib import Path
+
+from data_pipeline.errors import DataError
+
+_LONGEST_NAME = 200  # of 255 that file systems take, as locks and temporary folders add to it
 
 
 def resolve_data_dir(flag: str) -> Path:
@@ -12,3 +16,32 @@ def resolve_data_dir(flag: str) -> Path:
 
         chosen = platformdirs.user_cache_dir('fql')
     return Path(chosen).expanduser().absolute()
+
+
+def dataset_folder(flag: str, name: str) -> Path:
+    """The folder of a dataset's store within that of `resolve_data_dir`.
+
+    Raises:
+        DataError: the name is not that of a dataset.
+    """
+    return resolve_data_dir(flag) / check_name(name)
+
+
+def check_name(name: str) -> str:
+    """The name of a dataset, split or array, which becomes that of a folder or file.
+
+    Raises:
+        DataError: it would lead elsewhere, be hidden, or be no file's name.
+    """
+    is_sound = (
+        0 < len(name.encode()) <= _LONGEST_NAME
+        and name.isprintable()
+        and not set(name) & {'/', '\\'}
+        and name[0] not in '.-'
+    )
+    if not is_sound:
+        raise DataError(
+            f'{name!r} cannot be a name: it must be a single name of a folder, without slashes, '
+            'and must not begin with . or -'
+        )
+    return name

@@ -101,7 +101,13 @@ def _write(store: FrameStore, folder: Path, progress: Progress) -> None:
         ),
         homepage='https://github.com/seohongpark/ogbench',
         citation=_CITATION,
-        metadata=tfds.core.MetadataDict(sources=store.manifest.sources),
+        # Others need not know of this machine's folders.
+        metadata=tfds.core.MetadataDict(
+            sources={
+                split: {**source, 'path': Path(source['path']).name}
+                for split, source in store.manifest.sources.items()
+            }
+        ),
     )
     total = sum(len(split.terminals) for split in splits.values())
     done = 0

@@ -1,6 +1,6 @@
 """`fql inspect data`: what a frame store holds, in words and in pictures."""
 
-from data_pipeline.data_dir import resolve_data_dir
+from data_pipeline.data_dir import dataset_folder
 from data_pipeline.store.frame_store import FrameStore, open_store
 from data_pipeline.store.labels import stored_labels
 from data_pipeline.store.latents import stored_latents
@@ -13,7 +13,7 @@ from scripts.inspect_args import InspectData
 
 def run(args: InspectData) -> None:
     """Prints the report and writes what was asked for."""
-    store = open_store(resolve_data_dir(args.data_dir) / args.dataset)
+    store = open_store(dataset_folder(args.data_dir, args.dataset))
     if args.verify:  # First: labels that are missing would be computed from these arrays.
         verify_all(store)
         print('checksums: every array is as it was written')

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from data_pipeline.data_dir import resolve_data_dir
+from data_pipeline.data_dir import dataset_folder, resolve_data_dir
 from data_pipeline.sources.base import SourceSplit
 from data_pipeline.sources.download import download_dataset
 from data_pipeline.sources.ogbench import npz_splits
@@ -15,7 +15,7 @@ from scripts.prepare_args import Prepare
 
 def run(args: Prepare) -> None:
     """Prepares the dataset and says what it holds and where it lies."""
-    path = resolve_data_dir(args.data_dir) / args.dataset
+    path = dataset_folder(args.data_dir, args.dataset)
     if args.source is None and args.tfds is None and path.exists() and not args.overwrite:
         print(describe_store(open_store(path)))  # Nothing to download for.
         return
@@ -40,6 +40,12 @@ def find_source(args: Prepare) -> Mapping[str, SourceSplit]:
         return rlds_splits(args.tfds, keys)
     if args.source is not None:
         return npz_splits(args.source)
+    folder = resolve_data_dir(args.data_dir) / 'downloads'
+    notes: list[str] = []
     with progress_bar('download', 'B') as bar:
-        folder = resolve_data_dir(args.data_dir) / 'downloads'
-        return npz_splits(download_dataset(args.dataset, folder, progress=progress_callback(bar)))
+        path = download_dataset(
+            args.dataset, folder, progress=progress_callback(bar), note=notes.append
+        )
+    for line in notes:
+        print(line)
+    return npz_splits(path)

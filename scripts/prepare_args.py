@@ -26,7 +26,8 @@ class Prepare:
     """Name to give the dataset; OGBench's name, for OGBench's data."""
     source: Path | None = None
     """An .npz file in OGBench's format; the -val.npz beside it becomes the validation split. With
-    rewards and masks (0: no value beyond this transition) in it, both (n,), there is a task own."""
+    rewards and masks (0: no value beyond this transition) in it, there is a task own; with timeouts
+    beside terminals, these are D4RL's, and masks are 1 - terminals."""
     tfds: str | None = None
     """An RLDS dataset: a folder that TFDS has written, or name[/config] of a dataset that TFDS
     knows. Its actions have to be within [-1, 1]."""

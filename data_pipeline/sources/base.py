@@ -1,6 +1,7 @@
 """What a frame store is made of: the arrays of a split in blocks of rows, checked as they pass.
 
-OGBench files (`ogbench.py` here) and RLDS datasets (`rlds.py`) are such sources.
+Tables of rows (`table.py` here), as `.npz` files (`ogbench.py`) and HDF5 files have them, and RLDS
+datasets (`rlds.py`) are such sources.
 """
 
 import math
@@ -17,7 +18,11 @@ INFO_ARRAYS = ('qpos', 'qvel', 'button_states')
 LABEL_ARRAYS = ('rewards', 'masks')
 """Of a task of the data's own: both or none."""
 
-_ACTION_TOLERANCE = 1e-6
+ACTION_TOLERANCE = 1e-3
+"""How far beyond [-1, 1] an action may lie to be clipped and counted; further out is refused."""
+
+Note = Callable[[str], None]
+"""Takes a line, without a path, on what was converted, skipped or ignored."""
 
 
 @dataclass(frozen=True)
@@ -44,38 +49,50 @@ class SourceSplit:
             and `LABEL_ARRAYS`.
         rows: how many there are; a guess where `rows_are_known` is not set.
         read: gives the arrays from their first row on as (name, rows) in blocks. An array's blocks
-            are in order; different arrays' may alternate in any way.
+            are in order; different arrays' may alternate in any way. Calls its argument with what a
+            user should know of the way.
+        source_rows: (rows,) the source's own numbers of the rows, for errors, where they differ.
     """
 
     origin: str
     description: dict[str, Any]
     arrays: Mapping[str, ArraySpec]
     rows: int
-    read: Callable[[], Iterator[tuple[str, np.ndarray]]]
+    read: Callable[[Note], Iterator[tuple[str, np.ndarray]]]
     rows_are_known: bool = True
+    source_rows: np.ndarray | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays in the store."""
         return self.rows * sum(spec.row_bytes for spec in self.arrays.values())
 
+    def row_of(self, row: int) -> int:
+        """The source's own number of a row."""
+        return row if self.source_rows is None else int(self.source_rows[row])
 
-def checked_blocks(split: SourceSplit) -> Iterator[tuple[str, np.ndarray]]:
+
+def checked_blocks(split: SourceSplit, note: Note) -> Iterator[tuple[str, np.ndarray]]:
     """The blocks of a split in the store's types, all that a store promises checked on the way.
 
-    Needs no more memory than a block and two bytes a row.
+    Actions beyond [-1, 1] by no more than `ACTION_TOLERANCE` are clipped and counted. Needs no more
+    memory than a block and two bytes a row.
+
+    Args:
+        note: called with what the source has to say, and with the number of clipped actions.
 
     Raises:
         DataError: arrays of different lengths, terminals other than 0 and 1, no end of a
             trajectory, a last row that is not one, a trajectory of one row or of black images only,
-            an action not within [-1, 1], a mask not within [0, 1], a number that is not finite in
-            the store's type.
+            an action further out, a mask not within [0, 1], a number that is not finite in the
+            store's type.
     """
     origin = split.origin
+    clipped = 0
     rows = dict.fromkeys(split.arrays, 0)
     ends: list[np.ndarray] = []
     blank: list[np.ndarray] = []
-    for name, block in split.read():
+    for name, block in split.read(note):
         spec = split.arrays[name]
         if block.shape[1:] != spec.row_shape:
             raise DataError(
@@ -86,47 +103,41 @@ def checked_blocks(split: SourceSplit) -> Iterator[tuple[str, np.ndarray]]:
             raise DataError(f'{origin}: terminals holds values other than 0 and 1')
         with np.errstate(over='ignore'):  # What is too large for the type becomes infinite.
             block = block.astype(spec.dtype, copy=False)
-        _check_block(origin, name, block, rows[name])
+        _check_block(split, name, block, rows[name])
+        if name == 'actions' and len(beyond := np.flatnonzero((np.abs(block) > 1).any(axis=1))):
+            block = block.clip(-1, 1)
+            clipped += len(beyond)
         rows[name] += len(block)
         if name == 'terminals':
             ends.append(block)
             if split.rows_are_known and rows[name] == split.rows:
-                _check_ends(origin, np.concatenate(ends))  # Before all frames have been copied.
+                _check_lengths(origin, np.concatenate(ends))  # Before frames have been copied.
         elif name == 'observations' and block.dtype == np.uint8:
             blank.append(block.reshape(len(block), -1).max(axis=1) == 0)
         yield name, block
     if len(set(rows.values())) != 1:
         raise DataError(f'{origin}: arrays differ in length: {rows}')
     terminals = np.concatenate(ends or [np.zeros(0, bool)])
-    _check_ends(origin, terminals)
+    _check_lengths(origin, terminals)
     if blank:
-        _check_images(origin, terminals, np.concatenate(blank))
+        _check_images(split, terminals, np.concatenate(blank))
+    if clipped:
+        note(f'actions just beyond [-1, 1] were clipped in {clipped} rows')
 
 
-def _check_block(origin: str, name: str, block: np.ndarray, first_row: int) -> None:
-    """Checks numbers as the store will hold them."""
-    if block.dtype.kind == 'f' and not np.isfinite(block).all():
-        finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
-        row = first_row + int(np.argmin(finite))
-        raise DataError(f'{origin}: {name} holds values that are not finite, first in row {row}')
-    if name == 'masks' and not ((block >= 0) & (block <= 1)).all():
-        raise DataError(f'{origin}: masks holds values outside [0, 1]')
-    if name == 'actions':
-        largest = float(np.abs(block).max(initial=0))
-        if largest > 1 + _ACTION_TOLERANCE:
-            row = first_row + int(np.argmax(np.abs(block).max(axis=1)))
-            raise DataError(
-                f'{origin}: actions reach {largest:g} in row {row}, outside [-1, 1]; rescale them'
-            )
-
-
-def _check_ends(origin: str, terminals: np.ndarray) -> None:
-    """Checks a whole (n,) bool array of trajectory ends."""
-    ends = np.flatnonzero(terminals)
-    if len(ends) == 0:
+def check_ends(origin: str, terminals: np.ndarray) -> None:
+    """Checks that a whole (n,) bool array of trajectory ends has some and ends with one."""
+    if not terminals.any():
         raise DataError(f'{origin}: terminals is 0 everywhere: no trajectory ends')
-    if ends[-1] != len(terminals) - 1:
-        raise DataError(f'{origin}: the last row is not the end of a trajectory')
+    if not terminals[-1]:
+        raise DataError(
+            f'{origin}: the last row is not the end of a trajectory; terminals must be 1 there'
+        )
+
+
+def _check_lengths(origin: str, terminals: np.ndarray) -> None:
+    check_ends(origin, terminals)
+    ends = np.flatnonzero(terminals)
     lengths = np.diff(ends, prepend=-1)
     shortest = int(np.argmin(lengths))
     if lengths[shortest] < 2:
@@ -136,14 +147,33 @@ def _check_ends(origin: str, terminals: np.ndarray) -> None:
         )
 
 
-def _check_images(origin: str, terminals: np.ndarray, blank: np.ndarray) -> None:
+def _check_block(split: SourceSplit, name: str, block: np.ndarray, first_row: int) -> None:
+    """Checks numbers as the store will hold them."""
+    origin = split.origin
+    if block.dtype.kind == 'f' and not np.isfinite(block).all():
+        finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
+        row = split.row_of(first_row + int(np.argmin(finite)))
+        raise DataError(f'{origin}: {name} holds values that are not finite, first in row {row}')
+    if name == 'masks' and not ((block >= 0) & (block <= 1)).all():
+        raise DataError(f'{origin}: masks holds values outside [0, 1]')
+    if name == 'actions':
+        largest = float(np.abs(block).max(initial=0))
+        if largest > 1 + ACTION_TOLERANCE:
+            row = split.row_of(first_row + int(np.argmax(np.abs(block).max(axis=1))))
+            raise DataError(
+                f'{origin}: actions reach {largest:g} in row {row}, outside [-1, 1]; rescale them'
+            )
+
+
+def _check_images(split: SourceSplit, terminals: np.ndarray, blank: np.ndarray) -> None:
     """Refuses a trajectory that was never rendered; single black frames are let pass."""
     ends = np.flatnonzero(terminals)
     firsts = np.concatenate([[0], ends[:-1] + 1])
     black = np.flatnonzero(np.logical_and.reduceat(blank, firsts))
     if len(black):
         first = black[0]
+        rows = f'rows {split.row_of(firsts[first])} to {split.row_of(ends[first])}'
         raise DataError(
-            f'{origin}: all images of trajectory {first} (rows {firsts[first]} to {ends[first]}) '
-            f'are zero, and so in {len(black)} of {len(ends)} trajectories; render them anew'
+            f'{split.origin}: all images of trajectory {first} ({rows}) are zero, '
+            f'and so in {len(black)} of {len(ends)} trajectories; render them again'
         )

@@ -7,11 +7,12 @@ import re
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 from data_pipeline.errors import DataError
 from data_pipeline.files import locked, sync_path, write_json
@@ -51,6 +52,7 @@ def download_dataset(
     folder: Path,
     mirrors: Sequence[str] | None = None,
     progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Path:
     """Downloads an OGBench dataset, NAME.npz and NAME-val.npz; gives the path of the first.
 
@@ -62,22 +64,27 @@ def download_dataset(
         mirrors: URLs with `{file}` in the place of the file's name, tried in turn; default
             `MIRRORS`.
         progress: called as `progress(done_bytes, total_bytes)` of the current file.
+        note: called with a line on each file whose server publishes no SHA-256.
 
     Raises:
         DataError: no mirror gives the file, the disk is full, or another process downloads it.
     """
     for file in (f'{name}-val.npz', f'{name}.npz'):
-        path = download_file(file, folder, mirrors or MIRRORS, progress)
+        path = download_file(file, folder, mirrors or MIRRORS, progress, note)
     return path
 
 
 def download_file(
-    file: str, folder: Path, mirrors: Sequence[str], progress: Progress | None = None
+    file: str,
+    folder: Path,
+    mirrors: Sequence[str],
+    progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Path:
     """Downloads one file as `download_dataset` does; `FILE.json` beside it gets its SHA-256.
 
     Size, SHA-256 where the server publishes it, and that it is a zip archive are checked before
-    the file gets its name.
+    the file gets its name. A server that redirects from https to http is not followed.
     """
     path = Path(folder) / file
     if path.exists():
@@ -91,11 +98,16 @@ def download_file(
                 return path
             for url in _urls(path, mirrors):
                 try:
-                    _download_from(url, path, report)
+                    record = _download_from(url, path, report)
                 except _TransferError as error:
                     reasons.append(f'{url} ({error})')
-                else:
-                    return path
+                    continue
+                if note and not record['verified']:
+                    note(
+                        f'{file}: not verified, as {urlsplit(url).hostname} publishes no digest; '
+                        f'SHA-256 {record["sha256"]}'
+                    )
+                return path
     except OSError as error:
         raise DataError(f'{path}: cannot be written: {error.strerror or error}') from error
     raise DataError(
@@ -111,8 +123,12 @@ def _urls(path: Path, mirrors: Sequence[str]) -> list[str]:
     return sorted(urls, key=lambda url: known is None or url != known.url)
 
 
-def _download_from(url: str, path: Path, report: Progress) -> None:
-    """Gets the file from one mirror, connecting again for as long as every connection helps."""
+def _download_from(url: str, path: Path, report: Progress) -> dict[str, Any]:
+    """Gets the file from one mirror, connecting again for as long as every connection helps.
+
+    Returns:
+        What is recorded of it.
+    """
     part_file = path.with_name(f'{path.name}.part')
     while True:
         had = _part_size(part_file)
@@ -136,6 +152,7 @@ def _download_from(url: str, path: Path, report: Progress) -> None:
     sync_path(part_file)
     os.replace(part_file, path)
     _record_path(part_file).unlink()
+    return record
 
 
 def _transfer(url: str, part_file: Path, report: Progress) -> _Part:
@@ -192,6 +209,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, url: Any
     ) -> Any:
+        if req.type == 'https' and urlsplit(url).scheme != 'https':
+            raise _TransferError(f'redirects from https to {urlsplit(url).scheme}')
         self.sha256 = headers.get('X-Linked-Etag', self.sha256)
         return super().redirect_request(req, fp, code, msg, headers, url)
 

@@ -5,32 +5,44 @@ taken there; the last step of an episode is the observation that ended it, and i
 nowhere. That is OGBench's layout of rows: a step becomes a row, and the last one's `terminals` is
 set. Rewards are kept where they are asked for; those of OGBench tasks come from
 `data_pipeline.store.labels`.
+
+The template that many converters start from writes a reward on the last step, which is terminal
+there: such a step is a transition too, and its observation is repeated as the one that follows.
 Source: https://github.com/google-research/rlds
 """
 
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.utils.file_utils import list_data_dirs
 
 from data_pipeline.errors import DataError
-from data_pipeline.sources.base import INFO_ARRAYS, LABEL_ARRAYS, ArraySpec, SourceSplit
+from data_pipeline.sources.arrays import fit_arrays
+from data_pipeline.sources.base import INFO_ARRAYS, Note, SourceSplit
+from data_pipeline.sources.table import settle_last_actions
 
 SPLIT_NAMES = {'train': ('train',), 'val': ('val', 'validation')}
 """What each split of a store may be called in a dataset."""
+
+_MARKS = {'is_first', 'is_last', 'is_terminal'}
+_OWN_FEATURES = 'tensorflow_datasets.core.features.'
 
 
 @dataclass(frozen=True)
 class RldsKeys:
     """Where a step holds what a store needs; slashes lead into nested features.
 
-    observation: images uint8 (h, w, c), or vectors float32 or float64 (d,)
-    action: float32 or float64 (a,), within [-1, 1]
+    observation: images uint8 (h, w, c), (c, h, w) or (h, w), or float vectors (d,)
+    action: floats (a,), within [-1, 1]
     reward: a number; '' to keep none. A transition's mask is then 0 where `discount` is 0 or the
         step that follows has `is_terminal` set, else 1.
 
@@ -71,6 +83,10 @@ def rlds_splits(dataset: str, keys: RldsKeys) -> dict[str, SourceSplit]:
 
 def _open_builder(dataset: str) -> Any:
     folder = _dataset_folder(Path(dataset)) if Path(dataset).is_dir() else None
+    # A dataset by name may lie prepared among TFDS's, and then is opened by its files too.
+    name = re.split(r'\W', dataset)[0]
+    for place in [folder] if folder else [Path(root) / name for root in list_data_dirs() if name]:
+        _check_features(place)
     try:
         if folder is not None:
             return tfds.builder_from_directory(folder)
@@ -81,6 +97,40 @@ def _open_builder(dataset: str) -> Any:
         reason = str(error).strip().partition('\n')[0]
         raise DataError(f'{dataset}: TFDS can neither open nor prepare it: {reason}') from error
     return builder
+
+
+def _check_features(folder: Path) -> None:
+    """Refuses features of other classes than TFDS's own, whose modules TFDS would import.
+
+    Raises:
+        DataError: a `features.json` in the folder names such a class, or is damaged.
+    """
+    for path in sorted(folder.rglob('features.json')):
+        try:
+            names = set(_class_names(json.loads(path.read_text(encoding='utf-8'))))
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f'{path}: cannot be read: {error}') from error
+        if foreign := sorted(name for name in names if not name.startswith(_OWN_FEATURES)):
+            raise DataError(
+                f'{path}: names the feature class {foreign[0]}, which is not one of TFDS; opening '
+                'it would run its code. Write the dataset with features of TFDS'
+            )
+
+
+def _class_names(value: Any) -> Iterator[str]:
+    """The classes that a parsed `features.json` names; some of it is JSON within strings."""
+    if isinstance(value, str):
+        with suppress(ValueError):  # Text.
+            value = json.loads(value)
+    if isinstance(value, list):
+        for item in value:
+            yield from _class_names(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key in ('pythonClassName', 'python_class_name', 'type') and isinstance(item, str):
+                yield item
+            else:
+                yield from _class_names(item)
 
 
 def _dataset_folder(folder: Path) -> Path:
@@ -126,13 +176,36 @@ def _rlds_split(
     origin = f'{dataset}, split {name}'
     info = builder.info.splits[name]
 
-    def episodes() -> Iterator[dict[str, np.ndarray]]:
+    def episodes(tally: Counter[str]) -> Iterator[dict[str, np.ndarray]]:
         for number, columns in enumerate(_read_episodes(origin, builder, name, paths)):
-            yield _as_rows(f'{origin}, episode {number}', columns)
+            rows = _as_rows(f'{origin}, episode {number}', columns, tally) if columns else {}
+            if rows and len(rows['terminals']) > 1:
+                yield rows
+            else:
+                tally['skipped'] += 1
 
-    first = next(episodes(), None)
+    first = next(episodes(Counter()), None)
     if first is None:
-        raise DataError(f'{origin}: holds no episode')
+        raise DataError(f'{origin}: holds no episode of two steps, which make a transition')
+    fitted = fit_arrays(
+        origin, {array: (rows.shape[1:], rows.dtype) for array, rows in first.items()}
+    )
+    leaves = _leaves(builder.info.features['steps'].feature).keys()
+    ignored = sorted(leaves - set(paths.values()) - _MARKS)
+
+    def read(note: Note) -> Iterator[tuple[str, np.ndarray]]:
+        tally: Counter[str] = Counter()
+        for episode in episodes(tally):
+            for array, rows in episode.items():
+                yield array, fitted[array].convert(rows)
+        for fit in fitted.values():
+            if fit.note:
+                note(fit.note)
+        for line in _account(origin, tally):
+            note(line)
+        if ignored:
+            note(f'ignored: {", ".join(ignored)}')
+
     files = [Path(path) for path in info.filepaths]
     return SourceSplit(
         origin=origin,
@@ -143,20 +216,20 @@ def _rlds_split(
             'tfds': f'{builder.info.full_name}, split {name}',
             'keys': _named(keys),
         },
-        arrays={
-            array: ArraySpec(rows.shape[1:], _stored_dtype(origin, array, rows))
-            for array, rows in first.items()
-        },
+        arrays={array: fit.spec for array, fit in fitted.items()},
         rows=info.num_examples * len(first['terminals']),
         rows_are_known=False,
-        read=lambda: (block for episode in episodes() for block in episode.items()),
+        read=read,
     )
 
 
 def _read_episodes(
     origin: str, builder: Any, split: str, paths: Mapping[str, str]
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The columns `paths` of each episode, each (steps, ...), in the order of the files."""
+    """The columns `paths` of each episode, each (steps, ...), in the order of the files.
+
+    An episode without steps has no columns.
+    """
     unread = set(_leaves(builder.info.features['steps'].feature)) - set(paths.values())
     decoders = {'steps': _nested({path: tfds.decode.SkipDecoding() for path in unread})}
     read = _from_array_record if _is_array_record(builder) else _from_tf_data
@@ -165,6 +238,7 @@ def _read_episodes(
             yield {
                 name: np.stack([_leaf(step, path) for step in steps])
                 for name, path in paths.items()
+                if steps
             }
     except (OSError, ValueError, RuntimeError, IndexError) as error:
         reason = str(error).strip().partition('\n')[0]
@@ -194,49 +268,74 @@ def _from_tf_data(builder: Any, split: str, decoders: Any) -> Iterator[list[Any]
         raise RuntimeError(error.message) from error
 
 
-def _as_rows(origin: str, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The rows of an episode: what was read, with `terminals` for `is_last`."""
+def _as_rows(
+    origin: str, columns: Mapping[str, np.ndarray], tally: Counter[str]
+) -> dict[str, np.ndarray]:
+    """The rows of an episode: what was read, with `terminals` for `is_last`; counted in `tally`."""
     rows = dict(columns)
     steps = len(rows['observations'])
     early = np.flatnonzero(rows.pop('is_last', np.zeros(steps))[:-1])
     if len(early):
         raise DataError(f'{origin}: is_last is set at step {early[0]} of {steps}')
-    rows['terminals'] = np.arange(steps) == steps - 1
     if 'rewards' in rows:
-        discounts = rows.pop('discount', np.ones(steps))
+        rewards = _numbers(origin, 'rewards', rows['rewards'])
+        discounts = _numbers(origin, 'discount', rows.pop('discount', np.ones(steps)))
         is_terminal = rows.pop('is_terminal', np.zeros(steps, bool))
-        goes_on = np.append(~is_terminal[1:].astype(bool), True)
+        is_terminal = _numbers(origin, 'is_terminal', is_terminal).astype(bool)
+        has_last_reward = bool(np.isfinite(rewards[-1]) and rewards[-1] != 0)
+        if has_last_reward and (is_terminal[-1] or discounts[-1] == 0):
+            rows = {name: np.concatenate([array, array[-1:]]) for name, array in rows.items()}
+            rewards, is_terminal = np.append(rewards, 0), np.insert(is_terminal, 0, False)
+            discounts = np.append(discounts, 1)
+            tally['kept'] += 1
+        else:
+            tally['lost'] += has_last_reward
+            rewards = np.append(rewards[:-1], np.zeros_like(rewards[:1]))
+        # A transition ends in the step that follows it.
+        goes_on = np.append(~is_terminal[1:], True)
         rows['masks'] = ((discounts != 0) & goes_on).astype(np.float32)
-        rows['rewards'] = np.append(rows['rewards'][:-1], np.zeros_like(rows['rewards'][:1]))
-    # What an environment was not given may hold anything; what may stand is kept as it is.
-    last_action = rows['actions'][-1]
-    if not (np.abs(last_action) <= 1).all():
-        rows['actions'] = np.concatenate([rows['actions'][:-1], np.zeros_like(last_action)[None]])
+        rows['rewards'] = rewards
+        tally['rewarded'] += bool(rewards.any())
+    rows['terminals'] = np.arange(len(rows['observations'])) == len(rows['observations']) - 1
+    if rows['actions'].ndim == 2:
+        rows['actions'] = settle_last_actions(rows['actions'], rows['terminals'])
     return rows
 
 
-def _stored_dtype(origin: str, name: str, rows: np.ndarray) -> np.dtype:
-    """The store's type of an array.
+def _numbers(origin: str, name: str, column: np.ndarray) -> np.ndarray:
+    """A column (steps,) or (steps, 1) of numbers as (steps,)."""
+    if column.size != len(column) or column.dtype.kind not in 'biuf':
+        shape = column.shape[1:]
+        raise DataError(
+            f'{origin}: {name} is {column.dtype} of shape {shape} in a step; it must be a number'
+        )
+    return column.reshape(len(column))
+
+
+def _account(origin: str, tally: Counter[str]) -> Iterator[str]:
+    """What was counted on the way, in words.
 
     Raises:
-        DataError: type or shape are not fit for it.
+        DataError: the only rewards were in steps that lead nowhere.
     """
-    rank, dtype = rows.ndim, rows.dtype
-    is_float = dtype in (np.float32, np.float64)
-    if name == 'observations' and rank == 4 and dtype == np.uint8:
-        return dtype
-    if name in ('observations', 'actions') and rank == 2 and is_float:
-        return np.dtype(np.float32)
-    if name in INFO_ARRAYS and rank == 2 and dtype.kind in 'biuf':
-        return dtype
-    if name in LABEL_ARRAYS and rank == 1 and dtype.kind in 'biuf':
-        return np.dtype(np.float32)
-    if name == 'terminals':
-        return np.dtype(bool)
-    wanted = {'observations': 'uint8 (h, w, c) or float (d,)', 'rewards': 'a number'}.get(
-        name, 'float (d,)'
-    )
-    raise DataError(f'{origin}: {name} is {dtype} {rows.shape[1:]} in a step; it must be {wanted}')
+    if tally['lost'] and not tally['rewarded']:
+        raise DataError(
+            f'{origin}: the only rewards are in the last steps of episodes, whose actions lead '
+            'nowhere; where the task ends there, set is_terminal in them, and they are kept as '
+            'transitions; else store each reward in the step of the action that earned it'
+        )
+    if tally['kept']:
+        yield (
+            f'the last step of {tally["kept"]:,} episodes is terminal and has a reward: it is a '
+            'transition too, and gets its own observation again as its next one'
+        )
+    if tally['lost']:
+        yield (
+            f'the rewards of {tally["lost"]:,} last steps of episodes are not used, as no '
+            'observation follows them'
+        )
+    if tally['skipped']:
+        yield f'episodes of fewer than two steps, which were skipped: {tally["skipped"]:,}'
 
 
 def _leaf(step: Any, path: str) -> Any:

@@ -25,7 +25,7 @@ from data_pipeline.files import (
     write_npy_header,
 )
 from data_pipeline.sources import ogbench
-from data_pipeline.sources.base import SourceSplit, checked_blocks
+from data_pipeline.sources.base import Note, SourceSplit, checked_blocks
 from data_pipeline.store.frame_store import (
     ALIGNMENT,
     FrameStore,
@@ -60,8 +60,8 @@ def write_store(
     """Makes the store `path` of the splits of a source.
 
     A store already made of the same source is returned as it is, also one that another process is
-    about to make. With `overwrite` it is made anew, and the old one is kept until the new one
-    stands.
+    about to make. With `overwrite` it is made again, and the old one is kept until the new one
+    stands. What was converted, skipped or ignored on the way stands in the manifest as `notes`.
 
     Args:
         path: folder of the store.
@@ -87,13 +87,17 @@ def write_store(
         _check_space(path, splits.values())
         advance = byte_counter(progress, sum(split.nbytes for split in splits.values()))
         with atomic_folder(path, replace=overwrite) as folder:
+            notes: dict[str, list[str]] = {name: [] for name in splits}
             manifest = Manifest(
                 format_version=FORMAT_VERSION,
                 dataset=dataset,
-                sources=sources,
                 splits={
-                    name: _write_split(folder / name, split, advance)
+                    name: _write_split(folder / name, split, advance, notes[name].append)
                     for name, split in splits.items()
+                },
+                sources={
+                    name: {**source, **({'notes': notes[name]} if notes[name] else {})}
+                    for name, source in sources.items()
                 },
                 versions={'python': platform.python_version(), 'numpy': np.__version__},
                 created=datetime.now(UTC).isoformat(timespec='seconds'),
@@ -176,7 +180,9 @@ class ArrayWriter:
         write_npy_header(self._file, (self._rows, *self._row_shape), self._dtype)
 
 
-def _write_split(folder: Path, split: SourceSplit, advance: Callable[[int], None]) -> SplitEntry:
+def _write_split(
+    folder: Path, split: SourceSplit, advance: Callable[[int], None], note: Note
+) -> SplitEntry:
     """Checks and writes one split."""
     folder.mkdir()
     trajectories = 0
@@ -187,7 +193,7 @@ def _write_split(folder: Path, split: SourceSplit, advance: Callable[[int], None
             )
             for name, spec in split.arrays.items()
         }
-        for name, block in checked_blocks(split):
+        for name, block in checked_blocks(split, note):
             writers[name].append(block)
             advance(block.nbytes)
             if name == 'terminals':

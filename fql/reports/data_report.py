@@ -31,7 +31,13 @@ def describe_store(store: FrameStore) -> str:
             f'trajectories, observations {size} {split.observations.dtype}, '
             f'actions {split.actions.shape[1]}'
         )
+        lines += [f'    {note}' for note in notes_of(store, name)]
     return '\n'.join(lines)
+
+
+def notes_of(store: FrameStore, split: str) -> list[str]:
+    """What was converted, skipped or ignored when a split was made; older stores do not say."""
+    return store.manifest.sources[split].get('notes', [])
 
 
 def describe_manifest(store: FrameStore) -> Iterator[str]:
@@ -43,6 +49,8 @@ def describe_manifest(store: FrameStore) -> Iterator[str]:
     for name, source in manifest.sources.items():
         yield f'{name} from {source["path"]}'
         yield f'  {source["bytes"]:,} bytes, sha256 {source["sha256"]}'
+        for note in notes_of(store, name):
+            yield f'  {note}'
         for array, entry in manifest.splits[name].arrays.items():
             yield f'  {array:13} {np.dtype(entry.dtype)} {entry.shape}'
 

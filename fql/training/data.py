@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from data_pipeline.data_dir import resolve_data_dir
+from data_pipeline.data_dir import dataset_folder
 from data_pipeline.errors import DataError
 from data_pipeline.loader import LoaderConfig, make_batches
 from data_pipeline.sources.base import LABEL_ARRAYS
@@ -43,7 +43,7 @@ def open_dataset(dataset: str, data_dir: str) -> FrameStore:
     Raises:
         DataError: there is none; says how to make it.
     """
-    path = resolve_data_dir(data_dir) / dataset
+    path = dataset_folder(data_dir, dataset)
     if not path.exists():
         raise DataError(
             f'no dataset {dataset} in {path.parent}; make it with fql prepare {dataset} '

@@ -53,6 +53,7 @@ def test_download(fql, maze_npz, tmp_path, monkeypatch):
         done = fql('prepare', MAZE, '--data-dir', tmp_path)
         server.shutdown()
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count('not verified') == 2
     assert array_entries(tmp_path, MAZE).keys() == {'train', 'val'}
     record = json.loads((tmp_path / 'downloads' / f'{MAZE}.npz.json').read_text())
     assert record['sha256'] == hashlib.sha256(maze_npz.read_bytes()).hexdigest()
@@ -61,6 +62,31 @@ def test_download(fql, maze_npz, tmp_path, monkeypatch):
     done = fql('prepare', MAZE, '--data-dir', tmp_path)  # Nothing is asked of the mirrors.
     assert done.returncode == 0, done.stderr
     assert 'transitions' in done.stdout
+
+
+@pytest.mark.parametrize('name', ['../escaped', 'a/b', '/tmp/x', '..', '.hidden', 'a\nb', ''])
+def test_names_stay_within_the_data_folder(assert_one_line, fql, maze_npz, tmp_path, name):
+    data, out = tmp_path / 'data', tmp_path / 'out'
+    data.mkdir()
+    for command in (
+        ('prepare', name, '--source', maze_npz),
+        ('export-tfds', name, '--out', out),
+        ('inspect', 'data', name),
+        ('train', '--task', 'own', '--dataset', name or '/', '--run-dir', tmp_path / 'run'),
+    ):
+        assert_one_line(fql(*command, '--data-dir', data), 'cannot be a name')
+    assert list(tmp_path.iterdir()) == [data]
+    assert list(data.iterdir()) == []
+
+
+def test_the_name_in_a_manifest_is_no_way_out(assert_one_line, fql, maze_npz, tmp_path):
+    data = ('--data-dir', tmp_path / 'data')
+    assert fql('prepare', 'd', '--source', maze_npz, *data).returncode == 0
+    path = tmp_path / 'data' / 'd' / 'manifest.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'dataset': '../../../escaped'}))
+    done = fql('export-tfds', 'd', '--out', tmp_path / 'a' / 'b', *data)
+    assert_one_line(done, 'cannot be a name')
+    assert not (tmp_path / 'a').exists()
 
 
 def test_no_mirror(assert_one_line, fql, tmp_path, monkeypatch):

@@ -4,6 +4,8 @@ import hashlib
 import io
 import json
 import os
+import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -42,11 +44,11 @@ class Mirror:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[Mirror], Mirror]]:
-    """serve(mirror): starts it and sets its `url`."""
+def serve() -> Iterator[Callable[..., Mirror]]:
+    """serve(mirror, TLS context or None): starts it and sets its `url`."""
     servers = []
 
-    def start(mirror: Mirror) -> Mirror:
+    def start(mirror: Mirror, context: ssl.SSLContext | None = None) -> Mirror:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 if mirror.redirect:
@@ -83,9 +85,11 @@ def serve() -> Iterator[Callable[[Mirror], Mirror]]:
                 pass
 
         server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+        if context is not None:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         servers.append(server)
-        mirror.url = f'http://127.0.0.1:{server.server_port}/{{file}}'
+        mirror.url = f'{"https" if context else "http"}://127.0.0.1:{server.server_port}/{{file}}'
         return mirror
 
     yield start
@@ -215,6 +219,41 @@ def test_published_checksum_is_compared(serve, tmp_path, is_right):
         download_file('d-v0.npz', tmp_path, [front.url])
     assert not (tmp_path / 'd-v0.npz').exists()
     assert not (tmp_path / 'd-v0.npz.part').exists()
+
+
+def test_what_no_digest_verifies_is_told(serve, tmp_path):
+    lines: list[str] = []
+    path = download_file('d-v0.npz', tmp_path, [serve(Mirror()).url], note=lines.append)
+    assert len(lines) == 1
+    for part in ('d-v0.npz', 'not verified', '127.0.0.1', SHA256):
+        assert part in lines[0]
+    path.unlink()
+    verified = serve(Mirror(headers={'ETag': '"1"', 'X-Linked-Etag': f'"{SHA256}"'}))
+    download_file('d-v0.npz', tmp_path, [verified.url], note=lines.append)
+    assert len(lines) == 1
+
+
+def test_a_redirect_to_http_is_not_followed(serve, tmp_path, monkeypatch):
+    certificate, key = tmp_path / 'certificate.pem', tmp_path / 'key.pem'
+    command = ['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2', '-subj']
+    command += ['/CN=127.0.0.1', '-addext', 'subjectAltName=IP:127.0.0.1']
+    command += ['-keyout', str(key), '-out', str(certificate)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f'no certificate can be made: {error}')
+    monkeypatch.setenv('SSL_CERT_FILE', str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    plain = serve(Mirror())
+    secure = serve(Mirror(), context)
+    download_file('d-v0.npz', tmp_path / 'direct', [secure.url])
+    secure.redirect = plain.url.removesuffix('/{file}')
+    with pytest.raises(DataError, match='redirects from https to http'):
+        download_file('d-v0.npz', tmp_path / 'redirected', [secure.url])
+    assert plain.ranges == []
+    plain.redirect = serve(Mirror()).url.removesuffix('/{file}')
+    download_file('d-v0.npz', tmp_path / 'plain', [plain.url])
 
 
 def test_a_web_page_is_no_dataset(serve, tmp_path):

@@ -8,14 +8,14 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.sources import ogbench
-from data_pipeline.sources.base import checked_blocks
+from data_pipeline.sources.base import Note, checked_blocks
 
 
-def read_all(path: Path) -> dict[str, np.ndarray]:
+def read_all(path: Path, note: Note = lambda line: None) -> dict[str, np.ndarray]:
     """Everything a store would read of a file."""
     split = ogbench.npz_splits(path)['train']
     blocks: dict[str, list[np.ndarray]] = {}
-    for name, block in checked_blocks(split):
+    for name, block in checked_blocks(split, note):
         blocks.setdefault(name, []).append(block)
     return {name: np.concatenate(parts) for name, parts in blocks.items()}
 
@@ -33,7 +33,7 @@ def test_reads_what_numpy_wrote(tmp_path, make_arrays, save):
 
 def test_rewards_and_masks_are_read_together(tmp_path, make_arrays):
     path, arrays = tmp_path / 'd.npz', make_arrays()
-    labels = {'rewards': np.arange(14) / 3, 'masks': np.arange(14) % 2}
+    labels = {'rewards': np.arange(14) / 3, 'masks': np.arange(14) % 4 != 2}
     np.savez(path, **arrays, **labels)
     found = read_all(path)
     for name, array in labels.items():
@@ -41,7 +41,7 @@ def test_rewards_and_masks_are_read_together(tmp_path, make_arrays):
         np.testing.assert_array_equal(found[name], array.astype(np.float32))
     for name, change, message in (
         ('masks', lambda x: x + 0.5, 'masks holds values outside'),
-        ('rewards', lambda x: x[:, None], r'rewards is float64 of shape \(14, 1\)'),
+        ('rewards', lambda x: np.stack([x, x], 1), r'rewards is float64 of shape \(2,\)'),
         ('rewards', lambda x: np.where(x > 2, np.nan, x), 'rewards holds values that are not fin'),
         ('masks', lambda x: x[:13], 'arrays differ in length'),
     ):
@@ -53,18 +53,16 @@ def test_rewards_and_masks_are_read_together(tmp_path, make_arrays):
 def test_blocks_are_small_and_in_order(tmp_path, make_arrays):
     path, arrays = tmp_path / 'd.npz', make_arrays((500, 501), (64, 64, 3))
     np.savez(path, **arrays)
-    blocks = list(ogbench.iter_blocks(ogbench.read_members(path)['observations']))
+    blocks = list(ogbench.read_members(path)[0]['observations'].blocks())
     assert len(blocks) > 2
     assert max(block.nbytes for block in blocks) <= 4 << 20
     np.testing.assert_array_equal(np.concatenate(blocks), arrays['observations'])
 
 
 def test_real_file_reads_as_numpy_reads_it(real_source):
-    member = ogbench.read_members(real_source)['qpos']
+    member = ogbench.read_members(real_source)[0]['qpos']
     with np.load(real_source, allow_pickle=False) as arrays:
-        np.testing.assert_array_equal(
-            np.concatenate(list(ogbench.iter_blocks(member))), arrays['qpos']
-        )
+        np.testing.assert_array_equal(np.concatenate(list(member.blocks())), arrays['qpos'])
 
 
 def test_terminals_may_be_numbers(tmp_path, make_arrays):
@@ -100,20 +98,26 @@ WRONG_ARRAYS = {
     'flat uint8': (changed('observations', lambda x: x.reshape(14, -1)), 'observations is uint8'),
     'int vectors': (changed('observations', lambda x: x[:, 0, 0].astype(int)), 'observations is'),
     'no channels': (changed('observations', lambda x: x[..., :0]), 'empty'),
+    'no axis of channels': (
+        changed('observations', lambda x: np.repeat(x, 3, -1)[..., :8]),
+        r'neither the first nor the last axis .*\(h, w, c\)',
+    ),
     'no rows': (lambda arrays: {k: v[:0] for k, v in arrays.items()}, 'empty'),
     'actions of rank 1': (changed('actions', lambda x: x[:, 0]), 'actions is float32'),
     'whole-number actions': (changed('actions', np.int64), 'actions is int64'),
     'big-endian actions': (changed('actions', lambda x: x.astype('>f4')), 'actions is >f4'),
     'Fortran order': (changed('actions', np.asfortranarray), 'Fortran order'),
-    'terminals of rank 2': (changed('terminals', lambda x: x[:, None]), 'terminals is bool'),
+    'terminals of rank 2': (
+        changed('terminals', lambda x: np.stack([x, x], 1)),
+        r'terminals is bool of shape \(2,\)',
+    ),
     'terminals of text': (changed('terminals', lambda x: x.astype('U5')), 'terminals is <U5'),
     'short actions': (changed('actions', lambda x: x[:-1]), "differ in length: .*'actions': 13"),
     'long qpos': (changed('qpos', lambda x: np.concatenate([x, x])), "differ in .*'qpos': 28"),
     'objects': (changed('qpos', lambda x: x.astype(object)), 'qpos holds Python objects'),
     'no end': (changed('terminals', np.zeros_like), 'no trajectory ends'),
     'no last end': (put('terminals', -1, False), 'last row is not the end'),
-    'trajectory of 1 row': (put('terminals', 2, True), 'ends at row 2 has one row'),
-    'first trajectory of 1 row': (put('terminals', 0, True), 'ends at row 0 has one row'),
+    'trajectories of 1 row only': (changed('terminals', np.ones_like), 'no trajectory has two'),
     'terminals of 2': (changed('terminals', lambda x: x * 2), 'other than 0 and 1'),
     'NaN terminals': (
         changed('terminals', lambda x: np.where(x, 1, np.nan)),

@@ -1,6 +1,8 @@
 """Stores from RLDS datasets: those that a store was exported to, and other people's."""
 
 import dataclasses
+import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -263,12 +265,125 @@ def test_round_trip_of_rewards(make_arrays, tmp_path):
     assert again.manifest.splits == store.manifest.splits
 
 
+def template_episodes(lengths: tuple[int, ...]) -> list[list[dict[str, Any]]]:
+    """As the template of many converters writes them: the last step is rewarded and terminal."""
+    episodes = robot_episodes(lengths)
+    for episode in episodes:
+        for i, step in enumerate(episode):
+            step.update(reward=i == len(episode) - 1, discount=1)
+    return episodes
+
+
+REWARDED = {**STEP, 'reward': np.float32, 'discount': np.float32}
+STATE_AND_REWARD = dataclasses.replace(STATE, reward='reward')
+
+
+def test_rewards_in_terminal_last_steps(write_rlds, tmp_path):
+    episodes = template_episodes((3, 1, 4))
+    folder = str(write_rlds(episodes, REWARDED))
+    store = write_store(tmp_path / 's', 'robot', rlds_splits(folder, STATE_AND_REWARD))
+    split = store.splits['train']
+    states = [[step['observation']['state'] for step in episode] for episode in episodes]
+    # Each last observation stands twice: where its action is taken, and as what follows.
+    expected = np.concatenate([[*episode, episode[-1]] for episode in states])
+    np.testing.assert_array_equal(split.observations, expected.astype(np.float32))
+    assert split.labels['rewards'].tolist() == [0, 0, 1, 0, 1, 0, 0, 0, 0, 1, 0]
+    assert split.labels['masks'].tolist() == [1, 1, 0, 1, 0, 1, 1, 1, 1, 0, 1]
+    assert np.flatnonzero(split.terminals).tolist() == [3, 5, 10]
+    notes = ' '.join(store.manifest.sources['train']['notes'])
+    assert 'the last step of 3 episodes is terminal and has a reward' in notes
+
+
+def test_rewards_in_last_steps_that_are_not_terminal(write_rlds, tmp_path):
+    episodes = template_episodes((3, 4))
+    for episode in episodes:
+        episode[-1]['is_terminal'] = False
+    folder = str(write_rlds(episodes, REWARDED))
+    with pytest.raises(DataError, match=r'the only rewards are in the last steps .* is_terminal'):
+        write_store(tmp_path / 's', 'robot', rlds_splits(folder, STATE_AND_REWARD))
+    assert not (tmp_path / 's').exists()
+
+
+@pytest.mark.parametrize('file_format', ['array_record', 'tfrecord'])
+def test_short_episodes_are_skipped_and_counted(write_rlds, tmp_path, file_format):
+    episodes = robot_episodes((0, 1, 4, 1, 0, 3))
+    folder = str(write_rlds(episodes, file_format=file_format))
+    store = write_store(tmp_path / 's', 'robot', rlds_splits(folder, STATE))
+    assert store.splits['train'].lengths.tolist() == [4, 3]
+    notes = store.manifest.sources['train']['notes']
+    assert 'episodes of fewer than two steps, which were skipped: 4' in notes
+    assert 'ignored: observation/image, observation/wrist' in notes
+
+
+def test_nothing_but_short_episodes(write_rlds):
+    with pytest.raises(DataError, match='holds no episode of two steps'):
+        rlds_splits(str(write_rlds(robot_episodes((1, 0)))), STATE)
+
+
+def test_channel_first_and_grey_images(write_rlds, tmp_path):
+    shapes = {'first': (3, 20, 16), 'grey': (20, 16)}
+    step = {**STEP, 'observation': {name: bytes_of(s, np.uint8) for name, s in shapes.items()}}
+    episodes = robot_episodes((3,))
+    rng = np.random.default_rng(1)
+    for one in episodes[0]:
+        one['observation'] = {n: rng.integers(0, 256, s, np.uint8) for n, s in shapes.items()}
+    folder = str(write_rlds(episodes, step))
+    for name, turn in (('first', lambda x: x.transpose(1, 2, 0)), ('grey', lambda x: x[..., None])):
+        splits = rlds_splits(folder, RldsKeys(f'observation/{name}'))
+        store = write_store(tmp_path / name, 'robot', splits)
+        expected = [turn(one['observation'][name]) for one in episodes[0]]
+        np.testing.assert_array_equal(store.splits['train'].observations, expected)
+        assert store.manifest.sources['train']['notes'][0].startswith('observations are')
+
+
+def test_classes_of_others_are_not_imported(write_rlds, tmp_path, monkeypatch):
+    """Neither at the top of features.json nor in the JSON that stands in its strings."""
+    (tmp_path / 'intruder.py').write_text("raise SystemExit('it ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = write_rlds(robot_episodes())
+    path = folder / 'features.json'
+    sound = path.read_text()
+    legacy = '{"type": "intruder.Feature", "content": {}}'
+    nested = {
+        'pythonClassName': 'tensorflow_datasets.core.features.features_dict.FeaturesDict',
+        'jsonFeature': {'json': f'{{"steps": {legacy}}}'},
+    }
+    image = 'tensorflow_datasets.core.features.image_feature.Image'
+    assert image in sound
+    for text in (sound.replace(image, 'intruder.Feature'), legacy, json.dumps(nested)):
+        path.write_text(text)
+        with pytest.raises(DataError, match=r'names the feature class intruder\.Feature'):
+            rlds_splits(str(folder), IMAGE)
+    path.write_text(sound)
+    rlds_splits(str(folder), IMAGE)
+
+
+def test_a_prepared_dataset_of_that_name_is_looked_at_too(write_rlds, tmp_path, monkeypatch):
+    folder = write_rlds(robot_episodes())
+    path = folder / 'features.json'
+    path.write_text(path.read_text().replace('tensorflow_datasets.core', 'intruder', 1))
+    prepared = tmp_path / 'tfds' / 'robot' / '0.1.0'
+    shutil.copytree(folder, prepared)
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
+    monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', str(tmp_path / 'tfds'))
+    with pytest.raises(DataError, match='names the feature class intruder'):
+        rlds_splits('robot', IMAGE)
+
+
+def test_exported_metadata_know_no_folder_of_this_machine(store, tmp_path):
+    folder = export_tfds(store, tmp_path / 'tfds')
+    for path in folder.rglob('*.json'):
+        assert str(tmp_path) not in path.read_text(), path
+    for path in folder.rglob('*'):
+        assert not path.is_file() or str(tmp_path).encode() not in path.read_bytes(), path
+
+
 @pytest.mark.parametrize('file_format', ['array_record', 'tfrecord'])
 def test_order_is_that_of_the_files(write_rlds, file_format):
     """TFDS itself takes 16 examples from a file, and then some from others."""
     episodes = robot_episodes((2,) * 50)
     folder = write_rlds(episodes, file_format=file_format, shard_episodes=20)
-    blocks = rlds_splits(str(folder), STATE)['train'].read()
+    blocks = rlds_splits(str(folder), STATE)['train'].read(lambda line: None)
     found = np.concatenate([block for name, block in blocks if name == 'observations'])
     expected = [step['observation']['state'] for episode in episodes for step in episode]
     np.testing.assert_array_equal(found, expected)
@@ -327,8 +442,11 @@ def test_damaged_files(write_rlds, tmp_path, file_format):
     [
         (RldsKeys(), r"no observations at 'observation'; steps have action, is_last, .*tion/image"),
         (RldsKeys('observation/image', 'motor'), "no actions at 'motor'"),
-        (RldsKeys('observation/image', 'observation/image'), r'actions is uint8 \(6, 5, 3\)'),
-        (RldsKeys('is_last'), r'observations is bool \(\) in a step; it must be uint8'),
+        (
+            RldsKeys('observation/image', 'observation/image'),
+            r'actions is uint8 of shape \(6, 5, 3\)',
+        ),
+        (RldsKeys('is_last'), r'observations is bool of shape \(\) in a row; it must be uint8'),
     ],
 )
 def test_unfit_keys(write_rlds, keys, message):

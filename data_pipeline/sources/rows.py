@@ -1,0 +1,106 @@
+"""Which rows of a source a store holds, so that every row but a trajectory's last is a transition.
+
+A store keeps an observation once: the transition of row t ends in row t + 1, and the action of a
+trajectory's last row leads nowhere. Where a source's last row is a transition too, the observation
+that follows it is appended as a row of its own.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+_SAME_OBSERVATION = 1e-6
+"""Up to this distance two observations are one; D4RL's users draw the line there."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of a store, by rows of its source.
+
+    source: (m,) int64, never decreasing: the row of the source that a row is made of
+    terminals: (m,) bool: the last row of each trajectory
+    is_appended: (m,) bool: rows that hold the observation after a transition
+    skipped: trajectories that had no transition
+    """
+
+    source: np.ndarray
+    terminals: np.ndarray
+    is_appended: np.ndarray
+    skipped: int
+
+
+def lay_out(ends: np.ndarray, kept: np.ndarray, following: np.ndarray) -> Rows:
+    """The rows of a store.
+
+    Args:
+        ends: (n,) bool: the last row of each trajectory of the source; the last of all is one.
+        kept: (n,) bool: which of the ends are transitions.
+        following: (n,) the row of the source that the row appended after an end is made of.
+    """
+    appends = ends & kept
+    counts = 1 + appends
+    source = np.repeat(np.arange(len(ends)), counts)
+    is_appended = np.zeros(len(source), bool)
+    is_appended[np.cumsum(counts)[appends] - 1] = True
+    terminals = is_appended | (ends & ~kept)[source]
+    source[is_appended] = following[appends]
+    lengths = np.diff(np.flatnonzero(terminals), prepend=-1)
+    has_transition = np.repeat(lengths > 1, lengths)
+    return Rows(
+        source[has_transition],
+        terminals[has_transition],
+        is_appended[has_transition],
+        int(np.count_nonzero(lengths == 1)),
+    )
+
+
+def select_rows(blocks: Iterable[np.ndarray], rows: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows `rows`, which never decrease, of the array that `blocks` are, block by block."""
+    first = 0
+    for block in blocks:
+        wanted = _within(rows, first, len(block))
+        if len(wanted) == len(block) and np.array_equal(wanted, np.arange(len(block))):
+            yield block
+        elif len(wanted):
+            yield block[wanted]
+        first += len(block)
+
+
+def select_observations(
+    observations: Iterable[np.ndarray], following: Iterable[np.ndarray], rows: Rows
+) -> Iterator[np.ndarray]:
+    """`select_rows` of observations; appended rows are taken from `following`, in equal blocks."""
+    first = 0
+    for block, after in zip(observations, following, strict=True):
+        start, stop = np.searchsorted(rows.source, (first, first + len(block)))
+        wanted = rows.source[start:stop] - first
+        chosen = block[wanted]
+        appended = rows.is_appended[start:stop]
+        chosen[appended] = after[wanted[appended]]
+        if len(chosen):
+            yield chosen
+        first += len(block)
+
+
+def find_jumps(observations: Iterable[np.ndarray], following: Iterable[np.ndarray]) -> np.ndarray:
+    """(n,) bool: rows whose following observation is not the next row's; the last row is none."""
+    jumps = []
+    last = None
+    for block, after in zip(observations, following, strict=True):
+        if last is not None:
+            jumps.append(_differ(last, block[:1]))
+        jumps.append(_differ(after[:-1], block[1:]))
+        last = after[-1:]
+    return np.concatenate([*jumps, np.zeros(1, bool)])
+
+
+def _within(rows: np.ndarray, first: int, count: int) -> np.ndarray:
+    """Those of sorted row numbers that lie in a block, counted from its start."""
+    start, stop = np.searchsorted(rows, (first, first + count))
+    return rows[start:stop] - first
+
+
+def _differ(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    difference = a.astype(np.float32) - b.astype(np.float32)
+    return np.linalg.norm(difference.reshape(len(a), -1), axis=1) > _SAME_OBSERVATION

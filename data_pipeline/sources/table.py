@@ -1,0 +1,279 @@
+"""Tables of rows, one array a column, as sources of frame stores.
+
+Two layouts are told apart. In OGBench's, `terminals` marks the last row of each trajectory, whose
+action leads nowhere. In D4RL's, every row is a transition, `terminals` marks those that end the
+task, and trajectories end there, at `timeouts`, and where a stored following observation is not the
+next row's.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from data_pipeline.errors import DataError
+from data_pipeline.sources.arrays import TIMEOUT_ARRAYS, fit_arrays
+from data_pipeline.sources.base import (
+    INFO_ARRAYS,
+    LABEL_ARRAYS,
+    REQUIRED_ARRAYS,
+    ArraySpec,
+    Note,
+    SourceSplit,
+    check_ends,
+)
+from data_pipeline.sources.rows import (
+    Rows,
+    find_jumps,
+    lay_out,
+    select_observations,
+    select_rows,
+)
+
+FOLLOWING = 'next_observations'
+TABLE_ARRAYS = (*REQUIRED_ARRAYS, *INFO_ARRAYS, *LABEL_ARRAYS, *TIMEOUT_ARRAYS, FOLLOWING)
+
+
+class Column(Protocol):
+    """One array of a file, as its header describes it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The rows in order, in blocks of some MiB; equal arrays have equal blocks."""
+
+
+@dataclass(frozen=True, eq=False)
+class Flags:
+    """What tells where trajectories end and which rows are transitions; each (n,) or absent.
+
+    `jumps` are rows whose stored following observation is not the next row's.
+    """
+
+    terminals: np.ndarray
+    timeouts: np.ndarray | None = None
+    jumps: np.ndarray | None = None
+    rewards: np.ndarray | None = None
+    masks: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The rows of a store, the source's labels (n,) where it has both, and what to say of it."""
+
+    rows: Rows
+    labels: dict[str, np.ndarray]
+    notes: tuple[str, ...]
+
+
+def lay_out_table(origin: str, flags: Flags) -> Layout:
+    """The rows of a store, and its labels, by what a table's flags can be taken to mean.
+
+    With `timeouts` the layout is D4RL's, and masks are 1 - terminals where there are none. Without,
+    it is OGBench's, unless trajectories' last rows have rewards and masks of 0: then every row is a
+    transition. What follows a kept last row is its stored following observation; without one, its
+    own observation, which a mask of 0 keeps from being used.
+
+    Raises:
+        DataError: trajectories do not end, or the only rewards are in rows that lead nowhere.
+    """
+    notes = []
+    ends = flags.terminals.copy()
+    masks = flags.masks
+    if flags.timeouts is not None:
+        ends |= flags.timeouts
+        if masks is None:
+            masks = 1 - flags.terminals.astype(np.float32)
+    if flags.jumps is not None:
+        ends |= flags.jumps
+    if flags.timeouts is None and flags.jumps is None:
+        check_ends(origin, ends)
+    ends[-1] = True
+    labels = {}
+    if flags.rewards is not None and masks is not None:
+        labels = {'rewards': flags.rewards, 'masks': masks}
+    elif flags.rewards is not None or flags.masks is not None:
+        one, other = ('rewards', 'masks') if flags.masks is None else ('masks', 'rewards')
+        notes.append(
+            f'{one} are ignored, as there are no {other}; a task of its own needs both, and masks '
+            'are 0 where no value lies beyond a transition, else 1'
+        )
+
+    done = ends & (masks == 0) if masks is not None else np.zeros_like(ends)
+    if flags.jumps is not None:
+        # A following observation that is the next row's is that of another trajectory; what
+        # follows the very last row is taken for what it is elsewhere.
+        is_own = np.append(flags.jumps[:-1], flags.jumps[:-1][ends[:-1]].all())
+        kept = ends & (is_own | done)
+    elif flags.timeouts is not None:
+        kept = done & ~flags.timeouts if flags.masks is None else done
+    else:
+        kept = done if labels and np.any(labels['rewards'][done] != 0) else np.zeros_like(ends)
+    if flags.timeouts is not None:
+        notes.append(
+            f'trajectories end at terminals ({np.count_nonzero(flags.terminals):,} rows) and at '
+            f'timeouts ({np.count_nonzero(flags.timeouts):,})'
+        )
+    if kept.any():
+        after = 'the observation stored after it' if flags.jumps is not None else 'its own again'
+        notes.append(
+            f'the last row of {np.count_nonzero(kept):,} trajectories is a transition too, with '
+            f'its reward; it gets {after} as its next observation'
+        )
+    if labels:
+        notes += _lost_rewards(origin, labels['rewards'], ends & ~kept)
+    return Layout(lay_out(ends, kept, np.arange(len(ends))), labels, tuple(notes))
+
+
+def _lost_rewards(origin: str, rewards: np.ndarray, lost: np.ndarray) -> list[str]:
+    """A line where rows that lead nowhere have rewards.
+
+    Raises:
+        DataError: no other rows have any.
+    """
+    count = np.count_nonzero(rewards[lost & np.isfinite(rewards)])
+    if not count:
+        return []
+    if not rewards[~lost].any():
+        raise DataError(
+            f'{origin}: the only rewards are in the last rows of trajectories, whose actions lead '
+            'nowhere; where the task ends there, set masks to 0 in these rows, and they are kept '
+            'as transitions; else store each reward in the row of the action that earned it'
+        )
+    return [
+        f'the rewards of {count:,} last rows of trajectories are not used, as no observation '
+        'follows them'
+    ]
+
+
+def table_split(
+    origin: str,
+    description: dict[str, Any],
+    table: Mapping[str, Column],
+    others: Iterable[str],
+    find_layout: Callable[[str, Flags], Layout] = lay_out_table,
+) -> SourceSplit:
+    """A split made of a table.
+
+    Args:
+        origin: what errors name.
+        description: see `SourceSplit`.
+        table: the columns that a store takes, `timeouts` or `truncations`, and `next_observations`.
+        others: what else there is, which is ignored.
+        find_layout: gives the rows of the store.
+
+    Raises:
+        DataError: a column is missing, or of another length, type or shape than it must be, or
+            `find_layout` refuses.
+    """
+    missing = [name for name in REQUIRED_ARRAYS if name not in table]
+    if missing:
+        raise DataError(f'{origin}: lacks {", ".join(missing)}')
+    lengths = {name: column.shape[0] if column.shape else 0 for name, column in table.items()}
+    if 0 in lengths.values():
+        raise DataError(f'{origin}: an array is empty: {lengths}')
+    if len(set(lengths.values())) != 1:
+        raise DataError(f'{origin}: arrays differ in length: {lengths}')
+    following = table.get(FOLLOWING)
+    seen = table['observations']
+    if following and (following.shape, following.dtype) != (seen.shape, seen.dtype):
+        raise DataError(
+            f'{origin}: {FOLLOWING} is {following.dtype} {following.shape}, '
+            f'observations is {seen.dtype} {seen.shape}'
+        )
+    fitted = fit_arrays(
+        origin,
+        {
+            name: (column.shape[1:], column.dtype)
+            for name, column in table.items()
+            if name != FOLLOWING
+        },
+    )
+    small = ('terminals', *TIMEOUT_ARRAYS, *LABEL_ARRAYS)
+    flags = {
+        name: fitted[name].convert(np.concatenate(list(table[name].blocks())))
+        for name in small
+        if name in table
+    }
+    for name in ('terminals', *TIMEOUT_ARRAYS):
+        if name in flags and not np.isin(flags[name], (0, 1)).all():  # Which bool would hide.
+            raise DataError(f'{origin}: {name} holds values other than 0 and 1')
+    timeouts = [flags[name].astype(bool) for name in TIMEOUT_ARRAYS if name in flags]
+    layout = find_layout(
+        origin,
+        Flags(
+            terminals=flags['terminals'].astype(bool),
+            timeouts=np.logical_or.reduce(timeouts) if timeouts else None,
+            jumps=find_jumps(seen.blocks(), following.blocks()) if following else None,
+            rewards=flags.get('rewards'),
+            masks=flags.get('masks'),
+        ),
+    )
+    rows = layout.rows
+    if not len(rows.source):
+        raise DataError(f'{origin}: no trajectory has two rows, which make a transition')
+    notes = [array.note for array in fitted.values() if array.note]
+    notes += layout.notes
+    if rows.skipped:
+        notes.append(f'trajectories of one row, which were skipped: {rows.skipped:,}')
+    if ignored := sorted(others):
+        notes.append(f'ignored: {", ".join(ignored)}')
+    whole = {
+        'terminals': rows.terminals,
+        **{name: _labels(name, array, rows) for name, array in layout.labels.items()},
+    }
+    # Observations last: all others tell most faults, and are read in a moment.
+    streamed = [name for name in fitted if name not in (*small, 'observations')]
+    streamed.append('observations')
+
+    def read(note: Note) -> Iterator[tuple[str, np.ndarray]]:
+        for line in notes:
+            note(line)
+        yield from whole.items()
+        for name in streamed:
+            blocks = table[name].blocks()
+            if name == 'observations' and following:
+                blocks = select_observations(blocks, following.blocks(), rows)
+            else:
+                blocks = select_rows(blocks, rows.source)
+            first = 0
+            for block in blocks:
+                ends = rows.terminals[first : first + len(block)]
+                first += len(block)
+                block = fitted[name].convert(block)
+                yield name, settle_last_actions(block, ends) if name == 'actions' else block
+
+    return SourceSplit(
+        origin=origin,
+        description=description,
+        arrays={
+            'terminals': ArraySpec((), np.dtype(bool)),
+            **{name: ArraySpec((), np.dtype(np.float32)) for name in layout.labels},
+            **{name: fitted[name].spec for name in streamed},
+        },
+        rows=len(rows.source),
+        read=read,
+        source_rows=rows.source,
+    )
+
+
+def settle_last_actions(actions: np.ndarray, terminals: np.ndarray) -> np.ndarray:
+    """Actions (n, a) with 0 for those of last rows that are not within [-1, 1].
+
+    An environment was not given them, and they may hold anything; what may stand is kept.
+    """
+    unfit = terminals & ~(np.abs(actions) <= 1).all(axis=1)
+    return np.where(unfit[:, None], 0, actions) if unfit.any() else actions
+
+
+def _labels(name: str, array: np.ndarray, rows: Rows) -> np.ndarray:
+    """Rewards or masks of the store's rows; last rows that no number was stored for get neutral."""
+    neutral = 0 if name == 'rewards' else 1
+    chosen = array[rows.source]
+    unknown = rows.is_appended | (rows.terminals & ~np.isfinite(chosen))
+    return np.where(unknown, neutral, chosen)
