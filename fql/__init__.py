@@ -1,1 +1,17 @@
-"""Flow Q-Learning (Park, Li, Levine, ICML 2025): the algorithm."""
+"""Flow Q-Learning (Park, Li, Levine, ICML 2025): the algorithm, training, and trained policies."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fql.training.loaded_policy import LoadedPolicy, load_policy
+
+__all__ = ['LoadedPolicy', 'load_policy']
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is used only when it is: light modules of this package must stay light."""
+    if name in __all__:
+        from fql.training import loaded_policy
+
+        return getattr(loaded_policy, name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

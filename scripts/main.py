@@ -30,6 +30,7 @@ from scripts.collect_args import Collect
 from scripts.compare_args import Compare
 from scripts.evaluate_args import Evaluate
 from scripts.export_encoder_args import ExportEncoder
+from scripts.export_policy_args import ExportPolicy
 from scripts.export_tfds_args import ExportTfds
 from scripts.help import FAMILIES, command_help, overview
 from scripts.inspect_args import InspectBatch, InspectCheckpoint, InspectData
@@ -50,6 +51,7 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     'pretrain': (Pretrain, 'scripts.pretrain'),
     'probe': (Probe, 'scripts.probe'),
     'export-encoder': (ExportEncoder, 'scripts.export_encoder'),
+    'export-policy': (ExportPolicy, 'scripts.export_policy'),
     'export-tfds': (ExportTfds, 'scripts.export_tfds'),
     'inspect data': (InspectData, 'scripts.inspect_data'),
     'inspect batch': (InspectBatch, 'scripts.inspect_batch'),

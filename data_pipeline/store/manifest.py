@@ -2,19 +2,20 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data_pipeline.data_dir import check_name
+from data_pipeline.errors import DataError
 from data_pipeline.files import load_array
 from data_pipeline.schema import from_json, load_json
 from data_pipeline.sources.base import REQUIRED_ARRAYS
 
 FORMAT_VERSION = 1
-_NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_-]*')
 _DTYPE = re.compile(r'[<>|][biuf][0-9]{1,2}')
 _SOURCE_FIELDS = {'path': str, 'bytes': int, 'sha256': str}
 
@@ -88,6 +89,7 @@ class Manifest:
     created: str
 
     def __post_init__(self) -> None:
+        _check_names('dataset', [self.dataset])
         _check_names('split', self.splits)
         if self.sources.keys() != self.splits.keys():
             raise ValueError(f'sources {list(self.sources)} of splits {list(self.splits)}')
@@ -127,8 +129,9 @@ def open_array(path: Path, entry: ArrayEntry, *, mapped: bool = True) -> np.ndar
     return array
 
 
-def _check_names(kind: str, names: Mapping[str, object]) -> None:
-    """Names are also those of files and folders."""
+def _check_names(kind: str, names: Iterable[str]) -> None:
     for name in names:
-        if not _NAME.fullmatch(name):
-            raise ValueError(f'{name!r} is no name of a {kind}')
+        try:
+            check_name(name)
+        except DataError as error:
+            raise ValueError(f'{kind}: {error}') from error

@@ -1,0 +1,200 @@
+"""A policy as a folder of its own: small, without dataset, checkpoints or optimiser.
+
+<folder>/config.json     settings and shapes, as in a run folder
+<folder>/policy.json     from which run and update, its evaluations, a digest of the parameters
+<folder>/params/         all online parameters, written by Orbax
+<folder>/POLICY.stablehlo  the compiled-ahead program of a policy, see `export_program`
+<folder>/README.md       a model card
+"""
+
+import dataclasses
+import json
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax import export
+
+from data_pipeline.files import atomic_folder, write_json
+from data_pipeline.schema import read_json
+from encoders.leaves import tree_digest
+from fql.agents.base import Agent
+from fql.errors import FQLError
+from fql.learner import Params
+from fql.training.learning import agent_of, make_learner
+from fql.training.policy import restore_params
+from fql.training.rollouts import recorded_successes
+from fql.training.run_folder import RunFolder, RunSpec, read_spec, write_spec
+
+PLATFORMS = ('cpu', 'cuda', 'tpu')
+DESCRIPTION, PARAMS = 'policy.json', 'params'
+
+
+@dataclass(frozen=True)
+class Description:
+    """`policy.json`.
+
+    Attributes:
+        run: name of the run's folder.
+        step: the update.
+        policies: what the agent can act with.
+        success: of the run's evaluations up to this update, by their updates.
+        data: sha256 of the observations, by split.
+        digest: `tree_digest` of the parameters.
+    """
+
+    run: str
+    step: int
+    policies: tuple[str, ...]
+    success: Mapping[str, float]
+    data: Mapping[str, str]
+    digest: str
+
+
+def export_policy(run: Path, step: int | None, out: Path) -> Description:
+    """Writes the policies of a run's checkpoint as a folder, whole or not at all.
+
+    Args:
+        step: which checkpoint; None for the newest that is sound.
+        out: must not exist.
+
+    Raises:
+        FQLError: no such run or checkpoint, or the folder exists.
+    """
+    if out.exists():
+        raise FQLError(f'{out} exists; name another --out')
+    folder = RunFolder(run)
+    spec = read_spec(folder)
+    step, params = restore_params(folder, spec, step)
+    params = jax.tree.map(np.asarray, params)
+    # Where the data lay is of no use to others.
+    config = dataclasses.replace(spec.config, data_dir='', wandb_project='')
+    successes = recorded_successes(folder.eval_csv) if folder.eval_csv.exists() else {}
+    description = Description(
+        run=folder.path.absolute().name,
+        step=step,
+        policies=agent_of(spec).policies,
+        success={str(at): value for at, value in successes.items() if at <= step},
+        data=_data_checksums(folder),
+        digest=tree_digest(params),
+    )
+    with atomic_folder(out) as target:
+        write_spec(RunFolder(target), dataclasses.replace(spec, config=config))
+        write_json(target / DESCRIPTION, dataclasses.asdict(description), indent=2)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(target.absolute() / PARAMS, params)
+        for policy in agent_of(spec).policies:
+            program = export_program(agent_of(spec), params, policy)
+            (target / f'{policy}.stablehlo').write_bytes(program)
+        (target / 'README.md').write_text(model_card(spec, description), encoding='utf-8')
+    return description
+
+
+def is_exported(path: Path) -> bool:
+    """Whether `export_policy` wrote the folder."""
+    return (path / DESCRIPTION).exists()
+
+
+def read_exported(path: Path, spec: RunSpec) -> Params:
+    """The parameters in a folder of `export_policy`.
+
+    Raises:
+        FQLError: they are damaged.
+    """
+    try:
+        digest = read_json(path / DESCRIPTION, Description).digest
+    except (OSError, ValueError) as error:
+        raise FQLError(f'{path / DESCRIPTION}: {error}') from error
+    abstract = jax.eval_shape(make_learner(spec).agent.init_params, jax.random.key(0))
+    # Orbax raises whatever the damage leads to.
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            params = checkpointer.restore(path.absolute() / PARAMS, abstract)
+    except Exception as error:
+        raise FQLError(f'{path}: damaged policy: {type(error).__name__}') from error
+    if tree_digest(params) != digest:
+        raise FQLError(f'{path}: damaged policy: the parameters are not those that were written')
+    return params
+
+
+def export_program(agent: Agent, params: Params, policy: str) -> bytes:
+    """A program with the parameters in it, which runs with JAX alone, on any of PLATFORMS.
+
+    `jax.export.deserialize(program).call(observations, noise)` takes stacked observations
+    (b, h, w, c) uint8 or (b, d) float32 and standard normal noise (b, ...) float32, b of any size,
+    and gives actions (b, horizon, a) float32.
+    """
+    if agent.encoder is not None:
+        agent = _with_plain_encoder(agent)
+    (size,) = export.symbolic_shape('b')
+    observations = jax.ShapeDtypeStruct(
+        (size, *agent.spec.observation_shape), jnp.dtype(agent.spec.observation_dtype)
+    )
+    noise = jax.ShapeDtypeStruct((size, *agent.noise_shape), jnp.float32)
+    act = jax.jit(lambda observations, noise: agent.act(params, observations, noise, policy))
+    exported = export.export(act, platforms=PLATFORMS)(observations, noise)
+    return bytes(exported.serialize())
+
+
+def _with_plain_encoder(agent: Agent) -> Agent:
+    """The same agent whose convolutions are XLA's own, which every platform has."""
+
+    class Plain(type(agent)):  # type: ignore[misc]
+        @property
+        def encoder(self) -> Any:
+            return super().encoder.clone(plain=True)
+
+    return Plain(agent.config, agent.spec)
+
+
+def _data_checksums(folder: RunFolder) -> dict[str, str]:
+    """The checksum of each split's observations, where the run has a record of its data."""
+    if not folder.data.exists():
+        return {}
+    splits = json.loads(folder.data.read_text(encoding='utf-8'))
+    return {name: arrays['observations'] for name, arrays in splits.items()}
+
+
+def model_card(spec: RunSpec, description: Description) -> str:
+    """What the policy is, for a reader who has the folder alone."""
+    config = spec.config
+    successes = description.success
+    scores = ', '.join(f'{value:.1%} at {int(at):,}' for at, value in successes.items())
+    data = ', '.join(f'{name} {digest[:16]}' for name, digest in description.data.items())
+    shape = 'x'.join(map(str, spec.observation_shape))
+    return textwrap.dedent(f"""\
+        # {config.agent.name} on {config.task}
+
+        | | |
+        |---|---|
+        | task | {config.task} |
+        | agent | {config.agent.name}, seed {config.seed}, update {description.step:,} |
+        | observations | {spec.observation_dtype}, {shape}, {config.frame_stack} frame(s) stacked |
+        | actions | {spec.action_dim} numbers in [-1, 1] |
+        | policies | {', '.join(description.policies)} |
+        | success in {config.eval_episodes} episodes | {scores or 'not evaluated'} |
+        | data (sha256) | {data or 'unknown'} |
+
+        ```python
+        import fql
+
+        policy = fql.load_policy('this/folder')
+        policy.reset(seed=0)
+        action = policy(observation)
+        ```
+
+        Without this package, with JAX alone:
+
+        ```python
+        from jax import export
+
+        program = export.deserialize(open('{description.policies[0]}.stablehlo', 'rb').read())
+        actions = program.call(stacked_observations, noise)  # noise: program.in_avals[1]
+        ```
+        """)

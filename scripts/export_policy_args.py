@@ -1,0 +1,27 @@
+"""The arguments of `fql export-policy`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from scripts.shared_args import DataDir
+
+
+@dataclass(frozen=True)
+class ExportPolicy:
+    """Write the policies of a run as a folder for a user's own program.
+
+    fql export-policy runs/cube --out policies/cube
+
+    The folder holds parameters, settings, a model card, and for each policy a program that runs
+    with JAX alone. In Python: fql.load_policy('policies/cube').
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run folder of fql train."""
+    out: Path
+    """The folder to write; must not exist."""
+    step: int | None = None
+    """Which checkpoint; default: the newest that is sound."""
+    data_dir: DataDir = ''

@@ -1,0 +1,198 @@
+"""Trained policies in a program of the user's own."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import fql as fql_package
+from fql.agents.configs import EncoderConfig, QCFQLConfig
+from fql.envs.tasks import QUICKSTART_TASK
+from fql.errors import FQLError
+from fql.training.config import TrainConfig
+from fql.training.learning import agent_of
+from fql.training.loaded_policy import LoadedPolicy, load_policy
+from fql.training.policy import make_act, make_policy, restore_params
+from fql.training.run_folder import RunFolder, RunSpec, read_spec
+
+SMALL = (
+    *('--task', QUICKSTART_TASK, '--steps', 2, '--eval-interval', 0, '--log-interval', 0),
+    *('--batch-size', 8, '--hidden-dims', 8, '--flow-steps', 2, '--frame-stack', 2),
+)
+WITHOUT = """
+import sys
+sys.modules.update(dict.fromkeys(sys.argv[1].split(',')))  # As if they were not installed.
+"""
+ACT = """
+import sys
+import numpy as np, fql
+policy = fql.load_policy(sys.argv[2])
+policy.reset(seed=3)
+images = np.load(sys.argv[3])
+np.save(sys.argv[4], np.stack([policy(image) for image in images]))
+print(*(name for name in sys.argv[1].split(',') if name in sys.modules))
+"""
+RUN_PROGRAM = """
+import numpy as np
+from jax import export
+program = export.deserialize(open(sys.argv[2], 'rb').read())
+given = np.load(sys.argv[3])
+np.save(sys.argv[4], program.call(given['observations'], given['noise']))
+"""
+
+
+@pytest.fixture(scope='module')
+def run(fql_process, prepared, tmp_path_factory):
+    path = tmp_path_factory.mktemp('runs') / 'run'
+    done = fql_process('train', *SMALL, '--run-dir', path)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.fixture(scope='module')
+def exported(fql_process, run):
+    done = fql_process('export-policy', run, '--out', run.parent / 'policy')
+    assert done.returncode == 0, done.stderr
+    assert 'one_step, bc_flow of update 2' in done.stdout
+    return run.parent / 'policy'
+
+
+def images(count, *shape):
+    return np.random.default_rng(0).integers(0, 256, (count, *shape, 32, 32, 3), np.uint8)
+
+
+def expected_actions(run, frames, seed):
+    """Actions of an episode by the way of evaluations, the frames stacked here."""
+    spec = read_spec(RunFolder(run))
+    _, params = restore_params(RunFolder(run), spec, None)
+    policy = make_policy(make_act(agent_of(spec)), params, seed)
+    found = []
+    for t in range(len(frames)):
+        stack = np.concatenate([frames[max(t - 1, 0)], frames[t]], axis=-1)
+        found.append(policy(stack[None], np.zeros(1, np.int32), np.full(1, t, np.int32))[0, 0])
+    return np.stack(found)
+
+
+def test_it_acts_as_in_evaluations_without_data_or_environments(run_python, run, tmp_path):
+    frames = images(4)
+    np.save(tmp_path / 'images.npy', frames)
+    heavy = 'tensorflow,tensorflow_datasets,mujoco,ogbench,gymnasium'
+    done = run_python(ACT, heavy, run, tmp_path / 'images.npy', tmp_path / 'actions.npy')
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ''
+    np.testing.assert_allclose(
+        np.load(tmp_path / 'actions.npy'), expected_actions(run, frames, 3), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_a_batch_is_as_many_episodes(run):
+    policy, frames = fql_package.load_policy(run), images(3, 2)
+    batch = np.stack([policy(rows) for rows in frames])
+    assert batch.shape == (3, 2, 2)
+    policy.reset()
+    alone = np.stack([policy(rows[0]) for rows in frames])
+    np.testing.assert_allclose(batch[:, 0], alone, rtol=1e-4, atol=1e-6)
+    # Each row has noise of its own.
+    policy.reset()
+    same = policy(np.repeat(frames[0][:1], 2, axis=0))
+    assert (same[0] != same[1]).any()
+
+
+def test_what_is_exported_acts_as_the_run(run, exported, tmp_path):
+    frames = images(3)
+    moved = shutil.copytree(exported, tmp_path / 'moved')
+    policies = [load_policy(path, 'bc_flow') for path in (run, moved)]
+    first, second = (np.stack([policy(frame) for frame in frames]) for policy in policies)
+    np.testing.assert_array_equal(first, second)
+    description = json.loads((moved / 'policy.json').read_text())
+    assert description['step'] == 2
+    assert len(description['data']['train']) == 64
+    texts = ''.join(p.read_text() for p in (moved / 'config.json', moved / 'README.md'))
+    assert str(run.parent) not in texts
+
+
+def test_an_exported_program_needs_jax_alone(run_python, run, exported, tmp_path):
+    spec = read_spec(RunFolder(run))
+    _, params = restore_params(RunFolder(run), spec, None)
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(5, 2)).astype(np.float32)
+    observations = rng.integers(0, 256, (5, 32, 32, 6), np.uint8)
+    np.savez(tmp_path / 'given.npz', observations=observations, noise=noise)
+    absent = 'fql,encoders,data_pipeline,scripts,flax,optax,orbax,einops,tensorflow'
+    for policy in ('one_step', 'bc_flow'):
+        done = run_python(
+            WITHOUT + RUN_PROGRAM,
+            *(absent, exported / f'{policy}.stablehlo'),
+            *(tmp_path / 'given.npz', tmp_path / 'actions.npy'),
+        )
+        assert done.returncode == 0, done.stderr
+        expected = agent_of(spec).act(params, observations, noise, policy)
+        np.testing.assert_allclose(
+            np.load(tmp_path / 'actions.npy'), expected, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_chunks_are_executed_one_after_the_other():
+    agent = QCFQLConfig(
+        horizon=3, hidden_dims=(8,), encoder=EncoderConfig(size='impala_debug'), flow_steps=2
+    )
+    config = TrainConfig(task='', frame_stack=1, agent=agent)
+    spec = RunSpec(config, (5,), 'float32', 2)
+    params = agent_of(spec).init_params(jax.random.key(0))
+    policy = LoadedPolicy(spec, params)
+    vectors = np.random.default_rng(0).normal(size=(4, 5))
+    actions = [policy(vector) for vector in vectors]
+    inner = make_policy(make_act(agent_of(spec)), params, 0)
+    for start in (0, 3):
+        chunk = inner(
+            vectors[start : start + 1].astype(np.float32),
+            np.zeros(1, np.int32),
+            np.full(1, start, np.int32),
+        )[0]
+        np.testing.assert_allclose(actions[start], chunk[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        actions[1],
+        inner(vectors[:1].astype(np.float32), np.zeros(1, np.int32), np.zeros(1, np.int32))[0][1],
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    policy.reset()
+    # What was still to be executed is dropped.
+    np.testing.assert_array_equal(policy(vectors[0]), actions[0])
+
+
+@pytest.mark.parametrize(
+    'observation',
+    [
+        np.zeros((32, 32, 3), np.float32),
+        np.zeros((32, 32, 6), np.uint8),
+        np.zeros((3, 32, 32), np.uint8),
+        np.zeros((0, 32, 32, 3), np.uint8),
+        np.float32(1),
+    ],
+)
+def test_another_shape_or_type_is_one_clear_error(run, observation):
+    with pytest.raises(ValueError, match=r'is uint8 \(32, 32, 3\), or a batch of them; got'):
+        load_policy(run)(observation)
+
+
+def test_rows_must_stay_as_many(run):
+    policy = load_policy(run)
+    policy(images(1, 2)[0])
+    with pytest.raises(ValueError, match='an episode of 2 rows goes on with 3'):
+        policy(images(1, 3)[0])
+
+
+def test_what_cannot_be_loaded(run, exported, tmp_path, assert_one_line, fql):
+    with pytest.raises(FQLError, match='is not a run folder'):
+        load_policy(tmp_path)
+    with pytest.raises(FQLError, match='has no policy mode; it has one_step, bc_flow'):
+        load_policy(run, 'mode')
+    damaged = shutil.copytree(exported, tmp_path / 'damaged')
+    description = json.loads((damaged / 'policy.json').read_text())
+    (damaged / 'policy.json').write_text(json.dumps({**description, 'digest': 'other'}))
+    with pytest.raises(FQLError, match='not those that were written'):
+        load_policy(damaged)
+    assert_one_line(fql('export-policy', run, '--out', exported), 'exists; name another --out')
