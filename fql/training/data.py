@@ -12,6 +12,7 @@ from data_pipeline.loader import LoaderConfig, make_batches
 from data_pipeline.sources.base import LABEL_ARRAYS
 from data_pipeline.store.frame_store import FrameStore, Split, open_store
 from data_pipeline.store.labels import task_labels
+from fql.command import command
 from fql.envs.tasks import OWN_TASK, find_task
 from fql.learner import split_seed
 from fql.training.augmentation import augment_frames, check_augmentation
@@ -46,8 +47,8 @@ def open_dataset(dataset: str, data_dir: str) -> FrameStore:
     path = dataset_folder(data_dir, dataset)
     if not path.exists():
         raise DataError(
-            f'no dataset {dataset} in {path.parent}; make it with fql prepare {dataset} '
-            f'[--source FILE.npz], or name its folder with --data-dir'
+            f'no dataset {dataset} in {path.parent}; make it with {command("prepare", dataset)} '
+            '[--source FILE.npz], or name its folder with --data-dir'
         )
     return open_store(path)
 

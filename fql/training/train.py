@@ -16,6 +16,7 @@ from data_pipeline.store.latents import stored_latents
 from data_pipeline.store.verification import Verification, VerifyMode
 from encoders.saved import load_encoder, read_encoder
 from fql.agents.configs import AgentConfig
+from fql.command import command
 from fql.compiled import (
     abstract_state,
     initial_state,
@@ -104,7 +105,7 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
     mesh = make_mesh()
     check_batch_size(config.batch_size, mesh)
     folder = RunFolder(path.absolute())
-    check_run_folder(folder, config, resume, lambda run: read_spec(run).config, 'fql train')
+    check_run_folder(folder, config, resume, lambda run: read_spec(run).config, 'train')
     data = load_training_data(config)
     store = store_of(data)
     check_data(folder, store)
@@ -198,7 +199,7 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
             verification=verification,
             train_log=train_log,
             interruption=interruption,
-            resume_command=f'fql train --resume {folder.path}',
+            resume_command=command('train', '--resume', folder.path),
         )
         began = time.monotonic()
         batches = training_batches(data['train'], config, start, **part)

@@ -1,6 +1,7 @@
 """What the program answers before any command does its work."""
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -34,6 +35,30 @@ def test_the_overview_has_a_line_for_each_command(fql):
     for name in {name.split()[0] for name in COMMANDS}:
         assert sum(line.startswith(f'  {name} ') for line in lines) == 1
     assert '  inspect         Look into: data, batch, checkpoint.' in lines
+
+
+@pytest.mark.parametrize('called', ['fql', 'python'])
+def test_hints_work_as_they_are_typed_where_nothing_is_activated(environment, tmp_path, called):
+    """The program lies in a folder that is not on the search path, and has a blank in its name."""
+    folder = tmp_path / 'my programs'
+    folder.mkdir()
+    (folder / 'fql').write_text(f'#!{sys.executable}\nfrom scripts.main import main\nmain()\n')
+    (folder / 'fql').chmod(0o755)
+    variables = {**environment, 'PATH': os.defpath, 'FQL_DATA_DIR': str(tmp_path)}
+    program = ['my programs/fql'] if called == 'fql' else [sys.executable, '-m', 'scripts.main']
+
+    def call(words):
+        return subprocess.run(
+            words, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False
+        )
+
+    done = call([*program, 'train', '--task', TASK])
+    assert done.returncode == 1
+    hint = done.stderr.partition('make it with ')[2].partition(' [')[0]
+    words = shlex.split(hint)
+    assert words == [*program, 'prepare', 'visual-cube-single-play-v0']
+    assert call([*words, '--help']).returncode == 0
+    assert f'called: {shlex.join(program)}\n' in call([*program, '--help']).stdout
 
 
 @pytest.mark.parametrize('family', ['inspect', 'benchmark'])
