@@ -158,10 +158,26 @@ def test_what_makes_no_sense_is_told_before_anything_heavy_is_imported(run_pytho
         f'assert run(["train", "--task", "{TASK}", "--steps", "0"]) == 1\n'
         'assert run(["evaluate", "run", "--episodes", "0"]) == 1\n'
         'assert run(["benchmark", "data", "--rounds", "0"]) == 1\n'
+        'for words in (\n'
+        f'    ["train", "--task", "{TASK}", "--data-dir", "nix"],\n'
+        '    ["pretrain", "--dataset", "nix"],\n'
+        '    ["evaluate", "nix"],\n'
+        '    ["compare", "nix"],\n'
+        '    ["probe", "nix"],\n'
+        '    ["prepare", "nix", "--source", "nix.npz"],\n'
+        '    ["export-encoder", "nix", "--out", "e"],\n'
+        '    ["export-tfds", "nix", "--out", "e"],\n'
+        '    ["inspect", "data", "nix"],\n'
+        f'    ["inspect", "batch", "--task", "{TASK}", "--data-dir", "nix", "--out", "b"],\n'
+        '    ["inspect", "checkpoint", "nix"],\n'
+        '    ["benchmark", "train", "--task", "nix"],\n'
+        '    ["benchmark", "data", "--data-dir", "nix"],\n'
+        '):\n'
+        '    assert run(words) == 1, words\n'
         'assert not {"jax", "tensorflow", "orbax", "matplotlib"} & set(sys.modules)\n'
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stderr.splitlines()) == 3
+    assert len(done.stderr.splitlines()) == 16
 
 
 @pytest.mark.parametrize('encoding', [None, 'ascii'])
