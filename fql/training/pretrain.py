@@ -101,11 +101,14 @@ def pretrain(
         writer = stack.enter_context(
             CheckpointWriter(folder.checkpoints, config.keep_latest, config.keep_interval)
         )
-        train_log = None
+        train_log = timing_log = None
         if is_main:
             print('\n'.join([*notices, start_summary(spec, store, state, folder)]), flush=True)
             train_log = stack.enter_context(
                 MetricsLog(folder.train_csv, folder.train_tensorboard, start)
+            )
+            timing_log = stack.enter_context(
+                MetricsLog(folder.timing_csv, folder.timing_tensorboard, start)
             )
         val_windows = None
         if 'val' in store.splits and store.splits['val'].num_transitions >= config.batch_size:
@@ -128,6 +131,7 @@ def pretrain(
             writer=writer,
             verification=verification,
             train_log=train_log,
+            timing_log=timing_log,
             interruption=stack.enter_context(Interruption()),
             resume_command=command('pretrain', '--resume', folder.path),
         )

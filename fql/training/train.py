@@ -161,13 +161,16 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
         frozen = None
         if uses_cache(config):
             frozen = local_copy(state.params['encoders']['shared'], mesh)
-        train_log = eval_log = None
+        train_log = timing_log = eval_log = None
         if is_main:
             summary = start_summary(spec, data, state, folder, frozen)
             print('\n'.join([*notices, summary]), flush=True)
             mirror = wandb_mirror(config, folder) if config.wandb_project else None
             train_log = stack.enter_context(
                 MetricsLog(folder.train_csv, folder.train_tensorboard, start, mirror)
+            )
+            timing_log = stack.enter_context(
+                MetricsLog(folder.timing_csv, folder.timing_tensorboard, start, mirror)
             )
             if config.eval_interval:
                 eval_log = stack.enter_context(
@@ -198,6 +201,7 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
             writer=writer,
             verification=verification,
             train_log=train_log,
+            timing_log=timing_log,
             interruption=interruption,
             resume_command=command('train', '--resume', folder.path),
         )
