@@ -39,11 +39,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
-	@echo 'installing into $(VENV) (some 1.5 GB; a minute or two) ...'
+	@echo 'installing into $(VENV) (some 2.8 GB; a minute or two) ...'
 	$(INSTALL) --editable .
 	@touch $@
 
 $(VENV)/installed-test: pyproject.toml constraints.txt | $(BIN)/python
-	@echo 'installing into $(VENV) (some 1.5 GB; a minute or two) ...'
+	@echo 'installing into $(VENV) (some 2.8 GB; a minute or two) ...'
 	$(INSTALL) --editable '.[test]'
 	@touch $@ $(VENV)/installed

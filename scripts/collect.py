@@ -12,6 +12,7 @@ from data_pipeline.collection.recipes import Recipe, dataset_name, ogbench_recip
 from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.errors import DataError
 from data_pipeline.machine import available_processors
+from fql.command import command
 from fql.reports.tables import tell
 from fql.training.progress import progress_bar, progress_callback
 from scripts.collect_args import Collect
@@ -37,7 +38,7 @@ def run(args: Collect) -> None:
             print(f'kept: {path}')
     for recipe, path, number in jobs:
         _collect_with_progress(recipe, path, number, args)
-    print(f'next: fql prepare {name} --source {out}')
+    print(f'next: {command("prepare", name, "--source", out)}')
 
 
 def recipe_of(args: Collect) -> tuple[Recipe, int]:

@@ -7,6 +7,7 @@ import tyro
 
 from fql.errors import FQLError
 from fql.reports.tables import check_new_picture
+from fql.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -29,3 +30,6 @@ class Compare:
         if not self.runs:
             raise FQLError('name run folders to compare')
         check_new_picture(self.out)
+        for run in self.runs:
+            if not RunFolder(run).eval_csv.exists():
+                raise FQLError(f'{run}: no run folder with evaluations')

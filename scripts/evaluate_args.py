@@ -8,6 +8,7 @@ import tyro
 
 from fql.errors import FQLError
 from fql.reports.tables import check_new
+from fql.training.run_folder import RunFolder, read_spec
 from scripts.shared_args import DataDir
 
 
@@ -65,3 +66,4 @@ class Evaluate:
         if self.video is not None and self.video.suffix != '.gif':
             raise FQLError(f'{self.video}: only .gif videos are written')
         check_new(self.video)
+        read_spec(RunFolder(self.run))

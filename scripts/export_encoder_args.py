@@ -5,6 +5,8 @@ from pathlib import Path
 
 import tyro
 
+from fql.reports.tables import check_new
+from fql.training.run_folder import RunFolder, read_spec
 from scripts.shared_args import DataDir
 
 
@@ -25,3 +27,10 @@ class ExportEncoder:
     step: int | None = None
     """Which checkpoint; default: the newest that is sound."""
     data_dir: DataDir = ''
+
+    def check(self) -> None:
+        """Raises FQLError if the arguments make no sense."""
+        check_new(self.out)
+        folder = RunFolder(self.run)
+        if not folder.pretrain_spec.exists():
+            read_spec(folder)

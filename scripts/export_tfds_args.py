@@ -5,6 +5,7 @@ from pathlib import Path
 
 import tyro
 
+from fql.training.datasets import dataset_path
 from scripts.shared_args import DataDir
 
 
@@ -27,3 +28,7 @@ class ExportTfds:
     out: Path
     """TFDS's data folder; the dataset goes to OUT/ogbench/DATASET/1.0.0."""
     data_dir: DataDir = ''
+
+    def check(self) -> None:
+        """Raises DataError if there is no such dataset."""
+        dataset_path(self.dataset, self.data_dir)

@@ -12,6 +12,8 @@ from typing import Any
 
 import tyro
 
+from fql.command import command
+
 DESCRIPTION = 'Flow Q-Learning from pixels: offline reinforcement learning on image datasets.'
 FAMILIES = {'inspect': 'Look into', 'benchmark': 'Measure'}
 """Commands of two words, by the first one."""
@@ -57,6 +59,8 @@ def overview(summaries: Mapping[str, str], family: str = '') -> str:
             lines[first] = f'{text}: {", ".join(members)}.'
     width = max(map(len, lines)) + 2
     table = '\n'.join(f'  {name:{width}}{text}' for name, text in lines.items())
+    if not family and command() != 'fql':
+        after += f'\nHere, the program is called: {command()}'
     return f'usage: {usage} ...\n\n{about}\n\n{table}{after}'
 
 

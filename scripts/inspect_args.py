@@ -8,6 +8,8 @@ import tyro
 from fql.errors import FQLError
 from fql.reports.tables import check_new, check_new_picture
 from fql.training.config import AugmentationConfig
+from fql.training.datasets import dataset_path, task_dataset_path
+from fql.training.run_folder import RunFolder, read_spec
 from scripts.shared_args import DataDir
 
 
@@ -39,6 +41,7 @@ class InspectData:
         """Raises FQLError if the arguments make no sense."""
         check_new_picture(self.png)
         check_new_picture(self.histograms)
+        dataset_path(self.dataset, self.data_dir)
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class InspectBatch:
             raise FQLError('nothing to write: give --out batch.npz, --png batch.png, or both')
         check_new(self.out)
         check_new_picture(self.png)
+        task_dataset_path(self.task, self.dataset or '', self.data_dir)
 
 
 @dataclass(frozen=True)
@@ -91,3 +95,7 @@ class InspectCheckpoint:
     step: int | None = None
     """Which checkpoint; default: the newest that is sound."""
     data_dir: DataDir = ''
+
+    def check(self) -> None:
+        """Raises FQLError if the arguments make no sense."""
+        read_spec(RunFolder(self.run))

@@ -17,6 +17,7 @@ import tyro
 from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.errors import DataError
 from encoders.errors import EncoderError
+from fql.command import command
 from fql.errors import FQLError
 from fql.training.host_memory import keep_freed_memory
 from scripts.benchmark.args import (
@@ -164,7 +165,7 @@ def answer(words: list[str]) -> int:
     asked = ' '.join(words[: 2 if family else 1])
     names = COMMANDS if family else [*COMMANDS, *FAMILIES]
     nearest = difflib.get_close_matches(asked, names, cutoff=0.5)
-    told = f'did you mean {" or ".join(nearest)}?' if nearest else 'fql --help names all'
+    told = f'did you mean {" or ".join(nearest)}?' if nearest else f'{command("--help")} names all'
     print(f'fql: no command {asked!r}; {told}', file=sys.stderr)
     return 2
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from fql.training.config import Processes
+from fql.training.datasets import dataset_path
 from fql.training.pretrain_config import (
     PretrainConfig,
     read_pretrain_spec,
@@ -57,3 +58,4 @@ class Pretrain:
         choose_folder(self.run_dir, self.resume, '')
         check_processes(self.processes, self.run_dir, self.resume)
         validate_pretrain_config(self.config)
+        dataset_path(self.config.dataset, self.data_dir)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import tyro
 
+from fql.errors import FQLError
+from fql.training.datasets import dataset_path
 from scripts.shared_args import DataDir
 
 
@@ -28,3 +30,10 @@ class Probe:
     rows: int = 20_000
     """Rows of each split that are used at most, evenly spaced."""
     data_dir: DataDir = ''
+
+    def check(self) -> None:
+        """Raises FQLError if the arguments make no sense."""
+        if not self.encoder.is_dir():
+            raise FQLError(f'{self.encoder} is no folder of a saved encoder')
+        if self.dataset is not None:
+            dataset_path(self.dataset, self.data_dir)

@@ -13,6 +13,7 @@ from fql.agents.configs import AGENT_CONFIGS, AgentName, FQLConfig
 from fql.envs.tasks import find_task
 from fql.errors import FQLError
 from fql.training.config import Processes, TrainConfig, validate_config
+from fql.training.datasets import task_dataset_path
 from fql.training.presets import default_config
 from fql.training.run_folder import RunFolder, check_processes, choose_folder, read_spec
 from scripts.shared_args import VerifyData, value_of
@@ -95,3 +96,4 @@ class Train:
         choose_folder(self.run_dir, self.resume, self.config.task)
         check_processes(self.processes, self.run_dir, self.resume)
         validate_config(self.config)
+        task_dataset_path(self.config.task, self.config.dataset, self.data_dir)

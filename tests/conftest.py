@@ -19,6 +19,9 @@ ROWS, TRAJECTORY = 300, 30
 # What a shell starts in the background ignores Ctrl-C, and so would the processes that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# As in an activated environment, so that hints name the program `fql`.
+os.environ['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
+
 # Nearly all of the suite's time is compilation. Programs are compiled at once rather than well, and
 # the processes of pytest-xdist, and those that tests start, inherit these variables: what one of
 # them has compiled, none compiles again.

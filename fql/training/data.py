@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from data_pipeline.data_dir import dataset_folder
 from data_pipeline.errors import DataError
 from data_pipeline.loader import LoaderConfig, make_batches
 from data_pipeline.sources.base import LABEL_ARRAYS
@@ -16,6 +15,7 @@ from fql.envs.tasks import OWN_TASK, find_task
 from fql.learner import split_seed
 from fql.training.augmentation import augment_frames, check_augmentation
 from fql.training.config import TrainConfig
+from fql.training.datasets import dataset_path
 from fql.training.learning import agent_of
 from fql.training.run_folder import RunSpec
 
@@ -43,13 +43,7 @@ def open_dataset(dataset: str, data_dir: str) -> FrameStore:
     Raises:
         DataError: there is none; says how to make it.
     """
-    path = dataset_folder(data_dir, dataset)
-    if not path.exists():
-        raise DataError(
-            f'no dataset {dataset} in {path.parent}; make it with fql prepare {dataset} '
-            f'[--source FILE.npz], or name its folder with --data-dir'
-        )
-    return open_store(path)
+    return open_store(dataset_path(dataset, data_dir))
 
 
 def load_training_data(config: TrainConfig) -> dict[str, LabelledSplit]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +23,7 @@ from fql.training.checkpoints import CheckpointWriter
 from fql.training.host_memory import GIVE_BACK_INTERVAL, give_back_freed_memory
 from fql.training.interruption import EXIT_CODE, Interrupted, Interruption
 from fql.training.metrics_log import MetricsLog
-from fql.training.progress import progress_bar
+from fql.training.progress import count_from, progress_bar
 from fql.training.run_folder import RunFolder
 from fql.training.verified_data import agree_on_verification
 
@@ -40,6 +41,31 @@ InFlight = deque[tuple[int, Metrics, list[Arrays]]]
 
 class NotFiniteError(FQLError):
     """The loss of an update, or its gradient, is NaN or infinite."""
+
+
+class Stopwatch:
+    """Updates a second, without what is done between them: logs, evaluations, saves."""
+
+    def __init__(self) -> None:
+        self._updates, self._seconds = 0, 0.0
+        self._step, self._began = 0, math.nan
+
+    def start(self, step: int) -> None:
+        """After `step` updates, the next one begins."""
+        self._step, self._began = step, time.perf_counter()
+
+    def stop(self, step: int) -> None:
+        """`step` updates are made; nothing is counted where none was begun."""
+        if not math.isnan(self._began):
+            self._updates += step - self._step
+            self._seconds += time.perf_counter() - self._began
+            self._began = math.nan
+
+    def take_rate(self) -> float | None:
+        """Of the updates since the last call; None if there were none."""
+        rate = self._updates / self._seconds if self._updates else None
+        self._updates, self._seconds = 0, 0.0
+        return rate
 
 
 class Schedule(Protocol):
@@ -78,6 +104,7 @@ class Trainer:
         writer: of checkpoints.
         verification: of the data; the first checkpoint waits for it.
         train_log: of metrics; None in all processes but the first.
+        timing_log: of the updates a second; likewise.
         interruption: tells when to stop.
         resume_command: what the user is to run after a stop.
     """
@@ -93,6 +120,7 @@ class Trainer:
     writer: CheckpointWriter
     verification: Verification
     train_log: MetricsLog | None
+    timing_log: MetricsLog | None
     interruption: Interruption
     resume_command: str
 
@@ -120,6 +148,7 @@ class Trainer:
         step = int(state.step)
         in_flight: InFlight = deque()
         is_verified = False
+        watch, first = Stopwatch(), step
         try:
             with progress_bar('train', 'update', schedule.steps, initial=step) as bar:
                 if is_evaluation_missing:
@@ -133,13 +162,21 @@ class Trainer:
                     on_device = tuple(put_batch(batch, self.mesh) for batch in arrays)
                     state, metrics = self.train_step(state, on_device)
                     in_flight.append((step, metrics, arrays))
+                    is_first = step == first
                     step += len(arrays)
-                    bar.update(len(arrays))
+                    if is_first:  # It was compiled before.
+                        self._check_all(in_flight)
+                        count_from(bar, step)
+                        watch.start(step)
+                    else:
+                        bar.update(len(arrays))
                     is_log_due, is_evaluation_due, is_save_due = (
                         is_due(step, interval, schedule.steps) for interval in _intervals(schedule)
                     )
-                    if is_log_due or is_evaluation_due or is_save_due:
+                    is_any_due = is_log_due or is_evaluation_due or is_save_due
+                    if is_any_due:
                         self._check_all(in_flight)
+                        watch.stop(step)
                     if jax.process_count() == 1:  # Several processes stop together.
                         self.verification.check()
                     if not is_verified and (is_save_due or step == schedule.steps):
@@ -147,10 +184,13 @@ class Trainer:
                         is_verified = True
                     if is_log_due:
                         self._log(step, state, metrics, val_batches)
+                        self._log_rate(step, watch.take_rate())
                     if is_evaluation_due:
                         self.evaluate(state)
                     if is_save_due:
                         self.writer.save(state, self.metadata)
+                    if is_any_due:
+                        watch.start(step)
                     if step % GIVE_BACK_INTERVAL < len(arrays):
                         give_back_freed_memory()
                     self.writer.poll()
@@ -224,6 +264,10 @@ class Trainer:
         values = {name: float(value) for name, value in jax.device_get(row).items()}
         if self.train_log is not None:
             self.train_log.write(step, values)
+
+    def _log_rate(self, step: int, updates_per_second: float | None) -> None:
+        if self.timing_log is not None and updates_per_second is not None:
+            self.timing_log.write(step, {'timing/updates_per_second': updates_per_second})
 
 
 def updates_in_call(schedule: Schedule, step: int, most: int) -> int:

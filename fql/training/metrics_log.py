@@ -25,8 +25,8 @@ class MetricsLog:
     written after its last checkpoint, and writes the event files anew from the rows that remain:
     a resumed run has neither gaps nor duplicates.
 
-    The files hold nothing that depends on the machine's speed, so that two runs of one
-    configuration can be compared byte by byte.
+    The CSV file holds no times, so that two runs of one configuration can be compared byte by byte;
+    the event files hold when each row was written.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from data_pipeline.loader import LoaderConfig, check_windows, make_windows
 from data_pipeline.store.frame_store import FrameStore
 from data_pipeline.store.verification import Verification, VerifyMode
 from encoders.saved import SavedEncoder, read_encoder
+from fql.command import command
 from fql.compiled import (
     abstract_state,
     initial_state,
@@ -72,9 +74,7 @@ def pretrain(
     mesh = make_mesh()
     check_batch_size(config.batch_size, mesh)
     folder = RunFolder(path.absolute())
-    check_run_folder(
-        folder, config, resume, lambda run: read_pretrain_spec(run).config, 'fql pretrain'
-    )
+    check_run_folder(folder, config, resume, lambda run: read_pretrain_spec(run).config, 'pretrain')
     store = open_dataset(config.dataset, config.data_dir)
     check_data(folder, store)
     train = store.splits['train']
@@ -101,11 +101,14 @@ def pretrain(
         writer = stack.enter_context(
             CheckpointWriter(folder.checkpoints, config.keep_latest, config.keep_interval)
         )
-        train_log = None
+        train_log = timing_log = None
         if is_main:
             print('\n'.join([*notices, start_summary(spec, store, state, folder)]), flush=True)
             train_log = stack.enter_context(
                 MetricsLog(folder.train_csv, folder.train_tensorboard, start)
+            )
+            timing_log = stack.enter_context(
+                MetricsLog(folder.timing_csv, folder.timing_tensorboard, start)
             )
         val_windows = None
         if 'val' in store.splits and store.splits['val'].num_transitions >= config.batch_size:
@@ -128,8 +131,9 @@ def pretrain(
             writer=writer,
             verification=verification,
             train_log=train_log,
+            timing_log=timing_log,
             interruption=stack.enter_context(Interruption()),
-            resume_command=f'fql pretrain --resume {folder.path}',
+            resume_command=command('pretrain', '--resume', folder.path),
         )
         began = time.monotonic()
         batches = make_windows(train, loader, start)
@@ -213,10 +217,11 @@ def end_summary(folder: RunFolder, config: PretrainConfig, updates: int, seconds
     lines = {
         'done': f'{updates:,} updates in {seconds / 60:.1f} min',
         'encoder': str(folder.encoder),
-        'look at it': f'fql probe {folder.encoder}',
+        'look at it': command('probe', folder.encoder),
         'use it': (
-            f'fql train --task ... --encoder {config.encoder} --frame-stack {config.frame_stack} '
-            f'--encoder.from {folder.encoder} --encoder.mode frozen --shift-probability 0'
+            f'{command("train")} --task ... --encoder {config.encoder} '
+            f'--frame-stack {config.frame_stack} --encoder.from {shlex.quote(str(folder.encoder))} '
+            '--encoder.mode frozen --shift-probability 0'
         ),
     }
     return '\n'.join(f'{name:>13}: {text}' for name, text in lines.items())

@@ -23,6 +23,12 @@ def progress_bar(desc: str, unit: str, total: int | None = None, initial: int = 
     )
 
 
+def count_from(bar: tqdm, done: int) -> None:
+    """Tells rate and time left from now on, when `done` is done: without what it took to begin."""
+    bar.initial = bar.n = bar.last_print_n = done
+    bar.unpause()
+
+
 def progress_callback(bar: tqdm) -> Callable[[int, int], None]:
     """A function (done, total) that moves the bar."""
 

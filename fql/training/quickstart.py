@@ -10,6 +10,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.machine import available_processors
 from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.store.writer import write_store
+from fql.command import command
 from fql.envs.tasks import QUICKSTART_ENV, QUICKSTART_MODULE
 from fql.reports.data_report import describe_store
 from fql.reports.plots import plot_learning_curve
@@ -55,6 +56,9 @@ def quickstart(data_dir: Path, run_dir: Path | None, seed: int) -> int:
         print(f'  {name:<28} {value:6.1%}')
     print(f'learning curve: {folder.learning_curve}')
     print(f'rollouts of FQL: {gif}')
+    print(f'next: {command("--help")}')
+    if command() != 'fql':
+        print('(the command is plain fql after: source .venv/bin/activate)')
     print(f'all in {(time.monotonic() - began) / 60:.1f} min')
     return 0
 
@@ -104,8 +108,8 @@ def prepare_data(dataset: str, data_dir: Path) -> None:
     except DataError as error:
         if not stands:
             raise
-        command = f'fql prepare {dataset} --source {source} --data-dir {data_dir} --overwrite'
-        raise DataError(f'{error}: {command}') from error
+        words = ('prepare', dataset, '--source', source, '--data-dir', data_dir, '--overwrite')
+        raise DataError(f'{error}: {command(*words)}') from error
     print(describe_store(store))
 
 

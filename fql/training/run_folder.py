@@ -94,6 +94,16 @@ class RunFolder:
         return self.path / 'eval.csv'
 
     @property
+    def timing_csv(self) -> Path:
+        """Updates a second, which no two runs have the same."""
+        return self.path / 'timing.csv'
+
+    @property
+    def timing_tensorboard(self) -> Path:
+        """The same as event files."""
+        return self.path / 'tensorboard' / 'timing'
+
+    @property
     def train_tensorboard(self) -> Path:
         """Metrics of updates as event files."""
         return self.path / 'tensorboard' / 'train'

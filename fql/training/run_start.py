@@ -12,6 +12,7 @@ import jax
 
 from data_pipeline.files import is_temporary, write_json
 from data_pipeline.store.frame_store import FrameStore
+from fql.command import command
 from fql.devices import wait_for_all_processes
 from fql.errors import FQLError, first_line
 from fql.training.checkpoints import finished_steps
@@ -25,14 +26,14 @@ def check_run_folder(
     config: Any,
     resume: Resume,
     read_config: Callable[[RunFolder], Any],
-    command: str,
+    name: str,
 ) -> None:
     """Raises FQLError if a run there would be overwritten, or continued with other settings.
 
     Args:
         config: of the run that is asked for.
         read_config: the stored one of a folder.
-        command: that continues a run, 'fql train'.
+        name: of the command that continues a run, 'train' or 'pretrain'.
     """
     # A run that was killed in its first moments leaves its lock, and no more.
     is_new = not folder.path.exists() or all(
@@ -40,7 +41,7 @@ def check_run_folder(
     )
     if resume == 'never' and not is_new:
         raise FQLError(
-            f'{folder.path} exists; continue it with {command} --resume {folder.path}, '
+            f'{folder.path} exists; continue it with {command(name, "--resume", folder.path)}, '
             'or choose another --run-dir'
         )
     if resume == 'never' or (resume == 'auto' and is_new):

@@ -16,6 +16,7 @@ from data_pipeline.store.latents import stored_latents
 from data_pipeline.store.verification import Verification, VerifyMode
 from encoders.saved import load_encoder, read_encoder
 from fql.agents.configs import AgentConfig
+from fql.command import command
 from fql.compiled import (
     abstract_state,
     initial_state,
@@ -104,7 +105,7 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
     mesh = make_mesh()
     check_batch_size(config.batch_size, mesh)
     folder = RunFolder(path.absolute())
-    check_run_folder(folder, config, resume, lambda run: read_spec(run).config, 'fql train')
+    check_run_folder(folder, config, resume, lambda run: read_spec(run).config, 'train')
     data = load_training_data(config)
     store = store_of(data)
     check_data(folder, store)
@@ -160,13 +161,16 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
         frozen = None
         if uses_cache(config):
             frozen = local_copy(state.params['encoders']['shared'], mesh)
-        train_log = eval_log = None
+        train_log = timing_log = eval_log = None
         if is_main:
             summary = start_summary(spec, data, state, folder, frozen)
             print('\n'.join([*notices, summary]), flush=True)
             mirror = wandb_mirror(config, folder) if config.wandb_project else None
             train_log = stack.enter_context(
                 MetricsLog(folder.train_csv, folder.train_tensorboard, start, mirror)
+            )
+            timing_log = stack.enter_context(
+                MetricsLog(folder.timing_csv, folder.timing_tensorboard, start, mirror)
             )
             if config.eval_interval:
                 eval_log = stack.enter_context(
@@ -197,8 +201,9 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
             writer=writer,
             verification=verification,
             train_log=train_log,
+            timing_log=timing_log,
             interruption=interruption,
-            resume_command=f'fql train --resume {folder.path}',
+            resume_command=command('train', '--resume', folder.path),
         )
         began = time.monotonic()
         batches = training_batches(data['train'], config, start, **part)

@@ -9,6 +9,7 @@ import tyro
 from fql.agents.configs import AgentName, EncoderName
 from fql.errors import FQLError
 from fql.reports.tables import check_new
+from fql.training.datasets import task_dataset_path
 from scripts.shared_args import DataDir, JsonOut
 
 Mode = Literal[
@@ -87,6 +88,7 @@ class BenchmarkTrain:
         check_new(self.json)
         if self.updates_per_call and self.updates % self.updates_per_call:
             raise FQLError('updates must be a multiple of updates-per-call')
+        task_dataset_path(self.task, '', self.data_dir)
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class BenchmarkData:
     def check(self) -> None:
         """Raises FQLError if the arguments make no sense."""
         check_new(self.json)
+        task_dataset_path(self.task, '', self.data_dir)
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ class BenchmarkLatents:
     def check(self) -> None:
         """Raises FQLError if the arguments make no sense."""
         check_new(self.json)
+        task_dataset_path(self.task, '', self.data_dir)
 
 
 @dataclass(frozen=True)
@@ -158,3 +162,4 @@ class BenchmarkFaults:
         """Raises FQLError if the arguments make no sense."""
         if self.folder.exists():
             raise FQLError(f'{self.folder} exists; delete it or name another --folder')
+        task_dataset_path(self.task, '', self.data_dir)

@@ -72,36 +72,32 @@ def run(args: BenchmarkData) -> None:
 
 
 def format_report(report: Report) -> str:
-    """The figures beside what is asked of them, one a line."""
+    """What was measured, beside the reference implementation's way where that was measured too."""
     times, faster = report['ms_per_batch'], report['times_faster']
     million, bytes_ratio = report['million_frames'], report['bytes_to_device_ratio']
     growth = million['anonymous_growth_mb']
     since = growth[max(growth)] - growth[min(1_000, max(growth))]
     lines = [
-        ('host time per batch, the reference way', f'{times["reference"]:.1f} ms', ''),
-        ('  loader', f'{times["loader"]:.1f} ms', ''),
-        ('  loader without shift', f'{times["loader_without_shift"]:.1f} ms', ''),
-        ('  loader, times less', f'{faster["loader"]:.1f}', '>= 15'),
-        ('  loader without shift, times less', f'{faster["loader_without_shift"]:.1f}', '>= 25'),
-        ('bytes to the device, against two whole stacks', f'{bytes_ratio:.2f}', '<= 0.67'),
-        ('a million frames (12.3 GB): first batch', f'{million["first_batch_s"]:.2f} s', '< 1 s'),
-        ('  at step 900,000', f'{million["first_batch_at_step_900000_s"]:.2f} s', '< 1 s'),
+        ('host time per batch', f'{times["loader"]:.1f} ms', f'{times["reference"]:.1f} ms'),
+        ('  times faster', f'{faster["loader"]:.1f}', '1'),
+        ('  without shift', f'{times["loader_without_shift"]:.1f} ms', ''),
+        ('  times faster', f'{faster["loader_without_shift"]:.1f}', '1'),
+        ('bytes to the device, in those of two whole stacks', f'{bytes_ratio:.2f}', '1'),
+        ('a million frames (12.3 GB): first batch', f'{million["first_batch_s"]:.2f} s', ''),
+        ('  at step 900,000', f'{million["first_batch_at_step_900000_s"]:.2f} s', ''),
     ]
     for batches, megabytes in growth.items():
         label = f'  anonymous memory after {batches:,} batches'
-        lines.append((label, f'{megabytes:+.0f} MB', '< 150 MB'))
-    lines.append(('  of it since 1,000', f'{since:+.0f} MB', '0 MB'))
-    for name, label, least in (
-        ('prepare', 'prepare from .npz', '>= 20,000'),
-        ('export', 'export to TFDS', '>= 5,000'),
-    ):
+        lines.append((label, f'{megabytes:+.0f} MB', ''))
+    lines.append(('  of it since 1,000', f'{since:+.0f} MB', ''))
+    for name, label in (('prepare', 'prepare from .npz'), ('export', 'export to TFDS')):
         result = report['sources'][name]
         peak = f'{result["peak_anonymous_growth_mb"]:+.0f} MB'
-        lines.append((label, f'{result["frames_per_second"]:,} frames/s', least))
-        lines.append(('  peak of anonymous memory', peak, '< 200 MB'))
+        lines.append((label, f'{result["frames_per_second"]:,} frames/s', ''))
+        lines.append(('  peak of anonymous memory', peak, ''))
     waits = f'{report["training_waits_for_data_share"]:.2%}'
-    lines.append(('share of training time that waits for data', waits, '< 1 %'))
-    return format_table(('', 'measured', 'asked'), lines)
+    lines.append(('share of training time that waits for data', waits, ''))
+    return format_table(('', 'measured', 'reference'), lines)
 
 
 def compare_samplers(data: LabelledSplit, config: TrainConfig, rounds: int) -> Report:

@@ -111,6 +111,7 @@ def compare_loops(config: TrainConfig, folder: Path, rounds: int) -> dict[str, l
             writer=writer,
             verification=verification,
             train_log=None,
+            timing_log=None,
             interruption=Interruption(),
             resume_command='',
         )

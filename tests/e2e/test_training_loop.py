@@ -23,6 +23,7 @@ from fql.learner import TrainState
 from fql.training.checkpoints import CheckpointReader, CheckpointWriter, finished_steps
 from fql.training.interruption import Interrupted, Interruption
 from fql.training.loop import MUST_BE_FINITE, Trainer, updates_in_call
+from fql.training.metrics_log import MetricsLog, read_csv
 from fql.training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +37,17 @@ def count_up(state, batches):
     }
 
 
-def train(path, evaluate, eval_interval, *, steps=10, save_interval=1, train_step=count_up):
+def train(
+    path,
+    evaluate,
+    eval_interval,
+    *,
+    steps=10,
+    save_interval=1,
+    log_interval=0,
+    train_step=count_up,
+    timing_log=None,
+):
     """Some updates, saved and evaluated; `evaluate` is called with the state and the writer."""
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -47,7 +58,7 @@ def train(path, evaluate, eval_interval, *, steps=10, save_interval=1, train_ste
     )
     schedule = SimpleNamespace(
         steps=steps,
-        log_interval=0,
+        log_interval=log_interval,
         eval_interval=eval_interval,
         save_interval=save_interval,
     )
@@ -69,6 +80,7 @@ def train(path, evaluate, eval_interval, *, steps=10, save_interval=1, train_ste
             writer=writer,
             verification=verification,
             train_log=None,
+            timing_log=timing_log,
             interruption=stop,
             resume_command='',
         )
@@ -154,6 +166,25 @@ def test_a_second_signal_leaves_at_once(tmp_path):
         process.kill()
         process.communicate()
     assert CheckpointReader(tmp_path / 'checkpoints').find(None) == 3
+
+
+def test_the_rate_is_that_of_updates_after_the_first_without_evaluations(tmp_path):
+    def slow(state, batches):
+        time.sleep(4 if int(state.step) == 0 else 0.02)
+        return count_up(state, batches)
+
+    folder = RunFolder(tmp_path)
+    with MetricsLog(folder.timing_csv, folder.timing_tensorboard, 0) as log:
+        train(
+            *(tmp_path, lambda state, writer: time.sleep(2), 5),
+            log_interval=4,
+            train_step=slow,
+            timing_log=log,
+        )
+    rows = read_csv(folder.timing_csv)
+    assert [row['step'] for row in rows] == ['4', '8', '10']
+    for row in rows:  # With the first update or an evaluation, 2 updates a second at most.
+        assert 2 < float(row['timing/updates_per_second']) <= 50
 
 
 @pytest.mark.parametrize('name', ['loss', 'update/grad_norm'])

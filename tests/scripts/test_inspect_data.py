@@ -90,4 +90,4 @@ def test_damage_is_found(assert_one_line, fql, maze_npz, tmp_path):
 
 def test_no_store(assert_one_line, fql, tmp_path):
     done = fql('inspect', 'data', 'nothing', '--data-dir', tmp_path)
-    assert_one_line(done, 'no frame store here')
+    assert_one_line(done, 'no dataset nothing')

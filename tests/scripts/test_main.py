@@ -1,6 +1,7 @@
 """What the program answers before any command does its work."""
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -34,6 +35,30 @@ def test_the_overview_has_a_line_for_each_command(fql):
     for name in {name.split()[0] for name in COMMANDS}:
         assert sum(line.startswith(f'  {name} ') for line in lines) == 1
     assert '  inspect         Look into: data, batch, checkpoint.' in lines
+
+
+@pytest.mark.parametrize('called', ['fql', 'python'])
+def test_hints_work_as_they_are_typed_where_nothing_is_activated(environment, tmp_path, called):
+    """The program lies in a folder that is not on the search path, and has a blank in its name."""
+    folder = tmp_path / 'my programs'
+    folder.mkdir()
+    (folder / 'fql').write_text(f'#!{sys.executable}\nfrom scripts.main import main\nmain()\n')
+    (folder / 'fql').chmod(0o755)
+    variables = {**environment, 'PATH': os.defpath, 'FQL_DATA_DIR': str(tmp_path)}
+    program = ['my programs/fql'] if called == 'fql' else [sys.executable, '-m', 'scripts.main']
+
+    def call(words):
+        return subprocess.run(
+            words, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False
+        )
+
+    done = call([*program, 'train', '--task', TASK])
+    assert done.returncode == 1
+    hint = done.stderr.partition('make it with ')[2].partition(' [')[0]
+    words = shlex.split(hint)
+    assert words == [*program, 'prepare', 'visual-cube-single-play-v0']
+    assert call([*words, '--help']).returncode == 0
+    assert f'called: {shlex.join(program)}\n' in call([*program, '--help']).stdout
 
 
 @pytest.mark.parametrize('family', ['inspect', 'benchmark'])
@@ -133,10 +158,26 @@ def test_what_makes_no_sense_is_told_before_anything_heavy_is_imported(run_pytho
         f'assert run(["train", "--task", "{TASK}", "--steps", "0"]) == 1\n'
         'assert run(["evaluate", "run", "--episodes", "0"]) == 1\n'
         'assert run(["benchmark", "data", "--rounds", "0"]) == 1\n'
+        'for words in (\n'
+        f'    ["train", "--task", "{TASK}", "--data-dir", "nix"],\n'
+        '    ["pretrain", "--dataset", "nix"],\n'
+        '    ["evaluate", "nix"],\n'
+        '    ["compare", "nix"],\n'
+        '    ["probe", "nix"],\n'
+        '    ["prepare", "nix", "--source", "nix.npz"],\n'
+        '    ["export-encoder", "nix", "--out", "e"],\n'
+        '    ["export-tfds", "nix", "--out", "e"],\n'
+        '    ["inspect", "data", "nix"],\n'
+        f'    ["inspect", "batch", "--task", "{TASK}", "--data-dir", "nix", "--out", "b"],\n'
+        '    ["inspect", "checkpoint", "nix"],\n'
+        '    ["benchmark", "train", "--task", "nix"],\n'
+        '    ["benchmark", "data", "--data-dir", "nix"],\n'
+        '):\n'
+        '    assert run(words) == 1, words\n'
         'assert not {"jax", "tensorflow", "orbax", "matplotlib"} & set(sys.modules)\n'
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stderr.splitlines()) == 3
+    assert len(done.stderr.splitlines()) == 16
 
 
 @pytest.mark.parametrize('encoding', [None, 'ascii'])

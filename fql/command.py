@@ -1,0 +1,21 @@
+"""How the user can call this program: for hints that work as they are typed."""
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+
+def command(*words: object) -> str:
+    """A command of this program, quoted for a shell: `fql train --resume runs/cube`.
+
+    Where no `fql` is on the search path, the program is named as the user has called it.
+    """
+    return shlex.join([*_program(), *map(str, words)])
+
+
+def _program() -> list[str]:
+    if shutil.which('fql'):
+        return ['fql']
+    called = sys.argv[0]
+    return [called] if Path(called).name == 'fql' else [sys.executable, '-m', 'scripts.main']

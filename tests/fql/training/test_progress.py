@@ -1,0 +1,13 @@
+"""Progress bars."""
+
+import time
+
+from fql.training.progress import count_from, progress_bar
+
+
+def test_what_it_took_to_begin_counts_neither_as_time_nor_as_work():
+    with progress_bar('train', 'update', 100, initial=10) as bar:
+        time.sleep(0.5)
+        count_from(bar, 30)
+        assert bar.format_dict['elapsed'] < 0.5
+        assert (bar.format_dict['n'], bar.format_dict['initial']) == (30, 30)
