@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.data_dir import check_name
 from data_pipeline.errors import DataError
 from data_pipeline.sources.base import INFO_ARRAYS, LABEL_ARRAYS
 from data_pipeline.store.manifest import Manifest, NewerFormatError, open_array, read_manifest
@@ -120,7 +119,6 @@ def open_store(path: Path) -> FrameStore:
     manifest_path = path / 'manifest.json'
     try:
         manifest = read_manifest(manifest_path)
-        check_name(manifest.dataset)
         splits = {name: _open_split(path / name, manifest) for name in manifest.splits}
     except NewerFormatError as error:
         raise DataError(f'{path}: {error}') from error

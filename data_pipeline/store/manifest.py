@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.data_dir import check_name
+from data_pipeline.errors import DataError
 from data_pipeline.files import load_array
 from data_pipeline.schema import from_json, load_json
 from data_pipeline.sources.base import REQUIRED_ARRAYS
 
 FORMAT_VERSION = 1
-_NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_-]*')
 _DTYPE = re.compile(r'[<>|][biuf][0-9]{1,2}')
 _SOURCE_FIELDS = {'path': str, 'bytes': int, 'sha256': str}
 
@@ -61,7 +62,7 @@ class SplitEntry:
     arrays: Mapping[str, ArrayEntry]
 
     def __post_init__(self) -> None:
-        _check_names('array', self.arrays)
+        _check_names(*self.arrays)
         if missing := [name for name in REQUIRED_ARRAYS if name not in self.arrays]:
             raise ValueError(f'no array {", ".join(missing)}')
         for name, entry in self.arrays.items():
@@ -88,7 +89,7 @@ class Manifest:
     created: str
 
     def __post_init__(self) -> None:
-        _check_names('split', self.splits)
+        _check_names(self.dataset, *self.splits)
         if self.sources.keys() != self.splits.keys():
             raise ValueError(f'sources {list(self.sources)} of splits {list(self.splits)}')
         for split, source in self.sources.items():
@@ -127,8 +128,9 @@ def open_array(path: Path, entry: ArrayEntry, *, mapped: bool = True) -> np.ndar
     return array
 
 
-def _check_names(kind: str, names: Mapping[str, object]) -> None:
-    """Names are also those of files and folders."""
+def _check_names(*names: str) -> None:
     for name in names:
-        if not _NAME.fullmatch(name):
-            raise ValueError(f'{name!r} is no name of a {kind}')
+        try:
+            check_name(name)
+        except DataError as error:
+            raise ValueError(str(error)) from error
