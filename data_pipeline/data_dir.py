@@ -1,4 +1,4 @@
-"""Where prepared datasets lie, and what they may be called."""
+"""Where prepared datasets and compiled programs lie, and what datasets may be called."""
 
 import os
 from pathlib import Path
@@ -11,11 +11,7 @@ _LONGEST_NAME = 200  # of 255 that file systems take, as locks and temporary fol
 def resolve_data_dir(flag: str) -> Path:
     """The folder a user chose by `--data-dir`, by `$FQL_DATA_DIR`, or a cache folder of theirs."""
     chosen = flag or os.environ.get('FQL_DATA_DIR')
-    if not chosen:
-        import platformdirs  # Here, so that benchmarks run where it is not installed.
-
-        chosen = platformdirs.user_cache_dir('fql')
-    return Path(chosen).expanduser().absolute()
+    return Path(chosen).expanduser().absolute() if chosen else _user_cache_dir()
 
 
 def dataset_folder(flag: str, name: str) -> Path:
@@ -45,3 +41,17 @@ def check_name(name: str) -> str:
             'and must not begin with . or -'
         )
     return name
+
+
+def compilation_cache_dir() -> Path:
+    """Where JAX keeps compiled programs: in the user's own cache folder.
+
+    They are machine code. Others may be able to write a data folder.
+    """
+    return _user_cache_dir() / 'compilation-cache'
+
+
+def _user_cache_dir() -> Path:
+    import platformdirs  # Here, so that benchmarks run where it is not installed.
+
+    return Path(platformdirs.user_cache_dir('fql')).absolute()

@@ -10,11 +10,12 @@ import importlib.metadata
 import os
 import select
 import sys
+from contextlib import suppress
 from typing import Any, NoReturn, TextIO
 
 import tyro
 
-from data_pipeline.data_dir import resolve_data_dir
+from data_pipeline.data_dir import compilation_cache_dir
 from data_pipeline.errors import DataError
 from encoders.errors import EncoderError
 from fql.command import command
@@ -131,8 +132,8 @@ def run(words: list[str]) -> int:
             args.check()
         if hasattr(args, 'data_dir'):
             # Compiled programs are kept, small ones too, so that a second start is quick.
-            cache = resolve_data_dir(args.data_dir) / 'compilation-cache'
-            os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))
+            with suppress(ModuleNotFoundError):  # Where little more than JAX is installed.
+                os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(compilation_cache_dir()))
             os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
         # Set for another library, it would make every draw, and so every run, another one.
         os.environ['JAX_ENABLE_X64'] = '0'

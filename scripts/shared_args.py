@@ -16,8 +16,7 @@ DataDir = Annotated[
     str,
     tyro.conf.arg(
         metavar='DIR',
-        help='Data folder, which also keeps compiled programs; default $FQL_DATA_DIR, else under '
-        "the user's cache folder.",
+        help="Data folder; default $FQL_DATA_DIR, else under the user's cache folder.",
     ),
 ]
 VerifyData = Annotated[

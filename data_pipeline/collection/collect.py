@@ -111,7 +111,7 @@ def _open_parts(parts: Path, recipe: Recipe) -> None:
     wanted = json.dumps(dataclasses.asdict(recipe), sort_keys=True)
     if not recipe_file.exists():
         write_text(recipe_file, wanted)
-    elif (found := recipe_file.read_text()) != wanted:
+    elif (found := recipe_file.read_text(errors='replace')) != wanted:
         raise DataError(
             f'{parts} holds episodes of another collection, {found}; '
             'finish that one or remove the folder'

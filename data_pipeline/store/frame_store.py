@@ -15,13 +15,11 @@ import numpy as np
 from data_pipeline.errors import DataError
 from data_pipeline.sources.base import INFO_ARRAYS, LABEL_ARRAYS
 from data_pipeline.store.manifest import Manifest, NewerFormatError, open_array, read_manifest
-from data_pipeline.store.verification import StoredArray, check_array
+from data_pipeline.store.verification import Progress, StoredArray, check_array
 
 ALIGNMENT = 64  # bytes; TensorFlow aborts the process on a tensor that starts anywhere else
 
 _REMEDY = 'make the dataset again: fql prepare with --overwrite'
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class SplitEntry:
     arrays: Mapping[str, ArrayEntry]
 
     def __post_init__(self) -> None:
-        _check_names('array', self.arrays)
+        _check_names(*self.arrays)
         if missing := [name for name in REQUIRED_ARRAYS if name not in self.arrays]:
             raise ValueError(f'no array {", ".join(missing)}')
         for name, entry in self.arrays.items():
@@ -89,8 +89,7 @@ class Manifest:
     created: str
 
     def __post_init__(self) -> None:
-        _check_names('dataset', [self.dataset])
-        _check_names('split', self.splits)
+        _check_names(self.dataset, *self.splits)
         if self.sources.keys() != self.splits.keys():
             raise ValueError(f'sources {list(self.sources)} of splits {list(self.splits)}')
         for split, source in self.sources.items():
@@ -129,9 +128,9 @@ def open_array(path: Path, entry: ArrayEntry, *, mapped: bool = True) -> np.ndar
     return array
 
 
-def _check_names(kind: str, names: Iterable[str]) -> None:
+def _check_names(*names: str) -> None:
     for name in names:
         try:
             check_name(name)
         except DataError as error:
-            raise ValueError(f'{kind}: {error}') from error
+            raise ValueError(str(error)) from error

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from data_pipeline.data_dir import check_name
 from data_pipeline.errors import DataError
 from data_pipeline.files import (
     atomic_folder,
@@ -71,10 +72,12 @@ def write_store(
             total is a guess where a source does not know its number of rows.
 
     Raises:
-        DataError: an unsound source, splits that do not fit together, too little disk space, or
-            something else in the store's place.
+        DataError: an unsound source, splits that do not fit together or whose names are not those
+            of folders, too little disk space, or something else in the store's place.
     """
     path = Path(path)
+    for name in (dataset, *splits):
+        check_name(name)
     _check_splits(splits)
     sources = {name: split.description for name, split in splits.items()}
     if path.exists() and not (path / 'manifest.json').exists():

@@ -177,8 +177,7 @@ class Trainer:
                     if is_any_due:
                         self._check_all(in_flight)
                         watch.stop(step)
-                    if jax.process_count() == 1:  # Several processes stop together.
-                        self.verification.check()
+                    self._check_data()
                     if not is_verified and (is_save_due or step == schedule.steps):
                         agree_on_verification(self.verification, self.interruption.raise_if_noted)
                         is_verified = True
@@ -198,6 +197,7 @@ class Trainer:
                 self._check_all(in_flight)
         except Interrupted:
             self._check_all(in_flight)
+            self._check_data()
             self.writer.save(state, self.metadata)
             self.writer.wait()
             if jax.process_index() == 0:
@@ -208,7 +208,7 @@ class Trainer:
                 )
             return state, EXIT_CODE
         except NotFiniteError:
-            self.verification.check()  # Damaged data would be the cause.
+            self._check_data()  # Damage would be the cause.
             raise
         except DamagedError:
             raise
@@ -218,6 +218,7 @@ class Trainer:
             if jax.process_count() == 1:
                 with suppress(Exception):
                     self._check_all(in_flight)
+                    self._check_data()
                     self.writer.save(state, self.metadata)
                     self.writer.wait()
             raise
@@ -227,6 +228,11 @@ class Trainer:
     def _next(self, batches: Batches) -> Arrays:
         arrays = next(batches)
         return {name: arrays[name] for name in self.fields}
+
+    def _check_data(self) -> None:
+        """Raises DamagedError if the data are known to be damaged."""
+        if jax.process_count() == 1:  # Several stop together: see `agree_on_verification`.
+            self.verification.check()
 
     def _check_all(self, in_flight: InFlight) -> None:
         """Waits for all calls that were given to the device."""

@@ -4,10 +4,12 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import time
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -127,6 +129,23 @@ def test_two_processes_give_the_losses_of_one(fql, start_fql, on_one_device, tmp
     finish(start_fql('train', '--resume', run, '--steps', 8))
     np.testing.assert_allclose(losses(run), losses(on_one_device), rtol=1e-4, atol=1e-5)
     assert json.loads(fql('inspect', 'checkpoint', run).stdout)['step'] == 8
+
+
+@pytest.mark.long
+def test_two_processes_stop_together_on_damaged_data(start_fql, prepared, environment, tmp_path):
+    store, run = tmp_path / prepared, tmp_path / 'run'
+    shutil.copytree(Path(environment['FQL_DATA_DIR']) / prepared, store)
+    path = store / 'train' / 'observations.npy'
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    words = ('--steps', 4, '--run-dir', run, '--data-dir', tmp_path)
+    for process in start_two(start_fql, 'train', *SETTINGS, *words):
+        _, errors = process.communicate(timeout=250)
+        assert process.returncode == 1
+        assert f'fql: {path} is not what was written' in errors
+        assert 'Traceback' not in errors
+    assert finished_steps(run / 'checkpoints') == []
 
 
 def test_two_processes_pretrain_the_encoder_of_one(fql, start_fql, assert_one_line, tmp_path):

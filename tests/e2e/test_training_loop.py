@@ -15,18 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipeline.store.verification import Verification
+from data_pipeline.errors import DamagedError
 from fql.compiled import TrainStep
 from fql.devices import one_device_mesh
 from fql.errors import FQLError
 from fql.learner import TrainState
 from fql.training.checkpoints import CheckpointReader, CheckpointWriter, finished_steps
-from fql.training.interruption import Interrupted, Interruption
+from fql.training.interruption import EXIT_CODE, Interrupted, Interruption
 from fql.training.loop import MUST_BE_FINITE, Trainer, updates_in_call
 from fql.training.metrics_log import MetricsLog, read_csv
 from fql.training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+NOTHING_TO_VERIFY = SimpleNamespace(check=lambda: None, wait=lambda progress, between: None)
 
 
 def count_up(state, batches):
@@ -47,6 +50,7 @@ def train(
     log_interval=0,
     train_step=count_up,
     timing_log=None,
+    verification=NOTHING_TO_VERIFY,
 ):
     """Some updates, saved and evaluated; `evaluate` is called with the state and the writer."""
     state = TrainState(
@@ -63,11 +67,7 @@ def train(
         save_interval=save_interval,
     )
     folder = RunFolder(path)
-    with (
-        CheckpointWriter(folder.checkpoints, keep_latest=3) as writer,
-        Interruption() as stop,
-        Verification(path, 'never') as verification,
-    ):
+    with CheckpointWriter(folder.checkpoints, keep_latest=3) as writer, Interruption() as stop:
         trainer = Trainer(
             schedule=schedule,
             mesh=one_device_mesh(),
@@ -102,6 +102,69 @@ def test_an_exception_saves_the_step_it_came_in(tmp_path):
         train(tmp_path, die, 4)
     # Step 4 would have been saved after its evaluation.
     assert CheckpointReader(tmp_path / 'checkpoints').find(None) == 4
+
+
+def test_the_first_checkpoint_waits_for_the_data(tmp_path):
+    waited = []
+
+    def wait(progress, between):
+        waited.append(finished_steps(tmp_path / 'checkpoints'))
+
+    verification = SimpleNamespace(check=lambda: None, wait=wait)
+    assert train(tmp_path, None, 0, save_interval=4, verification=verification) == 0
+    assert waited == [[]]
+    assert finished_steps(tmp_path / 'checkpoints') == [4, 8, 10]
+    waited.clear()
+    assert train(tmp_path / 'b', None, 0, save_interval=0, verification=verification) == 0
+    assert len(waited) == 1  # A run that saves nothing does not end on damaged data either.
+
+
+@pytest.mark.parametrize('found', ['while updating', 'while waiting', 'when another thing fails'])
+def test_damaged_data_are_never_trained_into_a_checkpoint(tmp_path, found):
+    """Nor by the save that other faults lead to."""
+    step = 0
+
+    def count(state, batches):
+        nonlocal step
+        step += 1
+        return count_up(state, batches)
+
+    def check():
+        if step >= 3 and found != 'while waiting':
+            raise DamagedError('damaged')
+
+    def wait(progress, between):
+        if found == 'while waiting':
+            raise DamagedError('damaged')
+
+    def die(state, writer):
+        nonlocal step
+        step = 3
+        raise FQLError('a worker died')
+
+    evaluate_at = 2 if found == 'when another thing fails' else 0
+    fault = 'a worker died' if evaluate_at else 'damaged'
+    with pytest.raises((DamagedError, FQLError), match=fault):
+        train(
+            *(tmp_path, die, evaluate_at),
+            save_interval=5,
+            train_step=count,
+            verification=SimpleNamespace(check=check, wait=wait),
+        )
+    assert finished_steps(tmp_path / 'checkpoints') == []
+
+
+def test_a_signal_does_not_wait_for_the_data(tmp_path):
+    """What a scheduler stops has seconds."""
+
+    def wait(progress, between):
+        os.kill(os.getpid(), signal.SIGTERM)
+        between()
+        pytest.fail('it waits')
+
+    verification = SimpleNamespace(check=lambda: None, wait=wait)
+    assert train(tmp_path, None, 0, save_interval=4, verification=verification) == EXIT_CODE
+    assert finished_steps(tmp_path / 'checkpoints') == [4]
 
 
 def test_a_folder_that_becomes_read_only(small_disk):

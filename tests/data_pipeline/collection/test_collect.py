@@ -211,11 +211,12 @@ def test_two_collections_at_once(tmp_path):
         collect_maze(out, progress=start_another)
 
 
-def test_parts_of_another_recipe_are_not_mixed_in(tmp_path):
+@pytest.mark.parametrize('recipe', [b'{"env_id": "other"}', b'\xff'])
+def test_parts_of_another_recipe_are_not_mixed_in(tmp_path, recipe):
     out = tmp_path / 'maze-v0.npz'
     parts = tmp_path / 'maze-v0.npz.parts'
     parts.mkdir()
-    (parts / 'recipe.json').write_text('{"env_id": "other"}')
+    (parts / 'recipe.json').write_bytes(recipe)
     with pytest.raises(DataError, match='another collection') as caught:
         collect_maze(out)
     assert str(parts) in str(caught.value)

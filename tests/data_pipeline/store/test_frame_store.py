@@ -353,6 +353,35 @@ def test_who_comes_second_waits_for_the_store(source, target, make_arrays, same_
     assert names(target.parent) == ['tiny-v0']
 
 
+def test_all_of_a_store_is_on_the_disk_before_it_has_its_name(
+    source, target, make_arrays, monkeypatch
+):
+    np.savez(source.with_name('tiny-v0-val.npz'), **make_arrays((3, 3), seed=1))
+    synced, fsync, rename = {}, os.fsync, os.rename
+    before_rename = {}
+
+    def note(descriptor):
+        fsync(descriptor)
+        status = os.fstat(descriptor)
+        synced[status.st_ino] = status.st_size
+
+    def note_rename(old, new):
+        before_rename.update(synced)
+        rename(old, new)
+
+    monkeypatch.setattr(os, 'fsync', note)
+    monkeypatch.setattr(os, 'rename', note_rename)
+    prepare_store(target, 'tiny-v0', source)
+    files = [path for path in target.rglob('*') if path.is_file()]
+    assert len(files) == 11
+    for path in files:
+        assert before_rename[path.stat().st_ino] == path.stat().st_size, path
+    for folder in (target, target / 'train', target / 'val'):
+        assert folder.stat().st_ino in before_rename
+    # The folder of the new name, and the one where that folder is new.
+    assert {target.parent.stat().st_ino, target.parent.parent.stat().st_ino} <= synced.keys()
+
+
 def edit_manifest(target: Path, **changes: object) -> None:
     path = target / 'manifest.json'
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

@@ -77,6 +77,13 @@ def test_what_was_damaged_since_is_written_anew(store, monkeypatch, tmp_path):
     'harm',
     [
         lambda folder: (folder / 'progress.json').unlink(),
+        lambda folder: (folder / 'progress.json').write_bytes(b'\xff'),
+        lambda folder: (folder / 'progress.json').write_text('[' * 100_000),
+        lambda folder: (folder / 'progress.json').write_text('[14]'),
+        lambda folder: (folder / 'progress.json').write_text('{"rows": 14}'),
+        lambda folder: (folder / 'progress.json').write_text('{"rows": "14", "sha256": ""}'),
+        lambda folder: np.save(folder / 'observations.npy', np.asfortranarray(LATENTS)),
+        lambda folder: os.truncate(folder / 'observations.npy', 200),
         lambda folder: (folder / 'observations.npy').write_bytes(b'x'),
         lambda folder: (folder / 'observations.npy').unlink(),
     ],

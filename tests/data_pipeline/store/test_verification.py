@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -145,12 +146,18 @@ def held(store: FrameStore):
 
 @pytest.mark.parametrize('mode', ['once', 'always'])
 def test_what_another_process_has_read_meanwhile_is_not_read_again(store, mode):
+    def flip_all() -> None:
+        for name in ARRAYS:
+            flip(store.path / 'train' / f'{name}.npy', keep_time=True)
+
     with Verification(store.path, mode) as verification:
         with held(store):
+            flip_all()
             verification.add(store.stored_arrays)
+            time.sleep(0.2)  # It would read now, and find damage.
+            flip_all()
             run(store, 'always')  # The other process; it remembers.
-            for name in ARRAYS:  # So that reading would be seen.
-                flip(store.path / 'train' / f'{name}.npy', keep_time=True)
+            flip_all()
         verification.wait(lambda done, total: None, lambda: None)
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -23,6 +24,7 @@ from fql.agents.configs import EncoderConfig, FQLConfig
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.errors import FQLError
 from fql.training import latent_cache
+from fql.training.checkpoints import finished_steps
 from fql.training.config import TrainConfig
 from fql.training.data import LabelledSplit, run_spec, training_batches
 from fql.training.latent_cache import cache_place, cached_data
@@ -251,6 +253,47 @@ def test_the_same_command_gives_the_same_losses_with_and_without_cache(
         assert f'latents: {source}' in done.stdout
     assert len(losses(cached)) == 6
     np.testing.assert_allclose(losses(cached), losses(direct), rtol=1e-4)
+
+
+@pytest.fixture
+def own_store(prepared, environment, tmp_path):
+    """A copy of the prepared dataset, without latents."""
+    store = tmp_path / 'data' / prepared
+    shutil.copytree(Path(environment['FQL_DATA_DIR']) / prepared, store)
+    shutil.rmtree(store / 'latents', ignore_errors=True)
+    return store
+
+
+def damage(path):
+    with path.open('r+b') as file:
+        file.seek(-1, 2)
+        [byte] = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([byte ^ 1]))
+
+
+def test_damaged_latents_stop_a_run(fql, assert_one_line, own_store, saved, tmp_path):
+    run, data = tmp_path / 'run', ('--data-dir', own_store.parent)
+    done = fql(*settings(saved, '--steps', 1, '--run-dir', run, *data))
+    assert done.returncode == 0, done.stderr
+    [path] = own_store.glob('latents/*/train/observations.npy')
+    damage(path)
+    done = fql('train', '--resume', run, '--steps', 6)
+    assert done.returncode == 1
+    assert f'fql: {path} is not what was written' in done.stderr.splitlines()[-1]
+    assert finished_steps(run / 'checkpoints') == [1]
+    done = fql('inspect', 'data', own_store.name, '--verify', *data)
+    assert_one_line(done, str(path), 'remove')
+
+
+def test_no_latents_are_computed_from_damaged_frames(fql, own_store, saved, tmp_path):
+    path = own_store / 'train' / 'observations.npy'
+    damage(path)
+    run, data = tmp_path / 'run', ('--data-dir', own_store.parent)
+    done = fql(*settings(saved, '--steps', 1, '--run-dir', run, *data))
+    assert done.returncode == 1
+    assert f'fql: {path} is not what was written' in done.stderr.splitlines()[-1]
+    assert not list(own_store.glob('latents/*/*/observations.npy'))
 
 
 def test_what_cannot_be_is_refused_in_one_line(

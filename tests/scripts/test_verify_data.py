@@ -1,0 +1,89 @@
+"""Damaged data stop a run with one line; what is sound is read once."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fql.envs.tasks import QUICKSTART_TASK
+from fql.training.checkpoints import finished_steps
+
+SMALL = (
+    *('--batch-size', 8, '--hidden-dims', 8, '--encoder', 'impala_debug'),
+    *('--log-interval', 1, '--save-interval', 2, '--steps', 4),
+)
+TRAIN = ('train', '--task', QUICKSTART_TASK, '--flow-steps', 1, '--eval-interval', 0, *SMALL)
+
+
+@pytest.fixture
+def store(prepared, environment, tmp_path) -> Path:
+    """A copy of the prepared dataset, in a data folder of its own, with labels."""
+    original = Path(environment['FQL_DATA_DIR']) / prepared
+    return Path(shutil.copytree(original, tmp_path / 'data' / prepared))
+
+
+def flip(path: Path) -> bytes:
+    """Changes one bit of the array; the bytes before."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-3] + bytes([content[-3] ^ 16]) + content[-2:])
+    return content
+
+
+def assert_stopped(done, path: Path, run: Path) -> None:
+    assert done.returncode == 1, done.stdout + done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(f'fql: {path} is not what was written')
+    assert '--overwrite' in line
+    assert 'Traceback' not in done.stderr
+    assert finished_steps(run / 'checkpoints') == []
+
+
+def test_a_run_on_damaged_frames(fql, store, tmp_path):
+    path = store / 'train' / 'observations.npy'
+    sound, run, data = flip(path), tmp_path / 'run', ('--data-dir', store.parent)
+    assert_stopped(fql(*TRAIN, '--run-dir', run, *data), path, run)
+    assert fql('train', '--resume', run, '--steps', 2, '--verify-data', 'never').returncode == 0
+    path.write_bytes(sound)
+    assert fql('train', '--resume', run, '--steps', 4).returncode == 0
+    remembered = json.loads(store.with_name(f'.{store.name}.verified.json').read_text())
+    assert {f'{path.parent.name}/{path.name}' for path in store.glob('*/*.npy')} == set(
+        remembered['arrays']
+    )
+
+
+@pytest.mark.parametrize('name', ['actions', 'qvel'])
+def test_a_pretraining_on_damaged_data(fql, store, tmp_path, name):
+    path, run = store / 'train' / f'{name}.npy', tmp_path / 'run'
+    flip(path)
+    words = ('pretrain', '--dataset', store.name, '--data-dir', store.parent, '--run-dir', run)
+    assert_stopped(fql(*words, '--frame-stack', 1, *SMALL), path, run)
+
+
+def test_damage_is_told_before_labels_are_computed(fql, assert_one_line, store):
+    shutil.rmtree(store / 'labels', ignore_errors=True)
+    flip(store / 'train' / 'qpos.npy')
+    data = ('--data-dir', store.parent)
+    assert_one_line(fql('inspect', 'data', store.name, '--verify', *data), 'qpos.npy')
+    assert not (store / 'labels').exists()
+
+
+def test_damaged_labels_are_told(fql, assert_one_line, store):
+    data = ('--data-dir', store.parent)
+    assert fql('inspect', 'data', store.name, '--verify', *data).returncode == 0
+    [path] = store.glob('labels/*/train/rewards.npy')
+    flip(path)
+    assert_one_line(fql('inspect', 'data', store.name, '--verify', *data), str(path), 'remove')
+
+
+def test_compiled_programs_are_kept_where_only_the_user_writes(
+    fql_process, store, environment, tmp_path, monkeypatch
+):
+    for name in ('JAX_COMPILATION_CACHE_DIR', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'):
+        monkeypatch.delitem(environment, name, raising=False)
+    monkeypatch.setitem(environment, 'XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    words = ('inspect', 'batch', '--task', QUICKSTART_TASK, '--out', tmp_path / 'b.npz')
+    done = fql_process(*words, '--batch-size', 8, '--data-dir', store.parent)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / 'cache' / 'fql' / 'compilation-cache').iterdir())
+    assert not (store.parent / 'compilation-cache').exists()
