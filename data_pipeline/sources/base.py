@@ -4,9 +4,11 @@ Tables of rows (`table.py` here), as `.npz` files (`ogbench.py`) and HDF5 files 
 datasets (`rlds.py`) are such sources.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,6 +72,13 @@ class SourceSplit:
     def row_of(self, row: int) -> int:
         """The source's own number of a row."""
         return row if self.source_rows is None else int(self.source_rows[row])
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """The description of a file as a source."""
+    with open(path, 'rb') as file:
+        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    return {'path': str(path.resolve()), 'bytes': path.stat().st_size, 'sha256': digest}
 
 
 def checked_blocks(split: SourceSplit, note: Note) -> Iterator[tuple[str, np.ndarray]]:
