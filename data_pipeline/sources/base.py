@@ -113,9 +113,9 @@ def checked_blocks(split: SourceSplit, note: Note) -> Iterator[tuple[str, np.nda
         with np.errstate(over='ignore'):  # What is too large for the type becomes infinite.
             block = block.astype(spec.dtype, copy=False)
         _check_block(split, name, block, rows[name])
-        if name == 'actions' and len(beyond := np.flatnonzero((np.abs(block) > 1).any(axis=1))):
+        if name == 'actions' and np.abs(block).max(initial=0) > 1:
+            clipped += int(np.count_nonzero((np.abs(block) > 1).any(axis=1)))
             block = block.clip(-1, 1)
-            clipped += len(beyond)
         rows[name] += len(block)
         if name == 'terminals':
             ends.append(block)

@@ -123,20 +123,20 @@ def d4rl_layout(origin: str, flags: Flags, ends_at_terminals: bool) -> Layout:
     assert flags.timeouts is not None
     if flags.rewards is None:
         raise DataError(f'{origin}: lacks rewards')
-    rows = np.arange(len(flags.terminals))
-    is_transition = ~flags.timeouts & (rows < rows[-1])
-    ends = flags.timeouts | (rows == rows[-1])
+    is_transition = ~flags.timeouts
+    is_transition[-1] = False
+    ends = ~is_transition
     if flags.jumps is not None:
         ends |= flags.jumps
     if ends_at_terminals:
         ends |= flags.terminals
-    following = rows if flags.jumps is not None else np.minimum(rows + 1, rows[-1])
     labels = {'rewards': flags.rewards, 'masks': 1 - flags.terminals.astype(np.float32)}
     note = (
-        f'by the rule of D4RL, {np.count_nonzero(is_transition):,} of {len(rows):,} rows are '
+        f'by the rule of D4RL, {np.count_nonzero(is_transition):,} of {len(ends):,} rows are '
         'transitions: all but timeouts and the last; masks are 1 - terminals'
     )
-    return Layout(lay_out(ends, ends & is_transition, following), labels, (note,))
+    rows = lay_out(ends, is_transition, offset=0 if flags.jumps is not None else 1)
+    return Layout(rows, labels, (note,))
 
 
 def _d4rl_split(path: Path, dataset: str) -> SourceSplit:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.sources.arrays import TIMEOUT_ARRAYS, fit_arrays
+from data_pipeline.sources.arrays import TIMEOUT_ARRAYS, Fitted, fit_arrays
 from data_pipeline.sources.base import (
     INFO_ARRAYS,
     LABEL_ARRAYS,
@@ -127,7 +127,7 @@ def lay_out_table(origin: str, flags: Flags) -> Layout:
         )
     if labels:
         notes += _lost_rewards(origin, labels['rewards'], ends & ~kept)
-    return Layout(lay_out(ends, kept, np.arange(len(ends))), labels, tuple(notes))
+    return Layout(lay_out(ends, kept), labels, tuple(notes))
 
 
 def _lost_rewards(origin: str, rewards: np.ndarray, lost: np.ndarray) -> list[str]:
@@ -196,18 +196,15 @@ def table_split(
     )
     small = ('terminals', *TIMEOUT_ARRAYS, *LABEL_ARRAYS)
     flags = {
-        name: fitted[name].convert(np.concatenate(list(table[name].blocks())))
+        name: _read_flags(origin, name, table[name], fitted[name])
         for name in small
         if name in table
     }
-    for name in ('terminals', *TIMEOUT_ARRAYS):
-        if name in flags and not np.isin(flags[name], (0, 1)).all():  # Which bool would hide.
-            raise DataError(f'{origin}: {name} holds values other than 0 and 1')
-    timeouts = [flags[name].astype(bool) for name in TIMEOUT_ARRAYS if name in flags]
+    timeouts = [flags[name] for name in TIMEOUT_ARRAYS if name in flags]
     layout = find_layout(
         origin,
         Flags(
-            terminals=flags['terminals'].astype(bool),
+            terminals=flags['terminals'],
             timeouts=np.logical_or.reduce(timeouts) if timeouts else None,
             jumps=find_jumps(seen.blocks(), following.blocks()) if following else None,
             rewards=flags.get('rewards'),
@@ -262,13 +259,31 @@ def table_split(
     )
 
 
+def _read_flags(origin: str, name: str, column: Column, fitted: Fitted) -> np.ndarray:
+    """A column of one number a row, (n,), in the store's type."""
+    array = np.empty(column.shape[0], fitted.spec.dtype)
+    first = 0
+    for block in column.blocks():
+        numbers = fitted.convert(block)
+        if array.dtype == bool and not ((numbers == 0) | (numbers == 1)).all():
+            raise DataError(f'{origin}: {name} holds values other than 0 and 1')
+        with np.errstate(over='ignore'):  # What is too large becomes infinite, and is refused.
+            array[first : first + len(block)] = numbers
+        first += len(block)
+    return array
+
+
 def settle_last_actions(actions: np.ndarray, terminals: np.ndarray) -> np.ndarray:
     """Actions (n, a) with 0 for those of last rows that are not within [-1, 1].
 
     An environment was not given them, and they may hold anything; what may stand is kept.
     """
-    unfit = terminals & ~(np.abs(actions) <= 1).all(axis=1)
-    return np.where(unfit[:, None], 0, actions) if unfit.any() else actions
+    ends = np.flatnonzero(terminals)
+    unfit = ends[~(np.abs(actions[ends]) <= 1).all(axis=1)]
+    if len(unfit):
+        actions = actions.copy()
+        actions[unfit] = 0
+    return actions
 
 
 def _labels(name: str, array: np.ndarray, rows: Rows) -> np.ndarray:

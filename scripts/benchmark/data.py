@@ -93,6 +93,7 @@ def format_report(report: Report) -> str:
     lines.append(('  of it since 1,000', f'{since:+.0f} MB', '0 MB'))
     for name, label, least in (
         ('prepare', 'prepare from .npz', '>= 20,000'),
+        ('prepare_hdf5', 'prepare from HDF5', '>= 16,300'),  # 200 MB/s of 64x64 frames
         ('export', 'export to TFDS', '>= 5,000'),
     ):
         result = report['sources'][name]
