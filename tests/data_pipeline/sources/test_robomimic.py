@@ -79,7 +79,7 @@ def test_every_row_is_a_transition(tmp_path, key, following):
     np.testing.assert_array_equal(split.labels['rewards'][starts], expected['rewards'])
     np.testing.assert_array_equal(split.labels['masks'][starts], 1 - np.array(expected['dones']))
     assert split.lengths.tolist() == [5, 2, 4, 7]
-    notes = ' '.join(store.manifest['sources']['train']['notes'])
+    notes = ' '.join(store.manifest.sources['train']['notes'])
     other = ({'agentview_image', 'robot0_eef_pos'} - {key}).pop()
     assert f'obs/{other}, states' in notes
     assert ('the last row of 4 demonstrations is done' in notes) == (not following)
@@ -93,7 +93,7 @@ def test_rows_that_lead_nowhere(tmp_path):
     assert store.splits['train'].lengths.tolist() == [4, 4, 7]
     split = store.splits['train']
     assert split.labels['rewards'][split.valid_rows].sum() == 2
-    notes = ' '.join(store.manifest['sources']['train']['notes'])
+    notes = ' '.join(store.manifest.sources['train']['notes'])
     assert 'the rewards of 1 last rows are not used' in notes
     assert 'demonstrations without a transition, which were skipped: 1' in notes
     for demo in demos.values():
@@ -117,7 +117,7 @@ def test_without_rewards(tmp_path):
         del demo['rewards']
     store = prepared(tmp_path, demos, 'robot0_eef_pos')
     assert store.splits['train'].labels == {}
-    assert 'no task of its own' in store.manifest['sources']['train']['notes'][0]
+    assert 'no task of its own' in store.manifest.sources['train']['notes'][0]
 
 
 def test_another_observation_is_another_source(tmp_path):
