@@ -6,6 +6,7 @@ from data_pipeline.data_dir import dataset_folder, resolve_data_dir
 from data_pipeline.sources.base import SourceSplit
 from data_pipeline.sources.download import download_dataset
 from data_pipeline.sources.files import file_splits
+from data_pipeline.sources.normalization import normalize_actions
 from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.store.frame_store import open_store
 from data_pipeline.store.writer import write_store
@@ -21,6 +22,8 @@ def run(args: Prepare) -> None:
         print(describe_store(open_store(path)))  # Nothing to download for.
         return
     splits = find_source(args)
+    if args.normalize_actions:
+        splits = normalize_actions(splits)
     with progress_bar('prepare', 'B') as bar:
         store = write_store(
             path,

@@ -42,6 +42,9 @@ class Prepare:
     """Where an RLDS step holds the action."""
     reward_key: str = ''
     """Where an RLDS step holds its reward, for fql train --task own."""
+    normalize_actions: bool = False
+    """Scale each dimension of the actions from its range in the data to [-1, 1]. A policy's actions
+    are scaled back."""
     data_dir: DataDir = ''
     overwrite: bool = False
     """Replace a store of this name that was made from another source."""

@@ -51,8 +51,8 @@ class SourceSplit:
             and `LABEL_ARRAYS`.
         rows: how many there are; a guess where `rows_are_known` is not set.
         read: gives the arrays from their first row on as (name, rows) in blocks. An array's blocks
-            are in order; different arrays' may alternate in any way. Calls its argument with what a
-            user should know of the way.
+            are in order; different arrays' may alternate in any way, but a row's terminal comes
+            before its action. Calls its argument with what a user should know of the way.
         source_rows: (rows,) the source's own numbers of the rows, for errors, where they differ.
     """
 
@@ -170,7 +170,8 @@ def _check_block(split: SourceSplit, name: str, block: np.ndarray, first_row: in
         if largest > 1 + ACTION_TOLERANCE:
             row = split.row_of(first_row + int(np.argmax(np.abs(block).max(axis=1))))
             raise DataError(
-                f'{origin}: actions reach {largest:g} in row {row}, outside [-1, 1]; rescale them'
+                f'{origin}: actions reach {largest:g} in row {row}, outside [-1, 1]; '
+                '--normalize-actions scales them, and what a policy does back to your units'
             )
 
 

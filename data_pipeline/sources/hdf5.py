@@ -1,8 +1,8 @@
 """HDF5 files of rows in D4RL's layout, and the reading of HDF5 files at all.
 
 A D4RL file holds `observations`, `actions`, `rewards`, `terminals`, `timeouts`, `infos/*` and
-`metadata/*`, a row a step; see `d4rl_layout`. Without `timeouts`, or with `masks`, the arrays mean
-what they mean in an `.npz` file (`table.py`).
+`metadata/*`, a row a step; see `d4rl_layout`. Without `timeouts` and `rewards`, or with `masks`, the
+arrays mean what they mean in an `.npz` file (`table.py`).
 Source: https://github.com/Farama-Foundation/D4RL
 """
 
@@ -142,7 +142,7 @@ def d4rl_layout(origin: str, flags: Flags, ends_at_terminals: bool) -> Layout:
 def _d4rl_split(path: Path, dataset: str) -> SourceSplit:
     with open_hdf5(path) as file:
         columns = list_columns(file)
-    names = {f'infos/{name}' if name in ('qpos', 'qvel') else name: name for name in TABLE_ARRAYS}
+    names = {name: name for name in TABLE_ARRAYS} | {'infos/qpos': 'qpos', 'infos/qvel': 'qvel'}
     table = {name: columns[key] for key, name in names.items() if key in columns}
     if 'observations' not in table:
         held = ', '.join(sorted(columns)[:10]) or 'nothing'
@@ -154,7 +154,7 @@ def _d4rl_split(path: Path, dataset: str) -> SourceSplit:
     if is_d4rl and not {'timeouts', FOLLOWING} & table.keys():
         raise DataError(f'{path}: lacks timeouts, without which D4RL says of no row where it ends')
     layout: Callable[[str, Flags], Layout] = lay_out_table
-    if 'timeouts' in table and 'masks' not in table:
+    if 'timeouts' in table and 'masks' not in table and (is_d4rl or 'rewards' in table):
         ends_at_terminals = not dataset.startswith('antmaze-')
         layout = functools.partial(d4rl_layout, ends_at_terminals=ends_at_terminals)
     others = {

@@ -120,10 +120,11 @@ def lay_out_table(origin: str, flags: Flags) -> Layout:
             f'timeouts ({np.count_nonzero(flags.timeouts):,})'
         )
     if kept.any():
-        after = 'the observation stored after it' if flags.jumps is not None else 'its own again'
+        own = 'its own observation again'
+        after = 'the observation stored after it' if flags.jumps is not None else own
         notes.append(
             f'the last row of {np.count_nonzero(kept):,} trajectories is a transition too, with '
-            f'its reward; it gets {after} as its next observation'
+            f'its reward; it gets {after} as its next one'
         )
     if labels:
         notes += _lost_rewards(origin, labels['rewards'], ends & ~kept)

@@ -213,6 +213,7 @@ def test_without_timeouts_the_layout_is_that_of_npz_files(tmp_path, make_arrays)
     arrays = make_arrays((3, 4))
     labels = {'rewards': np.arange(7.0), 'masks': np.ones(7)}
     split = prepared(tmp_path, 'd', {**arrays, **labels})
+    np.testing.assert_array_equal(split.info['qpos'], arrays['qpos'])
     for name in ('observations', 'actions', 'terminals'):
         np.testing.assert_array_equal(getattr(split, name), arrays[name])
     np.testing.assert_array_equal(split.labels['rewards'], labels['rewards'])
