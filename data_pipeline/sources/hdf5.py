@@ -1,8 +1,8 @@
 """HDF5 files of rows in D4RL's layout, and the reading of HDF5 files at all.
 
 A D4RL file holds `observations`, `actions`, `rewards`, `terminals`, `timeouts`, `infos/*` and
-`metadata/*`, a row a step; see `d4rl_layout`. Without `timeouts` and `rewards`, or with `masks`, the
-arrays mean what they mean in an `.npz` file (`table.py`).
+`metadata/*`, a row a step; see `d4rl_layout`. Without `timeouts` and `rewards`, or with `masks`,
+the arrays mean what they mean in an `.npz` file (`table.py`).
 Source: https://github.com/Farama-Foundation/D4RL
 """
 
