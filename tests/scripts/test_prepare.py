@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.store.frame_store import FORMAT_VERSION
+from data_pipeline.store.manifest import FORMAT_VERSION
 
 MAZE = 'visual-pointmaze-quickstart-navigate-v0'
 
