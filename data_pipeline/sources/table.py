@@ -104,16 +104,7 @@ def lay_out_table(origin: str, flags: Flags) -> Layout:
             'are 0 where no value lies beyond a transition, else 1'
         )
 
-    done = ends & (masks == 0) if masks is not None else np.zeros_like(ends)
-    if flags.jumps is not None:
-        # A following observation that is the next row's is that of another trajectory; what
-        # follows the very last row is taken for what it is elsewhere.
-        is_own = np.append(flags.jumps[:-1], flags.jumps[:-1][ends[:-1]].all())
-        kept = ends & (is_own | done)
-    elif flags.timeouts is not None:
-        kept = done & ~flags.timeouts if flags.masks is None else done
-    else:
-        kept = done if labels and np.any(labels['rewards'][done] != 0) else np.zeros_like(ends)
+    kept = _kept_ends(flags, ends, masks)
     if flags.timeouts is not None:
         notes.append(
             f'trajectories end at terminals ({np.count_nonzero(flags.terminals):,} rows) and at '
@@ -129,6 +120,20 @@ def lay_out_table(origin: str, flags: Flags) -> Layout:
     if labels:
         notes += _lost_rewards(origin, labels['rewards'], ends & ~kept)
     return Layout(lay_out(ends, kept), labels, tuple(notes))
+
+
+def _kept_ends(flags: Flags, ends: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
+    """(n,) bool: which of the last rows of trajectories are transitions."""
+    done = ends & (masks == 0) if masks is not None else np.zeros_like(ends)
+    if flags.jumps is not None:
+        # A following observation that is the next row's is that of another trajectory; what
+        # follows the very last row is taken for what it is elsewhere.
+        is_own = np.append(flags.jumps[:-1], flags.jumps[:-1][ends[:-1]].all())
+        return ends & (is_own | done)
+    if flags.timeouts is not None:
+        return done & ~flags.timeouts if flags.masks is None else done
+    has_rewards = flags.rewards is not None and np.any(flags.rewards[done] != 0)
+    return done if has_rewards else np.zeros_like(ends)
 
 
 def _lost_rewards(origin: str, rewards: np.ndarray, lost: np.ndarray) -> list[str]:
