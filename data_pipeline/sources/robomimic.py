@@ -104,6 +104,7 @@ def _number(name: str) -> tuple[int, str]:
 
 def _observation_key(source: Path, columns: Mapping[str, HdfColumn], asked: str) -> str:
     keys = sorted(name.removeprefix('obs/') for name in columns if name.startswith('obs/'))
+    asked = asked.removeprefix('obs/')
     if asked in keys:
         return asked
     if len(keys) == 1 and not asked:

@@ -265,10 +265,14 @@ def read_spec(run: RunFolder) -> RunSpec:
         FQLError: when the folder is no run, or its file cannot be understood.
     """
     values = read_json(run.spec, FORMAT_VERSION, RunSpec, 'is not a run folder')
+    try:
+        action_range = action_range_from_json(values['action_range'])
+    except ValueError as error:
+        raise FQLError(f'{run.spec}: action_range: {error}') from None
     return RunSpec(
         config=config_from_dict(values['config'], run.spec),
         observation_shape=tuple(values['observation_shape']),
         observation_dtype=values['observation_dtype'],
         action_dim=values['action_dim'],
-        action_range=action_range_from_json(values['action_range']),
+        action_range=action_range,
     )
