@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from data_pipeline.data_dir import dataset_folder, resolve_data_dir
 from data_pipeline.sources.base import SourceSplit
 from data_pipeline.sources.download import download_dataset
+from data_pipeline.sources.files import file_splits
+from data_pipeline.sources.normalization import normalize_actions
 from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.store.frame_store import open_store
 from data_pipeline.store.writer import write_store
@@ -15,15 +17,17 @@ from scripts.prepare_args import Prepare
 
 def run(args: Prepare) -> None:
     """Prepares the dataset and says what it holds and where it lies."""
-    path = dataset_folder(args.data_dir, args.dataset)
+    path = dataset_folder(args.data_dir, args.name)
     if args.source is None and args.tfds is None and path.exists() and not args.overwrite:
         print(describe_store(open_store(path)))  # Nothing to download for.
         return
     splits = find_source(args)
+    if args.normalize_actions:
+        splits = normalize_actions(splits)
     with progress_bar('prepare', 'B') as bar:
         store = write_store(
             path,
-            args.dataset,
+            args.name,
             splits,
             overwrite=args.overwrite,
             progress=progress_callback(bar),
@@ -36,10 +40,10 @@ def find_source(args: Prepare) -> Mapping[str, SourceSplit]:
     if args.tfds is not None:
         from data_pipeline.sources.rlds import RldsKeys, rlds_splits
 
-        keys = RldsKeys(args.observation_key, args.action_key, args.reward_key)
+        keys = RldsKeys(args.observation_key or 'observation', args.action_key, args.reward_key)
         return rlds_splits(args.tfds, keys)
     if args.source is not None:
-        return npz_splits(args.source)
+        return file_splits(args.source, args.name, args.observation_key)
     folder = resolve_data_dir(args.data_dir) / 'downloads'
     notes: list[str] = []
     with progress_bar('download', 'B') as bar:

@@ -15,6 +15,8 @@ class Prepare:
 
     fql prepare visual-cube-single-play-v0
     fql prepare visual-cube-single-play-v0 --source visual-cube-single-play-v0.npz
+    fql prepare antmaze-umaze-v2 --source Ant_maze_u-maze_fixed.hdf5
+    fql prepare my-robot --source demos.hdf5 --observation-key agentview_image
     fql prepare my-robot --tfds ~/tensorflow_datasets/my_robot/1.0.0
         --observation-key observation/image
 
@@ -22,30 +24,46 @@ class Prepare:
     download that was interrupted is continued.
     """
 
-    dataset: tyro.conf.Positional[str]
-    """Name to give the dataset; OGBench's name, for OGBench's data."""
+    dataset: tyro.conf.Positional[str] = ''
+    """Name to give the dataset; OGBench's or D4RL's, for their data; default the source's, without
+    its ending."""
     source: Path | None = None
-    """An .npz file in OGBench's format; the -val.npz beside it becomes the validation split. With
-    rewards and masks (0: no value beyond this transition) in it, there is a task own; with timeouts
-    beside terminals, these are D4RL's, and masks are 1 - terminals."""
+    """An .npz file in OGBench's format, or an HDF5 file in D4RL's or robomimic's; NAME-val.npz
+    beside NAME.npz becomes the validation split. With rewards and masks (0: no value beyond this
+    transition) in it, there is a task own; with timeouts beside terminals, these are D4RL's, and
+    masks are 1 - terminals."""
     tfds: str | None = None
     """An RLDS dataset: a folder that TFDS has written, or name[/config] of a dataset that TFDS
     knows. Its actions have to be within [-1, 1]."""
-    observation_key: str = 'observation'
-    """Where an RLDS step holds images (uint8) or vectors, such as observation/image."""
+    observation_key: str = ''
+    """Which images (uint8) or vectors to take: where an RLDS step holds them, such as
+    observation/image, default observation; which of obs/* of a robomimic file."""
     action_key: str = 'action'
     """Where an RLDS step holds the action."""
     reward_key: str = ''
     """Where an RLDS step holds its reward, for fql train --task own."""
+    normalize_actions: bool = False
+    """Scale each dimension of the actions from its range in the data to [-1, 1]. A policy's actions
+    are scaled back."""
     data_dir: DataDir = ''
     overwrite: bool = False
     """Replace a store of this name that was made from another source."""
+
+    @property
+    def name(self) -> str:
+        """Name of the dataset."""
+        return self.dataset or (self.source.stem if self.source else '')
 
     def check(self) -> None:
         """Raises FQLError if the arguments make no sense."""
         if self.source is not None and self.tfds is not None:
             raise FQLError('--source and --tfds exclude each other')
+        if not self.name:
+            raise FQLError('name the dataset: fql prepare NAME')
         for name in ('observation_key', 'action_key', 'reward_key'):
-            if self.tfds is None and getattr(self, name) != getattr(Prepare, name):
+            is_given = getattr(self, name) != getattr(Prepare, name)
+            if name == 'observation_key' and self.source and self.source.suffix != '.npz':
+                continue  # A robomimic file has several.
+            if self.tfds is None and is_given:
                 flag = f'--{name.replace("_", "-")}'
                 raise FQLError(f'{flag} is for RLDS datasets; name one with --tfds')

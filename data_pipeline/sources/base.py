@@ -4,9 +4,11 @@ Tables of rows (`table.py` here), as `.npz` files (`ogbench.py`) and HDF5 files 
 datasets (`rlds.py`) are such sources.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,8 +51,8 @@ class SourceSplit:
             and `LABEL_ARRAYS`.
         rows: how many there are; a guess where `rows_are_known` is not set.
         read: gives the arrays from their first row on as (name, rows) in blocks. An array's blocks
-            are in order; different arrays' may alternate in any way. Calls its argument with what a
-            user should know of the way.
+            are in order; different arrays' may alternate in any way, but a row's terminal comes
+            before its action. Calls its argument with what a user should know of the way.
         source_rows: (rows,) the source's own numbers of the rows, for errors, where they differ.
     """
 
@@ -70,6 +72,13 @@ class SourceSplit:
     def row_of(self, row: int) -> int:
         """The source's own number of a row."""
         return row if self.source_rows is None else int(self.source_rows[row])
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """The description of a file as a source."""
+    with open(path, 'rb') as file:
+        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    return {'path': str(path.resolve()), 'bytes': path.stat().st_size, 'sha256': digest}
 
 
 def checked_blocks(split: SourceSplit, note: Note) -> Iterator[tuple[str, np.ndarray]]:
@@ -104,9 +113,9 @@ def checked_blocks(split: SourceSplit, note: Note) -> Iterator[tuple[str, np.nda
         with np.errstate(over='ignore'):  # What is too large for the type becomes infinite.
             block = block.astype(spec.dtype, copy=False)
         _check_block(split, name, block, rows[name])
-        if name == 'actions' and len(beyond := np.flatnonzero((np.abs(block) > 1).any(axis=1))):
+        if name == 'actions' and np.abs(block).max(initial=0) > 1:
+            clipped += int(np.count_nonzero((np.abs(block) > 1).any(axis=1)))
             block = block.clip(-1, 1)
-            clipped += len(beyond)
         rows[name] += len(block)
         if name == 'terminals':
             ends.append(block)
@@ -161,7 +170,8 @@ def _check_block(split: SourceSplit, name: str, block: np.ndarray, first_row: in
         if largest > 1 + ACTION_TOLERANCE:
             row = split.row_of(first_row + int(np.argmax(np.abs(block).max(axis=1))))
             raise DataError(
-                f'{origin}: actions reach {largest:g} in row {row}, outside [-1, 1]; rescale them'
+                f'{origin}: actions reach {largest:g} in row {row}, outside [-1, 1]; '
+                '--normalize-actions scales them, and what a policy does back to your units'
             )
 
 

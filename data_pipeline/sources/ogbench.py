@@ -6,7 +6,6 @@ OGBench's have not, hold a task of their own; see `table.py` for what else users
 Source: https://github.com/seohongpark/ogbench
 """
 
-import hashlib
 import math
 import zipfile
 import zlib
@@ -19,7 +18,7 @@ import numpy as np
 
 from data_pipeline.errors import DataError
 from data_pipeline.files import read_npy_header
-from data_pipeline.sources.base import SourceSplit
+from data_pipeline.sources.base import SourceSplit, describe_file
 from data_pipeline.sources.table import TABLE_ARRAYS, table_split
 
 _BLOCK_BYTES = 4 << 20
@@ -101,14 +100,7 @@ def npz_splits(source: Path) -> dict[str, SourceSplit]:
 
 def _npz_split(path: Path) -> SourceSplit:
     members, others = read_members(path)
-    with open(path, 'rb') as file:
-        digest = hashlib.file_digest(file, 'sha256').hexdigest()
-    description = {
-        'path': str(path.resolve()),
-        'bytes': path.stat().st_size,
-        'sha256': digest,
-    }
-    return table_split(str(path), description, members, others)
+    return table_split(str(path), describe_file(path), members, others)
 
 
 @contextmanager

@@ -296,7 +296,8 @@ def _as_rows(
         rows['masks'] = ((discounts != 0) & goes_on).astype(np.float32)
         rows['rewards'] = rewards
         tally['rewarded'] += bool(rewards.any())
-    rows['terminals'] = np.arange(len(rows['observations'])) == len(rows['observations']) - 1
+    terminals = np.arange(len(rows['observations'])) == len(rows['observations']) - 1
+    rows = {'terminals': terminals, **rows}
     if rows['actions'].ndim == 2:
         rows['actions'] = settle_last_actions(rows['actions'], rows['terminals'])
     return rows

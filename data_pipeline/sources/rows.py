@@ -30,29 +30,27 @@ class Rows:
     skipped: int
 
 
-def lay_out(ends: np.ndarray, kept: np.ndarray, following: np.ndarray) -> Rows:
+def lay_out(ends: np.ndarray, kept: np.ndarray, offset: int = 0) -> Rows:
     """The rows of a store.
 
     Args:
         ends: (n,) bool: the last row of each trajectory of the source; the last of all is one.
         kept: (n,) bool: which of the ends are transitions.
-        following: (n,) the row of the source that the row appended after an end is made of.
+        offset: 0 or 1: what is appended after row i is made of row i + offset of the source.
     """
-    appends = ends & kept
-    counts = 1 + appends
-    source = np.repeat(np.arange(len(ends)), counts)
+    after = np.flatnonzero(ends & kept)  # Appended rows come behind these.
+    source = np.insert(np.arange(len(ends)), after + 1, after + offset)
     is_appended = np.zeros(len(source), bool)
-    is_appended[np.cumsum(counts)[appends] - 1] = True
+    is_appended[after + 1 + np.arange(len(after))] = True
     terminals = is_appended | (ends & ~kept)[source]
-    source[is_appended] = following[appends]
     lengths = np.diff(np.flatnonzero(terminals), prepend=-1)
-    has_transition = np.repeat(lengths > 1, lengths)
-    return Rows(
-        source[has_transition],
-        terminals[has_transition],
-        is_appended[has_transition],
-        int(np.count_nonzero(lengths == 1)),
-    )
+    skipped = int(np.count_nonzero(lengths == 1))
+    if skipped:
+        has_transition = np.repeat(lengths > 1, lengths)
+        source, terminals, is_appended = (
+            array[has_transition] for array in (source, terminals, is_appended)
+        )
+    return Rows(source, terminals, is_appended, skipped)
 
 
 def select_rows(blocks: Iterable[np.ndarray], rows: np.ndarray) -> Iterator[np.ndarray]:

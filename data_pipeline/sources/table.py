@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.sources.arrays import TIMEOUT_ARRAYS, fit_arrays
+from data_pipeline.sources.arrays import TIMEOUT_ARRAYS, Fitted, fit_arrays
 from data_pipeline.sources.base import (
     INFO_ARRAYS,
     LABEL_ARRAYS,
@@ -104,30 +104,36 @@ def lay_out_table(origin: str, flags: Flags) -> Layout:
             'are 0 where no value lies beyond a transition, else 1'
         )
 
-    done = ends & (masks == 0) if masks is not None else np.zeros_like(ends)
-    if flags.jumps is not None:
-        # A following observation that is the next row's is that of another trajectory; what
-        # follows the very last row is taken for what it is elsewhere.
-        is_own = np.append(flags.jumps[:-1], flags.jumps[:-1][ends[:-1]].all())
-        kept = ends & (is_own | done)
-    elif flags.timeouts is not None:
-        kept = done & ~flags.timeouts if flags.masks is None else done
-    else:
-        kept = done if labels and np.any(labels['rewards'][done] != 0) else np.zeros_like(ends)
+    kept = _kept_ends(flags, ends, masks)
     if flags.timeouts is not None:
         notes.append(
             f'trajectories end at terminals ({np.count_nonzero(flags.terminals):,} rows) and at '
             f'timeouts ({np.count_nonzero(flags.timeouts):,})'
         )
     if kept.any():
-        after = 'the observation stored after it' if flags.jumps is not None else 'its own again'
+        own = 'its own observation again'
+        after = 'the observation stored after it' if flags.jumps is not None else own
         notes.append(
             f'the last row of {np.count_nonzero(kept):,} trajectories is a transition too, with '
-            f'its reward; it gets {after} as its next observation'
+            f'its reward; it gets {after} as its next one'
         )
     if labels:
         notes += _lost_rewards(origin, labels['rewards'], ends & ~kept)
-    return Layout(lay_out(ends, kept, np.arange(len(ends))), labels, tuple(notes))
+    return Layout(lay_out(ends, kept), labels, tuple(notes))
+
+
+def _kept_ends(flags: Flags, ends: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
+    """(n,) bool: which of the last rows of trajectories are transitions."""
+    done = ends & (masks == 0) if masks is not None else np.zeros_like(ends)
+    if flags.jumps is not None:
+        # A following observation that is the next row's is that of another trajectory; what
+        # follows the very last row is taken for what it is elsewhere.
+        is_own = np.append(flags.jumps[:-1], flags.jumps[:-1][ends[:-1]].all())
+        return ends & (is_own | done)
+    if flags.timeouts is not None:
+        return done & ~flags.timeouts if flags.masks is None else done
+    has_rewards = flags.rewards is not None and np.any(flags.rewards[done] != 0)
+    return done if has_rewards else np.zeros_like(ends)
 
 
 def _lost_rewards(origin: str, rewards: np.ndarray, lost: np.ndarray) -> list[str]:
@@ -196,18 +202,15 @@ def table_split(
     )
     small = ('terminals', *TIMEOUT_ARRAYS, *LABEL_ARRAYS)
     flags = {
-        name: fitted[name].convert(np.concatenate(list(table[name].blocks())))
+        name: _read_flags(origin, name, table[name], fitted[name])
         for name in small
         if name in table
     }
-    for name in ('terminals', *TIMEOUT_ARRAYS):
-        if name in flags and not np.isin(flags[name], (0, 1)).all():  # Which bool would hide.
-            raise DataError(f'{origin}: {name} holds values other than 0 and 1')
-    timeouts = [flags[name].astype(bool) for name in TIMEOUT_ARRAYS if name in flags]
+    timeouts = [flags[name] for name in TIMEOUT_ARRAYS if name in flags]
     layout = find_layout(
         origin,
         Flags(
-            terminals=flags['terminals'].astype(bool),
+            terminals=flags['terminals'],
             timeouts=np.logical_or.reduce(timeouts) if timeouts else None,
             jumps=find_jumps(seen.blocks(), following.blocks()) if following else None,
             rewards=flags.get('rewards'),
@@ -262,13 +265,31 @@ def table_split(
     )
 
 
+def _read_flags(origin: str, name: str, column: Column, fitted: Fitted) -> np.ndarray:
+    """A column of one number a row, (n,), in the store's type."""
+    array = np.empty(column.shape[0], fitted.spec.dtype)
+    first = 0
+    for block in column.blocks():
+        numbers = fitted.convert(block)
+        if array.dtype == bool and not ((numbers == 0) | (numbers == 1)).all():
+            raise DataError(f'{origin}: {name} holds values other than 0 and 1')
+        with np.errstate(over='ignore'):  # What is too large becomes infinite, and is refused.
+            array[first : first + len(block)] = numbers
+        first += len(block)
+    return array
+
+
 def settle_last_actions(actions: np.ndarray, terminals: np.ndarray) -> np.ndarray:
     """Actions (n, a) with 0 for those of last rows that are not within [-1, 1].
 
     An environment was not given them, and they may hold anything; what may stand is kept.
     """
-    unfit = terminals & ~(np.abs(actions) <= 1).all(axis=1)
-    return np.where(unfit[:, None], 0, actions) if unfit.any() else actions
+    ends = np.flatnonzero(terminals)
+    unfit = ends[~(np.abs(actions[ends]) <= 1).all(axis=1)]
+    if len(unfit):
+        actions = actions.copy()
+        actions[unfit] = 0
+    return actions
 
 
 def _labels(name: str, array: np.ndarray, rows: Rows) -> np.ndarray:

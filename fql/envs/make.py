@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_pipeline.action_range import ActionRange
 from data_pipeline.environment import choose_opengl, construct, is_opengl_fault
 from fql.errors import FQLError, first_line
 
@@ -28,12 +29,15 @@ class EnvSpec:
             ('success_timing', 'post').
         frame_stack: how many observations, oldest to newest, make one observation of the policy.
         max_episode_steps: replaces the registered time limit.
+        action_range: what the policy's actions, [-1, 1], stand for; the environment's own bounds
+            where they are narrower.
     """
 
     env_id: str
     kwargs: tuple[tuple[str, Any], ...] = ()
     frame_stack: int = 1
     max_episode_steps: int | None = None
+    action_range: ActionRange | None = None
 
 
 def make_env(spec: EnvSpec) -> 'gymnasium.Env':
@@ -44,7 +48,7 @@ def make_env(spec: EnvSpec) -> 'gymnasium.Env':
 
     Raises:
         FQLError: the id is unknown, rendering is impossible, the constructor fails, or the spaces
-            are not images or vectors and actions in [-1, 1].
+            are not images or vectors and actions in [-1, 1], or of the size of `action_range`.
     """
     choose_opengl()
     try:
@@ -57,6 +61,8 @@ def make_env(spec: EnvSpec) -> 'gymnasium.Env':
         env.observation_space = env.observation_space
     except Exception as error:
         raise FQLError(_construction_fault(spec, error)) from error
+    if spec.action_range is not None:
+        env = _scale_actions(spec.env_id, env, spec.action_range)
     _check_spaces(spec, env)
     return _stack_frames(env, spec.frame_stack)
 
@@ -80,6 +86,20 @@ def _stack_frames(env: 'gymnasium.Env', frame_stack: int) -> 'gymnasium.Env':
     )
 
 
+def _scale_actions(env_id: str, env: 'gymnasium.Env', scale: ActionRange) -> 'gymnasium.Env':
+    from gymnasium.spaces import Box
+    from gymnasium.wrappers import TransformAction
+
+    space, shape = env.action_space, (len(scale.low),)
+    if not isinstance(space, Box) or space.shape != shape:
+        raise FQLError(f'{env_id}: actions are {space}, those of the data have shape {shape}')
+    return TransformAction(
+        env,
+        lambda action: np.clip(scale.from_unit(action), space.low, space.high).astype(space.dtype),
+        Box(-1, 1, shape, np.float32),
+    )
+
+
 def _check_spaces(spec: EnvSpec, env: 'gymnasium.Env') -> None:
     from gymnasium.spaces import Box
 
@@ -98,7 +118,7 @@ def _check_spaces(spec: EnvSpec, env: 'gymnasium.Env') -> None:
     ):
         raise FQLError(
             f'{spec.env_id}: actions must be vectors in [-1, 1], not {actions}; '
-            "gymnasium's RescaleAction makes them so"
+            "gymnasium's RescaleAction makes them so, fql prepare --normalize-actions the data's"
         )
 
 

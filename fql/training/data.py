@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from data_pipeline.action_range import ActionRange, action_range_from_json
 from data_pipeline.errors import DataError
 from data_pipeline.loader import LoaderConfig, make_batches
 from data_pipeline.sources.base import LABEL_ARRAYS
@@ -27,6 +28,7 @@ class LabelledSplit:
     Attributes:
         split: frames and actions.
         rewards, masks: (n,) float32, one for each row of the split.
+        action_range: what the actions were in the source, where they have been scaled.
         has_latents: observations are latents of the stacks that end in their rows, in place of
             frames (`fql.training.latent_cache`).
     """
@@ -34,6 +36,7 @@ class LabelledSplit:
     split: Split
     rewards: np.ndarray
     masks: np.ndarray
+    action_range: ActionRange | None = None
     has_latents: bool = False
 
 
@@ -57,8 +60,9 @@ def load_training_data(config: TrainConfig) -> dict[str, LabelledSplit]:
     store = open_dataset(dataset, config.data_dir)
     if config.task == OWN_TASK:
         return {name: own_labels(store, split) for name, split in store.splits.items()}
+    scaled = scaled_from(store)
     return {
-        name: LabelledSplit(split, *task_labels(store, name, task.label_env_id, {}))
+        name: LabelledSplit(split, *task_labels(store, name, task.label_env_id, {}), scaled)
         for name, split in store.splits.items()
     }
 
@@ -90,7 +94,19 @@ def own_labels(store: FrameStore, split: Split) -> LabelledSplit:
             'file with rewards and masks, or from an RLDS dataset with --reward-key'
         )
     rewards, masks = (np.array(split.labels[name]) for name in LABEL_ARRAYS)
-    return LabelledSplit(split, rewards, masks)
+    return LabelledSplit(split, rewards, masks, scaled_from(store))
+
+
+def scaled_from(store: FrameStore) -> ActionRange | None:
+    """The range that a store's actions were scaled from, if they were.
+
+    Raises:
+        DataError: the manifest is damaged.
+    """
+    try:
+        return action_range_from_json(store.manifest.sources['train'].get('action_range'))
+    except ValueError as error:
+        raise DataError(f'{store.path}: damaged manifest: action_range: {error}') from error
 
 
 def training_batches(
@@ -131,4 +147,5 @@ def run_spec(data: LabelledSplit, config: TrainConfig) -> RunSpec:
         observation_shape=(*leading, last * config.frame_stack),
         observation_dtype=str(data.split.observations.dtype),
         action_dim=data.split.actions.shape[1],
+        action_range=data.action_range,
     )

@@ -52,6 +52,7 @@ def start_workers(
         kwargs=kwargs,
         frame_stack=config.frame_stack,
         max_episode_steps=config.max_episode_steps or None,
+        action_range=spec.action_range,
     )
     asked = num_workers or min(available_processors(), MAX_WORKERS)
     workers = EnvWorkers(env_spec, min(asked, episodes), config.env_step_seconds, while_waiting)

@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from data_pipeline.action_range import ActionRange, action_range_from_json
 from data_pipeline.files import write_json
 from fql.agents.configs import Spec
 from fql.errors import FQLError
@@ -138,12 +139,14 @@ class RunSpec:
         observation_shape: of one stacked observation, (h, w, c) or (d,).
         observation_dtype: 'uint8' or 'float32'.
         action_dim: size of an action.
+        action_range: what the actions of the environment are, where it is not [-1, 1].
     """
 
     config: TrainConfig
     observation_shape: tuple[int, ...]
     observation_dtype: str
     action_dim: int
+    action_range: ActionRange | None = None
 
     @property
     def images(self) -> bool:
@@ -233,6 +236,7 @@ def write_spec(run: RunFolder, spec: RunSpec) -> None:
         'observation_shape': list(spec.observation_shape),
         'observation_dtype': spec.observation_dtype,
         'action_dim': spec.action_dim,
+        'action_range': dataclasses.asdict(spec.action_range) if spec.action_range else None,
         'versions': versions(),
     }
     write_json(run.spec, values)
@@ -271,9 +275,14 @@ def read_spec(run: RunFolder) -> RunSpec:
         FQLError: when the folder is no run, or its file cannot be understood.
     """
     values = read_json(run.spec, FORMAT_VERSION, RunSpec, 'is not a run folder')
+    try:
+        action_range = action_range_from_json(values['action_range'])
+    except ValueError as error:
+        raise FQLError(f'{run.spec}: action_range: {error}') from None
     return RunSpec(
         config=config_from_dict(values['config'], run.spec),
         observation_shape=tuple(values['observation_shape']),
         observation_dtype=values['observation_dtype'],
         action_dim=values['action_dim'],
+        action_range=action_range,
     )

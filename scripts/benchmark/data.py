@@ -90,7 +90,11 @@ def format_report(report: Report) -> str:
         label = f'  anonymous memory after {batches:,} batches'
         lines.append((label, f'{megabytes:+.0f} MB', ''))
     lines.append(('  of it since 1,000', f'{since:+.0f} MB', ''))
-    for name, label in (('prepare', 'prepare from .npz'), ('export', 'export to TFDS')):
+    for name, label in (
+        ('prepare', 'prepare from .npz'),
+        ('prepare_hdf5', 'prepare from HDF5'),
+        ('export', 'export to TFDS'),
+    ):
         result = report['sources'][name]
         peak = f'{result["peak_anonymous_growth_mb"]:+.0f} MB'
         lines.append((label, f'{result["frames_per_second"]:,} frames/s', ''))

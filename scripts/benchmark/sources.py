@@ -10,9 +10,10 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import h5py
 import numpy as np
 
-from data_pipeline.sources.ogbench import npz_splits
+from data_pipeline.sources.files import file_splits
 from data_pipeline.store.frame_store import FrameStore, Split, open_store
 from data_pipeline.store.writer import write_store
 from fql.training.host_memory import keep_freed_memory, watched_memory
@@ -22,16 +23,24 @@ RUNS = 3
 
 
 def measure_sources(split: Split, folder: Path) -> dict[str, dict[str, float]]:
-    """Writes a split as an `.npz` file and measures its way to a store and on to TFDS.
+    """Writes a split as files and measures the way from each to a store and on to TFDS.
 
     Returns:
-        For `prepare` and `export`, frames per second and the peak growth of anonymous memory (MB).
+        For `prepare` from `.npz`, `prepare_hdf5` (arrays that are not compressed) and `export`,
+        frames per second and the peak growth of anonymous memory (MB).
     """
-    source, store = folder / 'source.npz', folder / 'prepare-0'
+    source, rows, store = folder / 'source.npz', folder / 'source.hdf5', folder / 'prepare-0'
     np.savez_compressed(source, allow_pickle=False, **split.arrays)
+    with h5py.File(rows, 'w') as file:
+        for name, array in split.arrays.items():
+            file[name] = array
     spawn = multiprocessing.get_context('spawn')
     results = {}
-    for name, work, origin in (('prepare', prepare, source), ('export', export, store)):
+    for name, work, origin in (
+        ('prepare', prepare, source),
+        ('prepare_hdf5', prepare, rows),
+        ('export', export, store),
+    ):
         runs = []
         for run in range(RUNS):
             with ProcessPoolExecutor(1, spawn, initializer=keep_freed_memory) as executor:
@@ -42,8 +51,8 @@ def measure_sources(split: Split, folder: Path) -> dict[str, dict[str, float]]:
 
 
 def prepare(source: Path, target: Path) -> FrameStore:
-    """Makes a store of an `.npz` file."""
-    return write_store(target, 'benchmark', npz_splits(source))
+    """Makes a store of a file."""
+    return write_store(target, 'benchmark', file_splits(source, 'benchmark'))
 
 
 def export(source: Path, target: Path) -> FrameStore:

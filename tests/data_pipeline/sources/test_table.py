@@ -62,8 +62,8 @@ def transitions(split: Split) -> list[tuple[Any, ...]]:
 
 def test_timeouts_beside_terminals(tmp_path, frames):
     terminals = np.zeros(16)
-    terminals[[4, 5, 15]] = 1  # Row 9 is where a time limit ended the third trajectory.
-    timeouts = np.arange(16) == 9
+    terminals[[4, 5, 9, 15]] = 1
+    timeouts = np.arange(16) == 9  # D4RL takes such a row for no transition, whatever else it is.
     rewards = np.arange(16) / 2
     for name, scalar in (('timeouts', False), ('truncations', True)):
         arrays = {**frames, 'terminals': terminals, name: timeouts, 'rewards': rewards}
@@ -79,7 +79,7 @@ def test_timeouts_beside_terminals(tmp_path, frames):
             expected.append((i, frames['actions'][i].tolist(), i / 2, mask, following))
         assert transitions(split) == expected
         assert len(split.lengths) == 4
-        assert any('terminals (3 rows) and at timeouts (1)' in note for note in notes)
+        assert any('terminals (4 rows) and at timeouts (1)' in note for note in notes)
         assert any('the rewards of 1 last rows' in note for note in notes)
 
 

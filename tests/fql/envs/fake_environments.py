@@ -101,5 +101,23 @@ class WideActions(Counter):
     action_space = gymnasium.spaces.Box(-2, 2, (2,), np.float32)
 
 
+class AddedActions(Counter):
+    """Shows the sum of the actions that it was given."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = gymnasium.spaces.Box(np.float32([0, -4]), np.float32([20, 6]))
+
+    def reset(self, *, seed=None, options=None):
+        self.total = np.zeros(2)
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        self.total += action
+        return super().step(action)
+
+    def observation(self):
+        return self.total.copy()
+
+
 for _env in (Counter, *Counter.__subclasses__()):
     gymnasium.register(f'{_env.__name__}-v0', f'{__name__}:{_env.__name__}')

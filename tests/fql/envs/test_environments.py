@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline.action_range import ActionRange
 from fql.envs.make import EnvSpec
 from fql.envs.workers import EnvWorkers
 from fql.errors import FQLError
@@ -41,6 +42,20 @@ def rollout(workers, worker, seed, steps=6):
         step = workers.step({worker: action})[worker]
         seen.append(step.observation)
     return np.stack(seen)
+
+
+def test_scaled_actions_reach_the_environment_in_its_own_units():
+    """`AddedActions` shows the sum of the actions that it was given."""
+    scale = ActionRange((0.0, -4.0), (10.0, 8.0))
+    with EnvWorkers(fake('AddedActions', action_range=scale), 1) as workers:
+        assert workers.action_dim == 2
+        workers.reset({0: 0})
+        for unit, total in (((-1, -1), (0, -4)), ((1, 0.5), (10, 1)), ((0, 3), (15, 7))):
+            # What lies beyond the environment's bounds, 6 for the second, is cut off there.
+            step = workers.step({0: np.array(unit, np.float32)})[0]
+            np.testing.assert_allclose(step.observation, total, atol=1e-5)
+    with pytest.raises(FQLError, match=r'those of the data have shape \(3,\)'):
+        EnvWorkers(fake('AddedActions', action_range=ActionRange((0.0,) * 3, (1.0,) * 3)), 1)
 
 
 @pytest.mark.parametrize('spec', [fake('Counter'), EnvSpec(STATES), EnvSpec(VISUAL)])

@@ -20,7 +20,7 @@ REPORT = {
     },
     'sources': {
         name: {'frames': 10, 'frames_per_second': rate, 'peak_anonymous_growth_mb': 40.0}
-        for name, rate in (('prepare', 21_000), ('export', 5_400))
+        for name, rate in (('prepare', 21_000), ('prepare_hdf5', 17_000), ('export', 5_400))
     },
     'training_waits_for_data_share': 0.003,
 }
@@ -42,6 +42,8 @@ def test_the_table_has_what_was_measured_and_the_reference_beside_it():
         'anonymous memory after 10,000 batches +121 MB',
         'of it since 1,000 +1 MB',
         'prepare from .npz 21,000 frames/s',
+        'peak of anonymous memory +40 MB',
+        'prepare from HDF5 17,000 frames/s',
         'peak of anonymous memory +40 MB',
         'export to TFDS 5,400 frames/s',
         'peak of anonymous memory +40 MB',

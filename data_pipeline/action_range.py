@@ -1,0 +1,41 @@
+"""Actions of a range of their own: [-1, 1] in stores and policies, the user's units outside."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.schema import from_json
+
+
+@dataclass(frozen=True)
+class ActionRange:
+    """The smallest and the largest value of each dimension, which -1 and 1 stand for."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        pairs = zip(self.low, self.high, strict=True)
+        if not all(np.isfinite(pair).all() and pair[0] <= pair[1] for pair in pairs):
+            raise ValueError(f'no range of actions: {self.low} to {self.high}')
+
+    def to_unit(self, actions: np.ndarray) -> np.ndarray:
+        """Actions (..., a) of the user, scaled; 0 where a dimension has one value only."""
+        low, high = np.array(self.low), np.array(self.high)
+        span = np.where(high > low, high - low, 1)
+        return np.where(high > low, (actions - low) / span * 2 - 1, 0)
+
+    def from_unit(self, actions: np.ndarray) -> np.ndarray:
+        """The inverse of `to_unit`; actions beyond [-1, 1] are clipped."""
+        low, high = np.array(self.low), np.array(self.high)
+        return low + (np.clip(actions, -1, 1) + 1) / 2 * (high - low)
+
+
+def action_range_from_json(values: Any) -> ActionRange | None:
+    """The range that a manifest or a run has stored, if any.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    return None if values is None else from_json(ActionRange, values)

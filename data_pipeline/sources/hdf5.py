@@ -1,0 +1,163 @@
+"""HDF5 files of rows in D4RL's layout, and the reading of HDF5 files at all.
+
+A D4RL file holds `observations`, `actions`, `rewards`, `terminals`, `timeouts`, `infos/*` and
+`metadata/*`, a row a step; see `d4rl_layout`. Without `timeouts` and `rewards`, or with `masks`,
+the arrays mean what they mean in an `.npz` file (`table.py`).
+Source: https://github.com/Farama-Foundation/D4RL
+"""
+
+import functools
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from data_pipeline.errors import DataError
+from data_pipeline.sources.base import SourceSplit, describe_file
+from data_pipeline.sources.rows import lay_out
+from data_pipeline.sources.table import (
+    FOLLOWING,
+    TABLE_ARRAYS,
+    Flags,
+    Layout,
+    lay_out_table,
+    table_split,
+)
+
+_BLOCK_BYTES = 4 << 20
+_CACHE_BYTES = 64 << 20  # so that no chunk up to this size is decompressed twice
+_D4RL_NAME = re.compile(r'(antmaze|pen|door|hammer|relocate)-')
+
+
+@dataclass(frozen=True)
+class HdfColumn:
+    """One dataset of an HDF5 file, as its header describes it."""
+
+    path: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def row(self) -> tuple[tuple[int, ...], np.dtype]:
+        """Shape and type of a row."""
+        return self.shape[1:], self.dtype
+
+    def read(self, first: int = 0) -> np.ndarray:
+        """The rows from `first` on, of which -1 is the last, at once.
+
+        Raises:
+            DataError: the data are damaged.
+        """
+        with open_hdf5(self.path) as file:
+            return file[self.key][first % self.shape[0] :]
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The rows in order, in blocks of about 4 MiB.
+
+        Raises:
+            DataError: the data are damaged.
+        """
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        rows = max(1, _BLOCK_BYTES // max(1, row_bytes))
+        with open_hdf5(self.path) as file:
+            dataset = file[self.key]
+            for start in range(0, self.shape[0], rows):
+                yield dataset[start : start + rows]
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """An open file; what h5py raises over it in the meantime becomes a DataError."""
+    try:
+        with h5py.File(path, 'r', rdcc_nbytes=_CACHE_BYTES) as file:
+            yield file
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        reason = str(error).strip().partition('\n')[0]
+        raise DataError(f'{path}: cannot be read as HDF5: {reason}') from error
+
+
+def list_columns(file: h5py.File | h5py.Group) -> dict[str, HdfColumn]:
+    """All datasets of a file, or below a group of it, by their path from there."""
+    columns = {}
+
+    def add(name: str, item: h5py.Dataset | h5py.Group) -> None:
+        if isinstance(item, h5py.Dataset):
+            columns[name] = HdfColumn(Path(file.file.filename), item.name, item.shape, item.dtype)
+
+    file.visititems(add)
+    return columns
+
+
+def d4rl_splits(source: Path, dataset: str) -> dict[str, SourceSplit]:
+    """The `train` split of an HDF5 file of rows, and `val` where a `-val.hdf5` lies beside it.
+
+    Args:
+        source: the file.
+        dataset: the dataset's name: of antmaze, terminals are no ends of trajectories.
+
+    Raises:
+        DataError: the file cannot be read; see also `table_split`.
+    """
+    files = {'train': source, 'val': source.with_name(f'{source.stem}-val{source.suffix}')}
+    return {
+        split: _d4rl_split(file, dataset)
+        for split, file in files.items()
+        if split == 'train' or file.exists()
+    }
+
+
+def d4rl_layout(origin: str, flags: Flags, ends_at_terminals: bool) -> Layout:
+    """The rows and labels of a store by D4RL's rule.
+
+    Row i is a transition iff i < n - 1 and not timeouts[i]; it ends in its stored following
+    observation, without one in row i + 1, also where that is another trajectory's and the mask
+    keeps it from being used. Masks are 1 - terminals. Trajectories end at timeouts, where a stored
+    following observation is not the next row's, and with `ends_at_terminals` at terminals.
+    """
+    assert flags.timeouts is not None
+    if flags.rewards is None:
+        raise DataError(f'{origin}: lacks rewards')
+    is_transition = ~flags.timeouts
+    is_transition[-1] = False
+    ends = ~is_transition
+    if flags.jumps is not None:
+        ends |= flags.jumps
+    if ends_at_terminals:
+        ends |= flags.terminals
+    labels = {'rewards': flags.rewards, 'masks': 1 - flags.terminals.astype(np.float32)}
+    note = (
+        f'by the rule of D4RL, {np.count_nonzero(is_transition):,} of {len(ends):,} rows are '
+        'transitions: all but timeouts and the last; masks are 1 - terminals'
+    )
+    rows = lay_out(ends, is_transition, offset=0 if flags.jumps is not None else 1)
+    return Layout(rows, labels, (note,))
+
+
+def _d4rl_split(path: Path, dataset: str) -> SourceSplit:
+    with open_hdf5(path) as file:
+        columns = list_columns(file)
+    names = {name: name for name in TABLE_ARRAYS} | {'infos/qpos': 'qpos', 'infos/qvel': 'qvel'}
+    table = {name: columns[key] for key, name in names.items() if key in columns}
+    if 'observations' not in table:
+        held = ', '.join(sorted(columns)[:10]) or 'nothing'
+        raise DataError(
+            f'{path}: holds neither observations, as D4RL has them, nor data/demo_0, as robomimic '
+            f'has them; it holds {held}'
+        )
+    is_d4rl = _D4RL_NAME.match(dataset) is not None
+    if is_d4rl and not {'timeouts', FOLLOWING} & table.keys():
+        raise DataError(f'{path}: lacks timeouts, without which D4RL says of no row where it ends')
+    layout: Callable[[str, Flags], Layout] = lay_out_table
+    if 'timeouts' in table and 'masks' not in table and (is_d4rl or 'rewards' in table):
+        ends_at_terminals = not dataset.startswith('antmaze-')
+        layout = functools.partial(d4rl_layout, ends_at_terminals=ends_at_terminals)
+    others = {
+        'metadata' if key.startswith('metadata/') else key for key in columns.keys() - names.keys()
+    }
+    return table_split(str(path), describe_file(path), table, others, layout)

@@ -1,0 +1,231 @@
+"""HDF5 files in robomimic's layout: `data/demo_i` with obs/*, next_obs/*, actions, rewards, dones.
+
+Every row of a demonstration is a transition. The last one ends in the last row of `next_obs`; where
+that is not stored, in its own observation again if `dones` is set there, which keeps it from being
+used, and else it leads nowhere. Source: https://robomimic.github.io/docs/datasets/overview.html
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from data_pipeline.errors import DataError
+from data_pipeline.sources.arrays import Fitted, fit_arrays
+from data_pipeline.sources.base import ArraySpec, Note, SourceSplit, describe_file
+from data_pipeline.sources.hdf5 import HdfColumn, list_columns, open_hdf5
+from data_pipeline.sources.table import settle_last_actions
+
+_FILTERS = {'train': 'mask/train', 'val': 'mask/valid'}
+_USED = {'actions', 'rewards', 'dones'}
+
+
+@dataclass(frozen=True, eq=False)
+class Demo:
+    """One demonstration of T rows.
+
+    observations, actions: its columns
+    following: the observations that follow, if stored
+    labels: rewards and masks (T,), or none
+    """
+
+    observations: HdfColumn
+    actions: HdfColumn
+    following: HdfColumn | None
+    labels: Mapping[str, np.ndarray]
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return self.actions.shape[0]
+
+    @property
+    def ends_task(self) -> bool:
+        """Whether no value lies beyond the last row."""
+        return bool(self.labels) and bool(self.labels['masks'][-1] == 0)
+
+    @property
+    def appends(self) -> bool:
+        """Whether the last row is a transition, so that an observation is put after it."""
+        return self.following is not None or self.ends_task
+
+    @property
+    def rows(self) -> int:
+        """Number of rows in the store."""
+        return self.steps + self.appends
+
+
+def robomimic_splits(source: Path, observation_key: str) -> dict[str, SourceSplit]:
+    """The split `train`, and `val` where the file's filter keys `train` and `valid` name one.
+
+    Args:
+        source: the file.
+        observation_key: which of `obs/*` to take; '' where there is one.
+
+    Raises:
+        DataError: the file cannot be read, or an array is missing or of an unfit type or shape.
+    """
+    with open_hdf5(source) as file:
+        groups = [name for name, item in file['data'].items() if isinstance(item, h5py.Group)]
+        names = {'train': sorted(groups, key=_number)}
+        if all(isinstance(file.get(key), h5py.Dataset) for key in _FILTERS.values()):
+            chosen = {split: list(file[key].asstr()[()]) for split, key in _FILTERS.items()}
+            names = {split: sorted(names, key=_number) for split, names in chosen.items() if names}
+        held = {name: list_columns(file['data'][name]) for name in groups}
+    if not names.get('train'):
+        raise DataError(f'{source}: data holds no demonstration for training')
+    unknown = sorted({name for demos in names.values() for name in demos} - held.keys())
+    if unknown:
+        raise DataError(f'{source}: mask names {unknown[0]}, which data lacks')
+    key = _observation_key(source, held[names['train'][0]], observation_key)
+    description = {**describe_file(source), 'keys': {'observation': key}}
+    # What is taken of a file belongs to its identity.
+    digest = hashlib.sha256(f'{description["sha256"]} {key}'.encode()).hexdigest()
+    return {
+        split: _split(
+            f'{source}, split {split}',
+            {**description, 'sha256': digest},
+            {name: _demo(f'{source}: data/{name}', held[name], key) for name in demos},
+            sorted(held[demos[0]].keys() - _USED - {f'obs/{key}', f'next_obs/{key}'}),
+        )
+        for split, demos in names.items()
+    }
+
+
+def _number(name: str) -> tuple[int, str]:
+    digits = re.search(r'(\d+)$', name)
+    return (int(digits[1]) if digits else -1, name)
+
+
+def _observation_key(source: Path, columns: Mapping[str, HdfColumn], asked: str) -> str:
+    keys = sorted(name.removeprefix('obs/') for name in columns if name.startswith('obs/'))
+    asked = asked.removeprefix('obs/')
+    if asked in keys:
+        return asked
+    if len(keys) == 1 and not asked:
+        return keys[0]
+    held = ', '.join(keys) or 'none at all'
+    wanted = f'no observation {asked!r}' if asked else 'not one observation'
+    raise DataError(f'{source}: {wanted}; name one with --observation-key, of {held}')
+
+
+def _demo(origin: str, columns: Mapping[str, HdfColumn], key: str) -> Demo:
+    for name in (f'obs/{key}', 'actions'):
+        if name not in columns:
+            raise DataError(f'{origin} lacks {name}')
+    used = (f'obs/{key}', f'next_obs/{key}', *sorted(_USED))
+    lengths = {n: (*columns[n].shape, 0)[0] for n in used if n in columns}
+    if len(set(lengths.values())) != 1:
+        raise DataError(f'{origin}: arrays differ in length: {lengths}')
+    labels = {}
+    if lengths['actions'] and {'rewards', 'dones'} <= columns.keys():
+        stored = {name: columns[name] for name in ('rewards', 'dones')}
+        fitted = fit_arrays(
+            origin,
+            {'rewards': stored['rewards'].row, 'terminals': stored['dones'].row},
+        )
+        dones = fitted['terminals'].convert(stored['dones'].read())
+        if not np.isin(dones, (0, 1)).all():
+            raise DataError(f'{origin}: dones holds values other than 0 and 1')
+        labels = {'rewards': fitted['rewards'].convert(stored['rewards'].read())}
+        labels['masks'] = 1 - dones.astype(np.float32)
+    return Demo(columns[f'obs/{key}'], columns['actions'], columns.get(f'next_obs/{key}'), labels)
+
+
+def _split(
+    origin: str, description: dict[str, Any], demos: Mapping[str, Demo], others: Sequence[str]
+) -> SourceSplit:
+    used = {name: demo for name, demo in demos.items() if demo.steps and demo.rows > 1}
+    if not used:
+        raise DataError(f'{origin}: no demonstration has two observations, which make a transition')
+    first = next(iter(used.values()))
+    for name, demo in used.items():
+        _check_alike(f'{origin}, {name}', demo, first)
+    fitted = fit_arrays(
+        origin, {'observations': first.observations.row, 'actions': first.actions.row}
+    )
+    notes = [*_account(origin, list(used.values()), len(demos) - len(used))]
+    notes += [fit.note for fit in fitted.values() if fit.note]
+    if others:
+        notes.append(f'ignored: {", ".join(others)}')
+
+    def read(note: Note) -> Iterator[tuple[str, np.ndarray]]:
+        for line in notes:
+            note(line)
+        for demo in used.values():
+            yield from _blocks(demo, fitted)
+
+    return SourceSplit(
+        origin=origin,
+        description=description,
+        arrays={
+            'terminals': ArraySpec((), np.dtype(bool)),
+            **{name: ArraySpec((), np.dtype(np.float32)) for name in first.labels},
+            **{name: fit.spec for name, fit in fitted.items()},
+        },
+        rows=sum(demo.rows for demo in used.values()),
+        read=read,
+    )
+
+
+def _check_alike(origin: str, demo: Demo, first: Demo) -> None:
+    pairs = [(demo.observations, first.observations), (demo.actions, first.actions)]
+    pairs += [(demo.following, first.observations)] if demo.following else []
+    for column, wanted in pairs:
+        if column.row != wanted.row:
+            raise DataError(f'{origin}: {column.key} has rows of {column.row}, not {wanted.row}')
+    if demo.labels.keys() != first.labels.keys():
+        raise DataError(f'{origin}: rewards and dones are in some demonstrations only')
+
+
+def _account(origin: str, demos: Sequence[Demo], skipped: int) -> Iterator[str]:
+    """What was decided of the last rows, in words.
+
+    Raises:
+        DataError: the only rewards are in rows that lead nowhere.
+    """
+    if not demos[0].labels:
+        yield 'no rewards and dones in every demonstration, and so no task of its own'
+    lost = [d for d in demos if d.labels and not d.appends and d.labels['rewards'][-1] != 0]
+    rewards = [d.labels['rewards'][: None if d.appends else -1] for d in demos if d.labels]
+    if lost and not np.concatenate(rewards).any():
+        raise DataError(
+            f'{origin}: the only rewards are in the last rows of demonstrations, whose actions '
+            'lead nowhere; store next_obs, or set dones where the task ends'
+        )
+    if repeated := sum(demo.following is None and demo.ends_task for demo in demos):
+        yield (
+            f'the last row of {repeated:,} demonstrations is done: it gets its own observation '
+            'again as its next one'
+        )
+    if lost:
+        yield (
+            f'the rewards of {len(lost):,} last rows are not used, as no observation follows them'
+        )
+    if skipped:
+        yield f'demonstrations without a transition, which were skipped: {skipped:,}'
+
+
+def _blocks(demo: Demo, fitted: Mapping[str, Fitted]) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of one demonstration, with the appended row."""
+    terminals = np.arange(demo.rows) == demo.rows - 1
+    yield 'terminals', terminals
+    extra = 1 if demo.appends else 0
+    for name, array in demo.labels.items():
+        # What stands after the end is never used.
+        yield name, np.pad(array, (0, extra), constant_values=float(name == 'masks'))
+    actions = fitted['actions'].convert(demo.actions.read())
+    actions = np.pad(actions, ((0, extra), (0, 0)))
+    yield 'actions', settle_last_actions(actions, terminals)
+    convert = fitted['observations'].convert
+    for block in demo.observations.blocks():
+        yield 'observations', convert(block)
+    if demo.following is not None:
+        yield 'observations', convert(demo.following.read(-1))
+    elif demo.appends:
+        yield 'observations', convert(demo.observations.read(-1))

@@ -1,0 +1,118 @@
+"""Actions of other ranges than [-1, 1], scaled on the way to the store and back."""
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from data_pipeline.action_range import ActionRange, action_range_from_json
+from data_pipeline.errors import DataError
+from data_pipeline.sources.files import file_splits
+from data_pipeline.sources.normalization import normalize_actions
+from data_pipeline.store.frame_store import FrameStore
+from data_pipeline.store.writer import write_store
+
+LOW, HIGH = np.array([-3, 10, 0.25, -2e-3]), np.array([5, 20, 0.5, 4e-3])
+
+
+@pytest.fixture
+def arrays(make_arrays) -> dict[str, np.ndarray]:
+    arrays = make_arrays((4, 30, 6))
+    arrays['actions'] = np.random.default_rng(0).uniform(LOW, HIGH, (40, 4))
+    arrays['actions'][7], arrays['actions'][12] = LOW, HIGH
+    return arrays
+
+
+def prepared(tmp_path: Path, arrays: dict[str, np.ndarray], val=None) -> FrameStore:
+    np.savez(tmp_path / 'd.npz', **arrays)
+    if val is not None:
+        np.savez(tmp_path / 'd-val.npz', **val)
+    splits = normalize_actions(file_splits(tmp_path / 'd.npz', 'd'))
+    return write_store(tmp_path / 'store', 'd', splits)
+
+
+def range_of(store: FrameStore) -> ActionRange:
+    found = action_range_from_json(store.manifest.sources['train']['action_range'])
+    assert found is not None
+    return found
+
+
+def test_there_and_back(tmp_path, arrays):
+    store = prepared(tmp_path, arrays)
+    stored, starts = store.splits['train'].actions, store.splits['train'].valid_rows
+    expected = (arrays['actions'] - LOW) / (HIGH - LOW) * 2 - 1
+    np.testing.assert_allclose(stored[starts], expected[starts], rtol=0, atol=1e-6)
+    assert stored[7].tolist() == [-1] * 4
+    assert stored[12].tolist() == [1] * 4
+    scale = range_of(store)
+    assert scale == ActionRange(tuple(LOW.tolist()), tuple(HIGH.tolist()))
+    back = scale.from_unit(stored[starts])
+    assert np.all(np.abs(back - arrays['actions'][starts]) <= 1e-6 * (HIGH - LOW))
+    assert 'from [-3, 5], [10, 20]' in store.manifest.sources['train']['notes'][0]
+
+
+def test_actions_that_lead_nowhere_do_not_count(tmp_path, arrays):
+    arrays['actions'][[3, 33, 39]] = [[np.nan] * 4, [1e9] * 4, [0] * 4]
+    store = prepared(tmp_path, arrays)
+    assert range_of(store).high == tuple(HIGH.tolist())
+    assert np.abs(store.splits['train'].actions).max() <= 1
+
+
+def test_all_splits_have_one_range(tmp_path, arrays, make_arrays):
+    val = make_arrays((5,))
+    val['actions'] = np.full((5, 4), 15.0)
+    store = prepared(tmp_path, arrays, val)
+    assert range_of(store).high == (15, 20, 15, 15)
+    assert store.splits['val'].actions[0].tolist() == [1, 0, 1, 1]
+    assert store.manifest.sources['val']['action_range']['low'] == LOW.tolist()
+
+
+def test_a_dimension_of_one_value(tmp_path, arrays):
+    arrays['actions'][:, 2] = 7
+    store = prepared(tmp_path, arrays)
+    assert not store.splits['train'].actions[:, 2].any()
+    assert range_of(store).from_unit(np.array([0.3, 0, 0.9, 0]))[2] == 7
+
+
+def test_what_is_not_finite_is_refused(tmp_path, arrays):
+    arrays['actions'][9, 1] = np.inf
+    with pytest.raises(DataError, match='not finite, first in row 9'):
+        prepared(tmp_path, arrays)
+
+
+def test_demonstrations(tmp_path):
+    """Whose actions come behind the frames of the demonstrations before."""
+    rng = np.random.default_rng(0)
+    actions = [rng.uniform(LOW, HIGH, (steps, 4)) for steps in (3, 5, 4)]
+    with h5py.File(tmp_path / 'demos.hdf5', 'w') as file:
+        for i, array in enumerate(actions):
+            file[f'data/demo_{i}/actions'] = array
+            file[f'data/demo_{i}/obs/state'] = rng.normal(size=(len(array), 2))
+            file[f'data/demo_{i}/next_obs/state'] = rng.normal(size=(len(array), 2))
+    splits = normalize_actions(file_splits(tmp_path / 'demos.hdf5', 'd'))
+    store = write_store(tmp_path / 'store', 'd', splits)
+    flat = np.concatenate(actions)
+    assert range_of(store).low == tuple(flat.min(axis=0).tolist())
+    split = store.splits['train']
+    back = range_of(store).from_unit(split.actions[split.valid_rows])
+    np.testing.assert_allclose(back, flat, rtol=0, atol=1e-5)
+
+
+def test_the_range_goes_with_the_run(fql, assert_one_line, tmp_path, arrays):
+    labels = {'rewards': np.arange(40.0), 'masks': np.ones(40)}
+    np.savez(tmp_path / 'd.npz', **arrays, **labels)
+    data = ('--data-dir', tmp_path / 'data')
+    command = ('prepare', '--source', tmp_path / 'd.npz', *data)
+    assert_one_line(fql(*command), 'outside [-1, 1]', '--normalize-actions')
+    done = fql(*command, '--normalize-actions')
+    assert done.returncode == 0, done.stderr
+    small = ('--batch-size', 4, '--frame-stack', 1, '--hidden-dims', 8, '--flow-steps', 2)
+    run = ('--run-dir', tmp_path / 'run', '--steps', 1, '--encoder', 'impala_debug')
+    done = fql('train', '--task', 'own', '--dataset', 'd', *data, *run, *small)
+    assert done.returncode == 0, done.stderr
+    stored = json.loads((tmp_path / 'run' / 'config.json').read_text())
+    assert stored['action_range'] == {'low': LOW.tolist(), 'high': HIGH.tolist()}
+    done = fql('train', '--resume', tmp_path / 'run', '--steps', 2)
+    assert done.returncode == 0, done.stderr

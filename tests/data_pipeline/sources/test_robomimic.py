@@ -1,0 +1,184 @@
+"""HDF5 files in robomimic's layout, compared with transitions listed one by one."""
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from data_pipeline.errors import DataError
+from data_pipeline.sources.files import file_splits
+from data_pipeline.store.writer import write_store
+
+Demos = dict[str, dict[str, np.ndarray]]
+NAMES = ('demo_0', 'demo_1', 'demo_2', 'demo_10')
+
+
+def make_demos(lengths: tuple[int, ...] = (4, 1, 3, 6), following: bool = False) -> Demos:
+    """Sparse rewards: the last step of each demonstration reaches the goal and is done."""
+    rng = np.random.default_rng(0)
+    demos = {}
+    for name, steps in zip(NAMES, lengths, strict=True):
+        seen = {
+            'agentview_image': rng.integers(1, 256, (steps + 1, 12, 10, 3), np.uint8),
+            'robot0_eef_pos': rng.normal(size=(steps + 1, 3)),
+        }
+        is_last = np.arange(steps) == steps - 1
+        demos[name] = {
+            **{f'obs/{key}': array[:-1] for key, array in seen.items()},
+            **({f'next_obs/{key}': array[1:] for key, array in seen.items()} if following else {}),
+            'actions': rng.uniform(-1, 1, (steps, 2)),
+            'rewards': is_last.astype(np.float64),
+            'dones': is_last.astype(np.int64),
+            'states': rng.normal(size=(steps, 7)),
+        }
+    return demos
+
+
+def write_demos(path: Path, demos: Demos, **filters: list[str]) -> Path:
+    with h5py.File(path, 'w') as file:
+        data = file.create_group('data')
+        for name in reversed(demos):
+            for key, array in demos[name].items():
+                data.create_dataset(f'{name}/{key}', data=array)
+        for name, members in filters.items():
+            file.create_dataset(f'mask/{name}', data=np.array(members, dtype='S8'))
+    return path
+
+
+def prepared(tmp_path: Path, demos: Demos, key: str = '', **filters: list[str]) -> Any:
+    source = write_demos(tmp_path / 'demos.hdf5', demos, **filters)
+    return write_store(tmp_path / 'store', 'd', file_splits(source, 'd', key), overwrite=True)
+
+
+@pytest.mark.parametrize('following', [True, False])
+@pytest.mark.parametrize('key', ['agentview_image', 'robot0_eef_pos'])
+def test_every_row_is_a_transition(tmp_path, key, following):
+    demos = make_demos(following=following)
+    store = prepared(tmp_path, demos, key)
+    split = store.splits['train']
+    starts = split.valid_rows
+    expected: dict[str, list] = {'seen': [], 'after': [], 'actions': [], 'rewards': [], 'dones': []}
+    for demo in demos.values():
+        steps = len(demo['actions'])
+        seen = demo[f'obs/{key}']
+        for t in range(steps):
+            # The observation after the last step, if not stored, is not used: the step is done.
+            after = demo[f'next_obs/{key}'][t] if following else seen[min(t + 1, steps - 1)]
+            expected['seen'].append(seen[t])
+            expected['after'].append(after)
+            for name in ('actions', 'rewards', 'dones'):
+                expected[name].append(demo[name][t])
+    dtype = split.observations.dtype
+    np.testing.assert_array_equal(split.observations[starts], np.array(expected['seen'], dtype))
+    np.testing.assert_array_equal(
+        split.observations[starts + 1], np.array(expected['after'], dtype)
+    )
+    np.testing.assert_array_equal(split.actions[starts], np.float32(expected['actions']))
+    np.testing.assert_array_equal(split.labels['rewards'][starts], expected['rewards'])
+    np.testing.assert_array_equal(split.labels['masks'][starts], 1 - np.array(expected['dones']))
+    assert split.lengths.tolist() == [5, 2, 4, 7]
+    notes = ' '.join(store.manifest.sources['train']['notes'])
+    other = ({'agentview_image', 'robot0_eef_pos'} - {key}).pop()
+    assert f'obs/{other}, states' in notes
+    assert ('the last row of 4 demonstrations is done' in notes) == (not following)
+
+
+def test_rows_that_lead_nowhere(tmp_path):
+    """The first and the second were cut off, and what followed is not stored."""
+    demos = make_demos()
+    demos['demo_0']['dones'][:] = demos['demo_1']['dones'][:] = 0
+    store = prepared(tmp_path, demos, 'robot0_eef_pos')
+    assert store.splits['train'].lengths.tolist() == [4, 4, 7]
+    split = store.splits['train']
+    assert split.labels['rewards'][split.valid_rows].sum() == 2
+    notes = ' '.join(store.manifest.sources['train']['notes'])
+    assert 'the rewards of 1 last rows are not used' in notes
+    assert 'demonstrations without a transition, which were skipped: 1' in notes
+    for demo in demos.values():
+        demo['dones'][:] = 0
+    with pytest.raises(DataError, match=r'the only rewards are in the last rows .* next_obs'):
+        prepared(tmp_path, demos, 'robot0_eef_pos')
+
+
+def test_filter_keys_are_the_splits(tmp_path):
+    filters = {'train': ['demo_10', 'demo_2'], 'valid': ['demo_0']}
+    store = prepared(tmp_path, make_demos(), 'robot0_eef_pos', **filters)
+    lengths = {name: split.lengths.tolist() for name, split in store.splits.items()}
+    assert lengths == {'train': [4, 7], 'val': [5]}
+    with pytest.raises(DataError, match='mask names demo_9, which data lacks'):
+        prepared(tmp_path, make_demos(), 'robot0_eef_pos', train=['demo_9'], valid=['demo_0'])
+
+
+def test_without_rewards(tmp_path):
+    demos = make_demos(following=True)
+    for demo in demos.values():
+        del demo['rewards']
+    store = prepared(tmp_path, demos, 'robot0_eef_pos')
+    assert store.splits['train'].labels == {}
+    assert 'no task of its own' in store.manifest.sources['train']['notes'][0]
+
+
+def test_another_observation_is_another_source(tmp_path):
+    source = write_demos(tmp_path / 'demos.hdf5', make_demos())
+    write_store(tmp_path / 's', 'd', file_splits(source, 'd', 'agentview_image'))
+    write_store(tmp_path / 's', 'd', file_splits(source, 'd', 'agentview_image'))
+    with pytest.raises(DataError, match='pass --overwrite'):
+        write_store(tmp_path / 's', 'd', file_splits(source, 'd', 'robot0_eef_pos'))
+
+
+def spoiled(key: str, change: Any, demo: str = 'demo_2') -> Any:
+    def spoil(demos: Demos) -> None:
+        demos[demo][key] = change(demos[demo][key])
+
+    return spoil
+
+
+def drop(key: str) -> Any:
+    return lambda demos: demos['demo_2'].pop(key)
+
+
+STATE = 'obs/robot0_eef_pos'
+FAULTS = {
+    'no actions': (drop('actions'), r'data/demo_2 lacks actions'),
+    'no observation': (drop(STATE), r'data/demo_2 lacks obs/robot0_eef_pos'),
+    'rewards of some': (drop('rewards'), r'demo_2: rewards and dones are in some'),
+    'short actions': (spoiled('actions', lambda x: x[:-1]), r'data/demo_2: arrays differ in len'),
+    'NaN': (spoiled(STATE, lambda x: x * np.nan), 'observations holds values that are not finite'),
+    'large': (spoiled('actions', lambda x: x + 3), r'actions reach 3\.\d+ in row \d'),
+    'wide': (spoiled(STATE, lambda x: np.hstack([x, x])), r'demo_2: .*eef_pos has rows of \(\(6,'),
+    'dones': (spoiled('dones', lambda x: x * 2), 'dones holds values other than 0 and 1'),
+    'text': (spoiled('rewards', lambda x: x.astype('S3')), 'rewards is .* must be a number'),
+}
+
+
+@pytest.mark.parametrize('name', FAULTS)
+def test_wrong_files_are_refused(tmp_path, name):
+    spoil, message = FAULTS[name]
+    demos = make_demos()
+    spoil(demos)
+    with pytest.raises(DataError, match=message) as caught:
+        prepared(tmp_path, demos, 'robot0_eef_pos')
+    assert str(tmp_path / 'demos.hdf5') in str(caught.value)
+    assert not (tmp_path / 'store').exists()
+
+
+def test_the_observation_must_be_named(tmp_path, fql, assert_one_line):
+    source = write_demos(tmp_path / 'demos.hdf5', make_demos())
+    data = ('--data-dir', tmp_path / 'data')
+    held = 'agentview_image, robot0_eef_pos'
+    assert_one_line(fql('prepare', '--source', source, *data), '--observation-key', held)
+    key = ('--observation-key', 'wrist')
+    assert_one_line(fql('prepare', '--source', source, *key, *data), "no observation 'wrist'", held)
+    done = fql('prepare', '--source', source, '--observation-key', 'agentview_image', *data)
+    assert done.returncode == 0, done.stderr
+    assert 'demos: ' in done.stdout
+    assert 'observations 12x10x3 uint8' in done.stdout
+
+
+def test_no_demonstrations(tmp_path):
+    with h5py.File(tmp_path / 'd.hdf5', 'w') as file:
+        file.create_group('data')
+    with pytest.raises(DataError, match='holds no demonstration'):
+        file_splits(tmp_path / 'd.hdf5', 'd')
