@@ -55,6 +55,8 @@ def make_env(spec: EnvSpec) -> 'gymnasium.Env':
         # OGBench's manipulation environments render a frame whenever their observation space is
         # read, which the frame stack does in every step; so the space is read once, here.
         env.observation_space = env.observation_space
+    except FQLError:
+        raise
     except Exception as error:
         raise FQLError(_construction_fault(spec, error)) from error
     _check_spaces(spec, env)

@@ -42,13 +42,16 @@ def start_workers(
     """
     if config.task == OWN_TASK:
         raise FQLError('the task is of the data themselves: it has no environment to evaluate in')
-    kwargs: tuple[tuple[str, str | int], ...] = (('success_timing', config.success_timing),)
-    if spec.images:
-        # The data may have been collected at another size than the environment's own.
-        height, width, _ = spec.observation_shape
-        kwargs += (('height', height), ('width', width))
+    task = find_task(config.task)
+    kwargs: tuple[tuple[str, str | int], ...] = ()
+    if task.is_ogbench:
+        kwargs += (('success_timing', config.success_timing),)
+        if spec.images:
+            # The data may have been collected at another size than the environment's own.
+            height, width, _ = spec.observation_shape
+            kwargs += (('height', height), ('width', width))
     env_spec = EnvSpec(
-        env_id=find_task(config.task).env_id,
+        env_id=task.env_id,
         kwargs=kwargs,
         frame_stack=config.frame_stack,
         max_episode_steps=config.max_episode_steps or None,
