@@ -196,14 +196,19 @@ def has_preset(agent: str, task: Task) -> bool:
     return (task.name == QUICKSTART_TASK and agent == 'fql') or (agent, task.dataset) in PRESETS
 
 
-def default_config(task: Task, agent: str = 'fql') -> TrainConfig:
-    """The published settings for a task, or the agent's defaults where there are none."""
+def default_config(task: Task, agent: str = 'fql', env: str = '') -> TrainConfig:
+    """The published settings for a task, or the agent's defaults where there are none.
+
+    Args:
+        env: that `OWN_TASK` is evaluated in; without, there are no evaluations.
+    """
     if task.name == QUICKSTART_TASK:
         return quickstart_config(agent)
     preset = PRESETS.get((agent, task.dataset))
     config = dataclasses.replace(AGENT_CONFIGS[agent](), **(preset.settings if preset else {}))
     if task.name == OWN_TASK:
-        return TrainConfig(task=task.name, eval_interval=0, agent=config)
+        config_of_own = TrainConfig(task=task.name, env=env, agent=config)
+        return config_of_own if env else dataclasses.replace(config_of_own, eval_interval=0)
     return TrainConfig(
         task=task.name,
         dataset=task.dataset,

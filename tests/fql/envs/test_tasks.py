@@ -22,6 +22,40 @@ import fql.envs.d4rl_adroit
 import fql.envs.d4rl_antmaze
 print(json.dumps([sorted(ogbenchs), sorted(gymnasium.registry)]))
 """
+FAMILIES = [
+    'pointmaze-teleport-navigate-singletask-task2-v0',
+    'antmaze-giant-navigate-singletask-v0',
+    'humanoidmaze-large-navigate-singletask-task1-v0',
+    'antsoccer-arena-navigate-singletask-v0',
+    'cube-octuple-play-singletask-task5-v0',
+    'scene-noisy-singletask-task1-v0',
+    'puzzle-4x6-play-singletask-task3-v0',
+]
+STEP_AND_LABEL = """
+import json
+import sys
+import numpy as np
+from data_pipeline.store.labels import relabel
+from fql.envs.make import EnvSpec, make_env
+from fql.envs.tasks import find_task
+for name in sys.argv[1:]:
+    task = find_task(name)
+    env = make_env(EnvSpec(task.env_id, (('success_timing', 'post'),)))
+    env.reset(seed=0)
+    rows = {'qpos': [], 'qvel': [], 'button_states': []}
+    rewards = []
+    for _ in range(3):
+        _, reward, _, _, info = env.step(env.action_space.sample())
+        assert info['success'] == 0
+        rewards.append(reward)
+        for key in rows:
+            rows[key].append(info.get(key, 0))
+    if 'button_states' not in info:
+        del rows['button_states']
+    arrays = {key: np.array(values) for key, values in rows.items()}
+    labels, masks = relabel(name, env.action_space.shape[0], arrays, task.label_env_id, {})
+    print(json.dumps([name, rewards, labels.tolist(), masks.tolist()]))
+"""
 # Of the OGBench that this repository pins.
 OGBENCH_IDS = 246
 PAPER_STATES = {
@@ -77,6 +111,21 @@ def test_every_single_task_environment_of_ogbench_has_a_task_for_each_type_of_da
             name = env_id.replace('-singletask', f'-{data}-singletask')
             assert name in names
             assert find_task(name).env_id == f'ogbench:{env_id}'
+
+
+def test_an_environment_of_each_family_steps_and_labels_its_states_alike(monkeypatch):
+    monkeypatch.setenv('MUJOCO_GL', 'disable')
+    output = subprocess.run(
+        [sys.executable, '-c', STEP_AND_LABEL, *FAMILIES],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    seen = [json.loads(line) for line in output.splitlines()]
+    assert [name for name, *_ in seen] == FAMILIES
+    for name, rewards, labels, masks in seen:
+        assert rewards == labels, name
+        assert masks == [1, 1, 1]
 
 
 def test_names_are_taken_apart():
