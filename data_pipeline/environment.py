@@ -4,6 +4,7 @@ MuJoCo, gymnasium and OGBench are imported inside: for processes that never impo
 crashes beside Mesa's software OpenGL.
 """
 
+import importlib
 import os
 import re
 import sys
@@ -38,14 +39,18 @@ def render_in_one_thread() -> None:
 def construct(env_id: str, **kwargs: Any) -> Any:
     """`gymnasium.make` of an id of OGBench, or of 'module:id', which importing `module` registers.
 
+    The module is looked for where Python looks, then in the current folder.
+
     Raises whatever the import or the constructor does.
     """
     # OGBench's manipulation environments make their action space anew at each use, with float64.
     warnings.filterwarnings('ignore', message='.*precision lowered by casting')
     import gymnasium
 
-    if ':' not in env_id:
-        import ogbench  # noqa: F401  (registers its environments)
+    module = env_id.rpartition(':')[0] or 'ogbench'
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # Last, so that no file there hides an installed module.
+    importlib.import_module(module)
 
     # The checker warns about OGBench's float64 observations and unset render modes.
     return gymnasium.make(env_id, disable_env_checker=True, **kwargs)

@@ -2,12 +2,15 @@
 
 import dataclasses
 
+from fql.envs.tasks import find_task
 from fql.reports.tables import tell
 from fql.reports.video import save_gif
+from fql.training.comparability import comparability
+from fql.training.config import check_environment
 from fql.training.evaluation import Policy, random_policy
 from fql.training.learning import agent_of
 from fql.training.policy import make_act, make_policy, restore_params, with_candidates
-from fql.training.rollouts import evaluate_with_progress, start_workers
+from fql.training.rollouts import describe_result, evaluate_with_progress, start_workers
 from fql.training.run_folder import RunFolder, RunSpec, read_spec
 from fql.training.watch import watch
 from scripts.evaluate_args import Evaluate
@@ -19,13 +22,15 @@ GIF_FPS = 20
 def run(args: Evaluate) -> None:
     """Evaluates one checkpoint and prints, or watches a run (see `fql.training.watch`)."""
     if args.watch:
-        watch(RunFolder(args.run), args.episodes, args.workers)
+        watch(RunFolder(args.run), args.episodes, args.workers, args.env)
         return
     run_folder = RunFolder(args.run)
     spec = read_spec(run_folder)
     names = ('max_episode_steps', 'env_step_seconds', 'success_timing')
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    config = dataclasses.replace(spec.config, **given)
+    config = dataclasses.replace(spec.config, **given, env=args.env or spec.config.env)
+    check_environment(config)
+    task = find_task(config.task)
     seed = spec.config.eval_seed if args.seed is None else args.seed
     policies = make_policies(args, run_folder, spec, seed)
     with start_workers(spec, config, args.episodes, args.workers) as workers:
@@ -38,13 +43,14 @@ def run(args: Evaluate) -> None:
                 label='evaluate',
                 record_episodes=GIF_EPISODES if args.video else 0,
             )
+            judged = f', success judged {config.success_timing}-step' if task.is_ogbench else ''
             print(
-                f'{config.task}: {name}: '
-                f'success {result.success:.1%} over {args.episodes} episodes '
-                f'(seeds {seed} to {seed + args.episodes - 1}, success judged '
-                f'{config.success_timing}-step), mean return {result.returns.mean():.1f}, '
-                f'mean length {result.lengths.mean():.0f}'
+                f'{config.env or config.task}: {name}: {describe_result(task, result)} over '
+                f'{args.episodes} episodes (seeds {seed} to {seed + args.episodes - 1}{judged}), '
+                f'mean return {result.returns.mean():.1f}, mean length {result.lengths.mean():.0f}'
             )
+    if task.returns:
+        print(f'this score is {comparability(config)}')
     if args.video is not None:
         args.video.parent.mkdir(parents=True, exist_ok=True)
         save_gif(args.video, result.frames, GIF_FPS)

@@ -14,7 +14,7 @@ from scripts.shared_args import DataDir
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Roll out a trained policy and print its success rate.
+    """Roll out a trained policy and print its success, or its score.
 
     fql evaluate runs/cube --episodes 50 --video cube.gif
     fql evaluate runs/cube --candidates 1 4 16
@@ -35,6 +35,8 @@ class Evaluate:
     """Take the critics' best of so many actions of the policy; of each number in turn."""
     workers: int = 0
     """Processes that run environments (0: one for each processor, at most 16)."""
+    env: str = ''
+    """Of task own: the Gymnasium environment, MODULE:ID; default: the run's."""
     max_episode_steps: int | None = None
     """Longest episode (0: the environment's own limit); default: the run's."""
     env_step_seconds: float | None = None
@@ -57,7 +59,7 @@ class Evaluate:
         if self.watch and (self.policy or any(x is not None for x in others)):
             raise FQLError(
                 '--watch evaluates every checkpoint as the trainer would: '
-                'beside it only --episodes and --workers'
+                'beside it only --episodes, --workers and --env'
             )
         if self.policy == 'random' and (self.step is not None or self.candidates):
             raise FQLError('--policy random is of no checkpoint: leave out --step and --candidates')

@@ -41,10 +41,12 @@ from scripts.pretrain_args import Pretrain
 from scripts.probe_args import Probe
 from scripts.quickstart_args import Quickstart
 from scripts.shared_args import check_values
+from scripts.tasks_args import Tasks
 from scripts.train_args import Train
 
 COMMANDS: dict[str, tuple[Any, str]] = {
     'quickstart': (Quickstart, 'scripts.quickstart'),
+    'tasks': (Tasks, 'scripts.tasks'),
     'collect': (Collect, 'scripts.collect'),
     'prepare': (Prepare, 'scripts.prepare'),
     'train': (Train, 'scripts.train'),

@@ -57,7 +57,7 @@ class Train:
         elif agent not in AGENT_CONFIGS:  # The parser says what it may be.
             config = TrainConfig(task=tyro.MISSING)
         elif task:
-            config = default_config(find_task(task), agent)
+            config = default_config(find_task(task), agent, value_of(words, '--env') or '')
         else:
             config = TrainConfig(task=tyro.MISSING, agent=AGENT_CONFIGS[agent]())
         return cls(config, agent=cast(AgentName, config.agent.name))

@@ -59,6 +59,8 @@ def make_env(spec: EnvSpec) -> 'gymnasium.Env':
         # OGBench's manipulation environments render a frame whenever their observation space is
         # read, which the frame stack does in every step; so the space is read once, here.
         env.observation_space = env.observation_space
+    except FQLError:
+        raise
     except Exception as error:
         raise FQLError(_construction_fault(spec, error)) from error
     if spec.action_range is not None:
@@ -127,11 +129,15 @@ def _construction_fault(spec: EnvSpec, error: Exception) -> str:
     from gymnasium.error import UnregisteredEnv
 
     reason = first_line(error)
-    if isinstance(error, UnregisteredEnv):
+    module = spec.env_id.rpartition(':')[0]
+    if isinstance(error, ModuleNotFoundError) and module.startswith(f'{error.name}'):
         return (
-            f'unknown environment {spec.env_id!r}: {reason} '
-            "(ids are OGBench's, such as visual-cube-single-singletask-task1-v0, or 'module:id')"
+            f'environment {spec.env_id!r}: there is no module {error.name!r}; it has to be '
+            f'installed, or to lie in the current folder, {os.getcwd()}'
         )
+    if isinstance(error, UnregisteredEnv):
+        ids = f'importing {module} registers no such id' if module else 'OGBench has no such id'
+        return f'unknown environment {spec.env_id!r}: {reason} ({ids})'
     if is_opengl_fault(error):
         backend = os.environ.get('MUJOCO_GL', 'unset')
         return (

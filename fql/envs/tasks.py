@@ -1,38 +1,43 @@
-"""The tasks by OGBench's names."""
+"""The tasks: OGBench's, D4RL's of the FQL paper, the quickstart's, and one of one's own data."""
 
 import difflib
+import functools
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from fql.errors import FQLError
 
 OWN_TASK = 'own'
-"""The task whose rewards and masks are part of the dataset; it has no environment."""
+"""The task whose rewards and masks are part of the dataset, of an environment of one's own."""
 
-DATASET_TYPES = {
-    'pointmaze-quickstart': ('navigate',),
-    'antmaze-medium': ('navigate', 'stitch', 'explore'),
-    'antmaze-large': ('navigate', 'stitch', 'explore'),
-    'antmaze-giant': ('navigate', 'stitch'),
-    'antmaze-teleport': ('navigate', 'stitch', 'explore'),
-    'humanoidmaze-medium': ('navigate', 'stitch'),
-    'humanoidmaze-large': ('navigate', 'stitch'),
-    'humanoidmaze-giant': ('navigate', 'stitch'),
-    'cube-single': ('play', 'noisy'),
-    'cube-double': ('play', 'noisy'),
-    'cube-triple': ('play', 'noisy'),
-    'cube-quadruple': ('play', 'noisy'),
-    'scene': ('play', 'noisy'),
-    'puzzle-3x3': ('play', 'noisy'),
-    'puzzle-4x4': ('play', 'noisy'),
-    'puzzle-4x5': ('play', 'noisy'),
-    'puzzle-4x6': ('play', 'noisy'),
-}
-"""Environments with visual and state-based single-task variants, and their datasets."""
+LOCOMOTION_TYPES = ('navigate', 'stitch', 'explore')
+MANIPULATION_TYPES = ('play', 'noisy')
+"""How OGBench's datasets were collected. Not every environment has an official one of each."""
 
-NUM_TASKS = 5
 QUICKSTART_ENV = 'pointmaze-quickstart'
 QUICKSTART_TASK = f'visual-{QUICKSTART_ENV}-navigate-singletask-v0'
 QUICKSTART_MODULE = 'fql.envs.pointmaze'
+
+ANTMAZE_MODULE, ADROIT_MODULE = 'fql.envs.d4rl_antmaze', 'fql.envs.d4rl_adroit'
+ANTMAZE_TASKS = tuple(
+    f'antmaze-{name}-v2'
+    for name in (
+        *('umaze', 'umaze-diverse', 'medium-play'),
+        *('medium-diverse', 'large-play', 'large-diverse'),
+    )
+)
+ADROIT_RETURNS = {
+    'pen': (96.262799, 3076.8331017826877),
+    'door': (-56.512833, 2880.5693087298737),
+    'hammer': (-274.856578, 12794.134825156867),
+    'relocate': (-6.425911, 4233.877797728884),
+}
+"""D4RL's returns of random actions and of an expert."""
+ADROIT_TASKS = tuple(
+    f'{name}-{data}-v1' for name in ADROIT_RETURNS for data in ('human', 'cloned', 'expert')
+)
 
 
 @dataclass(frozen=True)
@@ -40,31 +45,47 @@ class Task:
     """A single task on one dataset; of `OWN_TASK`, all but the name is empty.
 
     Attributes:
-        name: `[visual-]ENV-TYPE-singletask[-taskN]-v0`.
-        env: `[visual-]ENV`, for instance visual-cube-single.
-        dataset: `[visual-]ENV-TYPE-v0`; the tasks of an environment share it.
+        name: OGBench's, `[visual-]ENV-TYPE-singletask[-taskN]-v0`, or D4RL's.
+        dataset: `[visual-]ENV-TYPE-v0`, which the tasks of an environment share; D4RL's name.
         env_id: Gymnasium's id of the environment, with the module that registers it.
         label_env_id: the same for the state-based twin, which defines rewards and masks and
-            needs no OpenGL.
+            needs no OpenGL; empty where the dataset has them itself.
+        returns: the environment's returns that D4RL scores as 0 and as 100, if it does.
+        reward_offset: added to the rewards of the dataset and, online, of the environment.
     """
 
     name: str
-    env: str
-    dataset: str
-    env_id: str
-    label_env_id: str
+    dataset: str = ''
+    env_id: str = ''
+    label_env_id: str = ''
+    returns: tuple[float, float] | None = None
+    reward_offset: float = 0.0
+
+    @property
+    def has_images(self) -> bool:
+        """Whether observations are images; of `OWN_TASK` the data decide."""
+        return self.name.startswith('visual-')
+
+    @property
+    def is_ogbench(self) -> bool:
+        """Whether the environment takes OGBench's arguments, such as `success_timing`."""
+        return self.label_env_id != ''
+
+    def score(self, mean_return: float) -> float:
+        """D4RL's normalised score of a return of the environment.
+
+        Raises:
+            ValueError: the task has none.
+        """
+        if self.returns is None:
+            raise ValueError(f'{self.name} has no normalised score')
+        low, high = self.returns
+        return 100 * (mean_return - low) / (high - low)
 
 
 def task_names() -> list[str]:
-    """Every known task."""
-    names = []
-    for env, types in DATASET_TYPES.items():
-        suffixes = ['', *(f'-task{i + 1}' for i in range(NUM_TASKS))]
-        for prefix in ('visual-',) if env == QUICKSTART_ENV else ('visual-', ''):
-            for dataset_type in types:
-                for suffix in suffixes[:1] if env == QUICKSTART_ENV else suffixes:
-                    names.append(f'{prefix}{env}-{dataset_type}-singletask{suffix}-v0')
-    return names
+    """Every known task but `OWN_TASK`."""
+    return list(_known_tasks())
 
 
 def find_task(name: str) -> Task:
@@ -74,18 +95,61 @@ def find_task(name: str) -> Task:
         FQLError: when there is none, with the nearest names.
     """
     if name == OWN_TASK:
-        return Task(name, env='', dataset='', env_id='', label_env_id='')
-    names = task_names()
-    if name not in names:
-        nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
-        raise FQLError(f'unknown task {name!r}; the nearest are {", ".join(nearest)}')
-    env_and_type, suffix = name.split('-singletask')
-    env, _ = env_and_type.rsplit('-', 1)
-    module = QUICKSTART_MODULE if env.endswith(QUICKSTART_ENV) else 'ogbench'
-    return Task(
-        name=name,
-        env=env,
-        dataset=f'{env_and_type}-v0',
-        env_id=f'{module}:{env}-singletask{suffix}',
-        label_env_id=f'{module}:{env.removeprefix("visual-")}-singletask{suffix}',
+        return Task(name)
+    tasks = _known_tasks()
+    if name not in tasks:
+        nearest = difflib.get_close_matches(name, tasks, n=3, cutoff=0.0)
+        raise FQLError(
+            f'unknown task {name!r}; the nearest are {", ".join(nearest)} (fql tasks lists all)'
+        )
+    return tasks[name]
+
+
+@functools.cache
+def _known_tasks() -> Mapping[str, Task]:
+    tasks = (*_quickstart_tasks(), *_ogbench_tasks(), *_d4rl_tasks())
+    return MappingProxyType({task.name: task for task in tasks})
+
+
+def _quickstart_tasks() -> Iterator[Task]:
+    yield _ogbench_task(
+        QUICKSTART_MODULE, f'visual-{QUICKSTART_ENV}', 'navigate', suffix='', version='0'
     )
+
+
+def _ogbench_tasks() -> Iterator[Task]:
+    """The tasks of every single-task environment that the installed OGBench registers."""
+    import gymnasium
+    import ogbench  # noqa: F401  (registers its environments; imports no MuJoCo)
+
+    for env_id, spec in gymnasium.registry.items():
+        entry = str(spec.entry_point)
+        match = re.fullmatch(r'(.+)-singletask(-task\d+)?-v(\d+)', env_id)
+        if match is None or not entry.startswith('ogbench.'):
+            continue
+        types: tuple[str, ...] = (*LOCOMOTION_TYPES, *MANIPULATION_TYPES)
+        if entry.startswith('ogbench.locomaze.'):
+            types = LOCOMOTION_TYPES
+        elif entry.startswith('ogbench.manipspace.'):
+            types = MANIPULATION_TYPES
+        env, suffix, version = match.groups(default='')
+        for dataset_type in types:
+            yield _ogbench_task('ogbench', env, dataset_type, suffix, version)
+
+
+def _ogbench_task(module: str, env: str, dataset_type: str, suffix: str, version: str) -> Task:
+    return Task(
+        name=f'{env}-{dataset_type}-singletask{suffix}-v{version}',
+        dataset=f'{env}-{dataset_type}-v{version}',
+        env_id=f'{module}:{env}-singletask{suffix}-v{version}',
+        label_env_id=f'{module}:{env.removeprefix("visual-")}-singletask{suffix}-v{version}',
+    )
+
+
+def _d4rl_tasks() -> Iterator[Task]:
+    for name in ANTMAZE_TASKS:
+        env_id = f'{ANTMAZE_MODULE}:{name}'
+        yield Task(name, dataset=name, env_id=env_id, returns=(0.0, 1.0), reward_offset=-1.0)
+    for name in ADROIT_TASKS:
+        returns = ADROIT_RETURNS[name.split('-')[0]]
+        yield Task(name, dataset=name, env_id=f'{ADROIT_MODULE}:{name}', returns=returns)

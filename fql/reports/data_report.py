@@ -104,7 +104,8 @@ def known_tasks(store: FrameStore, split: Split) -> list[tuple[str, dict[str, An
     own: list[tuple[str, dict[str, Any]]] = []
     if 'qpos' in split.info:
         tasks = [find_task(name) for name in task_names()]
-        tasks = [task for task in tasks if task.dataset == store.manifest.dataset]
+        dataset = store.manifest.dataset
+        tasks = [task for task in tasks if task.is_ogbench and task.dataset == dataset]
         # Of OGBench's names, the one without a number means one of those that have it.
         numbered = [task for task in tasks if '-singletask-task' in task.name] or tasks
         own = [(task.label_env_id, {}) for task in numbered]

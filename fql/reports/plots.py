@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fql.reports.measures import SUCCESS, Measure, measure_of
 from fql.training.metrics_log import read_csv
 from fql.training.run_folder import RunFolder
 
@@ -21,20 +22,22 @@ LOSSES = (
 def plot_learning_curve(
     run: RunFolder, title: str, baselines: Mapping[str, float] | None = None
 ) -> None:
-    """Draws success, losses and Q values against updates into `run.learning_curve`.
+    """Draws results, losses and Q values against updates into `run.learning_curve`.
 
     Args:
         baselines: success of other policies, drawn as horizontal lines.
     """
     figure = Figure(figsize=(13, 3.8), layout='constrained')
-    success, losses, q_values = figure.subplots(1, 3)
+    results, losses, q_values = figure.subplots(1, 3)
     figure.suptitle(title)
 
     evaluations = read_csv(run.eval_csv)
-    _line(success, evaluations, 'evaluation/success', 'policy', marker='o')
+    measure = measure_of(evaluations)
+    _line(results, evaluations, measure.column, 'policy', marker='o')
     for i, (name, value) in enumerate((baselines or {}).items()):
-        success.axhline(value, linestyle='--', color=f'C{i + 1}', label=name)
-    success.set(title='success rate', ylim=(-0.03, 1.03))
+        results.axhline(value, linestyle='--', color=f'C{i + 1}', label=name)
+    results.set_title(measure.name)
+    _limit(results, measure)
 
     rows = read_csv(run.train_csv)
     for name in LOSSES:
@@ -44,7 +47,7 @@ def plot_learning_curve(
         _line(q_values, rows, name, name)
     q_values.set(title='Q values of the data')
 
-    for axes in (success, losses, q_values):
+    for axes in (results, losses, q_values):
         axes.set_xlabel('updates')
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
@@ -52,24 +55,34 @@ def plot_learning_curve(
     figure.savefig(run.learning_curve, dpi=110)
 
 
-def plot_successes(path: Path, curves: Mapping[str, tuple[Sequence[int], np.ndarray]]) -> None:
-    """Draws success against updates: the mean of each group of runs, and thin, the runs.
+def plot_results(
+    path: Path, measure: Measure, curves: Mapping[str, tuple[Sequence[int], np.ndarray]]
+) -> None:
+    """Draws results against updates: the mean of each group of runs, and thin, the runs.
 
     Args:
         path: the PNG to write.
-        curves: by the group's name, steps (n,) and success (runs, n).
+        measure: of the results.
+        curves: by the group's name, steps (n,) and results (runs, n).
     """
     figure = Figure(figsize=(10, 4.5), layout='constrained')
     axes = figure.subplots()
-    for i, (name, (steps, success)) in enumerate(curves.items()):
+    for i, (name, (steps, results)) in enumerate(curves.items()):
         color, style = f'C{i % 10}', '-' if i < 10 else '--'
-        axes.plot(steps, success.mean(axis=0), style, color=color, marker='o', lw=2.5, label=name)
-        axes.plot(steps, success.T, style, color=color, lw=0.8, alpha=0.35)
-    axes.set(xlabel='updates', ylabel='success rate', ylim=(-0.03, 1.03))
+        axes.plot(steps, results.mean(axis=0), style, color=color, marker='o', lw=2.5, label=name)
+        axes.plot(steps, results.T, style, color=color, lw=0.8, alpha=0.35)
+    axes.set(xlabel='updates', ylabel=measure.name)
+    _limit(axes, measure)
     axes.grid(alpha=0.3)
     figure.legend(fontsize=8, loc='outside right upper')
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
+
+
+def _limit(axes: Axes, measure: Measure) -> None:
+    """Shows all that success can be."""
+    if measure == SUCCESS:
+        axes.set_ylim(-0.03, 1.03)
 
 
 def _line(axes: Axes, rows: list[dict[str, str]], name: str, label: str, marker: str = '') -> None:

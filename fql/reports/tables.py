@@ -25,13 +25,15 @@ def check_new_picture(path: Path | None) -> None:
     check_new(path)
 
 
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need to be; the first one left-aligned."""
+def format_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], left_columns: int = 1
+) -> str:
+    """Columns as wide as they need to be; the first ones left-aligned."""
     lines = [header, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     return '\n'.join(
         '  '.join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
+            cell.ljust(width) if i < left_columns else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines

@@ -1,6 +1,7 @@
 """Every setting of a training run, as frozen dataclasses, and their JSON form."""
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -41,8 +42,12 @@ class TrainConfig:
     """A training run. With (seed, step) it determines every batch and every update."""
 
     task: str
-    """The task, by OGBench's name: visual-cube-single-play-singletask-task1-v0. Or `own`: that of
-    the rewards in --dataset itself, without evaluations."""
+    """The task, by OGBench's or D4RL's name (fql tasks lists them), such as
+    visual-cube-single-play-singletask-task1-v0. Or `own`: that of the rewards in --dataset itself,
+    evaluated in --env if there is one."""
+    env: str = ''
+    """Of task own: the Gymnasium environment to evaluate in, MODULE:ID; importing MODULE, from the
+    current folder or installed, registers ID."""
     dataset: str = ''
     """Name of the prepared dataset; by default the one the task's name implies."""
     data_dir: str = ''
@@ -199,6 +204,7 @@ FLAGS = {'lr_multiplier': 'encoder.lr-multiplier', 'unfreeze_step': 'encoder.unf
 def validate_config(config: TrainConfig) -> None:
     """Raises FQLError, naming the field, when a value makes no sense."""
     check_bounds(config)
+    check_environment(config)
     encoder = config.agent.encoder
     bc_flow_trains_encoder = getattr(config.agent, 'bc_flow_trains_encoder', True)
     checks = {
@@ -206,8 +212,8 @@ def validate_config(config: TrainConfig) -> None:
             config.eval_episodes >= 1 or config.eval_interval == 0
         ),
         'task own needs --dataset': config.task != OWN_TASK or config.dataset != '',
-        'task own has no environment: set eval-interval to 0': (
-            config.task != OWN_TASK or config.eval_interval == 0
+        'task own has no environment: name one with --env, or set eval-interval to 0': (
+            config.task != OWN_TASK or config.eval_interval == 0 or config.env != ''
         ),
         'encoder.from needs --encoder.mode finetune or frozen': (
             not encoder.source or encoder.mode != 'scratch'
@@ -229,6 +235,19 @@ def validate_config(config: TrainConfig) -> None:
         'critic-pessimism needs --q-agg mean': (
             getattr(config.agent, 'critic_pessimism', 0) == 0
             or getattr(config.agent, 'q_agg', 'mean') == 'mean'
+        ),
+    }
+    raise_unless(checks)
+
+
+def check_environment(config: TrainConfig) -> None:
+    """Raises FQLError if the environment that is named cannot be one of the task's."""
+    checks = {
+        'env is for --task own; other tasks have their environment': (
+            config.env == '' or config.task == OWN_TASK
+        ),
+        f'env must be MODULE:ID, not {config.env!r}': (
+            config.env == '' or re.fullmatch(r'[\w.]+:[\w./-]+', config.env) is not None
         ),
     }
     raise_unless(checks)

@@ -12,7 +12,7 @@ from data_pipeline.loader import LoaderConfig, make_batches
 from data_pipeline.sources.base import LABEL_ARRAYS
 from data_pipeline.store.frame_store import FrameStore, Split, open_store
 from data_pipeline.store.labels import task_labels
-from fql.envs.tasks import OWN_TASK, find_task
+from fql.envs.tasks import find_task
 from fql.learner import split_seed
 from fql.training.augmentation import augment_frames, check_augmentation
 from fql.training.config import TrainConfig
@@ -58,8 +58,11 @@ def load_training_data(config: TrainConfig) -> dict[str, LabelledSplit]:
     task = find_task(config.task)
     dataset = config.dataset or task.dataset
     store = open_dataset(dataset, config.data_dir)
-    if config.task == OWN_TASK:
-        return {name: own_labels(store, split) for name, split in store.splits.items()}
+    if not task.is_ogbench:
+        return {
+            name: own_labels(store, split, task.reward_offset)
+            for name, split in store.splits.items()
+        }
     scaled = scaled_from(store)
     return {
         name: LabelledSplit(split, *task_labels(store, name, task.label_env_id, {}), scaled)
@@ -82,8 +85,11 @@ def store_of(data: Mapping[str, LabelledSplit]) -> FrameStore:
     return open_store(data['train'].split.path.parent)
 
 
-def own_labels(store: FrameStore, split: Split) -> LabelledSplit:
+def own_labels(store: FrameStore, split: Split, reward_offset: float = 0.0) -> LabelledSplit:
     """A split with the rewards and masks that its source has.
+
+    Args:
+        reward_offset: added to the rewards.
 
     Raises:
         DataError: it has none.
@@ -94,7 +100,7 @@ def own_labels(store: FrameStore, split: Split) -> LabelledSplit:
             'file with rewards and masks, or from an RLDS dataset with --reward-key'
         )
     rewards, masks = (np.array(split.labels[name]) for name in LABEL_ARRAYS)
-    return LabelledSplit(split, rewards, masks, scaled_from(store))
+    return LabelledSplit(split, rewards + np.float32(reward_offset), masks, scaled_from(store))
 
 
 def scaled_from(store: FrameStore) -> ActionRange | None:

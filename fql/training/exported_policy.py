@@ -27,9 +27,9 @@ from encoders.leaves import tree_digest
 from fql.agents.base import Agent
 from fql.errors import FQLError
 from fql.learner import Params
+from fql.reports.measures import Measure, read_results
 from fql.training.learning import agent_of, make_learner
 from fql.training.policy import restore_params
-from fql.training.rollouts import recorded_successes
 from fql.training.run_folder import RunFolder, RunSpec, read_spec, write_spec
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -44,7 +44,8 @@ class Description:
         run: name of the run's folder.
         step: the update.
         policies: what the agent can act with.
-        success: of the run's evaluations up to this update, by their updates.
+        measure: what its evaluations gave: success, score or return.
+        results: of the evaluations up to this update, by their updates.
         data: sha256 of the observations, by split.
         digest: `tree_digest` of the parameters.
     """
@@ -52,7 +53,8 @@ class Description:
     run: str
     step: int
     policies: tuple[str, ...]
-    success: Mapping[str, float]
+    measure: str
+    results: Mapping[str, float]
     data: Mapping[str, str]
     digest: str
 
@@ -75,12 +77,13 @@ def export_policy(run: Path, step: int | None, out: Path) -> Description:
     params = jax.tree.map(np.asarray, params)
     # Where the data lay is of no use to others.
     config = dataclasses.replace(spec.config, data_dir='', wandb_project='')
-    successes = recorded_successes(folder.eval_csv) if folder.eval_csv.exists() else {}
+    measure, results = read_results(folder.eval_csv)
     description = Description(
         run=folder.path.absolute().name,
         step=step,
         policies=agent_of(spec).policies,
-        success={str(at): value for at, value in successes.items() if at <= step},
+        measure=measure.name,
+        results={str(at): value for at, value in results.items() if at <= step},
         data=_data_checksums(folder),
         digest=tree_digest(params),
     )
@@ -92,7 +95,7 @@ def export_policy(run: Path, step: int | None, out: Path) -> Description:
         for policy in agent_of(spec).policies:
             program = export_program(agent_of(spec), params, policy)
             (target / f'{policy}.stablehlo').write_bytes(program)
-        (target / 'README.md').write_text(model_card(spec, description), encoding='utf-8')
+        (target / 'README.md').write_text(model_card(spec, description, measure), encoding='utf-8')
     return description
 
 
@@ -161,11 +164,12 @@ def _data_checksums(folder: RunFolder) -> dict[str, str]:
     return {name: arrays['observations'] for name, arrays in splits.items()}
 
 
-def model_card(spec: RunSpec, description: Description) -> str:
+def model_card(spec: RunSpec, description: Description, measure: Measure) -> str:
     """What the policy is, for a reader who has the folder alone."""
     config = spec.config
-    successes = description.success
-    scores = ', '.join(f'{value:.1%} at {int(at):,}' for at, value in successes.items())
+    results = ', '.join(
+        f'{measure.text(value)} at {int(at):,}' for at, value in description.results.items()
+    )
     data = ', '.join(f'{name} {digest[:16]}' for name, digest in description.data.items())
     shape = 'x'.join(map(str, spec.observation_shape))
     return textwrap.dedent(f"""\
@@ -178,7 +182,7 @@ def model_card(spec: RunSpec, description: Description) -> str:
         | observations | {spec.observation_dtype}, {shape}, {config.frame_stack} frame(s) stacked |
         | actions | {spec.action_dim} numbers in [-1, 1] |
         | policies | {', '.join(description.policies)} |
-        | success in {config.eval_episodes} episodes | {scores or 'not evaluated'} |
+        | {description.measure} in {config.eval_episodes} episodes | {results or 'not evaluated'} |
         | data (sha256) | {data or 'unknown'} |
 
         ```python

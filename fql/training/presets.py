@@ -1,4 +1,4 @@
-"""Published hyperparameters, by agent and environment, and the settings that a run starts from.
+"""Published hyperparameters, by agent and dataset, and the settings that a run starts from.
 
 Sources: the README and the configuration defaults of the FQL repository at commit 719d044 (Park,
 Li, Levine 2025), those of the Q-chunking repository at 48283b4 (Li, Zhou, Levine 2025), and, where
@@ -6,6 +6,8 @@ said, the README of Value Flows. What none of them gives is not tuned.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fql.agents.configs import (
@@ -13,78 +15,205 @@ from fql.agents.configs import (
     AgentConfig,
     EncoderConfig,
 )
-from fql.envs.tasks import OWN_TASK, QUICKSTART_TASK, Task
+from fql.envs.tasks import ANTMAZE_TASKS, OWN_TASK, QUICKSTART_TASK, Task
 from fql.training.config import TrainConfig
 
-PRESETS: dict[tuple[str, str], dict[str, Any]] = {
-    ('fql', 'visual-cube-single'): {'alpha': 300.0},
-    ('fql', 'visual-cube-double'): {'alpha': 100.0},
-    ('fql', 'visual-scene'): {'alpha': 100.0},
-    ('fql', 'visual-puzzle-3x3'): {'alpha': 300.0},
-    ('fql', 'visual-puzzle-4x4'): {'alpha': 300.0},
-    ('fql', 'antmaze-large'): {'alpha': 10.0, 'q_agg': 'min'},
-    ('fql', 'antmaze-giant'): {'alpha': 10.0, 'q_agg': 'min', 'discount': 0.995},
-    ('fql', 'humanoidmaze-medium'): {'alpha': 30.0, 'discount': 0.995},
-    ('fql', 'humanoidmaze-large'): {'alpha': 30.0, 'discount': 0.995},
-    ('fql', 'antsoccer-arena'): {'alpha': 10.0, 'discount': 0.995},
-    ('fql', 'cube-single'): {'alpha': 300.0},
-    ('fql', 'cube-double'): {'alpha': 300.0},
-    ('fql', 'scene'): {'alpha': 300.0},
-    ('fql', 'puzzle-3x3'): {'alpha': 1000.0},
-    ('fql', 'puzzle-4x4'): {'alpha': 1000.0},
-    ('iql', 'humanoidmaze-medium'): {'alpha': 10.0, 'discount': 0.995},
-    ('iql', 'visual-cube-single'): {'alpha': 1.0},
-    # Value Flows' README.
-    ('iql', 'visual-cube-double'): {'alpha': 0.3, 'discount': 0.995},
-    ('iql', 'visual-scene'): {'alpha': 10.0},
-    ('iql', 'visual-puzzle-3x3'): {'alpha': 10.0},
-    ('rebrac', 'humanoidmaze-medium'): {
-        'alpha_actor': 0.01,
-        'alpha_critic': 0.01,
-        'discount': 0.995,
-    },
-    ('rebrac', 'visual-cube-single'): {'alpha_actor': 1.0, 'alpha_critic': 0.0},
-    # Value Flows' README.
-    ('rebrac', 'visual-cube-double'): {
-        'alpha_actor': 0.1,
-        'alpha_critic': 0.0,
-        'discount': 0.995,
-    },
-    ('rebrac', 'visual-scene'): {'alpha_actor': 0.3, 'alpha_critic': 0.01},
-    ('rebrac', 'visual-puzzle-3x3'): {'alpha_actor': 0.1, 'alpha_critic': 0.003},
-    ('ifql', 'humanoidmaze-medium'): {'discount': 0.995, 'num_samples': 32},
-    ('ifql', 'visual-cube-single'): {'num_samples': 32},
-    ('ifql', 'visual-cube-double'): {'num_samples': 32, 'discount': 0.995},
-    ('sac', 'humanoidmaze-medium'): {'discount': 0.995},
-    ('qc_fql', 'cube-triple'): {'alpha': 100.0},
-    ('qc', 'cube-triple'): {'num_samples': 32},
+FQL = 'FQL README (719d044)'
+QC = 'Q-chunking README (48283b4)'
+VALUE_FLOWS = 'Value Flows README (817b01a)'
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Published hyperparameters of an agent on a dataset.
+
+    Attributes:
+        settings: what differs from the agent's defaults.
+        source: where they were published.
+    """
+
+    settings: Mapping[str, Any]
+    source: str
+
+
+def _published(
+    source: str, agent: str, by_dataset: Mapping[str, Mapping[str, Any]]
+) -> dict[tuple[str, str], Preset]:
+    return {(agent, dataset): Preset(settings, source) for dataset, settings in by_dataset.items()}
+
+
+_FQL_OGBENCH: dict[str, dict[str, Any]] = {
+    'visual-cube-single-play-v0': {'alpha': 300.0},
+    'visual-cube-double-play-v0': {'alpha': 100.0},
+    'visual-scene-play-v0': {'alpha': 100.0},
+    'visual-puzzle-3x3-play-v0': {'alpha': 300.0},
+    'visual-puzzle-4x4-play-v0': {'alpha': 300.0},
+    'antmaze-large-navigate-v0': {'alpha': 10.0, 'q_agg': 'min'},
+    'antmaze-giant-navigate-v0': {'alpha': 10.0, 'q_agg': 'min', 'discount': 0.995},
+    'humanoidmaze-medium-navigate-v0': {'alpha': 30.0, 'discount': 0.995},
+    'humanoidmaze-large-navigate-v0': {'alpha': 30.0, 'discount': 0.995},
+    'antsoccer-arena-navigate-v0': {'alpha': 10.0, 'discount': 0.995},
+    'cube-single-play-v0': {'alpha': 300.0},
+    'cube-double-play-v0': {'alpha': 300.0},
+    'scene-play-v0': {'alpha': 300.0},
+    'puzzle-3x3-play-v0': {'alpha': 1000.0},
+    'puzzle-4x4-play-v0': {'alpha': 1000.0},
 }
-"""What differs from an agent's defaults, by agent and environment."""
+_FQL_ANTMAZE: dict[str, dict[str, Any]] = {
+    task: {'alpha': 3.0 if 'large' in task else 10.0} for task in ANTMAZE_TASKS
+}
+_FQL_ADROIT: dict[str, dict[str, Any]] = {
+    f'{hand}-{data}-v1': {'alpha': alpha, 'q_agg': 'min'}
+    for hand, alphas in {
+        'pen': (1e4, 1e4, 3e3),
+        'door': (3e4, 3e4, 3e4),
+        'hammer': (3e4, 1e4, 3e4),
+        'relocate': (1e4, 3e4, 3e4),
+    }.items()
+    for data, alpha in zip(('human', 'cloned', 'expert'), alphas, strict=True)
+}
+_HUMANOID = 'humanoidmaze-medium-navigate-v0'
+_VISUAL_ANTMAZES = tuple(f'visual-antmaze-{size}-navigate-v0' for size in ('medium', 'teleport'))
+
+PRESETS: dict[tuple[str, str], Preset] = {
+    **_published(FQL, 'fql', _FQL_OGBENCH | _FQL_ANTMAZE | _FQL_ADROIT),
+    **_published(
+        FQL,
+        'iql',
+        {
+            _HUMANOID: {'alpha': 10.0, 'discount': 0.995},
+            'visual-cube-single-play-v0': {'alpha': 1.0},
+        },
+    ),
+    **_published(
+        FQL,
+        'rebrac',
+        {
+            _HUMANOID: {'alpha_actor': 0.01, 'alpha_critic': 0.01, 'discount': 0.995},
+            'visual-cube-single-play-v0': {'alpha_actor': 1.0, 'alpha_critic': 0.0},
+        },
+    ),
+    **_published(
+        FQL,
+        'ifql',
+        {
+            _HUMANOID: {'discount': 0.995, 'num_samples': 32},
+            'visual-cube-single-play-v0': {'num_samples': 32},
+        },
+    ),
+    **_published(
+        VALUE_FLOWS,
+        'fql',
+        {
+            **{dataset: {'alpha': 100.0} for dataset in _VISUAL_ANTMAZES},
+            'cube-triple-play-v0': {'alpha': 300.0, 'discount': 0.995},
+        },
+    ),
+    **_published(
+        VALUE_FLOWS,
+        'iql',
+        {
+            **{dataset: {'alpha': 1.0} for dataset in _VISUAL_ANTMAZES},
+            'visual-cube-double-play-v0': {'alpha': 0.3, 'discount': 0.995},
+            'visual-scene-play-v0': {'alpha': 10.0},
+            'visual-puzzle-3x3-play-v0': {'alpha': 10.0},
+        },
+    ),
+    **_published(
+        VALUE_FLOWS,
+        'rebrac',
+        {
+            **{
+                dataset: {'alpha_actor': 0.01, 'alpha_critic': 0.003}
+                for dataset in _VISUAL_ANTMAZES
+            },
+            'visual-cube-double-play-v0': {
+                'alpha_actor': 0.1,
+                'alpha_critic': 0.0,
+                'discount': 0.995,
+            },
+            'visual-scene-play-v0': {'alpha_actor': 0.3, 'alpha_critic': 0.01},
+            'visual-puzzle-3x3-play-v0': {'alpha_actor': 0.1, 'alpha_critic': 0.003},
+            'cube-triple-play-v0': {
+                'alpha_actor': 0.03,
+                'alpha_critic': 0.0,
+                'discount': 0.995,
+            },
+        },
+    ),
+    **_published(
+        VALUE_FLOWS,
+        'ifql',
+        {
+            **{dataset: {'num_samples': 32} for dataset in _VISUAL_ANTMAZES},
+            'visual-cube-double-play-v0': {'num_samples': 32, 'discount': 0.995},
+            'visual-scene-play-v0': {'num_samples': 32},
+            'visual-puzzle-3x3-play-v0': {'num_samples': 32},
+            'cube-triple-play-v0': {'num_samples': 32, 'discount': 0.995},
+        },
+    ),
+    **_published(
+        VALUE_FLOWS,
+        'fbrac',
+        {
+            **{dataset: {'alpha': 100.0} for dataset in _VISUAL_ANTMAZES},
+            'visual-cube-double-play-v0': {'alpha': 100.0, 'discount': 0.995},
+            'visual-scene-play-v0': {'alpha': 100.0},
+            'visual-puzzle-3x3-play-v0': {'alpha': 100.0},
+            'cube-triple-play-v0': {'alpha': 100.0, 'discount': 0.995},
+        },
+    ),
+    **_published(QC, 'qc_fql', {'cube-triple-play-v0': {'alpha': 100.0}}),
+    **_published(QC, 'qc', {'cube-triple-play-v0': {'num_samples': 32}}),
+}
+"""By agent and dataset."""
+
+ONLINE_PRESETS: dict[tuple[str, str], Preset] = {
+    **_published(
+        FQL,
+        'fql',
+        {
+            _HUMANOID: {'alpha': 100.0, 'discount': 0.995},
+            'antsoccer-arena-navigate-v0': {'alpha': 30.0, 'discount': 0.995},
+            'cube-double-play-v0': {'alpha': 300.0},
+            'scene-play-v0': {'alpha': 300.0},
+            'puzzle-4x4-play-v0': {'alpha': 1000.0},
+            **_FQL_ANTMAZE,
+            'pen-cloned-v1': {'alpha': 1e3, 'q_agg': 'min'},
+            'door-cloned-v1': {'alpha': 1e3, 'q_agg': 'min'},
+            'hammer-cloned-v1': {'alpha': 1e3, 'q_agg': 'min'},
+            'relocate-cloned-v1': {'alpha': 1e4, 'q_agg': 'min'},
+        },
+    ),
+    **{(agent, _HUMANOID): PRESETS[agent, _HUMANOID] for agent in ('iql', 'rebrac', 'ifql')},
+    **_published(FQL, 'sac', {_HUMANOID: {'discount': 0.995}}),
+}
+"""The same for runs that go on online; of OGBench's, tuned on the default task."""
 
 
 def has_preset(agent: str, task: Task) -> bool:
     """Whether `default_config` was tuned for the task: by the sources, or for the quickstart."""
-    is_published = task.dataset.endswith(('-navigate-v0', '-play-v0'))
-    return (task.name == QUICKSTART_TASK and agent == 'fql') or (
-        is_published and (agent, task.env) in PRESETS
-    )
+    return (task.name == QUICKSTART_TASK and agent == 'fql') or (agent, task.dataset) in PRESETS
 
 
-def default_config(task: Task, agent: str = 'fql') -> TrainConfig:
-    """The published settings for a task; those for its environment, or the agent's defaults, where
-    there are none.
+def default_config(task: Task, agent: str = 'fql', env: str = '') -> TrainConfig:
+    """The published settings for a task, or the agent's defaults where there are none.
+
+    Args:
+        env: that `OWN_TASK` is evaluated in; without, there are no evaluations.
     """
     if task.name == QUICKSTART_TASK:
         return quickstart_config(agent)
-    config = dataclasses.replace(AGENT_CONFIGS[agent](), **PRESETS.get((agent, task.env), {}))
+    preset = PRESETS.get((agent, task.dataset))
+    config = dataclasses.replace(AGENT_CONFIGS[agent](), **(preset.settings if preset else {}))
     if task.name == OWN_TASK:
-        return TrainConfig(task=task.name, eval_interval=0, agent=config)
-    has_images = task.env.startswith('visual-')
+        config_of_own = TrainConfig(task=task.name, env=env, agent=config)
+        return config_of_own if env else dataclasses.replace(config_of_own, eval_interval=0)
     return TrainConfig(
         task=task.name,
         dataset=task.dataset,
-        steps=500_000 if has_images else 1_000_000,
-        frame_stack=3 if has_images else 1,
+        steps=500_000 if task.has_images or task.returns else 1_000_000,
+        frame_stack=3 if task.has_images else 1,
         agent=config,
     )
 

@@ -3,14 +3,16 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from data_pipeline.files import write_json
 from data_pipeline.machine import available_processors
 from fql.envs.make import EnvSpec
-from fql.envs.tasks import OWN_TASK, find_task
+from fql.envs.tasks import Task, find_task
 from fql.envs.workers import EnvWorkers
 from fql.errors import FQLError
+from fql.reports.measures import RETURN, SCORE, SUCCESS
 from fql.reports.video import save_gif
 from fql.training.config import TrainConfig
 from fql.training.evaluation import EvaluationResult, Policy, evaluate
@@ -38,17 +40,23 @@ def start_workers(
         while_waiting: see `EnvWorkers`.
 
     Raises:
-        FQLError: the environment cannot be made, or it does not give what the data hold.
+        FQLError: there is no environment, it cannot be made, or does not give what the data hold.
     """
-    if config.task == OWN_TASK:
-        raise FQLError('the task is of the data themselves: it has no environment to evaluate in')
-    kwargs: tuple[tuple[str, str | int], ...] = (('success_timing', config.success_timing),)
-    if spec.images:
-        # The data may have been collected at another size than the environment's own.
-        height, width, _ = spec.observation_shape
-        kwargs += (('height', height), ('width', width))
+    task = find_task(config.task)
+    env_id = config.env or task.env_id
+    if not env_id:
+        raise FQLError(
+            f'task {task.name} has no environment to evaluate in; name one with --env MODULE:ID'
+        )
+    kwargs: tuple[tuple[str, str | int], ...] = ()
+    if task.is_ogbench:
+        kwargs += (('success_timing', config.success_timing),)
+        if spec.images:
+            # The data may have been collected at another size than the environment's own.
+            height, width, _ = spec.observation_shape
+            kwargs += (('height', height), ('width', width))
     env_spec = EnvSpec(
-        env_id=find_task(config.task).env_id,
+        env_id=env_id,
         kwargs=kwargs,
         frame_stack=config.frame_stack,
         max_episode_steps=config.max_episode_steps or None,
@@ -56,14 +64,19 @@ def start_workers(
     )
     asked = num_workers or min(available_processors(), MAX_WORKERS)
     workers = EnvWorkers(env_spec, min(asked, episodes), config.env_step_seconds, while_waiting)
-    given = (workers.observation_shape, str(workers.observation_dtype), workers.action_dim)
-    wanted = (spec.observation_shape, spec.observation_dtype, spec.action_dim)
-    if given != wanted:
+    observation = f'{workers.observation_shape} {workers.observation_dtype}'
+    wanted = f'{spec.observation_shape} {spec.observation_dtype}'
+    differences = []
+    if observation != wanted:
+        differences.append(f'observations (stacked) are {observation}, those of the data {wanted}')
+    if workers.action_dim != spec.action_dim:
+        differences.append(
+            f'actions have size {workers.action_dim}, those of the data {spec.action_dim}'
+        )
+    if differences:
         workers.close()
         raise FQLError(
-            f'the dataset is not of the environment of {config.task}: its observations (stacked) '
-            f'and actions are {wanted[0]} {wanted[1]} and {wanted[2]}, '
-            f"the environment's {given[0]} {given[1]} and {given[2]}"
+            f'the data are not of environment {env_id}: its {"; its ".join(differences)}'
         )
     return workers
 
@@ -89,8 +102,19 @@ def evaluate_with_progress(
         )
 
 
+def describe_result(task: Task, result: EvaluationResult) -> str:
+    """What an evaluation gave, by D4RL's score, by success and, where there is none, by return."""
+    mean_return = float(result.returns.mean())
+    parts = []
+    if task.returns:
+        parts.append(f'{SCORE.name} {SCORE.text(task.score(mean_return))}')
+    if not np.isnan(result.success):
+        parts.append(f'{SUCCESS.name} {SUCCESS.text(result.success)}')
+    return ', '.join(parts) or f'{RETURN.name} {RETURN.text(mean_return)}'
+
+
 def record_evaluation(
-    folder: RunFolder, log: MetricsLog, step: int, result: EvaluationResult
+    folder: RunFolder, log: MetricsLog, step: int, result: EvaluationResult, task: Task
 ) -> None:
     """Writes an evaluation into the run's folder: video, episodes, and last the metrics' row."""
     if result.frames:
@@ -104,19 +128,15 @@ def record_evaluation(
     ]
     folder.evaluations.mkdir(exist_ok=True)
     write_json(folder.evaluations / f'{step}.json', episodes, indent=1)
-    log.write(
-        step,
-        {
-            'evaluation/success': result.success,
-            'evaluation/return': float(result.returns.mean()),
-            'evaluation/length': float(result.lengths.mean()),
-        },
-    )
-
-
-def recorded_successes(path: Path) -> dict[int, float]:
-    """The success of each step in a metrics file of evaluations."""
-    return {int(row['step']): float(row['evaluation/success']) for row in read_csv(path)}
+    mean_return = float(result.returns.mean())
+    metrics = {
+        SUCCESS.column: result.success,
+        RETURN.column: mean_return,
+        'evaluation/length': float(result.lengths.mean()),
+    }
+    if task.returns:
+        metrics[SCORE.column] = task.score(mean_return)
+    log.write(step, metrics)
 
 
 def recorded_steps(path: Path) -> set[int]:

@@ -29,13 +29,16 @@ from fql.envs.tasks import find_task
 from fql.envs.workers import EnvWorkers
 from fql.errors import FQLError
 from fql.learner import Params, TrainState, count_parameters
+from fql.reports.measures import read_results
 from fql.reports.plots import plot_learning_curve
+from fql.reports.published import published_result
 from fql.training.augmentation import check_augmentation
 from fql.training.checkpoints import (
     CheckpointWriter,
     finished_steps,
     restore_newest,
 )
+from fql.training.comparability import comparability
 from fql.training.config import TrainConfig, config_to_dict, validate_config
 from fql.training.data import (
     LabelledSplit,
@@ -56,15 +59,15 @@ from fql.training.learning import (
 )
 from fql.training.loop import Trainer, is_due, rows_logged
 from fql.training.memory import check_memory
-from fql.training.metrics_log import MetricsLog, read_csv
+from fql.training.metrics_log import MetricsLog
 from fql.training.policy import make_act, make_policy
 from fql.training.presets import has_preset
 from fql.training.rollouts import (
     VIDEO_EPISODES,
+    describe_result,
     evaluate_with_progress,
     record_evaluation,
     recorded_steps,
-    recorded_successes,
     start_workers,
 )
 from fql.training.run_folder import (
@@ -155,7 +158,7 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
                 folder.checkpoints,
                 config.keep_latest,
                 config.keep_interval,
-                lambda: recorded_successes(folder.eval_csv),
+                lambda: read_results(folder.eval_csv)[1],
             )
         )
         frozen = None
@@ -242,8 +245,10 @@ def make_evaluation(
             label=f'evaluate step {step:,}',
             record_episodes=VIDEO_EPISODES if spec.images else 0,
         )
-        record_evaluation(folder, log, step, result)
-        tqdm.write(f'step {step:,}: success {result.success:.1%} ({config.eval_episodes} episodes)')
+        task = find_task(config.task)
+        record_evaluation(folder, log, step, result, task)
+        text = describe_result(task, result)
+        tqdm.write(f'step {step:,}: {text} ({config.eval_episodes} episodes)')
 
     return evaluate
 
@@ -345,14 +350,17 @@ def start_summary(
 
 
 def end_summary(folder: RunFolder, updates: int, seconds: float) -> str:
-    """What was done, and where it lies."""
-    successes = [
-        f'{int(row["step"]):,}: {float(row["evaluation/success"]):.1%}'
-        for row in read_csv(folder.eval_csv)
-    ]
+    """What was done, what is published beside it, and where it lies."""
+    config = read_spec(folder).config
+    task = find_task(config.task)
+    measure, results = read_results(folder.eval_csv)
+    values = [f'{step:,}: {measure.text(value)}' for step, value in results.items()]
+    published = published_result(config.agent.name, task.name)
     lines = {
         'done': f'{updates:,} updates in {seconds / 60:.1f} min, evaluations included',
-        'success': ', '.join(successes) or 'not evaluated',
+        measure.name: ', '.join(values) or 'not evaluated',
+        **({'this score is': comparability(config)} if values and task.returns else {}),
+        **({'published': f'{published} ({published.source})'} if published else {}),
         'curves': str(folder.learning_curve),
         'videos': str(folder.videos) if folder.videos.exists() else 'none',
         'run folder': str(folder.path),

@@ -1,18 +1,22 @@
 """`fql evaluate --watch`: evaluates a run's checkpoints beside its training."""
 
+import dataclasses
 import time
 from collections.abc import Iterator
 
 from fql.compiled import abstract_state
 from fql.devices import one_device_mesh
+from fql.envs.tasks import find_task
 from fql.errors import FQLError, first_line
 from fql.reports.plots import plot_learning_curve
 from fql.training.checkpoints import CheckpointReader, finished_steps
+from fql.training.config import check_environment
 from fql.training.learning import agent_of, make_learner
 from fql.training.metrics_log import MetricsLog
 from fql.training.policy import make_act, make_policy
 from fql.training.rollouts import (
     VIDEO_EPISODES,
+    describe_result,
     evaluate_with_progress,
     record_evaluation,
     recorded_steps,
@@ -24,17 +28,22 @@ from fql.training.run_lock import lock_run
 POLL_SECONDS = 2.0
 
 
-def watch(folder: RunFolder, episodes: int, num_workers: int) -> None:
+def watch(folder: RunFolder, episodes: int, num_workers: int, env: str = '') -> None:
     """Evaluates every checkpoint that has no evaluation yet, and each new one, up to the last.
 
     Only `eval.csv` and what comes of evaluations is written; the trainer leaves that alone.
+
+    Args:
+        env: see `TrainConfig.env`; the run's own if empty.
 
     Raises:
         FQLError: the trainer evaluates by itself or saves nothing, another watcher is there, a
             checkpoint cannot be read, or a worker failed.
     """
     spec = read_spec(folder)
-    config = spec.config
+    config = dataclasses.replace(spec.config, env=env or spec.config.env)
+    check_environment(config)
+    task = find_task(config.task)
     if config.eval_interval:
         raise FQLError(
             f'the trainer of {folder.path} evaluates by itself; train with --eval-interval 0'
@@ -66,8 +75,9 @@ def watch(folder: RunFolder, episodes: int, num_workers: int) -> None:
                 label=f'evaluate step {step:,}',
                 record_episodes=VIDEO_EPISODES if spec.images else 0,
             )
-            record_evaluation(folder, log, step, result)
-            print(f'step {step:,}: success {result.success:.1%} ({episodes} episodes)', flush=True)
+            record_evaluation(folder, log, step, result, task)
+            text = describe_result(task, result)
+            print(f'step {step:,}: {text} ({episodes} episodes)', flush=True)
     plot_learning_curve(folder, f'{config.agent.name}: {config.task}')
     print(f'all evaluated; curves: {folder.learning_curve}')
 

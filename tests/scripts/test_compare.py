@@ -3,6 +3,10 @@
 import matplotlib.image
 import numpy as np
 
+from fql.agents.configs import FQLConfig, IQLConfig
+from fql.training.config import TrainConfig
+from fql.training.run_folder import RunFolder, RunSpec, write_spec
+
 
 def write_run(path, successes):
     path.mkdir()
@@ -26,6 +30,33 @@ def test_runs_of_one_name_are_one_group(fql, tmp_path):
     assert ' '.join(frozen.split()) == 'frozen 1 10 75.0% 75.0% to 75.0% 75.0%'
     assert str(out) in written
     assert len(np.unique(matplotlib.image.imread(out))) > 10
+
+
+def test_what_is_published_stands_beside_a_group_with_its_source(fql, tmp_path):
+    task = 'visual-cube-single-play-singletask-task1-v0'
+    runs = [write_run(tmp_path / name, {10: 0.5}) for name in ('fql-0', 'fql-1', 'iql', 'other')]
+    for run, agent, name in (
+        *((runs[0], FQLConfig(), task), (runs[1], FQLConfig(), task), (runs[2], IQLConfig(), task)),
+        (runs[3], FQLConfig(), task.replace('task1', 'task2')),
+    ):
+        config = TrainConfig(task=name, agent=agent)
+        write_spec(RunFolder(run), RunSpec(config, (64, 64, 9), 'uint8', 5))
+    done = fql('compare', *runs, '--out', tmp_path / 'curves.png')
+    assert done.returncode == 0, done.stderr
+    header, *rows, source, _ = done.stdout.splitlines()
+    assert header.split()[-1] == 'published'
+    assert rows[0].endswith('81 ± 12 %')
+    assert rows[1].endswith('70 ± 12 %')
+    assert rows[2].endswith('50.0%')
+    assert source.startswith('published: Park, Li, Levine 2025 (arXiv 2502.02538)')
+
+
+def test_runs_of_different_measures_are_not_compared(fql, assert_one_line, tmp_path):
+    run, scored = write_run(tmp_path / 'a', {10: 0.0}), tmp_path / 'b'
+    scored.mkdir()
+    (scored / 'eval.csv').write_text('step,evaluation/success,evaluation/score\n10,0.5,80.0\n')
+    done = fql('compare', run, scored, '--out', tmp_path / 'new.png')
+    assert_one_line(done, 'measured by score and success')
 
 
 def test_what_cannot_be_is_refused(fql, assert_one_line, tmp_path):

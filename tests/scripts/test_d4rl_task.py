@@ -1,0 +1,83 @@
+"""A task of D4RL from a prepared dataset: rewards, score, and what the score is compared with."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fql.training.comparability import D4RL_FILES
+
+TASK = 'pen-human-v1'
+SMALL = ('--batch-size', 8, '--hidden-dims', 8, '--flow-steps', 2, '--steps', 1)
+SMALL = (*SMALL, '--log-interval', 1, '--eval-interval', 1, '--eval-episodes', 2)
+SMALL = (*SMALL, '--eval-workers', 1)
+
+
+def prepare(fql, folder, dataset, width, actions):
+    rng = np.random.default_rng(0)
+    rows = 60
+    source = folder / f'{dataset}.npz'
+    np.savez(
+        source,
+        observations=rng.normal(size=(rows, width)).astype(np.float32),
+        actions=rng.uniform(-1, 1, (rows, actions)).astype(np.float32),
+        terminals=np.arange(rows) % 20 == 19,
+        rewards=(np.arange(rows) % 20 == 18).astype(np.float32),
+        masks=(np.arange(rows) % 20 != 18).astype(np.float32),
+    )
+    done = fql('prepare', dataset, '--source', source, '--data-dir', folder / 'data')
+    assert done.returncode == 0, done.stderr
+
+
+def test_rewards_of_antmaze_are_one_less(fql, tmp_path):
+    prepare(fql, tmp_path, 'antmaze-umaze-v2', 29, 8)
+    out = tmp_path / 'batch.npz'
+    words = ('--task', 'antmaze-umaze-v2', '--data-dir', tmp_path / 'data', '--batch-size', 32)
+    assert fql('inspect', 'batch', *words, '--out', out).returncode == 0
+    with np.load(out) as batch:
+        at_goal = batch['indices'] % 20 == 18
+        np.testing.assert_array_equal(batch['rewards'], np.where(at_goal, 0, -1))
+        np.testing.assert_array_equal(batch['masks'], ~at_goal)
+    assert at_goal.any()
+
+
+@pytest.fixture
+def finished_run(fql, tmp_path):
+    prepare(fql, tmp_path, TASK, 45, 24)
+    run, data = tmp_path / 'run', tmp_path / 'data'
+    done = fql('train', '--task', TASK, '--data-dir', data, '--run-dir', run, *SMALL)
+    assert done.returncode == 0, done.stderr
+    return run, done.stdout
+
+
+def test_the_score_is_recorded_and_told_with_what_it_may_be_compared_with(
+    fql, finished_run, tmp_path
+):
+    run, told = finished_run
+    header, row = (run / 'eval.csv').read_text().splitlines()
+    values = dict(zip(header.split(','), map(float, row.split(',')), strict=True))
+    expected = 100 * (values['evaluation/return'] - 96.262799) / (3076.8331017826877 - 96.262799)
+    assert values['evaluation/score'] == pytest.approx(expected)
+    assert f'score: 1: {expected:.1f}' in told
+    assert "this score is: not comparable with D4RL: the data are not of D4RL's own file" in told
+    flags = ('--episodes', 2, '--workers', 1)
+    told = fql('evaluate', run, *flags).stdout
+    assert f'policy of step 1: score {expected:.1f}, success 0.0% over 2 episodes' in told
+    assert 'success judged' not in told
+
+    manifest = tmp_path / 'data' / TASK / 'manifest.json'
+    values = json.loads(manifest.read_text())
+    values['sources']['train']['sha256'] = D4RL_FILES[TASK]
+    manifest.write_text(json.dumps(values))
+    assert 'this score is comparable with D4RL\n' in fql('evaluate', run, *flags).stdout
+    told = fql('evaluate', run, *flags, '--max-episode-steps', 5).stdout
+    assert 'not comparable with D4RL: episodes end after 5 steps\n' in told
+
+    out = tmp_path / 'runs.png'
+    header, row, _ = fql('compare', run, '--out', out).stdout.splitlines()
+    assert header.split()[2] == 'score'
+    assert row.split()[3] == f'{expected:.1f}'
+
+
+def test_every_checksum_is_of_a_task_and_another():
+    assert len(set(D4RL_FILES.values())) == len(D4RL_FILES) == 15
