@@ -111,11 +111,13 @@ def record_evaluation(
             'evaluation/length': float(result.lengths.mean()),
         },
     )
+    log.sync()
 
 
 def recorded_successes(path: Path) -> dict[int, float]:
     """The success of each step in a metrics file of evaluations."""
-    return {int(row['step']): float(row['evaluation/success']) for row in read_csv(path)}
+    name = 'evaluation/success'
+    return {int(row['step']): float(row[name]) for row in read_csv(path, [name])}
 
 
 def recorded_steps(path: Path) -> set[int]:

@@ -35,7 +35,7 @@ from fql.training.checkpoints import (
     finished_steps,
     restore_newest,
 )
-from fql.training.config import TrainConfig, config_to_dict, validate_config
+from fql.training.config import TrainConfig, validate_config
 from fql.training.data import (
     LabelledSplit,
     load_training_data,
@@ -55,7 +55,7 @@ from fql.training.learning import (
 )
 from fql.training.loop import Trainer, is_due, rows_logged
 from fql.training.memory import check_memory
-from fql.training.metrics_log import MetricsLog, read_csv
+from fql.training.metrics_log import MetricsLog
 from fql.training.policy import make_act, make_policy
 from fql.training.presets import has_preset
 from fql.training.rollouts import (
@@ -70,6 +70,7 @@ from fql.training.run_folder import (
     Resume,
     RunFolder,
     RunSpec,
+    read_identity,
     read_spec,
     versions,
     write_spec,
@@ -78,6 +79,7 @@ from fql.training.run_start import (
     check_data,
     check_run_folder,
     claimed_folder,
+    describe_run,
 )
 from fql.training.verified_data import finish_verification
 from fql.training.wandb_mirror import check_wandb, wandb_mirror
@@ -138,10 +140,12 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
                     interruption.raise_if_noted if jax.process_count() == 1 else lambda: None,
                 )
             )
-        stack.enter_context(claimed_folder(folder, store, lambda: write_spec(folder, spec)))
-        state, notices = restore_newest(folder.checkpoints, abstract, folder.damaged)
+        stack.enter_context(claimed_folder(folder))
+        identity = read_identity(folder.spec) if folder.spec.exists() else None
+        state, notices = restore_newest(folder.checkpoints, abstract, folder.damaged, identity)
         if state is None:
             state = initial_state(learner, config.seed, mesh, config.shard_params, encoder)
+        describe_run(folder, store, lambda: write_spec(folder, spec))
         start = int(state.step)
         is_evaluation_missing = (
             start > 0
@@ -155,6 +159,7 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
                 config.keep_latest,
                 config.keep_interval,
                 lambda: recorded_successes(folder.eval_csv),
+                read_identity(folder.spec),
             )
         )
         frozen = None
@@ -193,7 +198,7 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
             ),
             validate=make_validation(validation_of(spec)),
             evaluate=make_evaluation(spec, mesh, folder, workers, eval_log),
-            metadata={'config': config_to_dict(config), 'versions': versions()},
+            metadata={'versions': versions()},
             writer=writer,
             verification=verification,
             train_log=train_log,
@@ -342,8 +347,7 @@ def start_summary(
 def end_summary(folder: RunFolder, updates: int, seconds: float) -> str:
     """What was done, and where it lies."""
     successes = [
-        f'{int(row["step"]):,}: {float(row["evaluation/success"]):.1%}'
-        for row in read_csv(folder.eval_csv)
+        f'{step:,}: {success:.1%}' for step, success in recorded_successes(folder.eval_csv).items()
     ]
     lines = {
         'done': f'{updates:,} updates in {seconds / 60:.1f} min, evaluations included',
