@@ -27,8 +27,5 @@ def _leave(number: int, frame: FrameType | None) -> None:
     with contextlib.suppress(Exception):  # What is being printed just now cannot be flushed.
         sys.stdout.flush()
     with contextlib.suppress(OSError):
-        os.write(
-            sys.__stderr__.fileno(),
-            b'\nfql: stopped; give the same command again, with --resume if the run folder exists\n',
-        )
+        os.write(2, b'\nfql: stopped; run it again, with --resume if there is a run folder\n')
     os._exit(EXIT_CODE)
