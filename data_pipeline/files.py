@@ -71,6 +71,21 @@ def locked(path: Path, work: str, *, wait: bool = False) -> Iterator[None]:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Faults of the system inside name the file `path`, as those of a write by themselves do not.
+
+    Raises:
+        OSError: as it was raised inside, with a file's name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
 def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
     """A path to write to, which becomes `path` when that succeeds and vanishes when it fails.
 
@@ -82,7 +97,8 @@ def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
     name = f'.{path.name}.{secrets.token_hex(4)}{_TEMPORARY}'
     temporary = (folder or path.parent) / name
     try:
-        yield temporary
+        with naming(path):
+            yield temporary
         sync_path(temporary)
         os.replace(temporary, path)
         sync_path(path.parent)

@@ -6,9 +6,10 @@ The batch is split along the mesh's one axis, `data`; parameters are on every de
 """
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -102,6 +103,23 @@ def local_copy(tree: Tree, mesh: Mesh) -> Tree:
     replicated = NamedSharding(mesh, PartitionSpec())
     gathered = jax.jit(lambda tree: tree, out_shardings=replicated)(tree)
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), gathered)
+
+
+def not_finite(tree: Any) -> list[str]:
+    """Paths of the arrays that hold a number which is NaN or infinite; all processes call this."""
+    found = {
+        jax.tree_util.keystr(path, simple=True, separator='/'): not all(
+            np.isfinite(np.asarray(shard.data)).all()
+            for shard in leaf.addressable_shards
+            if shard.replica_id == 0
+        )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    }
+    flags = np.array(list(found.values()), bool)
+    if jax.process_count() > 1:
+        flags = multihost_utils.process_allgather(flags).any(axis=0)
+    return [name for name, flag in zip(found, flags, strict=True) if flag]
 
 
 def wait_for_all_processes(name: str) -> None:

@@ -9,7 +9,7 @@ from fql.learner import count_parameters
 from fql.reports.tables import tell
 from fql.training.checkpoints import CheckpointReader
 from fql.training.learning import make_learner
-from fql.training.run_folder import RunFolder, read_spec
+from fql.training.run_folder import RunFolder, read_identity, read_spec
 from scripts.inspect_args import InspectCheckpoint
 
 
@@ -17,7 +17,7 @@ def run(args: InspectCheckpoint) -> None:
     """Prints step, parameter count and digest of one checkpoint of a run."""
     run_folder = RunFolder(args.run)
     spec = read_spec(run_folder)
-    reader = CheckpointReader(run_folder.checkpoints)
+    reader = CheckpointReader(run_folder.checkpoints, read_identity(run_folder.spec))
     step = reader.find(args.step, tell)
     state = reader.restore(abstract_state(make_learner(spec), one_device_mesh()), step)
     report = {

@@ -4,12 +4,24 @@ Spawned processes import this module again, and `--help` must answer at once, so
 may be imported here, nor where arguments are declared.
 """
 
+# ruff: noqa: E402
+import sys
+from multiprocessing import parent_process
+
+from fql.stopping import leave_on_signals
+
+RESUMABLE = {'train', 'pretrain', 'quickstart'}
+"""Commands that can be stopped at any moment and run again."""
+
+# Before the imports below, which take a while.
+if RESUMABLE & set(sys.argv[1:2]) and parent_process() is None:
+    leave_on_signals()
+
 import difflib
 import importlib
 import importlib.metadata
 import os
 import select
-import sys
 from contextlib import suppress
 from typing import Any, NoReturn, TextIO
 

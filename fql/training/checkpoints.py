@@ -1,8 +1,9 @@
 """Checkpoints of the whole training state, through Orbax.
 
-A checkpoint is a folder named by its step. Orbax writes it in the background and commits it by a
-rename; then it is sealed here with a checksum of every file, since Orbax itself keeps none. What
-was damaged later is found when it is read, and the newest sound checkpoint is used instead.
+A checkpoint is a folder named by its step. Orbax writes it in the background under another name.
+There it gets a checksum of every file, since Orbax keeps none, and is synced; then it is renamed
+into its place. So a folder named by a step is whole, or was damaged later. Damage is found when it
+is read, and the newest sound checkpoint is used instead.
 """
 
 import dataclasses
@@ -10,10 +11,11 @@ import hashlib
 import json
 import logging
 import math
+import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,27 +25,55 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from data_pipeline.files import is_temporary, write_json
+from data_pipeline.files import sync_path, write_json
+from data_pipeline.schema import from_json, read_json
 from encoders.leaves import describe_leaves, leaf_differences
 from fql.devices import wait_for_all_processes
 from fql.errors import FQLError, first_line
 from fql.learner import Params, TrainState
 
-logging.getLogger('absl').setLevel(logging.ERROR)
+# Orbax logs the traceback of a failed save, which is raised here too.
+logging.getLogger('absl').setLevel(logging.CRITICAL)
 
-COMMITTED = 'commit_success.txt'
 CHECKSUMS = 'checksums.json'
+_UNFINISHED = '.unfinished-'
+"""Begins the names of folders that are being written or deleted."""
+
+
+class SaveError(FQLError):
+    """A checkpoint cannot be written."""
+
+
+@dataclass(frozen=True)
+class _Checksums:
+    """SHA-256 of every file of a checkpoint, by its path."""
+
+    sha256: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Metadata:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        step: its update.
+        identity: of its run.
+        leaves: `describe_leaves` of its state.
+        given: what `CheckpointWriter.save` was given.
+    """
+
+    step: int
+    identity: Mapping[str, Any]
+    leaves: Mapping[str, str]
+    given: Mapping[str, Any]
 
 
 def finished_steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in `folder` that were written to their end, ascending."""
+    """Steps of the checkpoints in `folder`, ascending; some may have been damaged since."""
     if not folder.is_dir():
         return []
-    return sorted(
-        int(path.name)
-        for path in folder.iterdir()
-        if path.name.isdigit() and (path / COMMITTED).exists()
-    )
+    names = (path.name for path in folder.iterdir() if path.is_dir())
+    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
 class CheckpointWriter:
@@ -60,30 +90,37 @@ class CheckpointWriter:
         keep_latest: int,
         keep_interval: int = 0,
         successes: Callable[[], Mapping[int, float]] = dict,
+        identity: Mapping[str, Any] | None = None,
     ) -> None:
-        """Opens `folder`, which is made if need be.
+        """Opens `folder`, which is made if need be; what a killed process left there is removed.
 
         Args:
             successes: gives the success of each step that was evaluated so far, NaN where there is
                 none. Asked whenever a checkpoint may have to go, since an evaluation can end after
-                its checkpoint was saved: one made again at a resume, or one of a watcher.
+                its checkpoint was saved: one made again at a resume, or one of a watcher. Called
+                in a thread of the writer.
+            identity: JSON values that say whose checkpoints these are; see `CheckpointReader`.
         """
-        policies = ocp.checkpoint_managers
-        preserve: list[Any] = [policies.LatestN(keep_latest), _Best(successes)]
-        if keep_interval:
-            preserve.append(policies.EveryNSteps(keep_interval))
         self._folder = folder.absolute()
+        self._keep_latest, self._keep_interval = keep_latest, keep_interval
+        self._successes = successes
+        self._identity = identity or {}
         with self._faults('open'):
-            self._manager = ocp.CheckpointManager(
-                self._folder,
-                options=ocp.CheckpointManagerOptions(
-                    cleanup_tmp_directories=True,
-                    preservation_policy=policies.AnyPreservationPolicy(preserve),
-                ),
-            )
-        self._sealer = ThreadPoolExecutor(max_workers=1)
-        self._sealing: Future[None] | None = None
-        self._unsealed: int | None = None
+            if jax.process_index() == 0:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                for leftover in self._folder.glob(f'{_UNFINISHED}*'):
+                    shutil.rmtree(leftover)
+            wait_for_all_processes('checkpoints')
+            self._steps = set(finished_steps(self._folder))
+        # Made in the background, a folder that cannot be made leaves threads that wait for it for
+        # minutes.
+        options = ocp.AsyncOptions(create_directories_asynchronously=False)
+        handler = ocp.CompositeCheckpointHandler(
+            composite_options=ocp.CompositeOptions(async_options=options)
+        )
+        self._checkpointer = ocp.AsyncCheckpointer(handler, async_options=options)
+        self._finisher = ThreadPoolExecutor(max_workers=1)
+        self._finishing: Future[None] | None = None
 
     def save(self, state: TrainState, metadata: Mapping[str, Any]) -> None:
         """Saves a state under its step, in the background, unless that was done already.
@@ -93,65 +130,88 @@ class CheckpointWriter:
             metadata: JSON values kept beside it.
 
         Raises:
-            FQLError: this save or the one before it failed.
+            SaveError: this save or the one before it failed.
         """
         step = int(state.step)
-        if step in self._manager.all_steps():
+        if step in self._steps:
             return
         self.wait()
         params, training = _split(state)
-        metadata = {**metadata, 'leaves': describe_leaves(state)}
+        described = _Metadata(step, self._identity, describe_leaves(state), metadata)
         with self._faults(f'save step {step:,}'):
             _check_writable(self._folder, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
-            self._manager.save(
-                step,
+            self._checkpointer.save(
+                self._unfinished(step),
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(params),
                     training=ocp.args.StandardSave(training),
                     # Serialised later by Orbax: a copy, taken now.
-                    metadata=ocp.args.JsonSave(json.loads(json.dumps(metadata))),
+                    metadata=ocp.args.JsonSave(json.loads(json.dumps(vars(described)))),
                 ),
-                force=True,
             )
-        self._unsealed = step
+        self._steps.add(step)
+        self._finishing = self._finisher.submit(self._finish, step)
 
     def poll(self) -> None:
-        """To be called after every update: raises what went wrong in the background, and seals.
+        """To be called after every update: raises what went wrong in the background.
 
         Raises:
-            FQLError: a save failed.
+            SaveError: a save failed.
         """
-        if self._manager.is_saving_in_progress():
-            return
-        with self._faults('save'):
-            self._manager.wait_until_finished()
-            if self._unsealed is not None and jax.process_index() == 0:
-                step = self._folder / str(self._unsealed)
-                self._sealing = self._sealer.submit(seal, step)
-            self._unsealed = None
-            if self._sealing is not None and self._sealing.done():
-                sealing, self._sealing = self._sealing, None
-                sealing.result()
+        if self._finishing is not None and self._finishing.done():
+            self.wait()
 
     def wait(self) -> None:
-        """Waits until the save under way is written and sealed.
+        """Waits until the save under way is finished.
 
         Raises:
-            FQLError: it failed.
+            SaveError: it failed.
         """
-        with self._faults('save'):
-            self._manager.wait_until_finished()
-        self.poll()
-        if self._sealing is not None:
+        if self._finishing is not None:
+            finishing, self._finishing = self._finishing, None
             with self._faults('save'):
-                self._sealing.result()
+                finishing.result()
+
+    def _finish(self, step: int) -> None:
+        """Waits for Orbax, puts the checkpoint into its place, and deletes those out of date."""
+        self._checkpointer.wait_until_finished()
+        if jax.process_index() != 0:
+            return
+        unfinished = self._unfinished(step)
+        write_json(unfinished / CHECKSUMS, vars(_Checksums(_checksums(unfinished))), indent=1)
+        for path in unfinished.rglob('*'):
+            sync_path(path)
+        sync_path(unfinished)
+        os.rename(unfinished, self._folder / str(step))
+        sync_path(self._folder)
+        for old in self._out_of_date():
+            # Renamed first, so that what is half deleted is no checkpoint.
+            os.rename(self._folder / str(old), self._unfinished(old))
+            shutil.rmtree(self._unfinished(old))
+
+    def _unfinished(self, step: int) -> Path:
+        return self._folder / f'{_UNFINISHED}{step}'
+
+    def _out_of_date(self) -> list[int]:
+        """Steps whose checkpoints are to be kept no longer."""
+        steps = finished_steps(self._folder)
+        kept = set(steps[-self._keep_latest :])
+        if self._keep_interval:
+            kept |= {step for step in steps if step and step % self._keep_interval == 0}
+        found = self._successes()
+        ranks = {
+            step: (found[step], step) for step in steps if math.isfinite(found.get(step, math.nan))
+        }
+        if ranks:  # Of equal ones the latest.
+            kept.add(max(ranks, key=lambda step: ranks[step]))
+        return [step for step in steps if step not in kept]
 
     @contextmanager
     def _faults(self, action: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            raise FQLError(
+            raise SaveError(
                 f'cannot {action} in {self._folder}: {first_line(error)} '
                 f'(finished checkpoints there: {finished_steps(self._folder)})'
             ) from error
@@ -162,62 +222,37 @@ class CheckpointWriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self.wait()
-            self._manager.close()
+            self._checkpointer.close()
         except Exception:
             # An error that is on its way out must not be replaced by one met in closing.
             if kind is None:
                 raise
         finally:
-            self._sealer.shutdown()
-
-
-@dataclass(frozen=True)
-class _Best:
-    """Orbax's policy that keeps the checkpoint of the highest success, of equal ones the latest.
-
-    Orbax's own policy knows only metrics that were given with a save, and these never change.
-    """
-
-    successes: Callable[[], Mapping[int, float]]
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
-        found = self.successes()
-        ranks = {
-            checkpoint.step: (found[checkpoint.step], checkpoint.step)
-            for checkpoint in checkpoints
-            if math.isfinite(found.get(checkpoint.step, math.nan))
-        }
-        best = max(ranks, key=lambda step: ranks[step], default=None)
-        return [checkpoint.step == best for checkpoint in checkpoints]
-
-
-def seal(step_folder: Path) -> None:
-    """Writes a checksum of every file of a committed checkpoint beside them."""
-    write_json(step_folder / CHECKSUMS, _checksums(step_folder), indent=1)
+            self._finisher.shutdown()
 
 
 def find_damage(step_folder: Path) -> str | None:
-    """What is wrong with a committed checkpoint, as far as its checksums tell; None if nothing.
-
-    One that was killed between commit and seal has no checksums and counts as sound.
+    """What is wrong with a checkpoint, as its checksums tell; None if nothing.
 
     Raises:
         FQLError: its files cannot be read, which tells nothing of what is in them.
     """
     path = step_folder / CHECKSUMS
-    if not path.exists():
-        return None
     try:
-        expected = json.loads(path.read_text())
+        expected = read_json(path, _Checksums).sha256
         found = _checksums(step_folder)
+    except FileNotFoundError as error:
+        return f'{os.path.relpath(error.filename, step_folder)} is missing'
     except OSError as error:
         raise FQLError(f'{step_folder} cannot be read: {error}') from error
     except ValueError as error:
-        return f'{path.name} cannot be checked: {error}'
+        return f'{path.name}: {error}'
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             return f'{name} is missing'
-        if expected.get(name) != found[name]:
+        if name not in expected:
+            return f'{name} does not belong there'
+        if expected[name] != found[name]:
             return f'{name} was altered'
     return None
 
@@ -225,7 +260,7 @@ def find_damage(step_folder: Path) -> str | None:
 def _checksums(step_folder: Path) -> dict[str, str]:
     digests = {}
     for path in sorted(step_folder.rglob('*')):
-        if path.is_file() and path.name != CHECKSUMS and not is_temporary(path):
+        if path.is_file() and path != step_folder / CHECKSUMS:
             with path.open('rb') as file:
                 name = path.relative_to(step_folder).as_posix()
                 digests[name] = hashlib.file_digest(file, 'sha256').hexdigest()
@@ -233,10 +268,14 @@ def _checksums(step_folder: Path) -> dict[str, str]:
 
 
 class CheckpointReader:
-    """Reads checkpoints, also while another process writes them."""
+    """Finds and reads checkpoints, also while another process writes them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, identity: Mapping[str, Any] | None = None) -> None:
         """Opens `folder`.
+
+        Args:
+            identity: what was given to the `CheckpointWriter` of the run; a checkpoint of another
+                one is refused. `run_id` says which run it is, the rest how it was set.
 
         Raises:
             FQLError: there is no such folder.
@@ -244,6 +283,7 @@ class CheckpointReader:
         if not folder.is_dir():
             raise FQLError(f'no checkpoints in {folder}')
         self._folder = folder.absolute()
+        self._identity = identity or {}
         self._checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
     def find(self, step: int | None, notify: Callable[[str], None] | None = None) -> int:
@@ -254,7 +294,20 @@ class CheckpointReader:
             notify: told of damaged checkpoints that are newer than the one found.
 
         Raises:
-            FQLError: there is none, or it is damaged; names the steps there are.
+            FQLError: there is none, or it is damaged, or not of this run; names the steps there
+                are.
+        """
+        found, damage = self.search(step)
+        if notify is not None:
+            for newer, fault in damage.items():
+                notify(f'checkpoint of step {newer:,} is damaged ({fault}): passed over')
+        return found
+
+    def search(self, step: int | None) -> tuple[int, dict[int, str]]:
+        """What `find` gives, and what is wrong with each newer checkpoint.
+
+        Raises:
+            FQLError: as `find`.
         """
         steps = finished_steps(self._folder)
         if not steps:
@@ -265,10 +318,8 @@ class CheckpointReader:
         for candidate in [step] if step is not None else reversed(steps):
             fault = find_damage(self._folder / str(candidate))
             if fault is None:
-                if notify is not None:
-                    for newer, damaged in damage.items():
-                        notify(f'checkpoint of step {newer:,} is damaged ({damaged}): passed over')
-                return candidate
+                self._check_identity(candidate)
+                return candidate, damage
             damage[candidate] = fault
         faults = '; '.join(f'step {candidate}: {fault}' for candidate, fault in damage.items())
         raise FQLError(f'damaged checkpoint in {self._folder}: {faults}; there are {steps}')
@@ -277,7 +328,8 @@ class CheckpointReader:
         """The state saved at `step`, with the shapes, dtypes and shardings of `abstract`.
 
         Raises:
-            FQLError: its leaves are others than those of `abstract`; names them.
+            FQLError: its leaves are others than those of `abstract`; names them. Or Orbax cannot
+                read it.
         """
         self._check_leaves(abstract, step)
         params, training = _split(abstract)
@@ -297,18 +349,52 @@ class CheckpointReader:
         self._check_leaves(abstract, step)
         return self._restore(step, params=ocp.args.StandardRestore(abstract.params))['params']
 
-    def metadata(self, step: int) -> dict[str, Any]:
-        """The JSON values that were given to `save`, and `leaves`."""
-        return self._restore(step, metadata=ocp.args.JsonRestore())['metadata']
+    def metadata(self, step: int) -> Mapping[str, Any]:
+        """The JSON values that were given to `save`."""
+        return self._described(step).given
+
+    def _described(self, step: int) -> _Metadata:
+        values = self._restore(step, metadata=ocp.args.JsonRestore())['metadata']
+        try:
+            return from_json(_Metadata, values)
+        except ValueError as error:
+            raise FQLError(f'{self._folder / str(step)}: metadata: {error}') from None
 
     def _restore(self, step: int, **items: Any) -> Any:
-        return self._checkpointer.restore(
-            self._folder / str(step), args=ocp.args.Composite(**items)
-        )
+        path = self._folder / str(step)
+        try:
+            return self._checkpointer.restore(path, args=ocp.args.Composite(**items))
+        except Exception as error:
+            raise FQLError(
+                f'{path} cannot be read, though its files are as they were written: '
+                f'{type(error).__name__}: {first_line(error)}'
+            ) from error
+
+    def _check_identity(self, step: int) -> None:
+        path, described = self._folder / str(step), self._described(step)
+        if described.step != step:
+            raise FQLError(
+                f'{path} is the checkpoint of step {described.step:,} under another number: '
+                'move it away'
+            )
+        if not self._identity:
+            return
+        stored, expected = described.identity, self._identity
+        if stored.get('run_id') != expected['run_id']:
+            raise FQLError(f'{path} is a checkpoint of another run: move it away')
+        if differences := [
+            f'{name} is {expected.get(name)!r}, was {stored.get(name)!r}'
+            for name in {**stored, **expected}
+            if stored.get(name) != expected.get(name)
+        ]:
+            raise FQLError(
+                f'the settings of {self._folder.parent} were edited since {path} was written: '
+                f'{"; ".join(differences)}; set them back'
+            )
 
     def _check_leaves(self, abstract: TrainState, step: int) -> None:
         # Orbax casts another dtype in silence, and reports other shapes without saying where.
-        differences = leaf_differences(self.metadata(step)['leaves'], describe_leaves(abstract))
+        differences = leaf_differences(self._described(step).leaves, describe_leaves(abstract))
         if differences:
             raise FQLError(
                 f'checkpoint {self._folder / str(step)} is of another agent: {differences}'
@@ -316,64 +402,51 @@ class CheckpointReader:
 
 
 def restore_newest(
-    folder: Path, abstract: TrainState, aside: Path
+    folder: Path,
+    abstract: TrainState,
+    damaged: Path,
+    identity: Mapping[str, Any] | None = None,
 ) -> tuple[TrainState | None, list[str]]:
     """The state of the newest sound checkpoint, for a run that goes on writing there.
 
-    Damaged checkpoints that are newer are moved into the folder `aside`, once that one was read:
+    Damaged checkpoints that are newer are moved into the folder `damaged`, once that one was read:
     the run will write those steps again.
+
+    Args:
+        identity: see `CheckpointReader`.
 
     Returns:
         The state, None if no checkpoint was ever finished; and a line on each damaged one.
 
     Raises:
-        FQLError: every checkpoint is damaged, one is of another agent, or one cannot be read for
-            another reason than damage. Nothing was moved then.
+        FQLError: every checkpoint is damaged, one is of another run or agent, or one cannot be read
+            for another reason than damage. Nothing was moved then.
     """
-    damage: dict[int, str] = {}
-    for step in reversed(finished_steps(folder)):
-        path = folder / str(step)
-        fault = find_damage(path)
-        if fault is None:
-            try:
-                state = CheckpointReader(folder).restore(abstract, step)
-            except FQLError:
-                raise
-            except Exception as error:  # Orbax raises whatever the damage leads to.
-                if (path / CHECKSUMS).exists():
-                    raise FQLError(
-                        f'{path} cannot be read, though its files are as they were written: '
-                        f'{type(error).__name__}: {first_line(error)}'
-                    ) from error
-                fault = f'cannot be read: {type(error).__name__}'
-            else:
-                return state, [_move_aside(folder, *damaged, aside) for damaged in damage.items()]
-        damage[step] = fault
-    if damage:
-        faults = '; '.join(f'step {step:,}: {fault}' for step, fault in damage.items())
-        raise FQLError(f'no sound checkpoint is left in {folder}: {faults}')
-    return None, []
+    if not finished_steps(folder):
+        return None, []
+    reader = CheckpointReader(folder, identity)
+    step, damage = reader.search(None)
+    state = reader.restore(abstract, step)
+    return state, [_move_away(folder, *newer, damaged) for newer in damage.items()]
 
 
-def _move_aside(folder: Path, step: int, fault: str, aside: Path) -> str:
+def _move_away(folder: Path, step: int, fault: str, damaged: Path) -> str:
     """Moves a damaged checkpoint out of the way of the one that will be written; says so."""
-    target = aside / f'{step}-{time.strftime("%Y%m%d-%H%M%S")}'
+    target = damaged / f'{step}-{time.strftime("%Y%m%d-%H%M%S")}'
     wait_for_all_processes(f'judged checkpoint {step}')
     if jax.process_index() == 0:
-        aside.mkdir(exist_ok=True)
+        damaged.mkdir(exist_ok=True)
         (folder / str(step)).rename(target)
     wait_for_all_processes(f'moved checkpoint {step}')
     return f'checkpoint of step {step:,} is damaged ({fault}); moved to {target}'
 
 
 def _check_writable(folder: Path, nbytes: int) -> None:
-    """Raises OSError if `nbytes` can surely not be written: Orbax would wait minutes for threads
-    that never answer, and tell at its next save.
-    """
+    """Raises OSError if `nbytes` can surely not be written, before a part of them is."""
     free = shutil.disk_usage(folder).free
     if free < nbytes:
         raise OSError(f'disk full: {nbytes:,} bytes to write, {free:,} free')
-    with tempfile.TemporaryDirectory(prefix='.probe-', dir=folder) as probe:
+    with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=folder) as probe:
         Path(probe, 'file').write_bytes(b'probe')
 
 

@@ -15,7 +15,7 @@ from fql.training.policy import restore_params
 from fql.training.pretrain import describe_encoder
 from fql.training.pretrain_config import PretrainSpec, read_pretrain_spec
 from fql.training.pretraining import make_pretraining_learner
-from fql.training.run_folder import RunFolder, RunSpec, read_spec
+from fql.training.run_folder import RunFolder, RunSpec, read_identity, read_spec
 from fql.training.saved_encoders import save_encoder_folder
 
 
@@ -44,7 +44,7 @@ def read_pretrained(
     folder: RunFolder, spec: PretrainSpec, step: int | None
 ) -> tuple[Params, SavedEncoder]:
     """The encoder in a pretraining's checkpoint, and what it is."""
-    reader = CheckpointReader(folder.checkpoints)
+    reader = CheckpointReader(folder.checkpoints, read_identity(folder.pretrain_spec))
     step = reader.find(step, tell)
     abstract = abstract_state(make_pretraining_learner(spec), one_device_mesh())
     params = reader.restore_params(abstract, step)

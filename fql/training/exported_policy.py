@@ -172,6 +172,10 @@ def model_card(spec: RunSpec, description: Description, measure: Measure) -> str
     )
     data = ', '.join(f'{name} {digest[:16]}' for name, digest in description.data.items())
     shape = 'x'.join(map(str, spec.observation_shape))
+    scale = '[-1, 1]'
+    if spec.action_range is not None:
+        low, high = spec.action_range.low, spec.action_range.high
+        scale = f'from {list(low)} to {list(high)}; the programs give them in [-1, 1]'
     return textwrap.dedent(f"""\
         # {config.agent.name} on {config.task}
 
@@ -180,7 +184,7 @@ def model_card(spec: RunSpec, description: Description, measure: Measure) -> str
         | task | {config.task} |
         | agent | {config.agent.name}, seed {config.seed}, update {description.step:,} |
         | observations | {spec.observation_dtype}, {shape}, {config.frame_stack} frame(s) stacked |
-        | actions | {spec.action_dim} numbers in [-1, 1] |
+        | actions | {spec.action_dim} numbers, {scale} |
         | policies | {', '.join(description.policies)} |
         | {description.measure} in {config.eval_episodes} episodes | {results or 'not evaluated'} |
         | data (sha256) | {data or 'unknown'} |

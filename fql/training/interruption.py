@@ -7,9 +7,6 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
-EXIT_CODE = 42
-"""Exit code of a run that was asked to stop and can be resumed."""
-
 
 class Interrupted(Exception):
     """Raised inside long work, at a place where it can be left, after a stop was requested."""

@@ -40,6 +40,7 @@ class LoadedPolicy:
         self.observation_shape = (*outer, last // stack)
         self.observation_dtype = spec.observation_dtype
         self.action_dim = spec.action_dim
+        self._range = spec.action_range
         self._frames: deque[np.ndarray] = deque(maxlen=stack)
         self._actions: deque[np.ndarray] = deque()
         self.reset()
@@ -56,7 +57,7 @@ class LoadedPolicy:
         self._step = 0
 
     def __call__(self, observation: np.ndarray) -> np.ndarray:
-        """The next action, (a,) float32 in [-1, 1]; (b, a) for a batch.
+        """The next action, (a,) float32 in [-1, 1] or in the data's own units; (b, a) for a batch.
 
         Args:
             observation: what the environment gave last, not stacked: (h, w, c) uint8 in [0, 255],
@@ -77,6 +78,8 @@ class LoadedPolicy:
             self._actions.extend(np.moveaxis(np.asarray(actions), 1, 0))
         self._step += 1
         action = self._actions.popleft()
+        if self._range is not None:
+            action = self._range.from_unit(action).astype(np.float32)
         return action if is_batch else action[0]
 
     def _rows(self, observation: np.ndarray) -> tuple[np.ndarray, bool]:

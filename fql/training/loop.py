@@ -16,12 +16,13 @@ from jax.sharding import Mesh
 from data_pipeline.errors import DamagedError
 from data_pipeline.store.verification import Verification
 from fql.compiled import TrainStep
-from fql.devices import put_batch
+from fql.devices import not_finite, put_batch
 from fql.errors import FQLError
 from fql.learner import Metrics, TrainState
-from fql.training.checkpoints import CheckpointWriter
+from fql.stopping import EXIT_CODE
+from fql.training.checkpoints import CheckpointWriter, SaveError
 from fql.training.host_memory import GIVE_BACK_INTERVAL, give_back_freed_memory
-from fql.training.interruption import EXIT_CODE, Interrupted, Interruption
+from fql.training.interruption import Interrupted, Interruption
 from fql.training.metrics_log import MetricsLog
 from fql.training.progress import count_from, progress_bar
 from fql.training.run_folder import RunFolder
@@ -40,7 +41,7 @@ InFlight = deque[tuple[int, Metrics, list[Arrays]]]
 
 
 class NotFiniteError(FQLError):
-    """The loss of an update, or its gradient, is NaN or infinite."""
+    """The loss of an update, its gradient, or the state after it is NaN or infinite."""
 
 
 class Stopwatch:
@@ -133,6 +134,9 @@ class Trainer:
     ) -> tuple[TrainState, int]:
         """Updates until `schedule.steps`; returns the state and the exit code, 0 when it got there.
 
+        The state before the first update is saved too, and that waited for: a fault of the disk
+        shows at once, and where there are metrics, there is a checkpoint to continue from.
+
         Args:
             state: where to start.
             batches: from the update of that step on.
@@ -140,7 +144,8 @@ class Trainer:
             is_evaluation_missing: whether the evaluation due at that step is still to be made.
 
         Raises:
-            NotFiniteError: a loss or a gradient was NaN or infinite; the state is not saved then.
+            NotFiniteError: a loss, a gradient or the state became NaN or infinite; the state is not
+                saved then.
             DamagedError: the data are not what was written; nor then.
             FQLError: a save failed, or an environment's worker.
         """
@@ -149,6 +154,9 @@ class Trainer:
         in_flight: InFlight = deque()
         is_verified = False
         watch, first = Stopwatch(), step
+        if step == 0 and schedule.save_interval:
+            self._save(state)
+            self.writer.wait()
         try:
             with progress_bar('train', 'update', schedule.steps, initial=step) as bar:
                 if is_evaluation_missing:
@@ -185,9 +193,10 @@ class Trainer:
                         self._log(step, state, metrics, val_batches)
                         self._log_rate(step, watch.take_rate())
                     if is_evaluation_due:
+                        self._check_state(state)
                         self.evaluate(state)
                     if is_save_due:
-                        self.writer.save(state, self.metadata)
+                        self._save(state)
                     if is_any_due:
                         watch.start(step)
                     if step % GIVE_BACK_INTERVAL < len(arrays):
@@ -195,10 +204,11 @@ class Trainer:
                     self.writer.poll()
                     self.interruption.raise_if_requested(step)
                 self._check_all(in_flight)
+                self._check_state(state)
         except Interrupted:
             self._check_all(in_flight)
             self._check_data()
-            self.writer.save(state, self.metadata)
+            self._save(state)
             self.writer.wait()
             if jax.process_index() == 0:
                 print(
@@ -210,7 +220,7 @@ class Trainer:
         except NotFiniteError:
             self._check_data()  # Damage would be the cause.
             raise
-        except DamagedError:
+        except (DamagedError, SaveError):
             raise
         except Exception:
             # What can be saved is saved; the fault to be told is the first one. A save needs all
@@ -219,7 +229,7 @@ class Trainer:
                 with suppress(Exception):
                     self._check_all(in_flight)
                     self._check_data()
-                    self.writer.save(state, self.metadata)
+                    self._save(state)
                     self.writer.wait()
             raise
         self.writer.wait()
@@ -233,6 +243,25 @@ class Trainer:
         """Raises DamagedError if the data are known to be damaged."""
         if jax.process_count() == 1:  # Several stop together: see `agree_on_verification`.
             self.verification.check()
+
+    def _save(self, state: TrainState) -> None:
+        """Saves a state, after the rows of metrics that lead to it."""
+        self._check_state(state)
+        if self.train_log is not None:
+            self.train_log.sync()
+        self.writer.save(state, self.metadata)
+
+    def _check_state(self, state: TrainState) -> None:
+        """Raises NotFiniteError if a number in the state is NaN or infinite.
+
+        The metrics of an update do not tell: they are of the state before it.
+        """
+        wrong = not_finite(state)
+        if wrong:
+            raise NotFiniteError(
+                f'the state after step {int(state.step):,} is not finite ({len(wrong)} arrays, '
+                f'{wrong[0]} the first); it is not saved, the checkpoints before it are kept'
+            )
 
     def _check_all(self, in_flight: InFlight) -> None:
         """Waits for all calls that were given to the device."""

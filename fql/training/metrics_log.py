@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,8 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
-from data_pipeline.files import write_text
+from data_pipeline.files import naming, sync_path, write_text
+from fql.errors import FQLError
 
 Mirror = Callable[[int, Mapping[str, float]], None]
 
@@ -22,8 +24,8 @@ class MetricsLog:
     """Appends rows to a CSV file, and the same scalars to TensorBoard.
 
     A log opened at step n first drops the rows of later steps, which a killed run may have
-    written after its last checkpoint, and writes the event files anew from the rows that remain:
-    a resumed run has neither gaps nor duplicates.
+    written after its last checkpoint, and writes new event files of the rows that remain: a resumed
+    run has neither gaps nor duplicates.
 
     The CSV file holds no times, so that two runs of one configuration can be compared byte by byte;
     the event files hold when each row was written.
@@ -41,6 +43,7 @@ class MetricsLog:
             mirror: called with every new row, (step, metrics).
         """
         self._path = path
+        self._tensorboard = tensorboard
         self._mirror = mirror
         shutil.rmtree(tensorboard, ignore_errors=True)
         tensorboard.mkdir(parents=True)
@@ -48,7 +51,11 @@ class MetricsLog:
         # whose faults cannot be caught, into a file named after the machine.
         self._events = RecordWriter(str(tensorboard / f'events.out.tfevents.{int(time.time())}'))
         self._write_event(file_version='brain.Event:2')
-        rows = [row for row in read_csv(path) if step is None or int(row['step']) <= step]
+        found = read_csv(path)
+        if path.exists() and b'\0' in path.read_bytes():
+            steps = ', '.join(row['step'] for row in found[-1:]) or 'none'
+            print(f'{path} is damaged and was cut off; its last step is {steps}', flush=True)
+        rows = [row for row in found if step is None or int(row['step']) <= step]
         # At once, since another process may be reading: it must not find the rows gone.
         if rows:
             write_text(path, _as_csv(rows))
@@ -65,15 +72,22 @@ class MetricsLog:
 
     def _append(self, row: Mapping[str, str]) -> None:
         text = _as_csv([row])
-        with self._path.open('a') as file:
+        with naming(self._path), self._path.open('a', encoding='utf-8') as file:
             file.write(text if file.tell() == 0 else text[text.index('\n') + 1 :])
         self._write_events(row)
 
+    def sync(self) -> None:
+        """Has the system write the rows to the disk."""
+        if self._path.exists():
+            sync_path(self._path)
+            sync_path(self._path.parent)
+
     def _write_events(self, row: Mapping[str, str]) -> None:
-        for name, value in row.items():
-            if name != 'step':
-                self._write_event(step=int(row['step']), summary=scalar(name, float(value)))
-        self._events.flush()
+        with naming(self._tensorboard):
+            for name, value in row.items():
+                if name != 'step':
+                    self._write_event(step=int(row['step']), summary=scalar(name, float(value)))
+            self._events.flush()
 
     def _write_event(self, **fields: Any) -> None:
         self._events.write(Event(wall_time=time.time(), **fields).SerializeToString())
@@ -82,7 +96,7 @@ class MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # What could not be written is made anew of the CSV file when the run is resumed.
+        # The event files are made of the CSV file when the run is resumed.
         with suppress(OSError):
             self._events.close()
 
@@ -98,10 +112,44 @@ def _as_csv(rows: Sequence[Mapping[str, str]]) -> str:
     return buffer.getvalue()
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics file; none if it does not exist. A last line cut short is left out."""
-    if not path.exists():
+def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The rows of a metrics file: `step`, a whole number, and other numbers.
+
+    None if the file does not exist. What follows a NUL, as a power failure leaves them, and a last
+    line cut short are taken as not written.
+
+    Args:
+        columns: that the file must have if it has rows.
+
+    Raises:
+        FQLError: it is damaged otherwise, or lacks a column.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
         return []
-    text = path.read_text()
-    whole = text[: text.rfind('\n') + 1]
-    return list(csv.DictReader(io.StringIO(whole)))
+    content = content.partition(b'\0')[0].replace(b'\r\n', b'\n')
+    text = content[: content.rfind(b'\n') + 1].decode('utf-8', errors='replace')
+    header, *lines = [line.split(',') for line in text.split('\n')[:-1]] or [[]]
+    if lines and not _is_row(lines[-1], len(header)):
+        lines.pop()
+    if not lines:
+        return []
+    if header[0] != 'step' or len(set(header)) < len(header):
+        raise FQLError(f'{path}: the first line does not name the columns; it is damaged')
+    for number, line in enumerate(lines, start=2):
+        if not _is_row(line, len(header)):
+            raise FQLError(f'{path}: line {number} is damaged; repair it, or delete that line')
+    if missing := [name for name in columns if name not in header]:
+        raise FQLError(f'{path} has no column {", ".join(missing)}')
+    return [dict(zip(header, line, strict=True)) for line in lines]
+
+
+def _is_row(values: Sequence[str], width: int) -> bool:
+    """Whether these are `width` numbers of which the first is a step."""
+    if len(values) != width or not re.fullmatch('[0-9]{1,18}', values[0]):
+        return False
+    try:
+        return bool([float(value) for value in values])
+    except ValueError:
+        return False

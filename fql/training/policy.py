@@ -17,7 +17,7 @@ from fql.training.checkpoints import CheckpointReader
 from fql.training.config import validate_config
 from fql.training.evaluation import Policy
 from fql.training.learning import make_learner
-from fql.training.run_folder import RunFolder, RunSpec
+from fql.training.run_folder import RunFolder, RunSpec, read_identity
 
 Act = Callable[[Params, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -82,7 +82,7 @@ def restore_params(
     Raises:
         FQLError: there is none, or it is damaged.
     """
-    reader = CheckpointReader(folder.checkpoints)
+    reader = CheckpointReader(folder.checkpoints, read_identity(folder.spec))
     step = reader.find(step, notify)
     abstract = abstract_state(make_learner(spec), one_device_mesh())
     return step, reader.restore_params(abstract, step)

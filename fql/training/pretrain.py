@@ -1,6 +1,5 @@
 """A pretraining, from the checks before it to the saved encoder it ends with."""
 
-import dataclasses
 import math
 import shlex
 import time
@@ -44,11 +43,12 @@ from fql.training.pretraining import (
     pretraining_validation,
     window_maker,
 )
-from fql.training.run_folder import Resume, RunFolder, versions
+from fql.training.run_folder import Resume, RunFolder, read_identity, versions
 from fql.training.run_start import (
     check_data,
     check_run_folder,
     claimed_folder,
+    describe_run,
 )
 from fql.training.saved_encoders import save_encoder_folder
 
@@ -91,15 +91,21 @@ def pretrain(
     with ExitStack() as stack:
         verification = stack.enter_context(Verification(store.path, verify_data))
         verification.add(store.stored_arrays)
-        stack.enter_context(
-            claimed_folder(folder, store, lambda: write_pretrain_spec(folder, spec))
-        )
-        state, notices = restore_newest(folder.checkpoints, abstract, folder.damaged)
+        stack.enter_context(claimed_folder(folder))
+        path = folder.pretrain_spec
+        identity = read_identity(path) if path.exists() else None
+        state, notices = restore_newest(folder.checkpoints, abstract, folder.damaged, identity)
         state = initial_state(learner, config.seed, mesh) if state is None else state
+        describe_run(folder, store, lambda: write_pretrain_spec(folder, spec))
         start = int(state.step)
         wait_for_all_processes('state')
         writer = stack.enter_context(
-            CheckpointWriter(folder.checkpoints, config.keep_latest, config.keep_interval)
+            CheckpointWriter(
+                folder.checkpoints,
+                config.keep_latest,
+                config.keep_interval,
+                identity=read_identity(path),
+            )
         )
         train_log = timing_log = None
         if is_main:
@@ -127,7 +133,7 @@ def pretrain(
             ),
             validate=make_validation(pretraining_validation(spec)),
             evaluate=lambda state: None,
-            metadata={'config': dataclasses.asdict(config), 'versions': versions()},
+            metadata={'versions': versions()},
             writer=writer,
             verification=verification,
             train_log=train_log,

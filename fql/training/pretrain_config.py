@@ -1,18 +1,15 @@
 """Every setting of a pretraining, as frozen dataclasses, and the file that says what one is."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from data_pipeline.files import write_json
-from data_pipeline.schema import from_json
 from fql.agents.configs import EncoderName
-from fql.errors import FQLError
 from fql.training.config import AugmentationConfig, check_bounds, raise_unless
-from fql.training.run_folder import RunFolder, read_json, versions
+from fql.training.run_folder import RunFolder, read_stored, write_stored
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 ObjectiveName = Literal[
@@ -111,29 +108,25 @@ def validate_pretrain_config(config: PretrainConfig) -> None:
     )
 
 
-def pretrain_config_from_dict(values: Any, origin: Path) -> PretrainConfig:
-    """The inverse of `dataclasses.asdict`, after JSON.
+@dataclass(frozen=True)
+class _StoredSpec:
+    """What `pretraining.json` holds beside its format version; see `PretrainSpec`."""
 
-    Raises:
-        FQLError: when fields are missing, unknown or of another type, with their names and
-            `origin`.
-    """
-    try:
-        return from_json(PretrainConfig, values)
-    except ValueError as error:
-        raise FQLError(f'{origin}: {error} (written by another version?)') from None
+    run_id: str
+    config: PretrainConfig
+    image_shape: tuple[int, int, int]
+    action_dim: int
+    versions: Mapping[str, str]
 
 
 def write_pretrain_spec(run: RunFolder, spec: PretrainSpec) -> None:
     """Writes `pretraining.json` whole or not at all."""
     values = {
-        'format_version': FORMAT_VERSION,
         'config': dataclasses.asdict(spec.config),
         'image_shape': list(spec.image_shape),
         'action_dim': spec.action_dim,
-        'versions': versions(),
     }
-    write_json(run.pretrain_spec, values)
+    write_stored(run.pretrain_spec, FORMAT_VERSION, values)
 
 
 def read_pretrain_spec(run: RunFolder) -> PretrainSpec:
@@ -143,9 +136,5 @@ def read_pretrain_spec(run: RunFolder) -> PretrainSpec:
         FQLError: when the folder is no pretraining, or its file cannot be understood.
     """
     path = run.pretrain_spec
-    values = read_json(path, FORMAT_VERSION, PretrainSpec, 'is no folder of a pretraining')
-    return PretrainSpec(
-        config=pretrain_config_from_dict(values['config'], path),
-        image_shape=tuple(values['image_shape']),
-        action_dim=values['action_dim'],
-    )
+    stored = read_stored(path, FORMAT_VERSION, _StoredSpec, 'is no folder of a pretraining')
+    return PretrainSpec(stored.config, stored.image_shape, stored.action_dim)

@@ -137,6 +137,7 @@ def record_evaluation(
     if task.returns:
         metrics[SCORE.column] = task.score(mean_return)
     log.write(step, metrics)
+    log.sync()
 
 
 def recorded_steps(path: Path) -> set[int]:

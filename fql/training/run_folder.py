@@ -2,25 +2,34 @@
 
 import dataclasses
 import importlib.metadata
-import json
 import math
 import platform
+import secrets
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from data_pipeline.action_range import ActionRange, action_range_from_json
+from data_pipeline.action_range import ActionRange
 from data_pipeline.files import write_json
+from data_pipeline.schema import from_json, load_json
 from fql.agents.configs import Spec
 from fql.errors import FQLError
-from fql.training.config import Processes, TrainConfig, config_from_dict, config_to_dict
+from fql.training.config import (
+    RESUMABLE_FIELDS,
+    Processes,
+    TrainConfig,
+    config_from_dict,
+    config_to_dict,
+)
 
-FORMAT_VERSION = 1
+T = TypeVar('T')
+FORMAT_VERSION = 2
 Resume = Literal['never', 'auto', 'always']
 PACKAGES = (
     *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'dm-pix'),
@@ -228,44 +237,29 @@ def _git_revision() -> str:
     return done.stdout.strip()
 
 
+@dataclass(frozen=True)
+class _StoredSpec:
+    """What `config.json` holds beside its format version; see `RunSpec`."""
+
+    run_id: str
+    config: Mapping[str, Any]
+    observation_shape: tuple[int, ...]
+    observation_dtype: Literal['uint8', 'float32']
+    action_dim: int
+    action_range: ActionRange | None
+    versions: Mapping[str, str]
+
+
 def write_spec(run: RunFolder, spec: RunSpec) -> None:
     """Writes `config.json` whole or not at all."""
     values = {
-        'format_version': FORMAT_VERSION,
         'config': config_to_dict(spec.config),
         'observation_shape': list(spec.observation_shape),
         'observation_dtype': spec.observation_dtype,
         'action_dim': spec.action_dim,
         'action_range': dataclasses.asdict(spec.action_range) if spec.action_range else None,
-        'versions': versions(),
     }
-    write_json(run.spec, values)
-
-
-def read_json(path: Path, format_version: int, spec: type, without: str) -> dict[str, Any]:
-    """The values of a file that `write_json` has written.
-
-    Args:
-        format_version: the one that they have to name.
-        spec: the dataclass whose fields they have to have.
-        without: what is said of a folder that has no such file.
-
-    Raises:
-        FQLError: no such file, or one that cannot be understood.
-    """
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise FQLError(f'{path.parent} {without}: it has no {path.name}') from None
-    except ValueError as error:
-        raise FQLError(f'{path} is not valid JSON: {error}') from None
-    found = values.get('format_version') if isinstance(values, dict) else None
-    if found != format_version:
-        raise FQLError(f'{path}: format version {found}, this program reads {format_version}')
-    for field in dataclasses.fields(spec):
-        if field.name not in values:
-            raise FQLError(f'{path}: no field {field.name!r}')
-    return cast(dict[str, Any], values)
+    write_stored(run.spec, FORMAT_VERSION, values)
 
 
 def read_spec(run: RunFolder) -> RunSpec:
@@ -274,15 +268,82 @@ def read_spec(run: RunFolder) -> RunSpec:
     Raises:
         FQLError: when the folder is no run, or its file cannot be understood.
     """
-    values = read_json(run.spec, FORMAT_VERSION, RunSpec, 'is not a run folder')
-    try:
-        action_range = action_range_from_json(values['action_range'])
-    except ValueError as error:
-        raise FQLError(f'{run.spec}: action_range: {error}') from None
+    stored = read_stored(run.spec, FORMAT_VERSION, _StoredSpec, 'is not a run folder')
     return RunSpec(
-        config=config_from_dict(values['config'], run.spec),
-        observation_shape=tuple(values['observation_shape']),
-        observation_dtype=values['observation_dtype'],
-        action_dim=values['action_dim'],
-        action_range=action_range,
+        config=config_from_dict(stored.config, run.spec),
+        observation_shape=stored.observation_shape,
+        observation_dtype=stored.observation_dtype,
+        action_dim=stored.action_dim,
+        action_range=stored.action_range,
     )
+
+
+def write_stored(path: Path, format_version: int, values: Mapping[str, Any]) -> None:
+    """Writes what a run is; the id that the file has, or else a new one, is added to `values`."""
+    run_id = read_object(path)['run_id'] if path.exists() else secrets.token_hex(8)
+    stored = {'format_version': format_version, 'run_id': run_id, **values, 'versions': versions()}
+    write_json(path, stored)
+
+
+def read_stored(path: Path, format_version: int, cls: type[T], without: str) -> T:
+    """The values of a file that `write_stored` has written.
+
+    Args:
+        format_version: the one that they have to name.
+        cls: the dataclass of all others.
+        without: what is said of a folder that has no such file.
+
+    Raises:
+        FQLError: no such file, or one that cannot be understood.
+    """
+    if not path.exists():
+        raise FQLError(f'{path.parent} {without}: it has no {path.name}')
+    values = read_object(path)
+    found = values.pop('format_version', None)
+    if found != format_version:
+        raise FQLError(f'{path}: format version {found}, this program reads {format_version}')
+    try:
+        return from_json(cls, values)
+    except ValueError as error:
+        raise FQLError(f'{path}: {error}') from None
+
+
+def read_identity(path: Path) -> dict[str, Any]:
+    """What no resume may change of a run, by name, JSON values: its id, settings and shapes.
+
+    Args:
+        path: of a file that `read_stored` takes.
+    """
+    values = read_object(path)
+    config = {
+        name: value for name, value in values['config'].items() if name not in RESUMABLE_FIELDS
+    }
+    others = {
+        name: value for name, value in values.items() if name not in ('format_version', 'versions')
+    }
+    return _flat({**others, 'config': config})
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= {f'{name}.{inner}': entry for inner, entry in _flat(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FQLError: it holds something else.
+    """
+    try:
+        values = load_json(path)
+    except ValueError as error:
+        raise FQLError(f'{path} is not valid JSON: {error}') from None
+    if not isinstance(values, dict):
+        raise FQLError(f'{path} must hold a JSON object')
+    return values

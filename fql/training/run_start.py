@@ -1,6 +1,5 @@
 """How a run of updates is started or continued: the folder, and what must not be overwritten."""
 
-import json
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -17,7 +16,8 @@ from fql.devices import wait_for_all_processes
 from fql.errors import FQLError, first_line
 from fql.training.checkpoints import finished_steps
 from fql.training.config import Processes, differing_fields
-from fql.training.run_folder import Resume, RunFolder, check_processes
+from fql.training.metrics_log import read_csv
+from fql.training.run_folder import Resume, RunFolder, check_processes, read_object
 from fql.training.run_lock import lock_run
 
 
@@ -28,16 +28,16 @@ def check_run_folder(
     read_config: Callable[[RunFolder], Any],
     name: str,
 ) -> None:
-    """Raises FQLError if a run there would be overwritten, or continued with other settings.
+    """Raises FQLError if a run there would be overwritten, begun again, or continued otherwise.
 
     Args:
         config: of the run that is asked for.
         read_config: the stored one of a folder.
         name: of the command that continues a run, 'train' or 'pretrain'.
     """
-    # A run that was killed in its first moments leaves its lock, and no more.
+    # A run that was killed in its first moments leaves no more than this.
     is_new = not folder.path.exists() or all(
-        path == folder.lock or is_temporary(path) for path in folder.path.iterdir()
+        path in (folder.lock, folder.data) or is_temporary(path) for path in folder.path.iterdir()
     )
     if resume == 'never' and not is_new:
         raise FQLError(
@@ -48,7 +48,14 @@ def check_run_folder(
         return
     if differences := differing_fields(read_config(folder), config):
         raise FQLError(f'{folder.path} was made with other settings: {"; ".join(differences)}')
-    latest = max(finished_steps(folder.checkpoints), default=0)
+    steps = finished_steps(folder.checkpoints)
+    if not steps and (rows := read_csv(folder.train_csv) + read_csv(folder.eval_csv)):
+        raise FQLError(
+            f'{folder.path} has metrics up to step {max(int(row["step"]) for row in rows):,}, but '
+            f'no checkpoint in {folder.checkpoints} to continue from (is a disk not mounted? was '
+            'save-interval 0?); put them back, or start another run'
+        )
+    latest = max(steps, default=0)
     if latest > config.steps:
         raise FQLError(
             f'{folder.path} is at step {latest:,} already, past --steps {config.steps:,}'
@@ -57,7 +64,14 @@ def check_run_folder(
 
 def check_data(folder: RunFolder, store: FrameStore) -> None:
     """Raises FQLError if a run there was trained on other data than the store now holds."""
-    if folder.data.exists() and json.loads(folder.data.read_text()) != store.checksums:
+    if not folder.spec.exists() and not folder.pretrain_spec.exists():
+        return
+    if not folder.data.exists():
+        raise FQLError(
+            f'{folder.path} has no {folder.data.name}, which says what data it was trained on; '
+            'put it back, or start another run'
+        )
+    if read_object(folder.data) != store.checksums:
         raise FQLError(
             f'{folder.path} was trained on other data than {store.path} holds now '
             f'(checksums in {folder.data}); prepare that dataset again, or start another run'
@@ -65,25 +79,28 @@ def check_data(folder: RunFolder, store: FrameStore) -> None:
 
 
 @contextmanager
-def claimed_folder(
-    folder: RunFolder, store: FrameStore, write_spec: Callable[[], None]
-) -> Iterator[None]:
-    """Inside, the run folder is there, described, and locked by the first process.
-
-    Args:
-        store: the data that the run is trained on.
-        write_spec: writes what the run is.
-    """
+def claimed_folder(folder: RunFolder) -> Iterator[None]:
+    """Inside, the run folder is there, and locked by the first process."""
     # The first process makes the folder that all have looked at before.
     wait_for_all_processes('checks')
     with ExitStack() as stack:
         if jax.process_index() == 0:
             folder.path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(lock_run(folder.lock, 'trainer'))
-            write_spec()
-            write_json(folder.data, store.checksums)
         wait_for_all_processes('run folder')
         yield
+
+
+def describe_run(folder: RunFolder, store: FrameStore, write_spec: Callable[[], None]) -> None:
+    """Writes what the run is and what data it is trained on; all processes call it.
+
+    Args:
+        write_spec: writes what the run is; the folder is a run from then on.
+    """
+    if jax.process_index() == 0:
+        write_json(folder.data, store.checksums)
+        write_spec()
+    wait_for_all_processes('run described')
 
 
 def connect_processes(processes: Processes, run_dir: Path | None, resume: Path | None) -> None:

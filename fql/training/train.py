@@ -39,7 +39,7 @@ from fql.training.checkpoints import (
     restore_newest,
 )
 from fql.training.comparability import comparability
-from fql.training.config import TrainConfig, config_to_dict, validate_config
+from fql.training.config import TrainConfig, validate_config
 from fql.training.data import (
     LabelledSplit,
     load_training_data,
@@ -74,6 +74,7 @@ from fql.training.run_folder import (
     Resume,
     RunFolder,
     RunSpec,
+    read_identity,
     read_spec,
     versions,
     write_spec,
@@ -82,6 +83,7 @@ from fql.training.run_start import (
     check_data,
     check_run_folder,
     claimed_folder,
+    describe_run,
 )
 from fql.training.verified_data import finish_verification
 from fql.training.wandb_mirror import check_wandb, wandb_mirror
@@ -142,10 +144,12 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
                     interruption.raise_if_noted if jax.process_count() == 1 else lambda: None,
                 )
             )
-        stack.enter_context(claimed_folder(folder, store, lambda: write_spec(folder, spec)))
-        state, notices = restore_newest(folder.checkpoints, abstract, folder.damaged)
+        stack.enter_context(claimed_folder(folder))
+        identity = read_identity(folder.spec) if folder.spec.exists() else None
+        state, notices = restore_newest(folder.checkpoints, abstract, folder.damaged, identity)
         if state is None:
             state = initial_state(learner, config.seed, mesh, config.shard_params, encoder)
+        describe_run(folder, store, lambda: write_spec(folder, spec))
         start = int(state.step)
         is_evaluation_missing = (
             start > 0
@@ -159,6 +163,7 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
                 config.keep_latest,
                 config.keep_interval,
                 lambda: read_results(folder.eval_csv)[1],
+                read_identity(folder.spec),
             )
         )
         frozen = None
@@ -200,7 +205,7 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
             ),
             validate=make_validation(validation_of(spec)),
             evaluate=make_evaluation(spec, mesh, folder, workers, eval_log),
-            metadata={'config': config_to_dict(config), 'versions': versions()},
+            metadata={'versions': versions()},
             writer=writer,
             verification=verification,
             train_log=train_log,

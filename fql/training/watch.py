@@ -22,7 +22,7 @@ from fql.training.rollouts import (
     recorded_steps,
     start_workers,
 )
-from fql.training.run_folder import RunFolder, read_spec
+from fql.training.run_folder import RunFolder, read_identity, read_spec
 from fql.training.run_lock import lock_run
 
 POLL_SECONDS = 2.0
@@ -59,7 +59,7 @@ def watch(folder: RunFolder, episodes: int, num_workers: int, env: str = '') -> 
     ):
         print(f'watching {folder.path} up to step {config.steps:,}', flush=True)
         for step in _new_steps(folder):
-            reader = CheckpointReader(folder.checkpoints)
+            reader = CheckpointReader(folder.checkpoints, read_identity(folder.spec))
             try:
                 params = reader.restore_params(abstract, reader.find(step))
             except Exception as error:
@@ -83,8 +83,11 @@ def watch(folder: RunFolder, episodes: int, num_workers: int, env: str = '') -> 
 
 
 def _new_steps(folder: RunFolder) -> Iterator[int]:
-    """Steps without an evaluation, as their checkpoints appear; ends after the run's last."""
-    seen = recorded_steps(folder.eval_csv)
+    """Steps without an evaluation, as their checkpoints appear; ends after the run's last.
+
+    The state before the first update is not evaluated.
+    """
+    seen = recorded_steps(folder.eval_csv) | {0}
     while read_spec(folder).config.steps not in seen:
         new = [step for step in finished_steps(folder.checkpoints) if step not in seen]
         if not new:

@@ -24,7 +24,7 @@ from fql.training.config import TrainConfig
 from fql.training.learning import agent_of, batch_maker, make_learner
 from fql.training.progress import progress_bar
 from fql.training.rollouts import recorded_steps
-from fql.training.run_folder import RunFolder, read_spec
+from fql.training.run_folder import RunFolder, read_identity, read_spec
 from scripts.benchmark.args import BenchmarkFaults
 from scripts.benchmark.measuring import FQL, ROOT, run_fql
 from scripts.benchmark.update import image_spec, random_arrays
@@ -87,7 +87,7 @@ def _start_and_kill(command: list[str], folder: RunFolder, start: int, seconds: 
 
 
 def _digest(folder: RunFolder) -> str:
-    reader = CheckpointReader(folder.checkpoints)
+    reader = CheckpointReader(folder.checkpoints, read_identity(folder.spec))
     abstract = abstract_state(make_learner(read_spec(folder)), one_device_mesh())
     return tree_digest(reader.restore(abstract, reader.find(None)))
 
@@ -97,7 +97,7 @@ def measure_save(folder: Path) -> dict[str, float]:
 
     Returns:
         `state_megabytes`; medians of `blocking_ms`, for which training stands still, and of
-        `total_s` until the checkpoint is written and sealed; `update_ms`; and
+        `total_s` until the checkpoint is written; `update_ms`; and
         `blocking_share_every_1000`, the share of time that training stands still when it saves
         every 1,000 updates.
     """

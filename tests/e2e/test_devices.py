@@ -17,8 +17,8 @@ import pytest
 
 from encoders.saved import load_encoder, read_encoder
 from fql.envs.tasks import QUICKSTART_TASK
+from fql.stopping import EXIT_CODE
 from fql.training.checkpoints import CheckpointReader, finished_steps
-from fql.training.interruption import EXIT_CODE
 
 SETTINGS = (
     *('--task', QUICKSTART_TASK, '--batch-size', 16, '--flow-steps', 1, '--hidden-dims', 256),

@@ -42,7 +42,7 @@ def test_resume_auto_starts_and_then_continues(fql, tmp_path):
     assert fql(*command, 10).returncode == 0
     digest = fql('inspect', 'checkpoint', run, '--step', 10).stdout
     assert fql(*command, 20).returncode == 0
-    assert finished_steps(run / 'checkpoints') == [10, 20]
+    assert finished_steps(run / 'checkpoints') == [0, 10, 20]
     assert fql('inspect', 'checkpoint', run, '--step', 10).stdout == digest
     other = fql(*command, 20, '--seed', 1)
     assert other.returncode == 1

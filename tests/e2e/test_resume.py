@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fql.envs.tasks import QUICKSTART_TASK
+from fql.stopping import EXIT_CODE
 from fql.training.checkpoints import finished_steps
-from fql.training.interruption import EXIT_CODE
 
 STEPS = 60
 SETTINGS = (

@@ -262,6 +262,22 @@ def test_the_last_update_is_looked_at_when_nothing_is_due(tmp_path, name):
         train(tmp_path, None, 0, steps=3, save_interval=0, train_step=diverge)
 
 
+@pytest.mark.parametrize('save_interval', [0, 1, 3])
+@pytest.mark.parametrize('name', ['params', 'target_params', 'opt_state'])
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path, save_interval, name):
+    """The last update's loss and gradient are of the state before it."""
+
+    def diverge(state, batches):
+        state, metrics = count_up(state, batches)
+        if int(state.step) == 3:
+            state = dataclasses.replace(state, **{name: {'w': jnp.array([0, jnp.inf, 0])}})
+        return state, metrics
+
+    with pytest.raises(FQLError, match=f'the state after step 3 is not finite .*{name}/w'):
+        train(tmp_path, None, 0, steps=3, save_interval=save_interval, train_step=diverge)
+    assert 3 not in finished_steps(tmp_path / 'checkpoints')
+
+
 @pytest.mark.parametrize(('start', 'log', 'evaluate', 'save'), [(0, 12, 16, 0), (5, 7, 0, 10)])
 def test_calls_of_several_updates_stop_where_something_is_due(start, log, evaluate, save):
     schedule = SimpleNamespace(

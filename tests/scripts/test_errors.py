@@ -179,7 +179,7 @@ def test_a_configuration_that_lacks_a_field(assert_one_line, fql, finished_run, 
     values = json.loads((finished_run / 'config.json').read_text())
     del values['observation_shape']
     (tmp_path / 'config.json').write_text(json.dumps(values))
-    assert_one_line(fql('train', '--resume', tmp_path), "no field 'observation_shape'")
+    assert_one_line(fql('train', '--resume', tmp_path), 'no field observation_shape')
 
 
 @pytest.mark.parametrize('command', ['evaluate', ('inspect', 'checkpoint')])

@@ -19,10 +19,11 @@ from fql.agents.configs import EncoderConfig, FQLConfig
 from fql.compiled import abstract_state, initial_state
 from fql.devices import one_device_mesh
 from fql.envs.tasks import QUICKSTART_TASK
+from fql.stopping import EXIT_CODE
 from fql.training.checkpoints import CheckpointReader, CheckpointWriter, finished_steps
 from fql.training.config import TrainConfig
 from fql.training.export_encoder import read_pretrained
-from fql.training.interruption import EXIT_CODE, Interrupted, Interruption
+from fql.training.interruption import Interrupted, Interruption
 from fql.training.learning import make_learner
 from fql.training.pretrain import write_final_encoder
 from fql.training.pretrain_config import read_pretrain_spec
@@ -95,7 +96,7 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(
     assert f'--encoder.from {whole / "encoder"} --encoder.mode frozen' in done.stdout
     params = load_encoder(whole / 'encoder', 'impala_debug', (16, 16, 3), 2)
     assert tree_digest(params) == tree_digest(state_of(whole, 4).params['encoder'])
-    assert finished_steps(whole / 'checkpoints') == [2, 4]
+    assert finished_steps(whole / 'checkpoints') == [0, 2, 4]
     header, *rows = (whole / 'train.csv').read_text().splitlines()
     assert [row.split(',')[0] for row in rows] == list('1234')
     for name in ('validation/features/effective_rank', 'validation/loss', 'features/std'):
@@ -116,7 +117,7 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(
         done = fql('pretrain', '--resume', broken)
         assert done.returncode == EXIT_CODE, done.stderr
         assert f'fql pretrain --resume {broken}' in done.stdout
-    assert finished_steps(broken / 'checkpoints') == [2, 3]
+    assert finished_steps(broken / 'checkpoints') == [0, 2, 3]
     assert not (broken / 'encoder').exists()
     done = fql('pretrain', '--resume', 'auto', '--run-dir', broken, *SETTINGS)
     assert done.returncode == 0, done.stderr

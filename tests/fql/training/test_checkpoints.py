@@ -18,7 +18,6 @@ from fql.devices import one_device_mesh
 from fql.errors import FQLError
 from fql.training.checkpoints import (
     CHECKSUMS,
-    COMMITTED,
     CheckpointReader,
     CheckpointWriter,
     finished_steps,
@@ -109,12 +108,15 @@ def test_a_step_is_saved_once_even_while_its_save_is_under_way(tmp_path, state_a
     assert finished_steps(tmp_path) == [1]
 
 
-def test_half_deleted_and_foreign_folders_are_no_checkpoints(saved):
-    (saved / '3' / COMMITTED).unlink()
-    (saved / '7').mkdir()
-    assert finished_steps(saved) == [1, 2]
-    with pytest.raises(FQLError, match=r'no checkpoint of step 3 .*there are \[1, 2\]'):
-        CheckpointReader(saved).find(3)
+def test_only_folders_named_by_a_step_are_checkpoints(saved):
+    for name in ('x', '07', '4.unfinished', '.unfinished-5'):
+        (saved / name).mkdir()
+    (saved / '8').touch()
+    assert finished_steps(saved) == [1, 2, 3]
+    with pytest.raises(FQLError, match=r'no checkpoint of step 7 .*there are \[1, 2, 3\]'):
+        CheckpointReader(saved).find(7)
+    with CheckpointWriter(saved, keep_latest=3):
+        assert not (saved / '.unfinished-5').exists()  # What a killed process has left.
 
 
 def test_no_checkpoints(tmp_path, abstract):
@@ -122,7 +124,7 @@ def test_no_checkpoints(tmp_path, abstract):
         CheckpointReader(tmp_path / 'none')
     with pytest.raises(FQLError, match='no finished checkpoint'):
         CheckpointReader(tmp_path).find(None)
-    assert restore_newest(tmp_path, abstract, tmp_path / 'aside') == (None, [])
+    assert restore_newest(tmp_path, abstract, tmp_path / 'damaged') == (None, [])
 
 
 def flip_bit(path):
@@ -147,30 +149,49 @@ def test_damage_falls_back_to_the_newest_sound_step(saved, abstract, state_at, t
     ]
     with pytest.raises(FQLError, match='damaged checkpoint'):
         reader.find(3)
-    state, notices = restore_newest(saved, abstract, tmp_path / 'aside')
+    state, notices = restore_newest(saved, abstract, tmp_path / 'damaged')
     assert tree_digest(state) == tree_digest(state_at(1))
     assert len(notices) == 2
     assert 'step 3 is damaged' in notices[0]
     assert finished_steps(saved) == [1]
-    assert len(list((tmp_path / 'aside').iterdir())) == 2
+    assert len(list((tmp_path / 'damaged').iterdir())) == 2
     with CheckpointWriter(saved, keep_latest=3) as writer:  # The steps are free again.
         writer.save(state_at(2), {})
     assert CheckpointReader(saved).find(None) == 2
 
 
-def test_damage_is_found_without_checksums_too_if_it_cannot_be_read(saved, abstract, tmp_path):
-    """A run may be killed between Orbax's commit and the checksums."""
-    (saved / '3' / CHECKSUMS).unlink()
-    shutil.rmtree(saved / '3' / 'training' / 'd')
-    state, _ = restore_newest(saved, abstract, tmp_path / 'aside')
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda step: (step / CHECKSUMS).unlink(),
+        lambda step: (step / CHECKSUMS).write_bytes(b''),
+        lambda step: (step / CHECKSUMS).write_bytes(bytes(4096)),
+        lambda step: (step / CHECKSUMS).write_text('[' * 100_000),
+        lambda step: (step / CHECKSUMS).write_text('{"sha256": ["a"]}'),
+        lambda step: (step / CHECKSUMS).write_text('{"sha256": {}}'),
+        lambda step: (step / CHECKSUMS).write_text('{"sha256": {"a": 1}}'),
+        lambda step: (step / 'extra').touch(),
+        lambda step: shutil.rmtree(step / 'training' / 'd'),
+        lambda step: shutil.rmtree(step / 'metadata'),
+        lambda step: (step / 'commit_success.txt').unlink(),
+        lambda step: [path.unlink() for path in step.rglob('*') if path.is_file()],
+    ],
+)
+def test_damage_of_any_file_is_found(saved, abstract, tmp_path, change):
+    change(saved / '3')
+    with pytest.raises(FQLError, match=r'^damaged checkpoint in [^\n]*; there are'):
+        CheckpointReader(saved).find(3)
+    assert CheckpointReader(saved).find(None) == 2
+    state, (notice,) = restore_newest(saved, abstract, tmp_path / 'damaged')
     assert int(state.step) == 2
+    assert 'step 3 is damaged' in notice
 
 
 def test_all_damaged(saved, abstract, tmp_path):
     for step in (1, 2, 3):
         flip_bit(array_file(saved, step))
-    with pytest.raises(FQLError, match='no sound checkpoint is left'):
-        restore_newest(saved, abstract, tmp_path / 'aside')
+    with pytest.raises(FQLError, match=r'damaged checkpoint in .* step 3: .* step 1: '):
+        restore_newest(saved, abstract, tmp_path / 'damaged')
     assert finished_steps(saved) == [1, 2, 3]
 
 
@@ -183,7 +204,7 @@ def test_what_cannot_be_read_is_not_called_damaged(saved, abstract, tmp_path, mo
 
     monkeypatch.setattr(hashlib, 'file_digest', fail)
     with pytest.raises(FQLError, match=r'3 cannot be read: (Permission denied|Stale handle)'):
-        restore_newest(saved, abstract, tmp_path / 'aside')
+        restore_newest(saved, abstract, tmp_path / 'damaged')
     monkeypatch.undo()
 
     def out_of_memory(*args, **kwargs):
@@ -191,9 +212,9 @@ def test_what_cannot_be_read_is_not_called_damaged(saved, abstract, tmp_path, mo
 
     monkeypatch.setattr(ocp.Checkpointer, 'restore', out_of_memory)
     with pytest.raises(FQLError, match=r'as they were written: RuntimeError: out of memory$'):
-        restore_newest(saved, abstract, tmp_path / 'aside')
+        restore_newest(saved, abstract, tmp_path / 'damaged')
     assert finished_steps(saved) == [1, 2, 3]
-    assert not (tmp_path / 'aside').exists()
+    assert not (tmp_path / 'damaged').exists()
 
 
 def test_a_checkpoint_of_another_agent_is_no_damage(saved, tmp_path):
@@ -203,7 +224,7 @@ def test_a_checkpoint_of_another_agent_is_no_damage(saved, tmp_path):
         FQLError, match=r'critic.*saved float32 \(2, 8\), expected float32 \(2, 9\)'
     ):
         restore_newest(
-            saved, abstract_state(make_learner(other), one_device_mesh()), tmp_path / 'aside'
+            saved, abstract_state(make_learner(other), one_device_mesh()), tmp_path / 'damaged'
         )
     assert finished_steps(saved) == [1, 2, 3]
 

@@ -1,5 +1,6 @@
 """Trained policies in a program of the user's own."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import fql as fql_package
+from data_pipeline.action_range import ActionRange
 from fql.agents.configs import EncoderConfig, QCFQLConfig
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.errors import FQLError
@@ -196,3 +198,15 @@ def test_what_cannot_be_loaded(run, exported, tmp_path, assert_one_line, fql):
     with pytest.raises(FQLError, match='not those that were written'):
         load_policy(damaged)
     assert_one_line(fql('export-policy', run, '--out', exported), 'exists; name another --out')
+
+
+def test_actions_have_the_units_of_the_data():
+    agent = QCFQLConfig(horizon=1, hidden_dims=(8,), flow_steps=2)
+    config = TrainConfig(task='', frame_stack=1, agent=agent)
+    spec = RunSpec(config, (5,), 'float32', 2)
+    scaled = dataclasses.replace(spec, action_range=ActionRange((0.0, -4.0), (10.0, 4.0)))
+    params = agent_of(spec).init_params(jax.random.key(0))
+    vector = np.ones(5, np.float32)
+    inner, outer = (LoadedPolicy(s, params)(vector) for s in (spec, scaled))
+    np.testing.assert_allclose(outer, [5 + 5 * inner[0], 4 * inner[1]], rtol=1e-5)
+    assert outer.dtype == np.float32

@@ -3,10 +3,15 @@
 import math
 import socket
 
+import pytest
+
+from fql.errors import FQLError
 from fql.training.metrics_log import MetricsLog, read_csv
+from fql.training.rollouts import recorded_successes
 
 
 def open_log(folder, step, **settings):
+    folder.mkdir(exist_ok=True)
     return MetricsLog(folder / 'train.csv', folder / 'tensorboard', step, **settings)
 
 
@@ -33,6 +38,67 @@ def test_a_log_without_step_keeps_all_rows(tmp_path):
     write_rows(tmp_path, 0, [1, 2])
     write_rows(tmp_path, None, [3])
     assert [row['step'] for row in read_csv(tmp_path / 'train.csv')] == ['1', '2', '3']
+
+
+@pytest.mark.parametrize(
+    ('end', 'steps'),
+    [
+        (b'4,0.4', ['1', '2', '3']),
+        (b'4,0.4\n', ['1', '2', '3']),
+        (b'4,0.4,0.', ['1', '2', '3']),  # Cut short where it still would be a row.
+        (bytes(4096), ['1', '2', '3']),  # A power failure before the system wrote the rows.
+        (bytes(10) + b'\n', ['1', '2', '3']),
+        (b'4,0.4,0.1\n5,0.' + bytes(100) + b'\n7,0.7,0.1\n', ['1', '2', '3', '4']),
+        (b'\xff\xfe\n', ['1', '2', '3']),
+        (b'', ['1', '2', '3']),
+    ],
+)
+def test_a_damaged_end_is_cut_off(tmp_path, end, steps):
+    write_rows(tmp_path, 0, [1, 2, 3])
+    path = tmp_path / 'train.csv'
+    path.write_bytes(path.read_bytes() + end)
+    assert [row['step'] for row in read_csv(path)] == steps
+    write_rows(tmp_path, 2, [3])
+    write_rows(tmp_path / 'whole', 0, [1, 2, 3])
+    assert path.read_bytes() == (tmp_path / 'whole' / 'train.csv').read_bytes()
+
+
+@pytest.mark.parametrize('content', [b'', bytes(100), b'step,cri', b'step,critic/loss\n', b'\n'])
+def test_a_file_without_a_whole_row_has_none(tmp_path, content):
+    path = tmp_path / 'train.csv'
+    path.write_bytes(content)
+    assert read_csv(path) == []
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'message'),
+    [
+        ('step,', 'stop,', 'first line'),
+        ('critic/loss', 'actor/loss', 'first line'),
+        ('critic/loss,', '', 'line 2'),
+        ('\n2,', '\n2.5,', 'line 3'),
+        ('\n2,', '\n-2,', 'line 3'),
+        ('\n2,', '\n,', 'line 3'),
+        ('\n2,', '\n2', 'line 3'),
+        ('\n2,', '\n2,1,', 'line 3'),
+        ('\n2,', '\n2,x', 'line 3'),
+        ('\n2,', '\n2,\n', 'line 3'),
+    ],
+)
+def test_damage_before_the_end_is_refused_in_one_line(tmp_path, old, new, message):
+    write_rows(tmp_path, 0, [1, 2, 3])
+    path = tmp_path / 'train.csv'
+    path.write_text(path.read_text().replace(old, new, 1))
+    before = path.read_bytes()
+    with pytest.raises(FQLError, match=f'^[^\n]*train.csv: [^\n]*{message}[^\n]*$'):
+        open_log(tmp_path, 3)
+    assert path.read_bytes() == before
+
+
+def test_evaluations_without_success_are_refused(tmp_path):
+    write_rows(tmp_path, 0, [1])
+    with pytest.raises(FQLError, match=r'train\.csv has no column evaluation/success'):
+        recorded_successes(tmp_path / 'train.csv')
 
 
 def test_new_rows_are_mirrored(tmp_path):

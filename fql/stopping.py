@@ -1,0 +1,31 @@
+"""Leaving at once on SIGINT and SIGTERM, with the exit code of what can be run again.
+
+`fql.training.interruption` takes over while updates are made. Imports little: it comes first.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from types import FrameType
+
+EXIT_CODE = 42
+"""Exit code of a run that was asked to stop and can be resumed."""
+
+
+def leave_on_signals() -> None:
+    """From here on, SIGINT and SIGTERM end this process with `EXIT_CODE`.
+
+    For a run's work before its first update, which may be cut off anywhere, as by a kill: the same
+    command does again what it lacks. An exception raised here instead could get lost in a library.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    with contextlib.suppress(Exception):  # What is being printed just now cannot be flushed.
+        sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        os.write(2, b'\nfql: stopped; run it again, with --resume if there is a run folder\n')
+    os._exit(EXIT_CODE)
