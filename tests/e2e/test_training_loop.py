@@ -20,8 +20,9 @@ from fql.compiled import TrainStep
 from fql.devices import one_device_mesh
 from fql.errors import FQLError
 from fql.learner import TrainState
+from fql.stopping import EXIT_CODE
 from fql.training.checkpoints import CheckpointReader, CheckpointWriter, finished_steps
-from fql.training.interruption import EXIT_CODE, Interrupted, Interruption
+from fql.training.interruption import Interrupted, Interruption
 from fql.training.loop import MUST_BE_FINITE, Trainer, updates_in_call
 from fql.training.metrics_log import MetricsLog, read_csv
 from fql.training.run_folder import RunFolder
@@ -112,7 +113,7 @@ def test_the_first_checkpoint_waits_for_the_data(tmp_path):
 
     verification = SimpleNamespace(check=lambda: None, wait=wait)
     assert train(tmp_path, None, 0, save_interval=4, verification=verification) == 0
-    assert waited == [[]]
+    assert waited == [[0]]  # The state before the first update knows nothing of the data.
     assert finished_steps(tmp_path / 'checkpoints') == [4, 8, 10]
     waited.clear()
     assert train(tmp_path / 'b', None, 0, save_interval=0, verification=verification) == 0
@@ -151,7 +152,7 @@ def test_damaged_data_are_never_trained_into_a_checkpoint(tmp_path, found):
             train_step=count,
             verification=SimpleNamespace(check=check, wait=wait),
         )
-    assert finished_steps(tmp_path / 'checkpoints') == []
+    assert finished_steps(tmp_path / 'checkpoints') == [0]
 
 
 def test_a_signal_does_not_wait_for_the_data(tmp_path):
@@ -164,7 +165,7 @@ def test_a_signal_does_not_wait_for_the_data(tmp_path):
 
     verification = SimpleNamespace(check=lambda: None, wait=wait)
     assert train(tmp_path, None, 0, save_interval=4, verification=verification) == EXIT_CODE
-    assert finished_steps(tmp_path / 'checkpoints') == [4]
+    assert finished_steps(tmp_path / 'checkpoints') == [0, 4]
 
 
 def test_a_folder_that_becomes_read_only(small_disk):

@@ -6,8 +6,8 @@ import socket
 import pytest
 
 from fql.errors import FQLError
+from fql.reports.measures import read_results
 from fql.training.metrics_log import MetricsLog, read_csv
-from fql.training.rollouts import recorded_successes
 
 
 def open_log(folder, step, **settings):
@@ -98,7 +98,7 @@ def test_damage_before_the_end_is_refused_in_one_line(tmp_path, old, new, messag
 def test_evaluations_without_success_are_refused(tmp_path):
     write_rows(tmp_path, 0, [1])
     with pytest.raises(FQLError, match=r'train\.csv has no column evaluation/success'):
-        recorded_successes(tmp_path / 'train.csv')
+        read_results(tmp_path / 'train.csv')
 
 
 def test_new_rows_are_mirrored(tmp_path):
