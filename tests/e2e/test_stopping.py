@@ -64,6 +64,24 @@ def test_a_signal_at_any_moment_of_the_start(fql, start_fql, tmp_path, moment, n
 
 
 @pytest.mark.skipif(not Path('/proc/self/maps').exists(), reason='reads /proc/PID')
+@pytest.mark.usefixtures('opengl', 'prepared')
+def test_a_signal_while_environments_start(start_fql, tmp_path):
+    process = start_fql('train', *SMALL, '--eval-interval', 2, '--run-dir', tmp_path / 'run')
+    children = Path(f'/proc/{process.pid}/task/{process.pid}/children')
+    deadline = time.monotonic() + 120
+    while len(children.read_text().split()) < 2:  # A worker, beside Python's resource tracker.
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+    workers = [Path('/proc', child) for child in children.read_text().split()]
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)  # Until the workers have closed their output too.
+    assert process.returncode == EXIT_CODE, errors
+    assert 'Traceback' not in errors, errors
+    assert not [worker for worker in workers if worker.exists()]
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.skipif(not Path('/proc/self/maps').exists(), reason='reads /proc/PID')
 def test_a_command_that_cannot_be_continued_ends_as_usual(start_fql, tmp_path):
     process = start_fql('prepare', 'x', '--source', tmp_path / 'x.npz')
     process.send_signal(signal.SIGTERM)
