@@ -291,7 +291,7 @@ class CheckpointReader:
 
         Args:
             step: which checkpoint.
-            notify: told of damaged checkpoints that are newer than the one found.
+            notify: called with a line on each damaged checkpoint that is newer than the one found.
 
         Raises:
             FQLError: there is none, or it is damaged, or not of this run; names the steps there
