@@ -10,7 +10,7 @@ A folder stands whole or not at all where its maker renames it into its place wh
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ def read_encoder(folder: Path) -> SavedEncoder:
         values = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise EncoderError(f'{folder} is no saved encoder: it has no {DESCRIPTION}') from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EncoderError(f'{path} is not valid JSON: {error}') from None
     version = values.pop('format_version', None) if isinstance(values, dict) else None
     if version != FORMAT_VERSION:
@@ -101,7 +101,32 @@ def read_encoder(folder: Path) -> SavedEncoder:
     if values.keys() != expected:
         wrong = ', '.join(sorted(values.keys() ^ expected))
         raise EncoderError(f'{path}: missing or unknown: {wrong} (written by another version?)')
+    if damaged := [name for name, is_sound in _FIELDS.items() if not is_sound(values[name])]:
+        raise EncoderError(f'{path}: damaged: {", ".join(damaged)}')
     return SavedEncoder(**{**values, 'image_shape': tuple(values['image_shape'])})
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    'encoder': _is_text,
+    'image_shape': lambda value: (
+        isinstance(value, list) and len(value) == 3 and all(map(_is_count, value))
+    ),
+    'frame_stack': _is_count,
+    'objective': _is_text,
+    'dataset': _is_text,
+    'step': _is_count,
+    'versions': lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
+    'digest': _is_text,
+}
+"""Whether a field's JSON value is of its type."""
 
 
 def load_encoder(

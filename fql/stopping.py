@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 EXIT_CODE = 42
@@ -14,7 +15,7 @@ EXIT_CODE = 42
 
 
 def leave_on_signals() -> None:
-    """From here on, SIGINT and SIGTERM end this process with `EXIT_CODE`.
+    """From here on, SIGINT and SIGTERM end this process, and what it started, with `EXIT_CODE`.
 
     For a run's work before its first update, which may be cut off anywhere, as by a kill: the same
     command does again what it lacks. An exception raised here instead could get lost in a library.
@@ -26,6 +27,11 @@ def leave_on_signals() -> None:
 def _leave(number: int, frame: FrameType | None) -> None:
     with contextlib.suppress(Exception):  # What is being printed just now cannot be flushed.
         sys.stdout.flush()
+    # One that is just being started would print that this process is gone.
+    for children in Path('/proc/self/task').glob('*/children'):
+        with contextlib.suppress(OSError):
+            for child in children.read_text().split():
+                os.kill(int(child), signal.SIGKILL)
     with contextlib.suppress(OSError):
         os.write(2, b'\nfql: stopped; run it again, with --resume if there is a run folder\n')
     os._exit(EXIT_CODE)

@@ -24,6 +24,7 @@ from data_pipeline.errors import DamagedError
 from data_pipeline.files import (
     load_array,
     make_folder,
+    naming,
     read_npy_header,
     sync_file,
     write_json,
@@ -146,7 +147,8 @@ class LatentWriter:
         assert block.dtype == self._dtype
         assert block.shape[1:] == self._shape[1:]
         data = np.ascontiguousarray(block).data
-        self._file.write(data)
+        with naming(self._path):
+            self._file.write(data)
         self._digest.update(data)
         self.rows += len(block)
         assert self.rows <= self._shape[0]

@@ -21,6 +21,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.files import (
     atomic_folder,
     make_folder,
+    naming,
     sync_file,
     write_json,
     write_npy_header,
@@ -172,7 +173,8 @@ class ArrayWriter:
         )
 
     def _write(self, data: memoryview) -> None:
-        self._file.write(data)
+        with naming(Path(self._file.name)):
+            self._file.write(data)
         self._digest.update(data)
 
     def _wait(self) -> None:
@@ -222,9 +224,7 @@ def _check_space(path: Path, splits: Iterable[SourceSplit]) -> None:
     needed = sum(split.nbytes for split in splits if split.rows_are_known)
     free = shutil.disk_usage(path.parent).free
     if free < needed:
-        raise DataError(
-            f'{path}: needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free'
-        )
+        raise DataError(f'{path}: needs {needed:,} bytes of disk, {free:,} are free')
 
 
 def _reuse(path: Path, dataset: str, sources: Mapping[str, Any]) -> FrameStore:

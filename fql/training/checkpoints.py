@@ -291,7 +291,7 @@ class CheckpointReader:
 
         Args:
             step: which checkpoint.
-            notify: told of damaged checkpoints that are newer than the one found.
+            notify: called with a line on each damaged checkpoint that is newer than the one found.
 
         Raises:
             FQLError: there is none, or it is damaged, or not of this run; names the steps there
@@ -320,6 +320,8 @@ class CheckpointReader:
             if fault is None:
                 self._check_identity(candidate)
                 return candidate, damage
+            if not (self._folder / str(candidate)).exists():  # Deleted by the trainer meanwhile.
+                return self.search(step)
             damage[candidate] = fault
         faults = '; '.join(f'step {candidate}: {fault}' for candidate, fault in damage.items())
         raise FQLError(f'damaged checkpoint in {self._folder}: {faults}; there are {steps}')

@@ -74,8 +74,8 @@ def check_room(data: dict[str, LabelledSplit], spec: RunSpec, encoder: Params) -
     free = shutil.disk_usage(data['train'].split.path).free
     if free < needed - there:
         raise DataError(
-            f'{folder}: latents need {(needed - there) / 1e6:,.0f} MB of disk, '
-            f'{free / 1e6:,.0f} MB are free; --latent-cache float16 takes half of float32, off none'
+            f'{folder}: latents need {needed - there:,} bytes of disk, {free:,} are free; '
+            '--latent-cache float16 takes half of float32, off none'
         )
 
 

@@ -223,7 +223,7 @@ class Trainer:
         except (DamagedError, SaveError):
             raise
         except Exception:
-            # What can be saved is saved; the fault to be told is the first one. A save needs all
+            # What can be saved is saved; the first fault is the one to report. A save needs all
             # processes, of which the others know nothing of the fault.
             if jax.process_count() == 1:
                 with suppress(Exception):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.files import write_text
 from fql.errors import FQLError, first_line
 from fql.training.config import TrainConfig, config_to_dict
 from fql.training.metrics_log import Mirror
@@ -30,7 +31,7 @@ def wandb_mirror(config: TrainConfig, folder: RunFolder) -> Mirror:
     import wandb
 
     if not folder.wandb_id.exists():
-        folder.wandb_id.write_text(secrets.token_hex(8))
+        write_text(folder.wandb_id, secrets.token_hex(8))
     try:
         run = wandb.init(
             project=config.wandb_project,

@@ -174,3 +174,16 @@ def test_a_lock_is_held_by_one_process_and_freed_by_its_death(tmp_path, capfd):
     with locked(path, 'waits', wait=True):
         assert path.read_text().startswith(f'process {os.getpid()} on ')
     assert 'waiting for it' not in capfd.readouterr().out
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    """The system's own fault of a write names none. /dev/full fails as a full disk does."""
+
+    def write():
+        with replacing(tmp_path / 'report.json') as path, open('/dev/full', 'wb', 0) as full:
+            path.touch()
+            full.write(b'x')
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*report\.json'$"):
+        write()
+    assert list(tmp_path.iterdir()) == []

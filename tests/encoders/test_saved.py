@@ -95,6 +95,10 @@ def test_folders_that_are_none(tmp_path):
     [
         ({'format_version': FORMAT_VERSION + 1}, f'format version {FORMAT_VERSION + 1}'),
         ({'colour': 'red'}, 'colour'),
+        *(({'image_shape': value}, 'image_shape') for value in (None, 'abc', [8, 8], [8, 8, 3.0])),
+        *(({'versions': value}, 'versions') for value in (None, [], {'a': 1})),
+        *(({name: []}, name) for name in ('encoder', 'frame_stack', 'step', 'dataset', 'digest')),
+        ({'frame_stack': 10**20}, 'frame_stack'),
     ],
 )
 def test_folders_of_another_version(folder, change, words):

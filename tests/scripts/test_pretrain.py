@@ -29,7 +29,7 @@ from fql.training.pretrain import write_final_encoder
 from fql.training.pretrain_config import read_pretrain_spec
 from fql.training.pretraining import make_pretraining_learner
 from fql.training.probe import probe
-from fql.training.run_folder import RunFolder, RunSpec, write_spec
+from fql.training.run_folder import RunFolder, RunSpec, read_identity, write_spec
 
 DATASET = 'visual-pointmaze-dots-v0'
 SETTINGS = (
@@ -165,7 +165,8 @@ def test_the_encoder_of_an_agent(assert_one_line, fql, tmp_path, sharing):
     run.path.mkdir()
     write_spec(run, spec)
     state = initial_state(make_learner(spec), 0, one_device_mesh())
-    with CheckpointWriter(run.checkpoints, keep_latest=1) as writer:
+    identity = read_identity(run.spec)
+    with CheckpointWriter(run.checkpoints, keep_latest=1, identity=identity) as writer:
         writer.save(dataclasses.replace(state, step=state.step + 9), {'versions': {'a': '1'}})
     done = fql('export-encoder', run.path, '--out', out)
     assert done.returncode == 0, done.stderr

@@ -241,12 +241,10 @@ def test_the_same_command_gives_the_same_losses_with_and_without_cache(
     assert done.returncode == 0, done.stderr
     assert f'frozen, from {folder} (o on dataset-d, 77 updates)' in done.stdout
     assert 'latents: float32, 1 MB in ' in done.stdout
-    # What it was started from is not needed any more.
+    done = fql(*settings('e', '--steps', 1, '--run-dir', direct, '--latent-cache', 'off'))
+    assert done.returncode == 0, done.stderr
+    # What they were started from is not needed any more.
     shutil.rmtree(folder)
-    # The same state goes on both ways.
-    shutil.copytree(cached, direct)
-    spec = (direct / 'config.json').read_text()
-    (direct / 'config.json').write_text(spec.replace('"float32",', '"off",', 1))
     for run, source in [(cached, 'float32, 1 MB in'), (direct, 'computed in every update')]:
         done = fql('train', '--resume', run, '--steps', 6)
         assert done.returncode == 0, done.stderr
@@ -307,5 +305,5 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert_one_line(fql(*settings(tmp_path, '--run-dir', run)), 'is no saved encoder')
     monkeypatch.setattr(latent_cache.shutil, 'disk_usage', lambda path: SimpleNamespace(free=4))
     done = fql(*settings(saved, '--latent-cache', 'float16', '--run-dir', run))
-    assert_one_line(done, 'MB of disk', '0 MB are free', '--latent-cache')
+    assert_one_line(done, 'bytes of disk', ' are free', '--latent-cache')
     assert not run.exists()

@@ -1,0 +1,96 @@
+"""Signals before the first update: exit code 42, one line, and the same command goes on."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from fql.envs.tasks import QUICKSTART_TASK
+from fql.stopping import EXIT_CODE
+
+SMALL = (
+    *('--task', QUICKSTART_TASK, '--batch-size', 8, '--hidden-dims', 8, '--flow-steps', 1),
+    *('--eval-interval', 0, '--log-interval', 1, '--save-interval', 2, '--steps', 4),
+)
+
+
+def is_caught(process, number):
+    status = Path(f'/proc/{process.pid}/status').read_text()
+    return bool(int(status.split('SigCgt:')[1].split()[0], 16) >> (number - 1) & 1)
+
+
+def has_mapped(process, library):
+    return library in Path(f'/proc/{process.pid}/maps').read_text()
+
+
+def is_running(folder):
+    try:
+        return '\nState:\tZ' not in (folder / 'status').read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+MOMENTS = {
+    'at first': lambda process, run: is_caught(process, signal.SIGTERM),
+    'importing': lambda process, run: has_mapped(process, 'jaxlib'),
+    'data': lambda process, run: has_mapped(process, 'tensorflow'),
+    'claimed': lambda process, run: (run / 'trainer.lock').exists(),
+    'described': lambda process, run: (run / 'data.json').exists(),
+    'saving': lambda process, run: (run / 'checkpoints').exists(),
+}
+
+
+@pytest.mark.skipif(not Path('/proc/self/maps').exists(), reason='reads /proc/PID')
+@pytest.mark.parametrize(
+    ('moment', 'number'),
+    [
+        *((moment, signal.SIGTERM) for moment in MOMENTS),
+        ('at first', signal.SIGINT),
+        ('data', signal.SIGINT),
+    ],
+)
+@pytest.mark.usefixtures('prepared')
+def test_a_signal_at_any_moment_of_the_start(fql, start_fql, tmp_path, moment, number):
+    run = tmp_path / 'run'
+    command = ('train', *SMALL, '--resume', 'auto', '--run-dir', run)
+    process = start_fql(*command)
+    deadline = time.monotonic() + 120
+    while not MOMENTS[moment](process, run):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == EXIT_CODE, (process.returncode, output, errors)
+    assert 'Traceback' not in errors, errors
+    assert 'stopped; ' in output + errors
+    if moment == 'described':
+        assert fql(*command).returncode == 0
+        assert json.loads(fql('inspect', 'checkpoint', run).stdout)['step'] == 4
+
+
+@pytest.mark.skipif(not Path('/proc/self/maps').exists(), reason='reads /proc/PID')
+@pytest.mark.usefixtures('opengl', 'prepared')
+def test_a_signal_while_environments_start(start_fql, tmp_path):
+    process = start_fql('train', *SMALL, '--eval-interval', 2, '--run-dir', tmp_path / 'run')
+    children = Path(f'/proc/{process.pid}/task/{process.pid}/children')
+    deadline = time.monotonic() + 120
+    while len(children.read_text().split()) < 2:  # A worker, beside Python's resource tracker.
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+    workers = [Path('/proc', child) for child in children.read_text().split()]
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)  # Until the workers have closed their output too.
+    assert process.returncode == EXIT_CODE, errors
+    assert 'Traceback' not in errors, errors
+    assert not [worker for worker in workers if is_running(worker)]
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.skipif(not Path('/proc/self/maps').exists(), reason='reads /proc/PID')
+def test_a_command_that_cannot_be_continued_ends_as_usual(start_fql, tmp_path):
+    process = start_fql('prepare', 'x', '--source', tmp_path / 'x.npz')
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGTERM
