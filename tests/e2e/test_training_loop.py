@@ -112,7 +112,7 @@ def test_the_first_checkpoint_waits_for_the_data(tmp_path):
 
     verification = SimpleNamespace(check=lambda: None, wait=wait)
     assert train(tmp_path, None, 0, save_interval=4, verification=verification) == 0
-    assert waited == [[]]
+    assert waited == [[0]]
     assert finished_steps(tmp_path / 'checkpoints') == [4, 8, 10]
     waited.clear()
     assert train(tmp_path / 'b', None, 0, save_interval=0, verification=verification) == 0
@@ -151,7 +151,7 @@ def test_damaged_data_are_never_trained_into_a_checkpoint(tmp_path, found):
             train_step=count,
             verification=SimpleNamespace(check=check, wait=wait),
         )
-    assert finished_steps(tmp_path / 'checkpoints') == []
+    assert finished_steps(tmp_path / 'checkpoints') == [0]  # That of no update.
 
 
 def test_a_signal_does_not_wait_for_the_data(tmp_path):
@@ -164,7 +164,7 @@ def test_a_signal_does_not_wait_for_the_data(tmp_path):
 
     verification = SimpleNamespace(check=lambda: None, wait=wait)
     assert train(tmp_path, None, 0, save_interval=4, verification=verification) == EXIT_CODE
-    assert finished_steps(tmp_path / 'checkpoints') == [4]
+    assert finished_steps(tmp_path / 'checkpoints') == [0, 4]
 
 
 def test_a_folder_that_becomes_read_only(small_disk):
