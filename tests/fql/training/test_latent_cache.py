@@ -279,7 +279,7 @@ def test_damaged_latents_stop_a_run(fql, assert_one_line, own_store, saved, tmp_
     done = fql('train', '--resume', run, '--steps', 6)
     assert done.returncode == 1
     assert f'fql: {path} is not what was written' in done.stderr.splitlines()[-1]
-    assert finished_steps(run / 'checkpoints') == [1]
+    assert finished_steps(run / 'checkpoints') == [0, 1]
     done = fql('inspect', 'data', own_store.name, '--verify', *data)
     assert_one_line(done, str(path), 'remove')
 
