@@ -63,7 +63,6 @@ from fql.training.metrics_log import MetricsLog
 from fql.training.policy import make_act, make_policy
 from fql.training.presets import has_preset
 from fql.training.rollouts import (
-    VIDEO_EPISODES,
     describe_result,
     evaluate_with_progress,
     record_evaluation,
@@ -248,7 +247,7 @@ def make_evaluation(
             config.eval_episodes,
             config.eval_seed,
             label=f'evaluate step {step:,}',
-            record_episodes=VIDEO_EPISODES if spec.images else 0,
+            record_episodes=config.eval_videos,
         )
         task = find_task(config.task)
         record_evaluation(folder, log, step, result, task)

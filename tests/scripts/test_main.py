@@ -217,8 +217,8 @@ def test_a_broken_pipe_that_is_not_the_output_is_told(fql, assert_one_line, monk
     def run(args):
         raise BrokenPipeError('a worker')
 
-    monkeypatch.setattr('scripts.compare.run', run)
-    assert_one_line(fql('compare', 'run'), 'a worker')
+    monkeypatch.setattr('scripts.quickstart.run', run)
+    assert_one_line(fql('quickstart'), 'a worker')
 
 
 def test_the_home_folder_stands_behind_an_equals_sign(fql, assert_one_line, monkeypatch, tmp_path):
