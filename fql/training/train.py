@@ -324,7 +324,10 @@ def start_summary(
         if count_parameters(tree)
     }
     is_tuned = has_preset(config.agent.name, find_task(config.task))
-    hint = '' if is_tuned else '  (no published settings for this agent and task: tune it)'
+    advice = 'tune it'
+    if getattr(agent, 'normalize_q_loss', False):
+        advice = 'try --alpha 0.03, 0.1, 0.3, 1, 3 and 10'
+    hint = '' if is_tuned else f'  (no published settings for this agent and task: {advice})'
     lines = {
         'task': config.task,
         'agent': describe_agent(agent),
