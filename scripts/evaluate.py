@@ -4,7 +4,7 @@ import dataclasses
 
 from fql.envs.tasks import find_task
 from fql.reports.tables import tell
-from fql.reports.video import save_gif
+from fql.reports.video import save_video
 from fql.training.comparability import comparability
 from fql.training.config import check_environment
 from fql.training.evaluation import Policy, random_policy
@@ -15,8 +15,8 @@ from fql.training.run_folder import RunFolder, RunSpec, read_spec
 from fql.training.watch import watch
 from scripts.evaluate_args import Evaluate
 
-GIF_EPISODES = 4
-GIF_FPS = 20
+VIDEO_EPISODES = 4
+VIDEO_FPS = 20
 
 
 def run(args: Evaluate) -> None:
@@ -41,7 +41,7 @@ def run(args: Evaluate) -> None:
                 args.episodes,
                 seed,
                 label='evaluate',
-                record_episodes=GIF_EPISODES if args.video else 0,
+                record_episodes=VIDEO_EPISODES if args.video else 0,
             )
             judged = f', success judged {config.success_timing}-step' if task.is_ogbench else ''
             print(
@@ -51,9 +51,9 @@ def run(args: Evaluate) -> None:
             )
     if task.returns:
         print(f'this score is {comparability(config)}')
-    if args.video is not None:
+    if args.video is not None and result.recordings:
         args.video.parent.mkdir(parents=True, exist_ok=True)
-        save_gif(args.video, result.frames, GIF_FPS)
+        save_video(args.video, result.recordings, VIDEO_FPS)
         print(f'wrote {args.video}')
 
 

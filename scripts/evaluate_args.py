@@ -44,7 +44,7 @@ class Evaluate:
     success_timing: Literal['pre', 'post'] | None = None
     """When success is judged; default: the run's."""
     video: Path | None = None
-    """Write the first episodes as a GIF; an existing file is not overwritten."""
+    """Write the first episodes as a .gif or an .mp4; an existing file is not overwritten."""
     watch: bool = False
     """Evaluate every new checkpoint of a run that is being trained (with --eval-interval 0) and
     write the results into its folder; ends with the run's last step."""
@@ -65,7 +65,7 @@ class Evaluate:
             raise FQLError('--policy random is of no checkpoint: leave out --step and --candidates')
         if self.video is not None and len(self.candidates) > 1:
             raise FQLError('--video shows one policy: give one number of --candidates')
-        if self.video is not None and self.video.suffix != '.gif':
-            raise FQLError(f'{self.video}: only .gif videos are written')
+        if self.video is not None and self.video.suffix not in ('.gif', '.mp4'):
+            raise FQLError(f'{self.video}: only .gif and .mp4 videos are written')
         check_new(self.video)
         read_spec(RunFolder(self.run))

@@ -10,7 +10,7 @@ from scripts.shared_args import DataDir
 
 @dataclass(frozen=True)
 class ExportPolicy:
-    """Write the policies of a run as a folder for a user's own program.
+    """Write the policies of a run as a folder for programs.
 
     fql export-policy runs/cube --out policies/cube
 

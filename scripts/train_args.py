@@ -36,9 +36,9 @@ class Train:
     """Folder that the run writes into; it must not hold a run yet. Default: runs/TASK-TIME."""
     resume: Path | None = None
     """Run folder to continue, with its stored settings; of these only --steps, --data-dir,
-    --updates-per-call, --eval-workers, --env-step-seconds, --keep-latest, --keep-interval,
-    --shard-params and --wandb-project may be given again. `auto`: continue --run-dir if it holds a
-    run, else start it (for job schedulers)."""
+    --updates-per-call, --eval-workers, --eval-videos, --env-step-seconds, --keep-latest,
+    --keep-interval, --shard-params and --wandb-project may be given again. `auto`: continue
+    --run-dir if it holds a run, else start it (for job schedulers)."""
     verify_data: VerifyData = 'once'
     processes: Processes = field(default_factory=Processes)
 

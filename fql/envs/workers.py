@@ -3,6 +3,7 @@
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, Self
 
@@ -11,6 +12,7 @@ import numpy as np
 from data_pipeline.environment import render_in_one_thread
 from data_pipeline.workers import WorkerGroup
 from fql.envs.make import EnvSpec, make_env
+from fql.envs.pictures import Painter, hides_goal
 from fql.errors import FQLError, first_line
 
 STEP_SECONDS = 300.0
@@ -33,6 +35,7 @@ class _Spaces(NamedTuple):
     observation_shape: tuple[int, ...]
     observation_dtype: np.dtype
     action_dim: int
+    hides_goal: bool
 
 
 class EnvWorkers:
@@ -50,6 +53,7 @@ class EnvWorkers:
         observation_shape: of one (stacked) observation: (h, w, c) or (d,).
         observation_dtype: uint8 for images, float32 for vectors.
         action_dim: the width of an action.
+        hides_goal: images do not show the goal, which pictures do.
     """
 
     def __init__(
@@ -86,7 +90,7 @@ class EnvWorkers:
         except BaseException:
             self._group.kill()
             raise
-        self.observation_shape, self.observation_dtype, self.action_dim = spaces[0]
+        self.observation_shape, self.observation_dtype, self.action_dim, self.hides_goal = spaces[0]
 
     def __enter__(self) -> Self:
         return self
@@ -108,8 +112,8 @@ class EnvWorkers:
         """Steps each worker named with its action (action_dim,)."""
         return self._call('step', actions)
 
-    def render(self, indices: Iterable[int]) -> dict[int, np.ndarray]:
-        """Pictures (h, w, 3) uint8 of the current states."""
+    def render(self, indices: Iterable[int]) -> dict[int, np.ndarray | str]:
+        """Pictures (h, w, 3) uint8 of the current states, or a line that says why there is none."""
         return self._call('render', dict.fromkeys(indices))
 
     def close(self) -> None:
@@ -197,13 +201,21 @@ def _run_worker(connection: Connection, spec: EnvSpec, is_one_of_several: bool) 
 
 def _serve(connection: Connection, env: Any) -> None:
     observations, actions = env.observation_space, env.action_space
-    connection.send((None, _Spaces(observations.shape, observations.dtype, actions.shape[0])))
+    connection.send(
+        (None, _Spaces(observations.shape, observations.dtype, actions.shape[0], hides_goal(env)))
+    )
+    painter = Painter(env)
+    commands: dict[str, Callable[[Any], Any]] = {
+        'reset': partial(_reset, env),
+        'step': partial(_step, env),
+        'render': lambda _: _picture(painter, env),
+    }
     while True:
         try:
             command, argument = connection.recv()
         except EOFError:  # The parent closed the pipe.
             return
-        connection.send((None, _COMMANDS[command](env, argument)))
+        connection.send((None, commands[command](argument)))
 
 
 def _reset(env: Any, seed: int) -> np.ndarray:
@@ -221,15 +233,11 @@ def _step(env: Any, action: np.ndarray) -> Step:
     return Step(observation, float(reward), bool(terminated), bool(truncated), success)
 
 
-def _render(env: Any, _: None) -> np.ndarray:
-    frame = env.render()
+def _picture(painter: Painter, env: Any) -> np.ndarray | str:
+    try:
+        frame = painter.draw()
+    except Exception as error:  # Vectors are also for machines without OpenGL.
+        return f'{env} cannot be drawn: {type(error).__name__}: {first_line(error)}'
     if not isinstance(frame, np.ndarray):
-        raise FQLError(f'{env} gives no picture: add render_mode="rgb_array" to its kwargs')
+        return f'{env} gives no picture: add render_mode="rgb_array" to its kwargs'
     return frame
-
-
-_COMMANDS: dict[str, Callable[[Any, Any], Any]] = {
-    'reset': _reset,
-    'step': _step,
-    'render': _render,
-}

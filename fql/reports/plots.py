@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from fql.reports.measures import SUCCESS, Measure, measure_of
 from fql.training.metrics_log import read_csv
@@ -22,12 +23,19 @@ LOSSES = (
 def plot_learning_curve(
     run: RunFolder, title: str, baselines: Mapping[str, float] | None = None
 ) -> None:
-    """Draws results, losses and Q values against updates into `run.learning_curve`.
+    """Draws `learning_curve` into `run.learning_curve`."""
+    learning_curve(run, title, baselines).savefig(run.learning_curve, dpi=110)
+
+
+def learning_curve(
+    run: RunFolder, title: str, baselines: Mapping[str, float] | None = None
+) -> Figure:
+    """Results, losses and Q values against updates.
 
     Args:
         baselines: success of other policies, drawn as horizontal lines.
     """
-    figure = Figure(figsize=(13, 3.8), layout='constrained')
+    figure = Figure(figsize=(13, 4.6), layout='constrained')
     results, losses, q_values = figure.subplots(1, 3)
     figure.suptitle(title)
 
@@ -50,9 +58,11 @@ def plot_learning_curve(
     for axes in (results, losses, q_values):
         axes.set_xlabel('updates')
         axes.grid(alpha=0.3)
+        _show_equal_lines(axes)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend()
-    figure.savefig(run.learning_curve, dpi=110)
+            # Below: inside it would cover points.
+            axes.legend(loc='upper center', bbox_to_anchor=(0.5, -0.14), frameon=False, fontsize=9)
+    return figure
 
 
 def plot_results(
@@ -74,9 +84,18 @@ def plot_results(
     axes.set(xlabel='updates', ylabel=measure.name)
     _limit(axes, measure)
     axes.grid(alpha=0.3)
+    _show_equal_lines(axes)
     figure.legend(fontsize=8, loc='outside right upper')
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
+
+
+def _show_equal_lines(axes: Axes) -> None:
+    """Makes each labelled line thinner than those that it is drawn upon."""
+    handles, _ = axes.get_legend_handles_labels()
+    lines = [line for line in handles if isinstance(line, Line2D)]
+    for i, line in enumerate(reversed(lines)):
+        line.set_linewidth(1.5 + min(1.8, 6 / len(lines)) * i)
 
 
 def _limit(axes: Axes, measure: Measure) -> None:

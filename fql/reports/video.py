@@ -1,33 +1,93 @@
-"""Recorded episodes as animated pictures."""
+"""Recorded episodes as moving pictures."""
 
+import warnings
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 _MIN_PIXELS = 192
+_CAPTION_PIXELS = 40
+_HOLD_SECONDS = 1.0
+_RUNNING, _SUCCEEDED, _FAILED = (40, 40, 40), (0, 100, 0), (130, 0, 0)
 
 
-def save_gif(path: Path | str, frames: list[np.ndarray], fps: float) -> None:
-    """Writes episodes side by side as one GIF that loops; small frames are enlarged.
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """A recorded episode.
+
+    Attributes:
+        number: of the episode.
+        frames: (length + 1, h, w, 3) uint8.
+        success: of the last step; NaN where the environment reports none.
+    """
+
+    number: int
+    frames: np.ndarray
+    success: float
+
+
+def save_video(path: Path | str, recordings: list[Recording], fps: float) -> None:
+    """Writes episodes side by side, each under its number and, at its end, its outcome.
+
+    Small frames are enlarged. The last frame of a shorter episode stays until the longest ends,
+    and all of them a second longer.
 
     Args:
-        path: the file to write.
-        frames: for each episode, (length, h, w, 3) uint8, all of one h and w; the last frame of a
-            shorter episode stays until the longest ends.
+        path: the file to write; its ending says what it becomes: .gif, which loops, or .mp4.
+        recordings: all of one h and w.
         fps: frames per second.
     """
     import imageio.v3 as iio
 
-    length = max(len(episode) for episode in frames)
-    # A column of background parts the episodes.
-    held = [
-        np.pad(
-            np.concatenate([episode, np.repeat(episode[-1:], length - len(episode), axis=0)]),
-            ((0, 0), (0, 0), (0, int(episode is not frames[-1])), (0, 0)),
-        )
-        for episode in frames
+    length = max(len(recording.frames) for recording in recordings) + round(fps * _HOLD_SECONDS)
+    columns = [_column(recording, length) for recording in recordings]
+    for column in columns[:-1]:
+        column[:, :, -1] = 0  # A dark line parts the episodes.
+    tiled = np.concatenate(columns, axis=2)
+    if Path(path).suffix == '.mp4':
+        even = [(0, 0), *((0, size % 2) for size in tiled.shape[1:3]), (0, 0)]
+        with warnings.catch_warnings():
+            # JAX warns of every fork; this child becomes ffmpeg at once.
+            warnings.filterwarnings('ignore', message=r'os\.fork', category=RuntimeWarning)
+            iio.imwrite(path, np.pad(tiled, even), plugin='FFMPEG', fps=fps, macro_block_size=2)
+    else:
+        iio.imwrite(path, tiled, extension='.gif', duration=1000 / fps, loop=0)
+
+
+def _column(recording: Recording, length: int) -> np.ndarray:
+    """(length, h, w, 3): an episode's enlarged frames under their captions."""
+    frames = recording.frames
+    scale = max(1, -(-_MIN_PIXELS // min(frames.shape[1:3])))
+    large = frames.repeat(scale, axis=1).repeat(scale, axis=2)
+    last = len(frames) - 1
+    captioned = [
+        np.concatenate([_caption(recording, step, large.shape[2]), large[step]])
+        for step in range(len(frames))
     ]
-    tiled = np.concatenate(held, axis=2)
-    scale = max(1, -(-_MIN_PIXELS // min(frames[0].shape[1:3])))
-    enlarged = tiled.repeat(scale, axis=1).repeat(scale, axis=2)
-    iio.imwrite(path, enlarged, extension='.gif', duration=1000 / fps, loop=0)
+    return np.stack(captioned + captioned[last:] * (length - len(frames)))
+
+
+def _caption(recording: Recording, step: int, width: int) -> np.ndarray:
+    """(h, width, 3): the episode's number, and the step, or the outcome at its end."""
+    last = len(recording.frames) - 1
+    text, colour = f'step {step}', _RUNNING
+    if step == last:
+        if np.isnan(recording.success):
+            text = f'ended after {last} steps'
+        elif recording.success > 0:
+            text, colour = f'success after {last} steps', _SUCCEEDED
+        else:
+            text, colour = f'no success in {last} steps', _FAILED
+    image = Image.new('RGB', (width, _CAPTION_PIXELS), colour)
+    draw = ImageDraw.Draw(image)
+    for line, words in enumerate((f'episode {recording.number}', text)):
+        draw.text((6, 4 + 17 * line), words, fill='white', font=_font())
+    return np.asarray(image)
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=13)

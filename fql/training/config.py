@@ -76,6 +76,8 @@ class TrainConfig:
     """Episodes of an evaluation."""
     eval_workers: int = 0
     """Processes that run environments (0: one for each processor, at most 16)."""
+    eval_videos: int = 2
+    """Episodes of an evaluation that are recorded as a video, the first ones (0: none)."""
     eval_seed: int = 10_000
     """Episode i of every evaluation is reset with this seed plus i."""
     max_episode_steps: int = 0
@@ -118,6 +120,7 @@ RESUMABLE_FIELDS = frozenset(
         'steps',
         'updates_per_call',
         'eval_workers',
+        'eval_videos',
         'env_step_seconds',
         'keep_latest',
         'keep_interval',
@@ -139,6 +142,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     'eval_interval': (0, 2**31 - 1),
     'eval_episodes': (0, 10**6),
     'eval_workers': (0, 4096),
+    'eval_videos': (0, 100),
     'eval_seed': (0, 2**31 - 1),
     'max_episode_steps': (0, 2**31 - 1),
     'env_step_seconds': (0.1, 10**6),

@@ -1,13 +1,14 @@
 """Rollouts of a policy in environment workers."""
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from fql.envs.workers import EnvWorkers
 from fql.errors import FQLError
+from fql.reports.video import Recording
 
 # (observations (n, ...), episodes (n,) int32, timesteps (n,) int32) -> actions
 # (n, h, action_dim), which are executed one after the other. n is the number of workers. Noise that
@@ -26,7 +27,7 @@ class EvaluationResult:
         lengths: (episodes,) int32 steps.
         successes: (episodes,) float64 `info['success']` of each episode's last step.
         seeds: (episodes,) int64 seeds that reset the environment.
-        frames: for each of the first episodes recorded, (length + 1, h, w, 3) uint8.
+        recordings: the first episodes; none where the environment cannot be drawn.
     """
 
     success: float
@@ -34,7 +35,7 @@ class EvaluationResult:
     lengths: np.ndarray
     successes: np.ndarray
     seeds: np.ndarray
-    frames: list[np.ndarray]
+    recordings: list[Recording]
 
 
 @dataclass
@@ -80,6 +81,7 @@ def evaluate(
     waiting = deque(range(episodes))
     running: dict[int, int] = {}  # worker -> its episode
     repeated: set[int] = set()  # episodes whose worker hung
+    undrawn: list[str] = []  # why nothing is recorded
     queues: dict[int, deque[np.ndarray]] = {}  # worker -> actions that it has still to execute
     observations = np.empty(
         (workers.num_workers, *workers.observation_shape), workers.observation_dtype
@@ -100,10 +102,15 @@ def evaluate(
             waiting.appendleft(episode)
 
     def record_frames(of: Iterable[int]) -> None:
+        if undrawn:
+            return
         recorded = [row for row in of if row in running and running[row] < record_episodes]
         frames = _frames(workers, observations, recorded)
         for worker, frame in frames.items():
-            records[running[worker]].frames.append(frame)
+            if isinstance(frame, str):
+                undrawn.append(frame)
+            else:
+                records[running[worker]].frames.append(frame)
         repeat(set(recorded) - frames.keys())
 
     while waiting or running:
@@ -143,6 +150,8 @@ def evaluate(
                 if progress is not None:
                     progress(episodes - len(waiting) - len(running), episodes)
 
+    if undrawn:
+        notify(f'no video: {undrawn[0]}')
     successes = np.array([record.success for record in records])
     return EvaluationResult(
         success=float(successes.mean()),
@@ -150,7 +159,10 @@ def evaluate(
         lengths=np.array([len(record.rewards) for record in records], np.int32),
         successes=successes,
         seeds=seed + np.arange(episodes),
-        frames=[np.stack(record.frames) for record in records[:record_episodes]],
+        recordings=[
+            Recording(episode, np.stack(record.frames), record.success)
+            for episode, record in enumerate(records[: 0 if undrawn else record_episodes])
+        ],
     )
 
 
@@ -170,9 +182,12 @@ def random_policy(action_dim: int, seed: int) -> Policy:
 
 def _frames(
     workers: EnvWorkers, observations: np.ndarray, indices: list[int]
-) -> dict[int, np.ndarray]:
-    """Pictures of the workers' states: the newest frame they sent, else one rendered for it."""
-    if len(workers.observation_shape) != 3:
+) -> Mapping[int, np.ndarray | str]:
+    """Pictures of the workers' states, or why there is none.
+
+    The newest image they sent, if that shows all there is to see; else one is rendered.
+    """
+    if len(workers.observation_shape) != 3 or workers.hides_goal:
         return workers.render(indices)
     channels = workers.observation_shape[-1] // workers.spec.frame_stack
     return {index: observations[index, ..., -channels:].copy() for index in indices}

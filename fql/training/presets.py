@@ -191,13 +191,21 @@ ONLINE_PRESETS: dict[tuple[str, str], Preset] = {
 """The same for runs that go on online; of OGBench's, tuned on the default task."""
 
 
+UNTUNED: dict[str, dict[str, Any]] = {'fql': {'normalize_q_loss': True, 'alpha': 1.0}}
+"""What differs from an agent's defaults for tasks that nobody tuned, by agent.
+
+FQL's authors advise to normalise Q there, whose scale is not known, and to try an alpha of 0.03,
+0.1, 0.3, 1, 3 and 10.
+"""
+
+
 def has_preset(agent: str, task: Task) -> bool:
     """Whether `default_config` was tuned for the task: by the sources, or for the quickstart."""
     return (task.name == QUICKSTART_TASK and agent == 'fql') or (agent, task.dataset) in PRESETS
 
 
 def default_config(task: Task, agent: str = 'fql', env: str = '') -> TrainConfig:
-    """The published settings for a task, or the agent's defaults where there are none.
+    """The published settings for a task; where there are none, those for tasks that nobody tuned.
 
     Args:
         env: that `OWN_TASK` is evaluated in; without, there are no evaluations.
@@ -205,7 +213,8 @@ def default_config(task: Task, agent: str = 'fql', env: str = '') -> TrainConfig
     if task.name == QUICKSTART_TASK:
         return quickstart_config(agent)
     preset = PRESETS.get((agent, task.dataset))
-    config = dataclasses.replace(AGENT_CONFIGS[agent](), **(preset.settings if preset else {}))
+    settings = preset.settings if preset else UNTUNED.get(agent, {})
+    config = dataclasses.replace(AGENT_CONFIGS[agent](), **settings)
     if task.name == OWN_TASK:
         config_of_own = TrainConfig(task=task.name, env=env, agent=config)
         return config_of_own if env else dataclasses.replace(config_of_own, eval_interval=0)

@@ -14,7 +14,7 @@ from fql.command import command
 from fql.envs.tasks import QUICKSTART_ENV, QUICKSTART_MODULE
 from fql.reports.data_report import describe_store
 from fql.reports.plots import plot_learning_curve
-from fql.reports.video import save_gif
+from fql.reports.video import save_video
 from fql.training.config import TrainConfig
 from fql.training.evaluation import EvaluationResult, random_policy
 from fql.training.learning import agent_of
@@ -50,7 +50,7 @@ def quickstart(data_dir: Path, run_dir: Path | None, seed: int) -> int:
         folder, config.task, {name: success[name] for name in success if name != 'FQL'}
     )
     gif = folder.path / 'rollout.gif'
-    save_gif(gif, results['FQL'].frames, GIF_FPS)
+    save_video(gif, results['FQL'].recordings, GIF_FPS)
     print(f'success over {config.eval_episodes} episodes, the same seeds for each:')
     for name, value in success.items():
         print(f'  {name:<28} {value:6.1%}')

@@ -13,7 +13,7 @@ from fql.envs.tasks import Task, find_task
 from fql.envs.workers import EnvWorkers
 from fql.errors import FQLError
 from fql.reports.measures import RETURN, SCORE, SUCCESS
-from fql.reports.video import save_gif
+from fql.reports.video import save_video
 from fql.training.config import TrainConfig
 from fql.training.evaluation import EvaluationResult, Policy, evaluate
 from fql.training.metrics_log import MetricsLog, read_csv
@@ -21,7 +21,6 @@ from fql.training.progress import progress_bar, progress_callback
 from fql.training.run_folder import RunFolder, RunSpec
 
 MAX_WORKERS = 16
-VIDEO_EPISODES = 2
 VIDEO_FPS = 20
 
 
@@ -117,9 +116,9 @@ def record_evaluation(
     folder: RunFolder, log: MetricsLog, step: int, result: EvaluationResult, task: Task
 ) -> None:
     """Writes an evaluation into the run's folder: video, episodes, and last the metrics' row."""
-    if result.frames:
+    if result.recordings:
         folder.videos.mkdir(exist_ok=True)
-        save_gif(folder.videos / f'{step}.gif', result.frames, VIDEO_FPS)
+        save_video(folder.videos / f'{step}.gif', result.recordings, VIDEO_FPS)
     episodes = [
         {'seed': int(seed), 'success': float(success), 'return': float(ret), 'length': int(length)}
         for seed, success, ret, length in zip(

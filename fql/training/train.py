@@ -63,7 +63,6 @@ from fql.training.metrics_log import MetricsLog
 from fql.training.policy import make_act, make_policy
 from fql.training.presets import has_preset
 from fql.training.rollouts import (
-    VIDEO_EPISODES,
     describe_result,
     evaluate_with_progress,
     record_evaluation,
@@ -248,7 +247,7 @@ def make_evaluation(
             config.eval_episodes,
             config.eval_seed,
             label=f'evaluate step {step:,}',
-            record_episodes=VIDEO_EPISODES if spec.images else 0,
+            record_episodes=config.eval_videos,
         )
         task = find_task(config.task)
         record_evaluation(folder, log, step, result, task)
@@ -325,7 +324,10 @@ def start_summary(
         if count_parameters(tree)
     }
     is_tuned = has_preset(config.agent.name, find_task(config.task))
-    hint = '' if is_tuned else '  (no published settings for this agent and task: tune it)'
+    advice = 'tune it'
+    if getattr(agent, 'normalize_q_loss', False):
+        advice = 'try --alpha 0.03, 0.1, 0.3, 1, 3 and 10'
+    hint = '' if is_tuned else f'  (no published settings for this agent and task: {advice})'
     lines = {
         'task': config.task,
         'agent': describe_agent(agent),

@@ -15,7 +15,6 @@ from fql.training.learning import agent_of, make_learner
 from fql.training.metrics_log import MetricsLog
 from fql.training.policy import make_act, make_policy
 from fql.training.rollouts import (
-    VIDEO_EPISODES,
     describe_result,
     evaluate_with_progress,
     record_evaluation,
@@ -73,7 +72,7 @@ def watch(folder: RunFolder, episodes: int, num_workers: int, env: str = '') -> 
                 episodes,
                 config.eval_seed,
                 label=f'evaluate step {step:,}',
-                record_episodes=VIDEO_EPISODES if spec.images else 0,
+                record_episodes=config.eval_videos,
             )
             record_evaluation(folder, log, step, result, task)
             text = describe_result(task, result)

@@ -141,7 +141,7 @@ def test_the_help_of_pretraining_is_grouped(fql):
 def test_help_shows_the_settings_of_a_task(fql):
     assert 'alpha FLOAT' in fql('train', '--help').stdout
     text = ' '.join(fql('train', '--task', TASK, '--help').stdout.split())
-    assert f'without evaluations. (default: {TASK})' in text
+    assert f'if there is one. (default: {TASK})' in text
     assert 'for each task. (default: 300.0)' in text
 
 
@@ -217,8 +217,8 @@ def test_a_broken_pipe_that_is_not_the_output_is_told(fql, assert_one_line, monk
     def run(args):
         raise BrokenPipeError('a worker')
 
-    monkeypatch.setattr('scripts.compare.run', run)
-    assert_one_line(fql('compare', 'run'), 'a worker')
+    monkeypatch.setattr('scripts.quickstart.run', run)
+    assert_one_line(fql('quickstart'), 'a worker')
 
 
 def test_the_home_folder_stands_behind_an_equals_sign(fql, assert_one_line, monkeypatch, tmp_path):

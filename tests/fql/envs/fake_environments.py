@@ -97,6 +97,11 @@ class Hangs(Counter):
         return super().step(action)
 
 
+class Undrawable(Counter):
+    def render(self):
+        raise RuntimeError('no OpenGL')
+
+
 class WideActions(Counter):
     action_space = gymnasium.spaces.Box(-2, 2, (2,), np.float32)
 

@@ -219,3 +219,13 @@ def test_the_paper_tuned_play_and_navigate_only():
     assert 'antmaze-large-stitch-singletask-task1-v0' not in tuned
     assert 'visual-cube-triple-play-singletask-task1-v0' not in tuned
     assert not has_preset('fql', find_task('own'))
+
+
+def test_where_nobody_tuned_q_is_normalised_and_alpha_is_of_the_advised_range():
+    untuned = [name for name in task_names() if not has_preset('fql', find_task(name))]
+    for name in ('own', *untuned):
+        agent = default_config(find_task(name)).agent
+        assert agent.normalize_q_loss
+        assert 0.03 <= agent.alpha <= 10
+    published = default_config(find_task('visual-cube-single-play-singletask-task1-v0')).agent
+    assert (published.normalize_q_loss, published.alpha) == (False, 300)

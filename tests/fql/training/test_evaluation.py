@@ -11,7 +11,7 @@ import pytest
 from fql.envs.make import EnvSpec
 from fql.envs.workers import EnvWorkers
 from fql.errors import FQLError
-from fql.reports.video import save_gif
+from fql.reports.video import Recording, save_video
 from fql.training.evaluation import evaluate, random_policy
 
 EPISODES = 7
@@ -55,7 +55,7 @@ def test_results_are_those_of_the_episodes_last_steps():
     np.testing.assert_array_equal(result.successes, result.lengths % 2)
     assert 0 < result.success < 1
     assert result.success == result.successes.mean()
-    assert result.frames == []
+    assert result.recordings == []
     assert progress == [(ended, EPISODES) for ended in range(1, EPISODES + 1)]
 
 
@@ -94,8 +94,8 @@ def test_an_episode_whose_worker_hangs_is_repeated(tmp_path, num_workers):
         )
     for field in ('returns', 'lengths', 'successes', 'seeds'):
         np.testing.assert_array_equal(getattr(result, field), getattr(expected, field))
-    for frames, others in zip(result.frames, expected.frames, strict=True):
-        np.testing.assert_array_equal(frames, others)
+    for recording, other in zip(result.recordings, expected.recordings, strict=True):
+        np.testing.assert_array_equal(recording.frames, other.frames)
     (notice,) = notices
     assert 'took longer than 0.6 s' in notice
     assert not multiprocessing.active_children()
@@ -139,8 +139,12 @@ def test_jax_actions_do_not_make_the_workers_import_jax():
 def test_frames_of_images_are_the_observations_newest():
     with EnvWorkers(fake('ImageCounter', frame_stack=3), 2) as workers:
         result = evaluate(workers, random_policy(2, 0), 4, SEED, record_episodes=3)
-    assert len(result.frames) == 3
-    for frames, length in zip(result.frames, result.lengths, strict=False):
+    assert [recording.number for recording in result.recordings] == [0, 1, 2]
+    for recording, length, success in zip(
+        result.recordings, result.lengths, result.successes, strict=False
+    ):
+        frames = recording.frames
+        assert recording.success == success
         assert frames.shape == (length + 1, 4, 5, 3)
         assert frames.dtype == np.uint8
         assert frames[:, 0, 0].tolist() == [
@@ -150,7 +154,8 @@ def test_frames_of_images_are_the_observations_newest():
 
 def test_frames_of_vectors_are_rendered():
     result, _ = run('Counter', 2, record_episodes=2)
-    for frames, length in zip(result.frames, result.lengths, strict=False):
+    for recording, length in zip(result.recordings, result.lengths, strict=False):
+        frames = recording.frames
         assert frames.shape == (length + 1, 6, 8, 3)
         assert frames[:, 0, 0, 0].tolist() == list(range(length + 1))
 
@@ -211,13 +216,72 @@ def test_random_actions_depend_on_seed_episode_and_timestep():
     assert abs(many.std() - 3**-0.5) < 0.05
 
 
-def test_gif_shows_episodes_side_by_side_enlarged(tmp_path):
+def recordings():
     long = np.stack([np.full((32, 32, 3), 20 * step, np.uint8) for step in range(5)])
-    short = 255 - long[:2]
+    return [Recording(3, long, 1.0), Recording(12, 255 - long[:2], 0.0)]
+
+
+def test_a_video_shows_episodes_side_by_side_enlarged_and_holds_their_ends(tmp_path):
     path = tmp_path / 'episodes.gif'
-    save_gif(path, [long, short], fps=10)
+    save_video(path, recordings(), fps=10)
     frames = iio.imread(path)
-    assert frames.shape == (5, 192, 2 * 192 + 6, 3)
-    assert iio.immeta(path)['duration'] == 100
-    np.testing.assert_allclose(frames[:, 96, 96, 0], 20 * np.arange(5), atol=3)
-    np.testing.assert_allclose(frames[:, 96, -1, 0], [255, 235, 235, 235, 235], atol=3)
+    assert frames.shape == (5, 40 + 192, 2 * 192, 3)
+    durations = [iio.immeta(path, index=index)['duration'] for index in range(5)]
+    assert durations == [100, 100, 100, 100, 1100]
+    np.testing.assert_allclose(frames[:, 140, 96, 0], 20 * np.arange(5), atol=3)
+    np.testing.assert_allclose(frames[:, 140, -1, 0], [255, 235, 235, 235, 235], atol=3)
+
+
+def test_captions_have_the_number_and_at_the_end_the_outcome(tmp_path):
+    save_video(tmp_path / 'a.gif', recordings(), fps=10)
+    captions = iio.imread(tmp_path / 'a.gif')[:, :40].astype(int)
+    first, second = captions[:, :, :190], captions[:, :, 192:]
+
+    def colour(caption):  # Its right edge has no text.
+        return caption[20, -3].tolist()
+
+    assert [colour(caption)[1] > 60 for caption in first] == [False] * 4 + [True]
+    assert [colour(caption)[0] > 90 for caption in second] == [False] + [True] * 4
+    # The number is drawn, and is another one; it is the same in all frames, but for GIF's palettes.
+    numbers = [caption[:20, :190] > 200 for caption in (first[0], first[3], second[0])]
+    assert (numbers[0] != numbers[1]).mean() < 0.002 < (numbers[0] != numbers[2]).mean()
+
+
+def test_an_ending_of_mp4_makes_an_mp4(tmp_path):
+    path = tmp_path / 'episodes.mp4'
+    save_video(path, recordings(), fps=10)
+    frames = iio.imread(path, plugin='FFMPEG')
+    assert path.read_bytes()[4:8] == b'ftyp'
+    assert frames.shape == (15, 232, 384, 3)
+    np.testing.assert_allclose(frames[:5, 140, 96, 1], 20 * np.arange(5), atol=12)
+
+
+def test_an_environment_that_cannot_be_drawn_is_evaluated_without_a_video(monkeypatch):
+    expected, _ = run('Counter', 2)
+    notices = []
+    result, _ = run('Undrawable', 2, record_episodes=2, notify=notices.append)
+    np.testing.assert_array_equal(result.returns, expected.returns)
+    assert result.recordings == []
+    (notice,) = notices
+    assert 'no video: ' in notice
+    assert 'RuntimeError: no OpenGL' in notice
+
+
+def test_the_goal_of_a_maze_is_drawn_and_observations_do_not_show_it(opengl):
+    spec = EnvSpec('fql.envs.pointmaze:visual-pointmaze-quickstart-singletask-v0')
+
+    def reds(picture):
+        r, g, b = (picture[..., i].astype(int) for i in range(3))
+        return (r > 120) & (g < 60) & (b < 60)
+
+    with EnvWorkers(spec, 1) as workers:
+        observation = workers.reset({0: 0})[0]
+        picture = workers.render([0])[0]
+        after = workers.step({0: np.zeros(2, np.float32)})[0].observation
+    assert picture.shape == (192, 192, 3)
+    assert not reds(observation).any()
+    # The ball does not move: drawing changed nothing that the policy sees.
+    np.testing.assert_array_equal(after, observation)
+    rows, columns = np.nonzero(reds(picture))
+    assert 20 < len(rows) < 2000
+    assert max(np.ptp(rows), np.ptp(columns)) < 20  # One disc.

@@ -1,0 +1,42 @@
+"""Pictures of a run: nothing in them hides anything else."""
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from fql.reports.plots import learning_curve, plot_learning_curve
+from fql.training.run_folder import RunFolder
+
+TAB_ORANGE, TAB_GREEN = (255, 127, 14), (44, 160, 44)
+
+
+@pytest.fixture
+def run(tmp_path):
+    rows = [f'{step},{step / 100},{step / 10}' for step in range(10, 101, 10)]
+    (tmp_path / 'eval.csv').write_text('\n'.join(['step,evaluation/success,x', *rows]) + '\n')
+    (tmp_path / 'train.csv').write_text('\n'.join(['step,critic/loss,critic/q_mean', *rows]) + '\n')
+    return RunFolder(tmp_path)
+
+
+BASELINES = {'behaviour-cloned flow policy': 0.0, 'random policy': 0.0}
+
+
+def test_legends_lie_beside_the_axes(run):
+    figure = learning_curve(run, 'title', BASELINES)
+    FigureCanvasAgg(figure).draw()
+    for axes in figure.axes:
+        legend = axes.get_legend().get_window_extent()
+        assert not legend.overlaps(axes.get_window_extent())
+        assert figure.bbox.containsx(legend.x0)
+        assert figure.bbox.containsx(legend.x1)
+        assert legend.y0 >= 0
+
+
+def test_lines_of_equal_values_are_all_seen(run):
+    plot_learning_curve(run, 'title', BASELINES)
+    picture = iio.imread(run.learning_curve)[..., :3].astype(int)
+    rows, columns = picture.shape[0] * 3 // 4, picture.shape[1] // 3  # Without the legend.
+    for colour in (TAB_ORANGE, TAB_GREEN):
+        near = np.abs(picture[:rows, :columns] - colour).max(axis=-1) < 12
+        assert near.sum() > 200
