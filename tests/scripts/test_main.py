@@ -141,7 +141,7 @@ def test_the_help_of_pretraining_is_grouped(fql):
 def test_help_shows_the_settings_of_a_task(fql):
     assert 'alpha FLOAT' in fql('train', '--help').stdout
     text = ' '.join(fql('train', '--task', TASK, '--help').stdout.split())
-    assert f'without evaluations. (default: {TASK})' in text
+    assert f'in --env if there is one. (default: {TASK})' in text
     assert 'for each task. (default: 300.0)' in text
 
 
