@@ -50,7 +50,7 @@ def example(tmp_path_factory):
     assert len(environment.splitlines()) < 30
     (folder / 'reach.py').write_text(environment)
     (folder / 'collect.py').write_text(collect)
-    first, *others = [line.split() for line in commands.splitlines()]
+    first, *others = [line.split() for line in commands.replace('\\\n', '').splitlines()]
     subprocess.run([sys.executable, *first[1:]], cwd=folder, check=True)
     return folder, [words[1:] for words in others]
 
@@ -84,7 +84,7 @@ def test_a_run_without_an_environment_can_be_evaluated_and_watched_in_one(
     train, _ = reach
     run = tmp_path / 'run'
     words = train[: train.index('--env')] + train[train.index('--env') + 2 :]
-    done = fql(*words, *SMALL, '--save-interval', 1)
+    done = fql(*words, *SMALL, '--save-interval', 1, '--eval-interval', 0)
     assert done.returncode == 0, done.stderr
     assert 'not evaluated' in done.stdout
     assert_one_line(fql('evaluate', run), 'has no environment', '--env MODULE:ID')
