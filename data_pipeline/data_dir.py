@@ -30,8 +30,8 @@ def check_name(name: str) -> str:
         DataError: it would lead elsewhere, be hidden, or be no file's name.
     """
     is_sound = (
-        0 < len(name.encode()) <= _LONGEST_NAME
-        and name.isprintable()
+        name.isprintable()
+        and 0 < len(name.encode()) <= _LONGEST_NAME
         and not set(name) & {'/', '\\'}
         and name[0] not in '.-'
     )

@@ -65,7 +65,7 @@ def _normalized(split: SourceSplit, action_range: ActionRange) -> SourceSplit:
     description = {
         **split.description,
         'sha256': digest,
-        'action_range': dataclasses.asdict(action_range),
+        'action_range': {'low': list(action_range.low), 'high': list(action_range.high)},
     }
     return dataclasses.replace(split, description=description, read=read)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.action_range import action_range_from_json
 from data_pipeline.data_dir import check_name
 from data_pipeline.errors import DataError
 from data_pipeline.files import load_array
@@ -75,7 +76,7 @@ class Manifest:
     """`manifest.json`.
 
     dataset: name of the dataset
-    sources: by split, `SourceSplit.description`
+    sources: by split, `SourceSplit.description`, and what there is to say of it as `notes`
     splits: by name
     versions: of the packages that wrote the store
     created: when, ISO 8601
@@ -96,6 +97,10 @@ class Manifest:
             for name, kind in _SOURCE_FIELDS.items():
                 if type(source.get(name)) is not kind:
                     raise ValueError(f'sources.{split}.{name} must be {kind.__name__}')
+            notes = source.get('notes', [])
+            if type(notes) is not list or not all(type(note) is str for note in notes):
+                raise ValueError(f'sources.{split}.notes must be a list of lines')
+            action_range_from_json(source.get('action_range'))
 
 
 def read_manifest(path: Path) -> Manifest:

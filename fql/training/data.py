@@ -104,15 +104,8 @@ def own_labels(store: FrameStore, split: Split, reward_offset: float = 0.0) -> L
 
 
 def scaled_from(store: FrameStore) -> ActionRange | None:
-    """The range that a store's actions were scaled from, if they were.
-
-    Raises:
-        DataError: the manifest is damaged.
-    """
-    try:
-        return action_range_from_json(store.manifest.sources['train'].get('action_range'))
-    except ValueError as error:
-        raise DataError(f'{store.path}: damaged manifest: action_range: {error}') from error
+    """The range that a store's actions were scaled from, if they were."""
+    return action_range_from_json(store.manifest.sources['train'].get('action_range'))
 
 
 def training_batches(

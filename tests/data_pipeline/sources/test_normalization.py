@@ -11,7 +11,7 @@ from data_pipeline.action_range import ActionRange, action_range_from_json
 from data_pipeline.errors import DataError
 from data_pipeline.sources.files import file_splits
 from data_pipeline.sources.normalization import normalize_actions
-from data_pipeline.store.frame_store import FrameStore
+from data_pipeline.store.frame_store import FrameStore, open_store
 from data_pipeline.store.writer import write_store
 
 LOW, HIGH = np.array([-3, 10, 0.25, -2e-3]), np.array([5, 20, 0.5, 4e-3])
@@ -74,6 +74,24 @@ def test_a_dimension_of_one_value(tmp_path, arrays):
     store = prepared(tmp_path, arrays)
     assert not store.splits['train'].actions[:, 2].any()
     assert range_of(store).from_unit(np.array([0.3, 0, 0.9, 0]))[2] == 7
+
+
+def test_a_damaged_range_is_refused(tmp_path, arrays):
+    store = prepared(tmp_path, arrays)
+    path = store.path / 'manifest.json'
+    whole = json.loads(path.read_text())
+    for name, value in (
+        ('action_range', {'low': [0], 'high': [-1]}),
+        ('action_range', {'low': [0, 1], 'high': [1]}),
+        ('action_range', {'low': ['a'], 'high': [1]}),
+        ('action_range', 3),
+        ('notes', 3),
+        ('notes', [3]),
+    ):
+        changed = {**whole['sources']['train'], name: value}
+        path.write_text(json.dumps({**whole, 'sources': {'train': changed}}))
+        with pytest.raises(DataError, match='damaged frame store'):
+            open_store(store.path)
 
 
 def test_what_is_not_finite_is_refused(tmp_path, arrays):
