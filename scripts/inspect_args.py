@@ -99,3 +99,30 @@ class InspectCheckpoint:
     def check(self) -> None:
         """Raises FQLError if the arguments make no sense."""
         read_spec(RunFolder(self.run))
+
+
+@dataclass(frozen=True)
+class InspectCritic:
+    """Print what a run's critics say of its data, and draw it.
+
+    fql inspect critic runs/maze --png critic.png
+
+    Where the action gap, by which the best of some actions exceeds their mean, is smaller than the
+    critics' disagreement, their ranking of actions is not to be relied upon. In mazes the picture
+    maps values and best directions.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run folder of fql train."""
+    step: int | None = None
+    """Which checkpoint; default: the newest that is sound."""
+    states: int = 1024
+    """How many states of the training data, drawn by the run's seed."""
+    png: Path | None = None
+    """Where to draw; an existing file is not overwritten."""
+    data_dir: DataDir = ''
+
+    def check(self) -> None:
+        """Raises FQLError if the arguments make no sense."""
+        check_new_picture(self.png)
+        read_spec(RunFolder(self.run))

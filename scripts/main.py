@@ -47,7 +47,7 @@ from scripts.export_encoder_args import ExportEncoder
 from scripts.export_policy_args import ExportPolicy
 from scripts.export_tfds_args import ExportTfds
 from scripts.help import FAMILIES, command_help, overview
-from scripts.inspect_args import InspectBatch, InspectCheckpoint, InspectData
+from scripts.inspect_args import InspectBatch, InspectCheckpoint, InspectCritic, InspectData
 from scripts.prepare_args import Prepare
 from scripts.pretrain_args import Pretrain
 from scripts.probe_args import Probe
@@ -72,6 +72,7 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     'inspect data': (InspectData, 'scripts.inspect_data'),
     'inspect batch': (InspectBatch, 'scripts.inspect_batch'),
     'inspect checkpoint': (InspectCheckpoint, 'scripts.inspect_checkpoint'),
+    'inspect critic': (InspectCritic, 'scripts.inspect_critic'),
     'benchmark update': (BenchmarkUpdate, 'scripts.benchmark.update'),
     'benchmark train': (BenchmarkTrain, 'scripts.benchmark.train'),
     'benchmark data': (BenchmarkData, 'scripts.benchmark.data'),

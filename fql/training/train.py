@@ -294,11 +294,14 @@ def describe_agent(agent: AgentConfig) -> str:
         for entry in dataclasses.fields(agent)
         if entry.name not in common
     }
-    shown = (
-        f'{name.replace("_", "-")} ' + (f'{value:g}' if type(value) is float else str(value))
-        for name, value in settings.items()
-    )
+    shown = (f'{name.replace("_", "-")} {_shown(value)}' for name, value in settings.items())
     return ', '.join([agent.name, f'discount {agent.discount:g}', *shown])
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return 'on' if value else 'off'
+    return f'{value:g}' if isinstance(value, float) else str(value)
 
 
 def start_summary(

@@ -1,0 +1,137 @@
+"""What a run's critics say of states and actions of its data: values, action gaps, disagreement."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fql.batch import batch_from_frames
+from fql.envs.tasks import find_task
+from fql.errors import FQLError
+from fql.reports.tables import format_table, tell
+from fql.training.data import load_training_data, training_batches
+from fql.training.learning import agent_of
+from fql.training.policy import restore_params
+from fql.training.run_folder import RunFolder, read_spec
+
+DIRECTIONS = 16
+"""Unit actions that are compared where an action has two numbers."""
+RANDOM_ACTIONS = 64
+"""Uniform actions that are compared elsewhere."""
+
+
+@dataclass(frozen=True, eq=False)
+class CriticView:
+    """The critics of a checkpoint on n states of the data.
+
+    Attributes:
+        step: the update.
+        values: (n,) mean over the critics of Q at the policy's action, its noise zero.
+        disagreements: (n,) standard deviation over the critics of the same.
+        actions: (m, a) those that are compared.
+        advantages: (n, m) mean over the critics of Q, less its mean over these actions.
+        positions: (n, 2) where the agent is, in mazes; None elsewhere.
+    """
+
+    step: int
+    values: np.ndarray
+    disagreements: np.ndarray
+    actions: np.ndarray
+    advantages: np.ndarray
+    positions: np.ndarray | None
+
+    @property
+    def gaps(self) -> np.ndarray:
+        """(n,) the action gap: the best action's advantage over their mean."""
+        return self.advantages.max(axis=1)
+
+
+def view_critic(path: Path, step: int | None, states: int) -> CriticView:
+    """Evaluates the critics of a run on transitions of its training data, drawn by its seed.
+
+    Args:
+        step: which checkpoint; None for the newest that is sound.
+        states: how many.
+
+    Raises:
+        FQLError: no run, no sound checkpoint, or an agent without critics.
+        DataError: the data are not there.
+    """
+    folder = RunFolder(path)
+    spec = read_spec(folder)
+    agent = agent_of(spec)
+    if 'critic' not in agent.heads:
+        raise FQLError(f'{path}: agent {spec.config.agent.name} has no critics')
+    step, params = restore_params(folder, spec, step, tell)
+    config = dataclasses.replace(spec.config, batch_size=states, shift_probability=0.0)
+    data = load_training_data(config)['train']
+    arrays = next(training_batches(data, config, 0))
+    observations = batch_from_frames(arrays, agent.horizon).observations
+
+    chunk = agent.heads['critic'].inputs[0] // spec.action_dim
+    actions = compared_actions(spec.action_dim, spec.config.seed)
+
+    @jax.jit
+    def evaluate(params: dict, observations: jax.Array) -> tuple[jax.Array, jax.Array]:
+        latents = agent.encoding.encode(params, 'critic', observations)
+        noise = jnp.zeros((states, *agent.noise_shape))
+        own = agent.act(params, observations, noise, agent.policies[0]).reshape(states, -1)
+        # An action is held for the length of a chunk.
+        held = jnp.tile(jnp.asarray(actions), (1, chunk))
+        compared = jax.lax.map(
+            lambda action: agent.qs(
+                params, latents, jnp.broadcast_to(action, (states, action.size))
+            ).mean(axis=0),
+            held,
+        )
+        return agent.qs(params, latents, own), compared
+
+    own, compared = map(np.asarray, evaluate(params, observations))
+    return CriticView(
+        step=step,
+        values=own.mean(axis=0),
+        disagreements=own.std(axis=0),
+        actions=actions,
+        advantages=(compared - compared.mean(axis=0)).T,
+        positions=maze_positions(spec.config.task, data.split.info, arrays['indices']),
+    )
+
+
+def compared_actions(size: int, seed: int) -> np.ndarray:
+    """Actions (m, size) float32: the unit circle's where an action has two numbers, else random."""
+    if size == 2:
+        angles = 2 * np.pi * np.arange(DIRECTIONS) / DIRECTIONS
+        return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    return np.random.default_rng(seed).uniform(-1, 1, (RANDOM_ACTIONS, size)).astype(np.float32)
+
+
+def maze_positions(task: str, info: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray | None:
+    """The first two numbers of qpos, in mazes, where the data have them."""
+    if 'maze' not in find_task(task).env_id or 'qpos' not in info:
+        return None
+    return np.asarray(info['qpos'][rows][:, :2])
+
+
+def describe_view(path: Path, view: CriticView) -> str:
+    """A table of what the critics say."""
+    count = len(view.actions)
+    rows = {
+        "value of the policy's action": view.values,
+        f'action gap: best of {count} actions less their mean': view.gaps,
+        "disagreement of the critics on the policy's action (std)": view.disagreements,
+    }
+    table = format_table(
+        ('', '10 %', 'median', '90 %'),
+        [
+            (name, *(f'{value:.3f}' for value in np.quantile(values, (0.1, 0.5, 0.9))))
+            for name, values in rows.items()
+        ],
+    )
+    clear = (view.gaps > view.disagreements).mean()
+    return (
+        f'{path}, step {view.step:,}, {len(view.values):,} states of its data\n{table}\n'
+        f'states whose action gap exceeds the disagreement: {clear:.0%}'
+    )

@@ -1,0 +1,85 @@
+"""`fql inspect critic`."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from fql.agents.configs import BCConfig
+from fql.batch import batch_from_frames
+from fql.envs.tasks import QUICKSTART_TASK
+from fql.reports.critic_plots import binned
+from fql.training.config import TrainConfig
+from fql.training.critic_inspection import compared_actions, view_critic
+from fql.training.data import batch_of_update
+from fql.training.learning import agent_of
+from fql.training.policy import restore_params
+from fql.training.run_folder import RunFolder, RunSpec, read_spec, write_spec
+
+SMALL = (
+    *('--task', QUICKSTART_TASK, '--steps', 1, '--eval-interval', 0, '--log-interval', 0),
+    *('--batch-size', 8, '--hidden-dims', 8),
+)
+STATES = 32
+
+
+@pytest.fixture(scope='module')
+def run(fql_process, prepared, tmp_path_factory):
+    path = tmp_path_factory.mktemp('runs') / 'run'
+    assert fql_process('train', *SMALL, '--run-dir', path).returncode == 0
+    return path
+
+
+def test_it_prints_a_table_and_draws(fql, run, tmp_path):
+    png = tmp_path / 'critic.png'
+    done = fql('inspect', 'critic', run, '--states', STATES, '--png', png)
+    assert done.returncode == 0, done.stderr
+    assert 'step 1, 32 states' in done.stdout
+    assert 'action gap: best of 16 actions' in done.stdout
+    assert png.stat().st_size > 10_000
+
+
+def test_the_numbers_are_the_critics(run):
+    spec = read_spec(RunFolder(run))
+    view = view_critic(run, None, STATES)
+    config = dataclasses.replace(spec.config, batch_size=STATES, shift_probability=0.0)
+    arrays = batch_of_update(config, 0)
+    observations = batch_from_frames(arrays).observations
+    agent, (_, params) = agent_of(spec), restore_params(RunFolder(run), spec, None)
+    latents = agent.encoding.encode(params, 'critic', observations)
+    own = agent.act(params, observations, np.zeros((STATES, 2)), 'one_step')[:, 0]
+    qs = np.asarray(agent.qs(params, latents, own))
+    np.testing.assert_allclose(view.values, qs.mean(axis=0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(view.disagreements, qs.std(axis=0), rtol=1e-3, atol=1e-6)
+    actions = compared_actions(2, 0)
+    qs = np.stack(
+        [agent.qs(params, latents, np.tile(a, (STATES, 1))).mean(axis=0) for a in actions], axis=1
+    )
+    np.testing.assert_allclose(view.gaps, qs.max(axis=1) - qs.mean(axis=1), rtol=1e-2, atol=1e-6)
+    assert view.positions is not None
+    assert view.positions.shape == (STATES, 2)
+
+
+def test_directions_go_round():
+    actions = compared_actions(2, 0)
+    np.testing.assert_allclose(np.linalg.norm(actions, axis=1), 1, rtol=1e-6)
+    assert len({tuple(np.round(action, 3)) for action in actions}) == len(actions)
+    assert compared_actions(5, 0).shape == (64, 5)
+    assert (np.abs(compared_actions(5, 0)) <= 1).all()
+
+
+def test_every_state_lies_in_one_bin():
+    positions = np.random.default_rng(0).normal(size=(100, 2))
+    centres, groups = binned(positions)
+    assert sorted(np.concatenate(groups)) == list(range(100))
+    side = (positions.max(axis=0) - positions.min(axis=0)).max() / 24
+    for centre, group in zip(centres, groups, strict=True):
+        assert (np.abs(positions[group] - centre) <= side / 2 + 1e-9).all()
+
+
+def test_an_agent_without_critics_is_refused(fql, assert_one_line, tmp_path):
+    config = TrainConfig(task=QUICKSTART_TASK, agent=BCConfig())
+    (tmp_path / 'bc').mkdir()
+    write_spec(RunFolder(tmp_path / 'bc'), RunSpec(config, (32, 32, 3), 'uint8', 2))
+    done = fql('inspect', 'critic', tmp_path / 'bc')
+    assert_one_line(done, 'agent bc has no critics')
