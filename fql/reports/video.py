@@ -1,6 +1,7 @@
 """Recorded episodes as moving pictures."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,12 +21,14 @@ class Recording:
 
     Attributes:
         number: of the episode.
-        frames: (length + 1, h, w, 3) uint8.
+        frames: (n, h, w, 3) uint8, the last one that of the end.
+        steps: (n,) after how many steps each frame was taken.
         success: of the last step; NaN where the environment reports none.
     """
 
     number: int
     frames: np.ndarray
+    steps: Sequence[int]
     success: float
 
 
@@ -62,19 +65,18 @@ def _column(recording: Recording, length: int) -> np.ndarray:
     frames = recording.frames
     scale = max(1, -(-_MIN_PIXELS // min(frames.shape[1:3])))
     large = frames.repeat(scale, axis=1).repeat(scale, axis=2)
-    last = len(frames) - 1
     captioned = [
-        np.concatenate([_caption(recording, step, large.shape[2]), large[step]])
-        for step in range(len(frames))
+        np.concatenate([_caption(recording, place, large.shape[2]), large[place]])
+        for place in range(len(frames))
     ]
-    return np.stack(captioned + captioned[last:] * (length - len(frames)))
+    return np.stack(captioned + captioned[-1:] * (length - len(frames)))
 
 
-def _caption(recording: Recording, step: int, width: int) -> np.ndarray:
+def _caption(recording: Recording, place: int, width: int) -> np.ndarray:
     """(h, width, 3): the episode's number, and the step, or the outcome at its end."""
-    last = len(recording.frames) - 1
-    text, colour = f'step {step}', _RUNNING
-    if step == last:
+    text, colour = f'step {recording.steps[place]}', _RUNNING
+    if place == len(recording.frames) - 1:
+        last = recording.steps[place]
         if np.isnan(recording.success):
             text = f'ended after {last} steps'
         elif recording.success > 0:

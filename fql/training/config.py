@@ -1,6 +1,7 @@
 """Every setting of a training run, as frozen dataclasses, and their JSON form."""
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -267,9 +268,15 @@ def check_bounds(config: Any) -> None:
             low, high = BOUNDS[entry.name]
             values = value if isinstance(value, tuple) else () if value is None else (value,)
             if not all(low <= number <= high for number in values):  # NaN is nowhere within.
-                shown = ' '.join(f'{number:g}' for number in values)
+                shown = ' '.join(map(_text, values))
                 flag = FLAGS.get(entry.name, entry.name.replace('_', '-'))
-                raise FQLError(f'{flag} must lie in [{low:g}, {high:g}], not {shown}')
+                raise FQLError(f'{flag} must lie in [{_text(low)}, {_text(high)}], not {shown}')
+
+
+def _text(number: float) -> str:
+    """The number in short, unless that is another one."""
+    short = f'{number:g}'
+    return short if float(short) == number or math.isnan(number) else repr(number)
 
 
 def raise_unless(checks: dict[str, bool]) -> None:

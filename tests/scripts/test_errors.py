@@ -156,7 +156,7 @@ def test_settings_that_make_no_sense(assert_one_line, fql, prepared, tmp_path, w
         (('--watch', '--seed', 7), 'beside it only --episodes'),
         (('--watch', '--success-timing', 'pre'), 'beside it only --episodes'),
         (('--policy', 'random', '--step', 2), 'leave out --step'),
-        (('--policy', 'random', '--seed', -5), 'seed must lie in'),
+        (('--policy', 'random', '--seed', -5), 'seed must lie in [0, 2147483647], not -5'),
         (('--episodes', 10**20), 'episodes must lie in [1, 1e+06]'),
         (('--workers', -1), 'workers must lie in'),
         (('--env-step-seconds', 'nan'), 'env-step-seconds must lie in'),

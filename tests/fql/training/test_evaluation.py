@@ -152,12 +152,14 @@ def test_frames_of_images_are_the_observations_newest():
         ]
 
 
-def test_frames_of_vectors_are_rendered():
-    result, _ = run('Counter', 2, record_episodes=2)
-    for recording, length in zip(result.recordings, result.lengths, strict=False):
-        frames = recording.frames
-        assert frames.shape == (length + 1, 6, 8, 3)
-        assert frames[:, 0, 0, 0].tolist() == list(range(length + 1))
+def test_frames_of_vectors_are_rendered_now_and_then_and_at_the_end():
+    result, _ = run('Counter', 2, record_episodes=7)
+    assert 0 < (result.lengths % 5 == 0).sum() < 7
+    for recording, length in zip(result.recordings, result.lengths, strict=True):
+        expected = sorted({0, *range(5, length, 5), int(length)})
+        assert recording.steps == expected
+        assert recording.frames.shape == (len(expected), 6, 8, 3)
+        assert recording.frames[:, 0, 0, 0].tolist() == expected
 
 
 def test_chunks_are_executed_to_their_end_and_dropped_with_the_episode(monkeypatch):
@@ -218,7 +220,7 @@ def test_random_actions_depend_on_seed_episode_and_timestep():
 
 def recordings():
     long = np.stack([np.full((32, 32, 3), 20 * step, np.uint8) for step in range(5)])
-    return [Recording(3, long, 1.0), Recording(12, 255 - long[:2], 0.0)]
+    return [Recording(3, long, range(5), 1.0), Recording(12, 255 - long[:2], range(2), 0.0)]
 
 
 def test_a_video_shows_episodes_side_by_side_enlarged_and_holds_their_ends(tmp_path):
