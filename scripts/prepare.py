@@ -10,6 +10,8 @@ from data_pipeline.sources.normalization import normalize_actions
 from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.store.frame_store import open_store
 from data_pipeline.store.writer import write_store
+from fql.envs.tasks import ADROIT_TASKS, ANTMAZE_TASKS
+from fql.errors import FQLError
 from fql.reports.data_report import describe_store
 from fql.training.progress import progress_bar, progress_callback
 from scripts.prepare_args import Prepare
@@ -36,7 +38,11 @@ def run(args: Prepare) -> None:
 
 
 def find_source(args: Prepare) -> Mapping[str, SourceSplit]:
-    """The source that was named; without one, the file of the dataset's name is downloaded."""
+    """The source that was named; without one, the file of the dataset's name is downloaded.
+
+    Raises:
+        FQLError: the data are D4RL's, and no file is named.
+    """
     if args.tfds is not None:
         from data_pipeline.sources.rlds import RldsKeys, rlds_splits
 
@@ -44,6 +50,10 @@ def find_source(args: Prepare) -> Mapping[str, SourceSplit]:
         return rlds_splits(args.tfds, keys)
     if args.source is not None:
         return file_splits(args.source, args.name, args.observation_key)
+    if args.dataset in (*ANTMAZE_TASKS, *ADROIT_TASKS):
+        raise FQLError(
+            f"{args.dataset}: D4RL's data are not downloaded; name its .hdf5 file with --source"
+        )
     folder = resolve_data_dir(args.data_dir) / 'downloads'
     notes: list[str] = []
     with progress_bar('download', 'B') as bar:

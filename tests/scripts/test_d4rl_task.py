@@ -2,9 +2,12 @@
 
 import json
 
+import h5py
 import numpy as np
 import pytest
 
+from data_pipeline.environment import construct
+from fql.envs.tasks import ADROIT_TASKS, ANTMAZE_TASKS, find_task
 from fql.training.comparability import D4RL_FILES
 
 TASK = 'pen-human-v1'
@@ -13,24 +16,30 @@ SMALL = (*SMALL, '--log-interval', 1, '--eval-interval', 1, '--eval-episodes', 2
 SMALL = (*SMALL, '--eval-workers', 1)
 
 
-def prepare(fql, folder, dataset, width, actions):
+def prepare(fql, folder, task):
+    """Prepares a file in D4RL's layout, of trajectories of 20 rows."""
     rng = np.random.default_rng(0)
-    rows = 60
-    source = folder / f'{dataset}.npz'
-    np.savez(
-        source,
-        observations=rng.normal(size=(rows, width)).astype(np.float32),
-        actions=rng.uniform(-1, 1, (rows, actions)).astype(np.float32),
-        terminals=np.arange(rows) % 20 == 19,
-        rewards=(np.arange(rows) % 20 == 18).astype(np.float32),
-        masks=(np.arange(rows) % 20 != 18).astype(np.float32),
-    )
-    done = fql('prepare', dataset, '--source', source, '--data-dir', folder / 'data')
+    env = construct(find_task(task).env_id)
+    rows = np.arange(60)
+    at_goal = (rows % 20 == 18) & task.startswith('antmaze')
+    with h5py.File(folder / f'{task}.hdf5', 'w') as file:
+        file['observations'] = rng.normal(size=(60, *env.observation_space.shape))
+        file['actions'] = rng.uniform(-1, 1, (60, *env.action_space.shape)).astype(np.float32)
+        file['rewards'] = at_goal.astype(np.float32)
+        file['terminals'] = at_goal
+        file['timeouts'] = rows % 20 == 19
+    source, data = folder / f'{task}.hdf5', folder / 'data'
+    done = fql('prepare', task, '--source', source, '--data-dir', data)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.fixture(autouse=True)
+def _no_opengl(monkeypatch):
+    monkeypatch.setenv('MUJOCO_GL', 'disable')
+
+
 def test_rewards_of_antmaze_are_one_less(fql, tmp_path):
-    prepare(fql, tmp_path, 'antmaze-umaze-v2', 29, 8)
+    prepare(fql, tmp_path, 'antmaze-umaze-v2')
     out = tmp_path / 'batch.npz'
     words = ('--task', 'antmaze-umaze-v2', '--data-dir', tmp_path / 'data', '--batch-size', 32)
     assert fql('inspect', 'batch', *words, '--out', out).returncode == 0
@@ -43,7 +52,7 @@ def test_rewards_of_antmaze_are_one_less(fql, tmp_path):
 
 @pytest.fixture
 def finished_run(fql, tmp_path):
-    prepare(fql, tmp_path, TASK, 45, 24)
+    prepare(fql, tmp_path, TASK)
     run, data = tmp_path / 'run', tmp_path / 'data'
     done = fql('train', '--task', TASK, '--data-dir', data, '--run-dir', run, *SMALL)
     assert done.returncode == 0, done.stderr
@@ -77,6 +86,22 @@ def test_the_score_is_recorded_and_told_with_what_it_may_be_compared_with(
     header, row, _ = fql('compare', run, '--out', out).stdout.splitlines()
     assert header.split()[2] == 'score'
     assert row.split()[3] == f'{expected:.1f}'
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('task', [*ANTMAZE_TASKS, *ADROIT_TASKS])
+def test_every_task_of_the_paper_trains_and_is_evaluated(fql, tmp_path, task):
+    prepare(fql, tmp_path, task)
+    run, data = tmp_path / 'run', tmp_path / 'data'
+    done = fql('train', '--task', task, '--data-dir', data, '--run-dir', run, *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert 'score: 1: ' in done.stdout
+
+
+def test_what_is_to_be_had_elsewhere_is_not_downloaded(fql, assert_one_line, tmp_path):
+    done = fql('prepare', 'door-human-v1', '--data-dir', tmp_path)
+    assert_one_line(done, 'name its .hdf5 file with --source')
+    assert not list(tmp_path.rglob('*.npz*'))
 
 
 def test_every_checksum_is_of_a_task_and_another():
