@@ -1,0 +1,424 @@
+"""The replay of the online phase: a frame store that grows, one copy of each frame.
+
+    <replay>/manifest.json        as a frame store's, with `growing` set
+    <replay>/<split>/<array>.npy  split: `train` of the first environment, `train-1`, ... of others
+
+A split is the stream of one environment, episode after episode. Row t holds an observation, and the
+action that was taken there with its reward and mask. The last row of an episode has `terminals` set
+and leads nowhere. The newest row of a stream holds an observation only, until its action is taken.
+
+Files are longer than what they hold, by up to EXTENT rows that take no disk space, so that a loader
+may map them before they are filled. The number of rows is what counts: a row is written before it
+is counted, and what lies behind the count is never read.
+"""
+
+import itertools
+import os
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+from data_pipeline.errors import DataError
+from data_pipeline.files import sync_file, write_json, write_npy_header
+from data_pipeline.store.frame_store import FORMAT_VERSION
+
+EXTENT = 16_384
+"""Rows by which the files of a stream grow."""
+
+_READ_BYTES = 4 << 20
+
+
+class Layout(NamedTuple):
+    """What a row of a replay is: the shape and type of a frame (not stacked), an action's size."""
+
+    frame_shape: tuple[int, ...]
+    frame_dtype: str
+    action_dim: int
+
+    @property
+    def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape of a row and type, by the array's name."""
+        return {
+            'observations': (self.frame_shape, np.dtype(self.frame_dtype)),
+            'actions': ((self.action_dim,), np.dtype(np.float32)),
+            'rewards': ((), np.dtype(np.float32)),
+            'masks': ((), np.dtype(np.float32)),
+            'terminals': ((), np.dtype(bool)),
+        }
+
+
+class Episodes(NamedTuple):
+    """Where the episodes of a stream, or the trajectories of a split, lie.
+
+    Attributes:
+        ends: (m,) int64, the last rows of those that have ended, ascending.
+        rows: how many rows there are; those behind the last end are of an episode that goes on.
+    """
+
+    ends: np.ndarray
+    rows: int
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an episode goes on."""
+        return self.rows > (self.ends[-1] + 1 if len(self.ends) else 0)
+
+    @property
+    def transitions(self) -> int:
+        """Rows whose next row is there and of the same episode."""
+        return self.rows - len(self.ends) - self.is_open
+
+    def find(self, transitions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where transitions (b,) int64, counted over the whole stream, begin.
+
+        Returns:
+            Their rows, and the first and last rows of their episodes, (b,) int64 each; the last row
+            of an episode that goes on is the newest.
+        """
+        # Before a transition's row lie as many last rows, where none begins, as ended episodes.
+        before = np.searchsorted(self.ends - np.arange(len(self.ends)), transitions, side='right')
+        bounds = np.concatenate([[-1], self.ends, [self.rows - 1]])
+        return transitions + before, bounds[before] + 1, bounds[before + 1]
+
+
+Values = list[tuple[str, int, Any]]
+"""What is written where: an array's name, a row, a value."""
+
+
+class Stream:
+    """The rows of one environment, in files that grow.
+
+    Attributes:
+        path: folder of the arrays.
+        rows: how many rows there are.
+        capacity: rows that the files have room for.
+    """
+
+    def __init__(self, path: Path, layout: Layout, rows: int = 0) -> None:
+        """Opens the files in `path`, which are made if `rows` is 0, and cuts them to `rows`.
+
+        Raises:
+            DataError: an array is missing, of another shape, or too short.
+        """
+        self.path = path
+        self.rows = rows
+        self.capacity = 0
+        self._arrays = layout.arrays
+        self._files: dict[str, Any] = {}
+        self._starts: dict[str, int] = {}
+        self._crc = dict.fromkeys(self._arrays, 0)
+        self._ends = np.zeros(0, np.int64)
+        self._num_ends = 0
+        if rows:
+            self._check_files()
+        else:
+            path.mkdir(parents=True)
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def episodes(self) -> Episodes:
+        """Where the episodes lie; of no use any more once something was appended."""
+        return Episodes(self._ends[: self._num_ends], self.rows)
+
+    def start(self, frame: np.ndarray) -> None:
+        """Appends the first row of an episode; the one before it must have ended."""
+        assert not self.episodes.is_open
+        self._append(frame, [])
+
+    def step(
+        self, action: np.ndarray, reward: float, mask: float, frame: np.ndarray, ends: bool
+    ) -> None:
+        """Appends a step: what was done in the newest row, and the row that it led to.
+
+        Args:
+            mask: 0 where the task is complete, so that nothing follows.
+            ends: whether the episode ends there, for whatever reason.
+
+        Raises:
+            DataError: the disk is full, or the like; the stream is as before.
+        """
+        assert self.episodes.is_open
+        row = self.rows
+        columns = [_columns(row - 1, action, reward, mask, ends=False)]
+        if ends:
+            columns.append(_columns(row, np.zeros_like(action), 0.0, 1.0, ends=True))
+        self._append(frame, columns)
+        if ends:
+            self._note_end(row)
+
+    def cut_off(self) -> None:
+        """Ends the episode that goes on at its newest row; one of no transition leaves no row."""
+        episodes = self.episodes
+        assert episodes.is_open
+        last = episodes.ends[-1] if len(episodes.ends) else -1
+        if self.rows - last == 2:
+            self.rows -= 1
+            self._crc['observations'] = self._checksum('observations', self.rows)
+            return
+        shape, _ = self._arrays['actions']
+        self._write(_columns(self.rows - 1, np.zeros(shape), 0.0, 1.0, ends=True))
+        self._note_end(self.rows - 1)
+
+    def read(self, name: str, start: int, end: int) -> np.ndarray:
+        """The rows from `start` to `end` of an array, a copy."""
+        shape, dtype = self._arrays[name]
+        size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+        data = os.pread(
+            self._files[name].fileno(), (end - start) * size, self._starts[name] + start * size
+        )
+        return np.frombuffer(data, dtype).reshape(end - start, *shape)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The number of rows and checksums of what they hold: JSON values for a checkpoint."""
+        return {'rows': self.rows, 'crc32': dict(self._crc)}
+
+    def check(self, record: Mapping[str, Any]) -> None:
+        """Raises DataError if the rows are not those of a `record`."""
+        for name, crc in record['crc32'].items():
+            if self._crc[name] != crc:
+                raise DataError(
+                    f'{self.path / name}.npy: its first {record["rows"]:,} rows are not what was '
+                    'written (checksum differs)'
+                )
+
+    def sync(self) -> None:
+        """Has the system write everything to the disk."""
+        with _faults(self.path):
+            for file in self._files.values():
+                sync_file(file)
+
+    def trim(self) -> None:
+        """Cuts the files to the rows that they hold, for others to read; ends all appending."""
+        with _faults(self.path):
+            for name in self._arrays:
+                self._resize(name, self.rows)
+
+    def close(self) -> None:
+        """Closes the files."""
+        for file in self._files.values():
+            file.close()
+
+    def _check_files(self) -> None:
+        for name, (shape, dtype) in self._arrays.items():
+            path = self.path / f'{name}.npy'
+            try:
+                found = np.load(path, mmap_mode='r', allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                raise DataError(f'{path}: cannot be read: {error}') from error
+            if found.shape[1:] != shape or found.dtype != dtype or len(found) < self.rows:
+                raise DataError(
+                    f'{path}: holds {found.dtype} {found.shape} in place of at least {self.rows:,} '
+                    f'rows of {dtype} {shape}'
+                )
+
+    def _open(self) -> None:
+        mode = 'r+b' if self.rows else 'xb+'
+        for name, (shape, dtype) in self._arrays.items():
+            # Unbuffered: a row is in the file, and so in every mapping of it, once it is written.
+            file = open(self.path / f'{name}.npy', mode, buffering=0)  # noqa: SIM115
+            self._files[name] = file
+            with _faults(self.path):
+                write_npy_header(file, (0, *shape), dtype)
+            self._starts[name] = file.tell()
+        self._reserve(self.rows)
+        if not self.rows:
+            return
+        ends = np.flatnonzero(self.read('terminals', 0, self.rows - 1))
+        self._ends, self._num_ends = ends, len(ends)
+        complete = self.rows - 1
+        self._crc = {
+            name: self._checksum(name, self.rows if name == 'observations' else complete)
+            for name in self._arrays
+        }
+
+    def _reserve(self, rows: int) -> None:
+        """Cuts the files to so many rows, and makes room for EXTENT more at most."""
+        capacity = (rows // EXTENT + 1) * EXTENT
+        with _faults(self.path):
+            for name in self._arrays:
+                # What a killed process has written behind the rows goes: it reads as zeros. Of the
+                # newest row there is no more than the frame.
+                kept = rows if name == 'observations' else max(rows - 1, 0)
+                self._resize(name, kept)
+                self._resize(name, capacity)
+        self.capacity = capacity
+
+    def _resize(self, name: str, rows: int) -> None:
+        file, (shape, dtype) = self._files[name], self._arrays[name]
+        file.truncate(self._starts[name] + rows * self._row_bytes(name))
+        file.seek(0)
+        write_npy_header(file, (rows, *shape), dtype)
+
+    def _append(self, frame: np.ndarray, columns: list[Values]) -> None:
+        """Writes a row's frame and what completes rows; counts it when all is written."""
+        shape, dtype = self._arrays['observations']
+        assert frame.shape == shape
+        assert frame.dtype == dtype
+        if self.rows == self.capacity:
+            self._reserve(self.rows)
+        self._write([('observations', self.rows, frame), *itertools.chain(*columns)])
+        self.rows += 1
+
+    def _write(self, values: Values) -> None:
+        crc = dict(self._crc)
+        for name, row, value in values:
+            shape, dtype = self._arrays[name]
+            array = np.asarray(value, dtype)
+            assert array.shape == shape
+            data = memoryview(array.tobytes())
+            crc[name] = zlib.crc32(data, crc[name])
+            place = self._starts[name] + row * len(data)
+            with _faults(self.path):
+                while data:  # On a full disk a part may be written before the error comes.
+                    written = os.pwrite(self._files[name].fileno(), data, place)
+                    data, place = data[written:], place + written
+        self._crc = crc
+
+    def _note_end(self, row: int) -> None:
+        if self._num_ends == len(self._ends):
+            self._ends = np.resize(self._ends, max(1_024, 2 * len(self._ends)))
+        self._ends[self._num_ends] = row
+        self._num_ends += 1
+
+    def _checksum(self, name: str, rows: int) -> int:
+        crc, step = 0, max(1, _READ_BYTES // self._row_bytes(name))
+        for start in range(0, rows, step):
+            crc = zlib.crc32(self.read(name, start, min(start + step, rows)).data, crc)
+        return crc
+
+    def _row_bytes(self, name: str) -> int:
+        shape, dtype = self._arrays[name]
+        return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+
+
+class Replay:
+    """The streams of all environments of a run; a context manager.
+
+    Attributes:
+        path: its folder.
+        streams: one for each environment.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        origin: str,
+        layout: Layout,
+        streams: int,
+        records: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Makes an empty replay in place of what is there, or opens one as a checkpoint left it.
+
+        Args:
+            origin: where the data come from, for the manifest.
+            streams: how many there are.
+            records: of each stream, as `commit` gave them; rows behind them are dropped.
+
+        Raises:
+            DataError: the replay of the records is missing, damaged or of another shape.
+        """
+        self.path = path
+        self._origin, self._layout = origin, layout
+        if records is None and path.exists():
+            shutil.rmtree(path)
+        if records is not None and not path.is_dir():
+            raise DataError(f'{path}: the replay of this checkpoint is missing')
+        names = ['train', *(f'train-{i}' for i in range(1, streams))]
+        self.streams: list[Stream] = []
+        with ExitStack() as stack:
+            for i, name in enumerate(names):
+                rows = 0 if records is None else int(records[i]['rows'])
+                self.streams.append(Stream(path / name, layout, rows))
+                stack.callback(self.streams[-1].close)
+                if records is not None:
+                    self.streams[-1].check(records[i])
+            if records is None:
+                self.commit()
+            stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for stream in self.streams:
+            if kind is None:
+                stream.trim()
+            stream.close()
+
+    @property
+    def transitions(self) -> int:
+        """How many can be drawn."""
+        return sum(stream.episodes.transitions for stream in self.streams)
+
+    @property
+    def capacity(self) -> int:
+        """Rows that the files have room for; when it changes, they have to be mapped again."""
+        return sum(stream.capacity for stream in self.streams)
+
+    def commit(self) -> list[dict[str, Any]]:
+        """Writes everything to the disk, and the manifest; returns each stream's record.
+
+        Raises:
+            DataError: the disk is full, or the like.
+        """
+        for stream in self.streams:
+            stream.sync()
+        splits, sources = {}, {}
+        for stream in self.streams:
+            arrays = {
+                name: {
+                    'shape': [stream.rows, *shape],
+                    'dtype': npy_format.dtype_to_descr(dtype),
+                }
+                for name, (shape, dtype) in self._layout.arrays.items()
+            }
+            name = stream.path.name
+            trajectories = len(stream.episodes.ends)
+            splits[name] = {'rows': stream.rows, 'trajectories': trajectories, 'arrays': arrays}
+            nbytes = stream.rows * sum(map(stream._row_bytes, arrays))
+            sources[name] = {'path': self._origin, 'bytes': nbytes, 'sha256': ''}
+        manifest = {
+            'format_version': FORMAT_VERSION,
+            'growing': True,
+            'dataset': f'replay of {self._origin}',
+            'sources': sources,
+            'splits': splits,
+            'versions': {'numpy': np.__version__},
+            'created': datetime.now(UTC).isoformat(timespec='seconds'),
+        }
+        with _faults(self.path):
+            write_json(self.path / 'manifest.json', manifest)
+        return [stream.record for stream in self.streams]
+
+
+def _columns(row: int, action: np.ndarray, reward: float, mask: float, *, ends: bool) -> Values:
+    """What a row holds besides its frame."""
+    return [
+        ('actions', row, action),
+        ('rewards', row, reward),
+        ('masks', row, mask),
+        ('terminals', row, ends),
+    ]
+
+
+@contextmanager
+def _faults(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f'{path}: the replay cannot be written: {error.strerror or error}; what was appended '
+            'before is whole'
+        ) from error
