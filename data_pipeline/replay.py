@@ -1,6 +1,6 @@
-"""The replay of the online phase: a frame store that grows, one copy of each frame.
+"""The replay of the online phase: the arrays of a frame store that grow, one copy of each frame.
 
-    <replay>/manifest.json        as a frame store's, with `growing` set
+    <replay>/replay.json          how many rows there are, and what they are
     <replay>/<split>/<array>.npy  split: `train` of the first environment, `train-1`, ... of others
 
 A split is the stream of one environment, episode after episode. Row t holds an observation, and the
@@ -18,16 +18,20 @@ import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from numpy.lib import format as npy_format
 
 from data_pipeline.errors import DataError
 from data_pipeline.files import sync_file, write_json, write_npy_header
-from data_pipeline.store.frame_store import FORMAT_VERSION
+from data_pipeline.schema import from_json, load_json
+from data_pipeline.store.frame_store import FrameStore, Split
+from data_pipeline.store.manifest import FORMAT_VERSION, ArrayEntry, Manifest, SplitEntry
+
+RECORD = 'replay.json'
 
 EXTENT = 16_384
 """Rows by which the files of a stream grow."""
@@ -35,7 +39,8 @@ EXTENT = 16_384
 _READ_BYTES = 4 << 20
 
 
-class Layout(NamedTuple):
+@dataclass(frozen=True)
+class Layout:
     """What a row of a replay is: the shape and type of a frame (not stacked), an action's size."""
 
     frame_shape: tuple[int, ...]
@@ -97,6 +102,7 @@ class Stream:
 
     Attributes:
         path: folder of the arrays.
+        layout: what a row is.
         rows: how many rows there are.
         capacity: rows that the files have room for.
     """
@@ -108,6 +114,7 @@ class Stream:
             DataError: an array is missing, of another shape, or too short.
         """
         self.path = path
+        self.layout = layout
         self.rows = rows
         self.capacity = 0
         self._arrays = layout.arrays
@@ -322,7 +329,7 @@ class Replay:
         """Makes an empty replay in place of what is there, or opens one as a checkpoint left it.
 
         Args:
-            origin: where the data come from, for the manifest.
+            origin: where the data come from, for the record.
             streams: how many there are.
             records: of each stream, as `commit` gave them; rows behind them are dropped.
 
@@ -368,39 +375,111 @@ class Replay:
         return sum(stream.capacity for stream in self.streams)
 
     def commit(self) -> list[dict[str, Any]]:
-        """Writes everything to the disk, and the manifest; returns each stream's record.
+        """Writes everything to the disk, and how much it is; returns each stream's record.
 
         Raises:
             DataError: the disk is full, or the like.
         """
         for stream in self.streams:
             stream.sync()
-        splits, sources = {}, {}
-        for stream in self.streams:
-            arrays = {
-                name: {
-                    'shape': [stream.rows, *shape],
-                    'dtype': npy_format.dtype_to_descr(dtype),
-                }
-                for name, (shape, dtype) in self._layout.arrays.items()
-            }
-            name = stream.path.name
-            trajectories = len(stream.episodes.ends)
-            splits[name] = {'rows': stream.rows, 'trajectories': trajectories, 'arrays': arrays}
-            nbytes = stream.rows * sum(map(stream._row_bytes, arrays))
-            sources[name] = {'path': self._origin, 'bytes': nbytes, 'sha256': ''}
-        manifest = {
+        records = {stream.path.name: stream.record for stream in self.streams}
+        values = {
             'format_version': FORMAT_VERSION,
-            'growing': True,
-            'dataset': f'replay of {self._origin}',
-            'sources': sources,
-            'splits': splits,
-            'versions': {'numpy': np.__version__},
+            'origin': self._origin,
+            'layout': asdict(self._layout),
+            'streams': records,
             'created': datetime.now(UTC).isoformat(timespec='seconds'),
         }
         with _faults(self.path):
-            write_json(self.path / 'manifest.json', manifest)
-        return [stream.record for stream in self.streams]
+            write_json(self.path / RECORD, values)
+        return list(records.values())
+
+
+@dataclass(frozen=True)
+class _StreamRecord:
+    """As of `Stream.record`."""
+
+    rows: int
+    crc32: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class _Record:
+    """`replay.json`."""
+
+    format_version: int
+    origin: str
+    layout: Layout
+    streams: Mapping[str, _StreamRecord]
+    created: str
+
+
+def is_replay(path: Path) -> bool:
+    """Whether there is a replay in a folder."""
+    return (path / RECORD).exists()
+
+
+def open_replay(path: Path) -> FrameStore:
+    """A replay as a frame store, with the rows that its last `commit` counts.
+
+    A stream's last episode is ended where it is; one of a single row, which has no transition yet,
+    is left out. There are no checksums to verify.
+
+    Raises:
+        DataError: it is damaged, or holds no transition.
+    """
+    try:
+        record = from_json(_Record, load_json(path / RECORD))
+        splits = {
+            name: split
+            for name, stream in record.streams.items()
+            if (split := _closed_split(path / name, record.layout, stream.rows)) is not None
+        }
+    except (OSError, ValueError) as error:
+        raise DataError(f'{path}: damaged replay: {error}') from error
+    if not splits:
+        raise DataError(f'{path}: this replay holds no transition yet')
+    entries = {
+        name: SplitEntry(
+            len(split.terminals),
+            len(split.lengths),
+            {
+                key: ArrayEntry(array.shape, array.dtype.str, array.nbytes, '')
+                for key, array in split.arrays.items()
+            },
+        )
+        for name, split in splits.items()
+    }
+    sources = {
+        name: {
+            'path': record.origin,
+            'bytes': sum(array.nbytes for array in split.arrays.values()),
+            'sha256': '',
+        }
+        for name, split in splits.items()
+    }
+    versions = {'numpy': np.__version__}
+    manifest = Manifest(FORMAT_VERSION, 'replay', sources, entries, versions, record.created)
+    return FrameStore(path, manifest, splits)
+
+
+def _closed_split(folder: Path, layout: Layout, rows: int) -> Split | None:
+    """The rows of a stream, its last trajectory ended; None if there is no transition."""
+    arrays = {}
+    for name, (shape, dtype) in layout.arrays.items():
+        array = np.load(folder / f'{name}.npy', mmap_mode='r', allow_pickle=False)
+        if len(array) < rows or array.shape[1:] != shape or array.dtype != dtype:
+            raise ValueError(f'{name}.npy of {folder.name} is {array.dtype} {array.shape}')
+        arrays[name] = array[:rows]
+    episodes = Episodes(np.flatnonzero(arrays['terminals']), rows)
+    if episodes.transitions == 0:
+        return None
+    if rows - (episodes.ends[-1] if len(episodes.ends) else -1) == 2:
+        arrays = {name: array[:-1] for name, array in arrays.items()}
+    terminals = np.array(arrays.pop('terminals'))
+    terminals[-1] = True
+    required = (arrays.pop('observations'), arrays.pop('actions'), terminals)
+    return Split(folder.name, folder, *required, {}, arrays)
 
 
 def _columns(row: int, action: np.ndarray, reward: float, mask: float, *, ends: bool) -> Values:

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.replay import EXTENT, Episodes, Layout, Replay
-from data_pipeline.store.frame_store import open_store
+from data_pipeline.replay import EXTENT, Episodes, Layout, Replay, open_replay
 
 LAYOUT = Layout((4, 5, 3), 'uint8', 2)
 STATES = Layout((3,), 'float32', 2)
@@ -46,9 +45,9 @@ def test_a_replay_reads_as_a_frame_store(tmp_path):
             append(replay.streams[0], episode)
         append(replay.streams[0], episodes[3], steps=2, ends=False)
         replay.commit()
-        live = open_store(tmp_path / 'replay').splits['train']
+        live = open_replay(tmp_path / 'replay').splits['train']
         assert len(live.terminals) == 4 + 2 + 6 + 3
-    split = open_store(tmp_path / 'replay').splits['train']
+    split = open_replay(tmp_path / 'replay').splits['train']
     frames = [episode[0] for episode in episodes[:3]] + [episodes[3][0][:3]]
     np.testing.assert_array_equal(split.observations, np.concatenate(frames))
     assert split.lengths.tolist() == [4, 2, 6, 3]
@@ -64,11 +63,11 @@ def test_an_episode_that_has_only_begun_is_left_out(tmp_path):
         replay.streams[0].start(np.zeros((4, 5, 3), np.uint8))
         replay.commit()
         with pytest.raises(DataError, match='no transition yet'):
-            open_store(tmp_path / 'replay')
+            open_replay(tmp_path / 'replay')
         append(replay.streams[1], next(make_episodes((2,))))
         replay.streams[1].start(np.zeros((4, 5, 3), np.uint8))
         replay.commit()
-        assert {n: len(s.terminals) for n, s in open_store(replay.path).splits.items()} == {
+        assert {n: len(s.terminals) for n, s in open_replay(replay.path).splits.items()} == {
             'train-1': 3
         }
 
@@ -96,7 +95,7 @@ def test_found_transitions_are_those_of_plain_python():
 
 def snapshot(folder):
     """All that counts of a replay that is closed."""
-    store = open_store(folder)
+    store = open_replay(folder)
     return {
         (name, key): np.array(array)
         for name, split in store.splits.items()
@@ -147,7 +146,7 @@ def test_growth_beyond_the_room_that_was_made(tmp_path):
             stream.step(action, i, 1.0, np.full(1, i, np.float32), False)
         assert replay.capacity == 2 * EXTENT
         records = replay.commit()
-    split = open_store(tmp_path / 'replay').splits['train']
+    split = open_replay(tmp_path / 'replay').splits['train']
     np.testing.assert_array_equal(split.observations[:, 0], np.arange(EXTENT + 10))
     assert (tmp_path / 'replay/train/observations.npy').stat().st_size < 4 * (EXTENT + 10) + 1000
     with Replay(tmp_path / 'replay', 'env', layout, 1, records) as replay:
@@ -186,22 +185,23 @@ def test_damage_is_found(tmp_path):
 def test_a_disk_that_is_full_in_the_middle_of_an_append(small_disk):
     layout = Layout((64, 64, 3), 'uint8', 2)
     (frames, actions, rewards, masks) = next(make_episodes((20,), layout))
-    with (
-        pytest.raises(DataError, match='No space left'),
-        Replay(small_disk / 'replay', 'env', layout, 1) as replay,
-    ):
+    with Replay(small_disk / 'replay', 'env', layout, 1) as replay:
         stream = replay.streams[0]
         stream.start(frames[0])
-        while True:
-            rows, crc = stream.rows, stream.record
-            i = rows % 20
-            try:
+        written = []
+
+        def fill():
+            while True:
+                written.append((stream.rows, stream.record))
+                i = stream.rows % 20
                 stream.step(actions[i], rewards[i], masks[i], frames[i], False)
-            except DataError:
-                assert (stream.rows, stream.record) == (rows, crc)
-                raise
+
+        with pytest.raises(DataError, match='No space left'):
+            fill()
+        assert (stream.rows, stream.record) == written[-1]
+        rows, record = written[-1]
     assert rows > 1_000
-    with Replay(small_disk / 'replay', 'env', layout, 1, [crc]) as replay:
+    with Replay(small_disk / 'replay', 'env', layout, 1, [record]) as replay:
         assert replay.transitions == rows - 1
 
 

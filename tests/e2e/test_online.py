@@ -1,14 +1,11 @@
 """The online phase through the program: killed and resumed, all agents, from pixels and states."""
 
-import csv
 import json
-import shutil
-import time
 
 import numpy as np
 import pytest
 
-from data_pipeline.store.frame_store import open_store
+from data_pipeline.replay import open_replay
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.training.checkpoints import finished_steps
 
@@ -30,7 +27,7 @@ def digest(fql, run):
 def replay_of(run):
     return {
         (name, key): np.array(array)
-        for name, split in open_store(run / 'replay').splits.items()
+        for name, split in open_replay(run / 'replay').splits.items()
         for key, array in split.arrays.items()
     }
 
@@ -52,9 +49,7 @@ def test_a_killed_run_ends_as_one_that_was_not(
     done = fql_process('train', *SMALL, *ONLINE, '--run-dir', whole)
     assert done.returncode == 0, done.stderr
     for step in (25, 45):
-        process = start_fql(
-            'train', *SMALL, *ONLINE, '--run-dir', killed, '--resume', 'auto'
-        )
+        process = start_fql('train', *SMALL, *ONLINE, '--run-dir', killed, '--resume', 'auto')
         wait_for_checkpoint(process, killed, step)
         process.kill()
         process.communicate()
