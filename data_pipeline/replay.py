@@ -1,7 +1,7 @@
 """The replay of the online phase: the arrays of a frame store that grow, one copy of each frame.
 
     <replay>/replay.json          how many rows there are, and what they are
-    <replay>/<split>/<array>.npy  split: `train` of the first environment, `train-1`, ... of others
+    <replay>/<split>/<array>.npy  split: `train` of the first environment, `train_1`, ... of others
 
 A split is the stream of one environment, episode after episode. Row t holds an observation, and the
 action that was taken there with its reward and mask. The last row of an episode has `terminals` set
@@ -25,10 +25,11 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from data_pipeline.data_dir import dataset_folder
 from data_pipeline.errors import DataError
 from data_pipeline.files import sync_file, write_json, write_npy_header
 from data_pipeline.schema import from_json, load_json
-from data_pipeline.store.frame_store import FrameStore, Split
+from data_pipeline.store.frame_store import FrameStore, Split, open_store
 from data_pipeline.store.manifest import FORMAT_VERSION, ArrayEntry, Manifest, SplitEntry
 
 RECORD = 'replay.json'
@@ -342,7 +343,7 @@ class Replay:
             shutil.rmtree(path)
         if records is not None and not path.is_dir():
             raise DataError(f'{path}: the replay of this checkpoint is missing')
-        names = ['train', *(f'train-{i}' for i in range(1, streams))]
+        names = ['train', *(f'train_{i}' for i in range(1, streams))]
         self.streams: list[Stream] = []
         with ExitStack() as stack:
             for i, name in enumerate(names):
@@ -359,10 +360,14 @@ class Replay:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for stream in self.streams:
+        try:
             if kind is None:
-                stream.trim()
-            stream.close()
+                self.commit()
+                for stream in self.streams:
+                    stream.trim()
+        finally:
+            for stream in self.streams:
+                stream.close()
 
     @property
     def transitions(self) -> int:
@@ -417,6 +422,17 @@ class _Record:
 def is_replay(path: Path) -> bool:
     """Whether there is a replay in a folder."""
     return (path / RECORD).exists()
+
+
+def open_data(flag: str, name: str) -> FrameStore:
+    """A dataset by its name, see `dataset_folder`, or a replay by its folder.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+    """
+    if is_replay(Path(name)):
+        return open_replay(Path(name))
+    return open_store(dataset_folder(flag, name))
 
 
 def open_replay(path: Path) -> FrameStore:

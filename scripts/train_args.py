@@ -12,9 +12,9 @@ import tyro
 from fql.agents.configs import AGENT_CONFIGS, AgentName, FQLConfig
 from fql.envs.tasks import find_task
 from fql.errors import FQLError
-from fql.training.config import OnlineConfig, Processes, TrainConfig, validate_config
+from fql.training.config import Processes, TrainConfig, validate_config
 from fql.training.datasets import task_dataset_path
-from fql.training.presets import default_config
+from fql.training.presets import default_config, online_defaults
 from fql.training.run_folder import RunFolder, check_processes, choose_folder, read_spec
 from scripts.shared_args import VerifyData, value_of
 
@@ -35,8 +35,8 @@ class Train:
     run_dir: Path | None = None
     """Folder that the run writes into; it must not hold a run yet. Default: runs/TASK-TIME."""
     resume: Path | None = None
-    """Run folder to continue, with its stored settings; of these only --steps, --data-dir,
-    --updates-per-call, --eval-workers, --eval-videos, --env-step-seconds, --keep-latest,
+    """Run folder to continue, with its stored settings; of these only --steps, --online-steps,
+    --data-dir, --updates-per-call, --eval-workers, --eval-videos, --env-step-seconds, --keep-latest,
     --keep-interval, --shard-params and --wandb-project may be given again. `auto`: continue
     --run-dir if it holds a run, else start it (for job schedulers)."""
     source: Annotated[Path | None, tyro.conf.arg(name='from', metavar='RUN')] = None
@@ -115,4 +115,7 @@ def started_from(source: Path) -> TrainConfig:
     config = read_spec(RunFolder(source)).config
     if config.online.online_steps:
         raise FQLError(f'{source} has an online phase of its own: name an offline run')
-    return dataclasses.replace(config, online=OnlineConfig(source=str(source.absolute())))
+    online = online_defaults(find_task(config.task), config.agent.name)
+    return dataclasses.replace(
+        config, online=dataclasses.replace(online, source=str(source.absolute()))
+    )

@@ -55,6 +55,7 @@ class Actors:
         key: jax.Array,
         seed: int,
         report: Report,
+        reward_offset: float = 0.0,
     ) -> None:
         """Takes over `workers`, one for each stream of the replay.
 
@@ -62,9 +63,11 @@ class Actors:
             key: of the policy's draws.
             seed: of the environments' resets.
             report: called with the metrics of each episode that has ended.
+            reward_offset: added to the environments' rewards, as to those of the data.
         """
         self._workers, self._streams = workers, replay.streams
         self._act, self._key, self._seed, self._report = act, key, seed, report
+        self._reward_offset = reward_offset
         self._episodes: dict[int, _Episode] = {}
         self._replaced = 0
 
@@ -170,14 +173,15 @@ class Actors:
                 continue
             step = steps[index]
             ends = step.terminated or step.truncated
+            reward = float(np.float32(step.reward + self._reward_offset))
             stream.step(
                 self._acting[index],
-                step.reward,
+                reward,
                 float(not step.terminated),
                 self._newest_frame(index, step.observation),
                 ends,
             )
-            self._note(index, step, float(np.float32(step.reward)))
+            self._note(index, step, reward)
             if ends:
                 self._report(
                     {

@@ -251,6 +251,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     'batches': (1, 2**31 - 1),
     'updates': (1, 2**31 - 1),
     'kills': (1, 10**6),
+    'env_steps': (1, 10**6),
+    'memory_steps': (1, 10**9),
 }
 """Smallest and largest value of every number in a configuration or in a command's arguments, by the
 field's name; of each one where a field has several.
@@ -299,7 +301,7 @@ def validate_config(config: TrainConfig) -> None:
             getattr(config.agent, 'critic_pessimism', 0) == 0
             or getattr(config.agent, 'q_agg', 'mean') == 'mean'
         ),
-        'steps must be at least 1, or --online-steps given': (
+        'steps must lie in [1, 2.14748e+09], not 0, unless --online-steps is given': (
             config.steps >= 1 or config.online.online_steps >= 1
         ),
     }
@@ -313,7 +315,9 @@ def check_online(config: TrainConfig) -> None:
     online, agent = config.online, config.agent
     ratio = online.offline_ratio
     checks = {
-        'task own has no environment: leave out --online-steps': config.task != OWN_TASK,
+        'task own has no environment to go online in: name one with --env MODULE:ID': (
+            config.task != OWN_TASK or config.env != ''
+        ),
         f'offline-ratio must be uniform or lie in [0, 1], not {ratio}': (
             ratio == 'uniform' or 0 <= float(ratio) <= 1
         ),

@@ -24,6 +24,7 @@ from data_pipeline.replay import Layout, Replay
 from fql.agents.configs import FQLConfig
 from fql.agents.registry import make_agent
 from fql.compiled import abstract_state, make_train_step, updates_per_call
+from fql.envs.tasks import find_task
 from fql.envs.workers import EnvWorkers
 from fql.errors import FQLError
 from fql.learner import TrainState, split_seed
@@ -191,6 +192,7 @@ def train_online(
             jax.random.fold_in(state.key, _ACTING),
             config.seed,
             lambda metrics: log.write(phase.done + online.online_workers, metrics),
+            find_task(config.task).reward_offset,
         )
         if record:
             actors.bring_back(record['queues'])

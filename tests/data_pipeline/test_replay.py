@@ -68,7 +68,7 @@ def test_an_episode_that_has_only_begun_is_left_out(tmp_path):
         replay.streams[1].start(np.zeros((4, 5, 3), np.uint8))
         replay.commit()
         assert {n: len(s.terminals) for n, s in open_replay(replay.path).splits.items()} == {
-            'train-1': 3
+            'train_1': 3
         }
 
 

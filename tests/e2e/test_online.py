@@ -1,5 +1,6 @@
 """The online phase through the program: killed and resumed, all agents, from pixels and states."""
 
+import csv
 import json
 
 import numpy as np
@@ -58,3 +59,101 @@ def test_a_killed_run_ends_as_one_that_was_not(
     assert done.returncode == 0, done.stderr
     assert_same_run(fql, killed, whole)
     assert digest(fql, whole)['step'] == 5 + 60 - 4
+
+
+def test_an_online_phase_from_another_run(fql, assert_one_line, tmp_path):
+    """It is the same as behind the offline updates themselves, and the other run stays as it is."""
+    both, offline, online = tmp_path / 'both', tmp_path / 'offline', tmp_path / 'online'
+    phase = ('--online-steps', 30, '--updates-per-env-step', 2, '--offline-ratio', 0.5)
+    done = fql('train', *SMALL, '--steps', 20, *phase, '--run-dir', both)
+    assert done.returncode == 0, done.stderr
+    assert fql('train', *SMALL, '--steps', 25, '--run-dir', offline).returncode == 0
+    before = {path: path.read_bytes() for path in sorted(offline.rglob('*')) if path.is_file()}
+    command = ('train', '--from', offline, '--step', 20, *phase, '--run-dir', online)
+    done = fql(*command)
+    assert done.returncode == 0, done.stderr
+    assert {path: path.read_bytes() for path in before} == before
+    assert digest(fql, online) == digest(fql, both)
+    assert digest(fql, online)['step'] == 20 + 60
+    assert (online / 'online.csv').read_bytes() == (both / 'online.csv').read_bytes()
+
+    # The replay is data like others.
+    done = fql('inspect', 'data', online / 'replay')
+    assert done.returncode == 0, done.stderr
+    assert '30 transitions in 4 trajectories of 3 to 9' in done.stdout
+    assert_one_line(fql('inspect', 'data', online / 'replay', '--verify'), 'resumed')
+    done = fql('prepare', 'collected', '--source', online / 'replay')
+    assert done.returncode == 0, done.stderr
+    assert '30 transitions in 4 trajectories' in done.stdout
+    own = ('--task', 'own', '--dataset', 'collected', '--batch-size', 8, '--hidden-dims', 8)
+    assert fql('train', *own, '--steps', 2, '--run-dir', tmp_path / 'own').returncode == 0
+
+    # What it continues from must be there, whole.
+    path = online / 'replay' / 'train' / 'rewards.npy'
+    data = bytearray(path.read_bytes())
+    data[140] ^= 1
+    path.write_bytes(data)
+    done = fql('train', '--resume', online, '--online-steps', 40)
+    assert_one_line(done, 'rewards.npy', 'not what was written')
+    path.unlink()
+    done = fql('train', '--resume', online, '--online-steps', 40)
+    assert_one_line(done, 'rewards.npy', 'cannot be read')
+    done = fql('train', '--resume', online, '--steps', 30)
+    assert_one_line(done, '--steps cannot become 30')
+
+
+ONLINE_AGENTS = {
+    'fql': ('--exploration', 'ucb', '--num-critics', 3, '--online.alpha', 0.1),
+    'iql': (),
+    'rebrac': ('--online.encoder-lr-multiplier', 0.1),
+    'ifql': (),
+    'sac': ('--steps', 0),
+    'qc_fql': (),
+    'qc': (),
+}
+QUICK = ('fql', 'sac', 'qc_fql')
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.long)
+        for name in ONLINE_AGENTS
+    ],
+)
+def test_every_agent_goes_online_and_on(fql, tmp_path, name):
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    settings = ('--agent', name, *SMALL, '--steps', 5, '--online-workers', 2, *ONLINE_AGENTS[name])
+    done = fql('train', *settings, '--online-steps', 24, '--run-dir', whole)
+    assert done.returncode == 0, done.stderr
+    done = fql('train', *settings, '--online-steps', 14, '--run-dir', broken)
+    assert done.returncode == 0, done.stderr
+    done = fql('train', '--resume', broken, '--online-steps', 24)
+    assert done.returncode == 0, done.stderr
+    assert digest(fql, whole) == digest(fql, broken)
+    assert replay_of(whole).keys() == replay_of(broken).keys()
+    for key, array in replay_of(whole).items():
+        np.testing.assert_array_equal(array, replay_of(broken)[key])
+    lengths = [int(float(row['length'])) for row in rows_of(whole / 'online.csv')]
+    assert lengths == [9, 9]
+
+
+def rows_of(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (('--steps', 0), 'not 0, unless --online-steps is given'),
+        (('--online-steps', 5, '--online-workers', 2), 'multiples of online-workers'),
+        (('--online-steps', 5, '--online-warmup', 5), 'leaves no update'),
+        (('--online-steps', 5, '--offline-ratio', 1.5), 'offline-ratio must be uniform or lie in'),
+        (('--agent', 'iql', '--online-steps', 5, '--exploration', 'ucb'), 'is of agent fql'),
+        (('--agent', 'sac', '--online-steps', 5, '--online.alpha', 1), 'sac has no alpha'),
+        (('--step', 5), '--step needs --from'),
+    ],
+)
+def test_settings_without_sense(fql, assert_one_line, flags, message):
+    assert_one_line(fql('train', '--task', QUICKSTART_TASK, *flags), message)
