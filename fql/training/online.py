@@ -28,7 +28,7 @@ from fql.envs.tasks import find_task
 from fql.envs.workers import EnvWorkers
 from fql.errors import FQLError
 from fql.learner import TrainState, split_seed
-from fql.reports.video import save_gif
+from fql.reports.video import Recording, save_video
 from fql.training.actors import Actors
 from fql.training.checkpoints import CheckpointReader, finished_steps
 from fql.training.config import TrainConfig
@@ -276,7 +276,8 @@ def save_last_episode(folder: RunFolder, replay: Replay, step: int) -> None:
     frames = stream.read('observations', first, int(ends[-1]) + 1)[:MAX_VIDEO_FRAMES]
     if frames.shape[-1] == 3:
         folder.videos.mkdir(exist_ok=True)
-        save_gif(folder.videos / f'online-{step}.gif', [frames], VIDEO_FPS)
+        recording = Recording(len(ends) - 1, frames, np.nan)
+        save_video(folder.videos / f'online-{step}.gif', [recording], VIDEO_FPS)
 
 
 def describe_online(config: TrainConfig) -> str:
