@@ -164,12 +164,17 @@ class OnlineBatches:
 
 
 def stream_source(stream: Stream, like: Frames) -> Source:
-    """The rows of a stream, those to come too, as tensors; frames have the shape of `like`."""
+    """The rows of a stream, those to come too, as tensors.
+
+    Args:
+        like: the data's observations, frames or latents, whose shape the stream's have.
+    """
 
     def column(name: str, *shape: int) -> tf.Tensor:
         return tf.reshape(map_file(stream.path / f'{name}.npy', growing=True), [-1, *shape])
 
-    frames = map_file(stream.path / 'observations.npy', growing=True)
+    shown = 'observations' if stream.layout.latents is None else 'latents'
+    frames = map_file(stream.path / f'{shown}.npy', growing=True)
     action_dim = stream.layout.action_dim
     columns = Columns(column('actions', action_dim), column('rewards'), column('masks'))
     return Source(Frames(frames, like.shape), columns)

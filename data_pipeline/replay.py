@@ -38,26 +38,38 @@ EXTENT = 16_384
 """Rows by which the files of a stream grow."""
 
 _READ_BYTES = 4 << 20
+_SHOWN = {'observations', 'latents'}
+"""Arrays that are complete up to the newest row; of the others its entry is still to come."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a row of a replay is: the shape and type of a frame (not stacked), an action's size."""
+    """What a row of a replay is.
+
+    frame_shape, frame_dtype: of a frame, not stacked
+    action_dim: size of an action
+    latents: size and type of the latents of the stack that ends in a row, where they are kept
+    """
 
     frame_shape: tuple[int, ...]
     frame_dtype: str
     action_dim: int
+    latents: tuple[int, str] | None = None
 
     @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape of a row and type, by the array's name."""
-        return {
+        arrays: dict[str, tuple[tuple[int, ...], np.dtype]] = {
             'observations': (self.frame_shape, np.dtype(self.frame_dtype)),
             'actions': ((self.action_dim,), np.dtype(np.float32)),
             'rewards': ((), np.dtype(np.float32)),
             'masks': ((), np.dtype(np.float32)),
             'terminals': ((), np.dtype(bool)),
         }
+        if self.latents is not None:
+            width, dtype = self.latents
+            arrays['latents'] = ((width,), np.dtype(dtype))
+        return arrays
 
 
 class Episodes(NamedTuple):
@@ -139,13 +151,19 @@ class Stream:
         """Where the episodes lie; of no use any more once something was appended."""
         return Episodes(self._ends[: self._num_ends], self.rows)
 
-    def start(self, frame: np.ndarray) -> None:
+    def start(self, frame: np.ndarray, latents: np.ndarray | None = None) -> None:
         """Appends the first row of an episode; the one before it must have ended."""
         assert not self.episodes.is_open
-        self._append(frame, [])
+        self._append(frame, latents, [])
 
     def step(
-        self, action: np.ndarray, reward: float, mask: float, frame: np.ndarray, ends: bool
+        self,
+        action: np.ndarray,
+        reward: float,
+        mask: float,
+        frame: np.ndarray,
+        ends: bool,
+        latents: np.ndarray | None = None,
     ) -> None:
         """Appends a step: what was done in the newest row, and the row that it led to.
 
@@ -161,7 +179,7 @@ class Stream:
         columns = [_columns(row - 1, action, reward, mask, ends=False)]
         if ends:
             columns.append(_columns(row, np.zeros_like(action), 0.0, 1.0, ends=True))
-        self._append(frame, columns)
+        self._append(frame, latents, columns)
         if ends:
             self._note_end(row)
 
@@ -172,7 +190,8 @@ class Stream:
         last = episodes.ends[-1] if len(episodes.ends) else -1
         if self.rows - last == 2:
             self.rows -= 1
-            self._crc['observations'] = self._checksum('observations', self.rows)
+            for name in _SHOWN & self._arrays.keys():
+                self._crc[name] = self._checksum(name, self.rows)
             return
         shape, _ = self._arrays['actions']
         self._write(_columns(self.rows - 1, np.zeros(shape), 0.0, 1.0, ends=True))
@@ -247,7 +266,7 @@ class Stream:
         self._ends, self._num_ends = ends, len(ends)
         complete = self.rows - 1
         self._crc = {
-            name: self._checksum(name, self.rows if name == 'observations' else complete)
+            name: self._checksum(name, self.rows if name in _SHOWN else complete)
             for name in self._arrays
         }
 
@@ -257,8 +276,8 @@ class Stream:
         with _faults(self.path):
             for name in self._arrays:
                 # What a killed process has written behind the rows goes: it reads as zeros. Of the
-                # newest row there is no more than the frame.
-                kept = rows if name == 'observations' else max(rows - 1, 0)
+                # newest row there is no more than what was shown.
+                kept = rows if name in _SHOWN else max(rows - 1, 0)
                 self._resize(name, kept)
                 self._resize(name, capacity)
         self.capacity = capacity
@@ -269,14 +288,17 @@ class Stream:
         file.seek(0)
         write_npy_header(file, (rows, *shape), dtype)
 
-    def _append(self, frame: np.ndarray, columns: list[Values]) -> None:
-        """Writes a row's frame and what completes rows; counts it when all is written."""
+    def _append(self, frame: np.ndarray, latents: np.ndarray | None, columns: list[Values]) -> None:
+        """Writes what a row shows and what completes rows; counts it when all is written."""
         shape, dtype = self._arrays['observations']
         assert frame.shape == shape
         assert frame.dtype == dtype
         if self.rows == self.capacity:
             self._reserve(self.rows)
-        self._write([('observations', self.rows, frame), *itertools.chain(*columns)])
+        shown: Values = [('observations', self.rows, frame)]
+        if self.layout.latents is not None:
+            shown.append(('latents', self.rows, latents))
+        self._write([*shown, *itertools.chain(*columns)])
         self.rows += 1
 
     def _write(self, values: Values) -> None:
@@ -494,6 +516,7 @@ def _closed_split(folder: Path, layout: Layout, rows: int) -> Split | None:
         arrays = {name: array[:-1] for name, array in arrays.items()}
     terminals = np.array(arrays.pop('terminals'))
     terminals[-1] = True
+    arrays.pop('latents', None)
     required = (arrays.pop('observations'), arrays.pop('actions'), terminals)
     return Split(folder.name, folder, *required, {}, arrays)
 

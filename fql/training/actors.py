@@ -18,6 +18,7 @@ from fql.training.policy import Act
 MAX_REPLACED = 10
 """Workers that may die or hang, in one run of the program, before it gives up."""
 
+Encode = Callable[[np.ndarray], np.ndarray]
 Report = Callable[[Mapping[str, float]], None]
 
 
@@ -27,12 +28,15 @@ class _Episode:
 
     Attributes:
         number: how many the environment had before.
+        observation: the newest one, a stack.
+        latents: of the observation, where they are stored.
         success: of the last step; NaN before the first.
         queue: actions that are still to be executed before the policy is asked again.
     """
 
     number: int
     observation: np.ndarray
+    latents: np.ndarray | None = None
     length: int = 0
     sum_of_rewards: float = 0.0
     success: float = np.nan
@@ -56,6 +60,7 @@ class Actors:
         seed: int,
         report: Report,
         reward_offset: float = 0.0,
+        encode: Encode | None = None,
     ) -> None:
         """Takes over `workers`, one for each stream of the replay.
 
@@ -64,10 +69,12 @@ class Actors:
             seed: of the environments' resets.
             report: called with the metrics of each episode that has ended.
             reward_offset: added to the environments' rewards, as to those of the data.
+            encode: (W, ...) observations to their latents (W, d), which are stored beside them, and
+                which the policy reads in their place.
         """
         self._workers, self._streams = workers, replay.streams
         self._act, self._key, self._seed, self._report = act, key, seed, report
-        self._reward_offset = reward_offset
+        self._reward_offset, self._encode = reward_offset, encode
         self._episodes: dict[int, _Episode] = {}
         self._replaced = 0
 
@@ -119,6 +126,8 @@ class Actors:
                 self._begin_episodes([index])
             else:
                 episode.queue.extend(np.asarray(queues[index], np.float32))
+                if self._encode is not None:
+                    episode.latents = stream.read('latents', stream.rows - 1, stream.rows)[0]
 
     @property
     def queues(self) -> list[list[list[float]]]:
@@ -134,10 +143,14 @@ class Actors:
         if all(episode.queue for episode in episodes):
             return None
         numbers = [len(episodes) * episode.number + i for i, episode in enumerate(episodes)]
+        shown = [
+            episode.observation if episode.latents is None else episode.latents
+            for episode in episodes
+        ]
         return self._act(
             params,
             self._key,
-            jnp.asarray(np.stack([episode.observation for episode in episodes])),
+            jnp.asarray(np.stack(shown)),
             jnp.asarray(numbers, jnp.int32),
             jnp.asarray([episode.length for episode in episodes], jnp.int32),
         )
@@ -164,6 +177,8 @@ class Actors:
         steps = self._workers.finish_steps(self._acting)
         for index, step in steps.items():
             self._check(index, step)
+        shown = {index: step.observation for index, step in steps.items()}
+        latents = self._latents(shown)
         over = []
         for index in self._acting:
             stream, episode = self._streams[index], self._episodes[index]
@@ -180,7 +195,9 @@ class Actors:
                 float(not step.terminated),
                 self._newest_frame(index, step.observation),
                 ends,
+                latents.get(index),
             )
+            episode.latents = latents.get(index)
             self._note(index, step, reward)
             if ends:
                 self._report(
@@ -203,9 +220,23 @@ class Actors:
         episode.success = step.success
 
     def _begin_episodes(self, indices: Sequence[int]) -> None:
-        for index, episode in self._reset(indices).items():
+        begun = self._reset(indices)
+        latents = self._latents({index: episode.observation for index, episode in begun.items()})
+        for index, episode in begun.items():
+            episode.latents = latents.get(index)
             self._episodes[index] = episode
-            self._streams[index].start(self._newest_frame(index, episode.observation))
+            frame = self._newest_frame(index, episode.observation)
+            self._streams[index].start(frame, episode.latents)
+
+    def _latents(self, observations: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+        """The latents of some environments' observations; nothing where none are stored."""
+        if self._encode is None or not observations:
+            return {}
+        # Always of as many as there are environments, so that one program computes all.
+        filler = next(iter(observations.values()))
+        rows = [observations.get(index, filler) for index in range(len(self._streams))]
+        latents = self._encode(np.stack(rows))
+        return {index: latents[index] for index in observations}
 
     def _reset(self, indices: Sequence[int]) -> dict[int, _Episode]:
         numbers = {index: len(self._streams[index].episodes.ends) for index in indices}

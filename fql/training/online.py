@@ -18,22 +18,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from data_pipeline.online_loader import OnlineBatches
 from data_pipeline.replay import Layout, Replay
 from fql.agents.configs import FQLConfig
 from fql.agents.registry import make_agent
 from fql.compiled import abstract_state, make_train_step, updates_per_call
+from fql.devices import compiler_options
 from fql.envs.tasks import find_task
 from fql.envs.workers import EnvWorkers
 from fql.errors import FQLError
-from fql.learner import TrainState, split_seed
+from fql.learner import Params, TrainState, split_seed
 from fql.reports.video import Recording, save_video
-from fql.training.actors import Actors
+from fql.training.actors import Actors, Encode
 from fql.training.checkpoints import CheckpointReader, finished_steps
 from fql.training.config import TrainConfig
 from fql.training.data import LabelledSplit, loader_config
-from fql.training.learning import batch_maker, make_online_learner
+from fql.training.learning import agent_of, batch_maker, make_online_learner
 from fql.training.loop import Batches, Trainer, Update, is_due, was_due
 from fql.training.metrics_log import MetricsLog
 from fql.training.policy import Act, make_act
@@ -160,7 +163,8 @@ def train_online(
     online = config.online
     done = int(record['env_steps']) if record else 0
     per_turn = online.updates_per_env_step * online.online_workers
-    per_call = min(updates_per_call(config.updates_per_call, spec.images), per_turn)
+    has_convolutions = spec.images and not data.has_latents
+    per_call = min(updates_per_call(config.updates_per_call, has_convolutions), per_turn)
     learner = make_online_learner(spec)
     online_trainer = dataclasses.replace(
         trainer,
@@ -170,7 +174,7 @@ def train_online(
             batch_maker(spec),
             abstract_state(learner, trainer.mesh, config.shard_params),
             per_call,
-            spec.images,
+            has_convolutions,
         ),
     )
     share = None if online.offline_ratio == 'uniform' else float(online.offline_ratio)
@@ -193,6 +197,7 @@ def train_online(
             config.seed,
             lambda metrics: log.write(phase.done + online.online_workers, metrics),
             find_task(config.task).reward_offset,
+            make_encode(spec, state.params) if data.has_latents else None,
         )
         if record:
             actors.bring_back(record['queues'])
@@ -245,8 +250,27 @@ def is_evaluation_due(config: TrainConfig, step: int) -> bool:
 
 def replay_layout(data: LabelledSplit, spec: RunSpec) -> Layout:
     """What a row of a run's replay is: as of its data."""
-    frame_shape = data.split.observations.shape[1:]
-    return Layout(frame_shape, spec.observation_dtype, spec.action_dim)
+    *leading, last = spec.observation_shape
+    frame_shape = (*leading, last // spec.config.frame_stack)
+    latents = None
+    if data.has_latents:
+        latents = (data.split.observations.shape[1], spec.config.latent_cache)
+    return Layout(frame_shape, spec.observation_dtype, spec.action_dim, latents)
+
+
+def make_encode(spec: RunSpec, params: Params) -> Encode:
+    """The function from observations to what a frozen encoder makes of them, in the cache's type.
+
+    Args:
+        params: of a state; they are copied, as updates use them up.
+    """
+    encoding, dtype = agent_of(spec).encoding, spec.config.latent_cache
+    frozen = {'encoders': jax.tree.map(jnp.copy, params['encoders'])}
+    encode = jax.jit(
+        lambda params, images: encoding.encode(params, 'critic', images).astype(dtype),
+        compiler_options=compiler_options(),
+    )
+    return lambda observations: np.asarray(encode(frozen, jnp.asarray(observations)))
 
 
 def make_acting(spec: RunSpec) -> Act:

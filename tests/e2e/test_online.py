@@ -138,6 +138,33 @@ def test_every_agent_goes_online_and_on(fql, tmp_path, name):
     assert lengths == [9, 9]
 
 
+def test_a_frozen_encoders_latents_grow_with_the_replay(fql, tmp_path):
+    """Against encoding in every update: the same rows, actions that agree to rounding."""
+    pretrained = tmp_path / 'encoder'
+    done = fql('train', *SMALL, '--steps', 3, '--run-dir', tmp_path / 'first')
+    assert done.returncode == 0, done.stderr
+    done = fql('export-encoder', tmp_path / 'first', '--out', pretrained)
+    assert done.returncode == 0, done.stderr
+    settings = (*SMALL, '--steps', 5, '--shift-probability', 0, '--online-workers', 2)
+    settings += ('--encoder.from', pretrained, '--encoder.mode', 'frozen', '--offline-ratio', 0.25)
+    cached, broken, off = (tmp_path / name for name in ('cached', 'broken', 'off'))
+    done = fql('train', *settings, '--online-steps', 20, '--run-dir', cached)
+    assert done.returncode == 0, done.stderr
+    done = fql('train', *settings, '--online-steps', 10, '--run-dir', broken)
+    assert done.returncode == 0, done.stderr
+    done = fql('train', '--resume', broken, '--online-steps', 20)
+    assert done.returncode == 0, done.stderr
+    assert digest(fql, broken) == digest(fql, cached)
+    settings += ('--latent-cache', 'off')
+    done = fql('train', *settings, '--online-steps', 20, '--run-dir', off)
+    assert done.returncode == 0, done.stderr
+    for key, array in replay_of(off).items():
+        tolerance = 2 if array.dtype == np.uint8 else 1e-3
+        np.testing.assert_allclose(replay_of(cached)[key], array, atol=tolerance)
+    latents = np.load(cached / 'replay' / 'train' / 'latents.npy')
+    assert (latents != 0).any(axis=1).all()
+
+
 def rows_of(path):
     with path.open() as file:
         return list(csv.DictReader(file))
