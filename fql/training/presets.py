@@ -199,24 +199,21 @@ FQL's authors advise to normalise Q there, whose scale is not known, and to try 
 """
 
 
-ONLINE_ALPHA = {
-    ('fql', 'humanoidmaze-medium-navigate-v0'): 100.0,
-    ('fql', 'antsoccer-arena-navigate-v0'): 30.0,
-    ('fql', 'pen-cloned-v1'): 1000.0,
-    ('fql', 'door-cloned-v1'): 1000.0,
-    ('fql', 'hammer-cloned-v1'): 1000.0,
-    ('fql', 'relocate-cloned-v1'): 10000.0,
-}
-"""alpha of the online phase, by agent and dataset, where the FQL README (719d044) has another one
-for offline-to-online runs. (It is that of their offline updates too: give --alpha for these.)
-"""
-
-
 def online_defaults(task: Task, agent: str) -> OnlineConfig:
-    """The settings of an online phase: RLPD's halves for SAC, else data and replay as one."""
+    """The settings of an online phase: RLPD's halves for SAC, else data and replay as one.
+
+    alpha is that of `ONLINE_PRESETS` where the offline updates have another one. (Its source has it
+    in its offline updates too: --alpha gives it to these.)
+    """
+    offline, online = (
+        presets[agent, task.dataset].settings.get('alpha')
+        if (agent, task.dataset) in presets
+        else None
+        for presets in (PRESETS, ONLINE_PRESETS)
+    )
     return OnlineConfig(
         offline_ratio=0.5 if agent == 'sac' else 'uniform',
-        alpha=ONLINE_ALPHA.get((agent, task.dataset)),
+        alpha=online if online != offline else None,
     )
 
 
