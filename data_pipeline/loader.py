@@ -211,11 +211,18 @@ def endless(
     make_batch: Callable[[tf.Tensor], Batch], start_step: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """The batches of all steps from `start_step` on, as read-only arrays, in order."""
+    return as_batches(tf.data.Dataset.counter(start_step), make_batch)
+
+
+def as_batches(
+    requests: tf.data.Dataset, make_batch: Callable[..., Batch]
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of all requests, as read-only arrays, in order."""
     options = tf.data.Options()
     options.experimental_optimization.apply_default_optimizations = False  # They copy the frames.
     # Nothing in it needs AutoGraph, whose conversion would take longer than all else before the
     # first batch.
-    dataset = tf.data.Dataset.counter(start_step).map(
+    dataset = requests.map(
         tf.autograph.experimental.do_not_convert(make_batch),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
@@ -285,30 +292,56 @@ def batch_maker(
     rows = len(split.observations)
     if len(rewards) != rows or len(masks) != rows:
         raise ValueError(f'{len(rewards)} rewards and {len(masks)} masks for {rows} rows')
-    frames = map_frames(split)
+    source = split_source(split, rewards, masks)
+
+    def batch_of(transitions: tf.Tensor, step: tf.Tensor) -> Batch:
+        samples = find_rows(trajectories, transitions)
+        following = None
+        if config.next_actions:
+            following = following_rows(trajectories, transitions)
+        coin = flip_coin(config, step)
+        shifts = sample_shifts(source.frames.shape, coin, config, step)
+        batch = gather_samples(source, samples, following, coin, shifts, config)
+        return {**batch, 'indices': samples.rows, 'shifts': shifts}
+
+    return batch_of
+
+
+def split_source(split: Split, rewards: np.ndarray, masks: np.ndarray) -> 'Source':
+    """The rows of a split, labelled, as tensors."""
     columns = Columns(
         as_tensor(split.actions),
         tf.constant(rewards, tf.float32),
         tf.constant(masks, tf.float32),
     )
-    offsets = frame_offsets(config.frame_stack, config.horizon)
+    return Source(map_frames(split), columns)
 
-    def batch_of(transitions: tf.Tensor, step: tf.Tensor) -> Batch:
-        samples = find_rows(trajectories, transitions)
-        stack = stack_rows(samples, offsets)
-        coin = flip_coin(config, step)
-        shifts = sample_shifts(frames.shape, coin, config, step)
-        images = gather_observations(frames, stack, coin, shifts, config)
-        batch = {'frames': images}
-        if config.horizon == 1:
-            batch |= gather_transitions(columns, samples.rows)
-        else:
-            batch |= gather_chunks(columns, samples, config.horizon, config.discount)
-        if config.next_actions:
-            batch |= gather_next_actions(columns.actions, trajectories, transitions, samples)
-        return {**batch, 'indices': samples.rows, 'shifts': shifts}
 
-    return batch_of
+def gather_samples(
+    source: 'Source',
+    samples: 'Samples',
+    following: tf.Tensor | None,
+    coin: tf.Tensor,
+    shifts: tf.Tensor,
+    config: LoaderConfig,
+) -> Batch:
+    """What a batch has of these samples (b,); see `make_batches`.
+
+    Args:
+        following: (b,) int64, the rows of the transitions after these; None where their actions
+            are not loaded.
+        coin: whether the batch is shifted.
+        shifts: (b, 2) int32.
+    """
+    stack = stack_rows(samples, frame_offsets(config.frame_stack, config.horizon))
+    batch = {'frames': gather_observations(source.frames, stack, coin, shifts, config)}
+    if config.horizon == 1:
+        batch |= gather_transitions(source.columns, samples.rows)
+    else:
+        batch |= gather_chunks(source.columns, samples, config.horizon, config.discount)
+    if following is not None:
+        batch |= gather_next_actions(source.columns.actions, samples, following)
+    return batch
 
 
 def shifts_images(shape: tuple[int, ...], config: LoaderConfig) -> bool:
@@ -325,7 +358,7 @@ def as_tensor(array: np.ndarray) -> tf.Tensor:
     return tf.constant(array)
 
 
-def map_file(path: Path) -> tf.Tensor:
+def map_file(path: Path, *, growing: bool = False) -> tf.Tensor:
     """A `.npy` file as a tensor (n, values per row), without reading or copying it.
 
     The tensor holds the array and so the mapping. DLPack takes writable arrays only: the mapping is
@@ -334,18 +367,19 @@ def map_file(path: Path) -> tf.Tensor:
     Around every page that is touched for the first time, the system would read as much as it does
     for files read in order, up to 8 MB on some disks: gigabytes for one batch of random rows. It
     reads single pages instead, and `read_ahead` the whole file in the background.
+
+    Args:
+        growing: whether this process goes on writing the file, a replay's: then the mapping is a
+            shared one, which is sure to show what is written.
     """
     layout = load_array(path, mapped=True)
-    with open(path, 'rb') as file:
-        mapping = mmap.mmap(
-            file.fileno(),
-            0,
-            flags=mmap.MAP_PRIVATE | _MAP_NORESERVE,
-            prot=mmap.PROT_READ | mmap.PROT_WRITE,
-        )
+    flags = mmap.MAP_SHARED if growing else mmap.MAP_PRIVATE | _MAP_NORESERVE
+    with open(path, 'r+b' if growing else 'rb') as file:
+        mapping = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     if hasattr(mmap, 'MADV_RANDOM'):
         mapping.madvise(mmap.MADV_RANDOM)
-    threading.Thread(target=read_ahead, args=(path,), daemon=True).start()
+    if not growing:
+        threading.Thread(target=read_ahead, args=(path,), daemon=True).start()
     values = np.frombuffer(mapping, layout.dtype, offset=len(mapping) - layout.nbytes)
     assert values.ctypes.data % ALIGNMENT == 0  # TensorFlow does not check, and aborts.
     return tf.experimental.dlpack.from_dlpack(values.reshape(len(layout), -1).__dlpack__())
@@ -390,6 +424,13 @@ class Columns(NamedTuple):
     actions: tf.Tensor
     rewards: tf.Tensor
     masks: tf.Tensor
+
+
+class Source(NamedTuple):
+    """Rows that batches are gathered from."""
+
+    frames: Frames
+    columns: Columns
 
 
 class Trajectories(NamedTuple):
@@ -511,7 +552,7 @@ def gather_observations(
 
 def gather_frames(frames: Frames, rows: tf.Tensor) -> tf.Tensor:
     """(b, k, *shape): the frames of rows (b, k)."""
-    return tf.reshape(tf.gather(frames.values, rows), [*rows.shape, *frames.shape])
+    return tf.reshape(tf.gather(frames.values, rows), [-1, rows.shape[1], *frames.shape])
 
 
 def gather_shifted(frames: Frames, rows: tf.Tensor, shifts: tf.Tensor, pad: int) -> tf.Tensor:
@@ -524,14 +565,15 @@ def gather_shifted(frames: Frames, rows: tf.Tensor, shifts: tf.Tensor, pad: int)
     height, width, channels = frames.shape
     row_offsets = tf.cast(shifts[:, :1] - pad, tf.int64)
     image_rows = tf.clip_by_value(tf.range(height, dtype=tf.int64) + row_offsets, 0, height - 1)
-    lines = tf.reshape(rows[:, :, None] * height + image_rows[:, None, :], [rows.shape[0], -1])
+    lines = rows[:, :, None] * height + image_rows[:, None, :]
+    lines = tf.reshape(lines, [-1, rows.shape[1] * height])
     pixels = tf.reshape(frames.values, [-1, width * channels])
-    samples = tf.dynamic_partition(tf.range(rows.shape[0]), shifts[:, 1], 2 * pad + 1)
+    samples = tf.dynamic_partition(tf.range(tf.shape(rows)[0]), shifts[:, 1], 2 * pad + 1)
     groups = [
         shift_columns(tf.gather(pixels, tf.gather(lines, group)), offset - pad, channels)
         for offset, group in enumerate(samples)
     ]
-    return tf.reshape(tf.dynamic_stitch(samples, groups), [*rows.shape, *frames.shape])
+    return tf.reshape(tf.dynamic_stitch(samples, groups), [-1, rows.shape[1], *frames.shape])
 
 
 def shift_columns(lines: tf.Tensor, offset: int, channels: int) -> tf.Tensor:
@@ -566,17 +608,19 @@ def gather_chunks(columns: Columns, samples: Samples, horizon: int, discount: fl
     }
 
 
-def gather_next_actions(
-    actions: tf.Tensor, trajectories: Trajectories, transitions: tf.Tensor, samples: Samples
-) -> Batch:
-    """The actions of the transitions after these, as published for ReBRAC, and if they are sound.
+def following_rows(trajectories: Trajectories, transitions: tf.Tensor) -> tf.Tensor:
+    """The rows of the transitions after these, as published for ReBRAC.
 
-    Behind a trajectory's end comes the next one's first action; behind the last, its own.
+    Behind a trajectory's end comes the next one's first; behind the last, itself.
     """
     following = tf.minimum(transitions + 1, trajectories.transitions[-1] - 1)
-    rows = find_rows(trajectories, following).rows
+    return find_rows(trajectories, following).rows
+
+
+def gather_next_actions(actions: tf.Tensor, samples: Samples, following: tf.Tensor) -> Batch:
+    """The actions of the following rows, and whether they are of the samples' trajectories."""
     return {
-        'next_actions': clipped(tf.gather(actions, rows)),
+        'next_actions': clipped(tf.gather(actions, following)),
         'next_actions_valid': tf.cast(samples.rows + 1 < samples.last, tf.float32),
     }
 
@@ -598,7 +642,8 @@ def steps_from(rows: tf.Tensor, lengths: tf.Tensor, horizon: int) -> Steps:
 def gather_inside(values: tf.Tensor, steps: Steps, outside: float) -> tf.Tensor:
     """(b, horizon, ...): the values of the wanted rows, and `outside` in place of the others."""
     gathered = tf.gather(values, steps.rows)
-    is_inside = tf.reshape(steps.is_inside, [*steps.is_inside.shape, *[1] * (values.ndim - 1)])
+    shape = [-1, steps.is_inside.shape[1], *[1] * (values.ndim - 1)]
+    is_inside = tf.reshape(steps.is_inside, shape)
     return tf.where(is_inside, gathered, tf.constant(outside, values.dtype))
 
 

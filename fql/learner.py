@@ -166,6 +166,22 @@ def make_optimizer(lr: float, encoder: EncoderConfig) -> optax.GradientTransform
     )
 
 
+def scaled_encoders(
+    optimizer: optax.GradientTransformation, multiplier: float
+) -> optax.GradientTransformation:
+    """The optimiser with the encoders' steps times `multiplier`; its state is the same."""
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = optimizer.update(grads, state, params)
+        scaled = {
+            name: jax.tree.map(lambda x: multiplier * x, tree) if name == 'encoders' else tree
+            for name, tree in updates.items()
+        }
+        return scaled, state
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
 def split_seed(seed: int) -> tuple[jax.Array, jax.Array]:
     """The keys of the initial parameters and of the updates."""
     init_key, key = jax.random.split(jax.random.key(seed))

@@ -1,14 +1,13 @@
 """`fql export-tfds`: a frame store becomes an RLDS dataset in TFDS's format."""
 
-from data_pipeline.data_dir import dataset_folder
-from data_pipeline.store.frame_store import open_store
+from data_pipeline.replay import open_data
 from fql.training.progress import progress_bar, progress_callback
 from scripts.export_tfds_args import ExportTfds
 
 
 def run(args: ExportTfds) -> None:
     """Writes the dataset and says how to read it."""
-    store = open_store(dataset_folder(args.data_dir, args.dataset))
+    store = open_data(args.data_dir, args.dataset)
     from data_pipeline.tfds_builder import DATASET, export_tfds
 
     with progress_bar('export', 'frames') as bar:

@@ -24,10 +24,12 @@ On OGBench's data:  fql prepare visual-cube-single-play-v0
 fql COMMAND --help says more; fql --version prints the version."""
 
 GROUPS = {
-    'the run': 'task agent dataset objective run_dir resume steps seed data_dir verify_data',
+    'the run': 'task agent dataset objective run_dir resume source step steps seed data_dir '
+    'verify_data',
     'agent': 'agent.alpha agent.*',
     'encoder': 'encoder* agent.encoder* agent.bc_flow_trains_encoder latent_*',
     'training': 'batch_size frame_stack horizon shift_probability lr tau hidden_dims mask_ratio',
+    'online phase': 'online.online_steps online.*',
     'evaluation': 'env eval_* max_episode_steps env_* success_timing',
     'checkpoints and logs': 'save_interval keep_* log_interval wandb_project',
     'augmentation': 'augmentation.*',

@@ -25,4 +25,6 @@ def run(args: InspectCheckpoint) -> None:
         'parameters': count_parameters(state.params),
         'sha256': tree_digest(state),
     }
+    if online := reader.metadata(step).get('online'):
+        report |= {'env_steps': online['env_steps'], 'replay': online['streams']}
     print(json.dumps(report, indent=2))

@@ -37,6 +37,7 @@ from scripts.benchmark.args import (
     BenchmarkData,
     BenchmarkFaults,
     BenchmarkLatents,
+    BenchmarkOnline,
     BenchmarkTrain,
     BenchmarkUpdate,
 )
@@ -77,6 +78,7 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     'benchmark train': (BenchmarkTrain, 'scripts.benchmark.train'),
     'benchmark data': (BenchmarkData, 'scripts.benchmark.data'),
     'benchmark latents': (BenchmarkLatents, 'scripts.benchmark.latents'),
+    'benchmark online': (BenchmarkOnline, 'scripts.benchmark.online'),
     'benchmark faults': (BenchmarkFaults, 'scripts.benchmark.faults'),
 }
 """The class of each command's arguments, and the module whose `run` does the work.

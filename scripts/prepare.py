@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 
 from data_pipeline.data_dir import dataset_folder, resolve_data_dir
+from data_pipeline.replay import is_replay
 from data_pipeline.sources.base import SourceSplit
 from data_pipeline.sources.download import download_dataset
 from data_pipeline.sources.files import file_splits
 from data_pipeline.sources.normalization import normalize_actions
 from data_pipeline.sources.ogbench import npz_splits
+from data_pipeline.sources.replay import replay_splits
 from data_pipeline.store.frame_store import open_store
 from data_pipeline.store.writer import write_store
 from fql.envs.tasks import ADROIT_TASKS, ANTMAZE_TASKS
@@ -49,6 +51,8 @@ def find_source(args: Prepare) -> Mapping[str, SourceSplit]:
         keys = RldsKeys(args.observation_key or 'observation', args.action_key, args.reward_key)
         return rlds_splits(args.tfds, keys)
     if args.source is not None:
+        if is_replay(args.source):
+            return replay_splits(args.source)
         return file_splits(args.source, args.name, args.observation_key)
     if args.dataset in (*ANTMAZE_TASKS, *ADROIT_TASKS):
         raise FQLError(

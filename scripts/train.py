@@ -4,7 +4,9 @@ import dataclasses
 from pathlib import Path
 
 from data_pipeline.data_dir import resolve_data_dir
-from fql.training.run_folder import choose_folder
+from fql.reports.tables import tell
+from fql.training.checkpoints import CheckpointReader
+from fql.training.run_folder import RunFolder, choose_folder
 from fql.training.run_start import connect_processes
 from fql.training.train import train
 from scripts.train_args import Train
@@ -22,5 +24,8 @@ def run(args: Train) -> int:
             agent, encoder=dataclasses.replace(agent.encoder, source=source)
         )
     config = dataclasses.replace(args.config, data_dir=data_dir, agent=agent)
+    if args.source is not None:
+        steps = CheckpointReader(RunFolder(args.source).checkpoints).find(args.step, tell)
+        config = dataclasses.replace(config, steps=steps)
     folder = choose_folder(args.run_dir, args.resume, config.task)
     return train(config, *folder, verify_data=args.verify_data)

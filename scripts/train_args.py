@@ -14,7 +14,7 @@ from fql.envs.tasks import find_task
 from fql.errors import FQLError
 from fql.training.config import Processes, TrainConfig, validate_config
 from fql.training.datasets import task_dataset_path
-from fql.training.presets import default_config
+from fql.training.presets import default_config, online_defaults
 from fql.training.run_folder import RunFolder, check_processes, choose_folder, read_spec
 from scripts.shared_args import VerifyData, value_of
 
@@ -35,10 +35,15 @@ class Train:
     run_dir: Path | None = None
     """Folder that the run writes into; it must not hold a run yet. Default: runs/TASK-TIME."""
     resume: Path | None = None
-    """Run folder to continue, with its stored settings; of these only --steps, --data-dir,
-    --updates-per-call, --eval-workers, --eval-videos, --env-step-seconds, --keep-latest,
-    --keep-interval, --shard-params and --wandb-project may be given again. `auto`: continue
-    --run-dir if it holds a run, else start it (for job schedulers)."""
+    """Run folder to continue, with its stored settings; of these only --steps, --online-steps,
+    --data-dir, --updates-per-call, --eval-workers, --eval-videos, --env-step-seconds,
+    --keep-latest, --keep-interval, --shard-params and --wandb-project may be given again. `auto`:
+    continue --run-dir if it holds a run, else start it (for job schedulers)."""
+    source: Annotated[Path | None, tyro.conf.arg(name='from', metavar='RUN')] = None
+    """Finished offline run, which stays as it is: this run has its settings and goes on with
+    --online-steps."""
+    step: int | None = None
+    """Of --from: the checkpoint to start from; default: its newest."""
     verify_data: VerifyData = 'once'
     processes: Processes = field(default_factory=Processes)
 
@@ -54,6 +59,8 @@ class Train:
         agent = value_of(words, '--agent') or 'fql'
         if resume and resume != 'auto':
             config = read_spec(RunFolder(Path(resume))).config
+        elif source := value_of(words, '--from'):
+            config = started_from(Path(source))
         elif agent not in AGENT_CONFIGS:  # The parser says what it may be.
             config = TrainConfig(task=tyro.MISSING)
         elif task:
@@ -70,7 +77,7 @@ class Train:
             SystemExit: one is a flag of other agents; says of which.
         """
         agent = AGENT_CONFIGS.get(value_of(words, '--agent') or 'fql', FQLConfig)
-        if not value_of(words, '--resume'):
+        if not value_of(words, '--resume') and not value_of(words, '--from'):
             known = {entry.name for entry in dataclasses.fields(agent)}
             for word in words:
                 name = word.partition('=')[0].removeprefix('--').replace('-', '_')
@@ -93,7 +100,22 @@ class Train:
                 f'{self.resume} trains agent {self.config.agent.name}, not {self.agent}: '
                 'leave out --agent'
             )
+        if self.step is not None and self.source is None:
+            raise FQLError('--step needs --from')
+        if self.source is not None and self.config.online.online_steps == 0:
+            raise FQLError('--from needs --online-steps: the run starts where another one ended')
         choose_folder(self.run_dir, self.resume, self.config.task)
         check_processes(self.processes, self.run_dir, self.resume)
         validate_config(self.config)
         task_dataset_path(self.config.task, self.config.dataset, self.data_dir)
+
+
+def started_from(source: Path) -> TrainConfig:
+    """The settings of a run whose online phase begins where the offline run `source` ended."""
+    config = read_spec(RunFolder(source)).config
+    if config.online.online_steps:
+        raise FQLError(f'{source} has an online phase of its own: name an offline run')
+    online = online_defaults(find_task(config.task), config.agent.name)
+    return dataclasses.replace(
+        config, online=dataclasses.replace(online, source=str(source.absolute()))
+    )

@@ -73,6 +73,11 @@ class Agent(ABC):
         """
 
     @property
+    def exploring_policy(self) -> str:
+        """The policy that acts in the online phase, one of `policies`."""
+        return self.policies[0]
+
+    @property
     def noise_shape(self) -> tuple[int, ...]:
         """Shape of the noise that acting takes for one observation."""
         return (self.spec.action_dim,)

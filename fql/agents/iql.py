@@ -114,6 +114,11 @@ class IQL(Agent):
             'actor/std': jnp.exp(log_std).mean(),
         }
 
+    @property
+    def exploring_policy(self) -> str:
+        """See `Agent`."""
+        return 'sample'
+
     def act(
         self, params: Params, observations: jax.Array, noise: jax.Array, policy: str
     ) -> jax.Array:

@@ -115,6 +115,11 @@ class ReBRAC(Agent):
         mean, _ = self.apply(params, 'actor', latents)
         return jnp.tanh(mean) if self.config.tanh_squash else mean
 
+    @property
+    def exploring_policy(self) -> str:
+        """See `Agent`."""
+        return 'noisy'
+
     def act(
         self, params: Params, observations: jax.Array, noise: jax.Array, policy: str
     ) -> jax.Array:

@@ -125,6 +125,11 @@ class SAC(Agent):
         squash = jnp.sum(2 * (jnp.log(2.0) - before - jax.nn.softplus(-2 * before)), axis=-1)
         return jnp.tanh(before), gaussian_log_prob(mean, log_std, before) - squash, std
 
+    @property
+    def exploring_policy(self) -> str:
+        """See `Agent`."""
+        return 'sample'
+
     def act(
         self, params: Params, observations: jax.Array, noise: jax.Array, policy: str
     ) -> jax.Array:

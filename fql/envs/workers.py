@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, Self
@@ -19,6 +19,10 @@ STEP_SECONDS = 300.0
 _START_SECONDS = 300.0
 _CLOSE_SECONDS = 5.0
 _POLL_SECONDS = 0.2
+
+
+class WorkerDiedError(FQLError):
+    """The process of an environment has ended by itself."""
 
 
 class Step(NamedTuple):
@@ -112,6 +116,19 @@ class EnvWorkers:
         """Steps each worker named with its action (action_dim,)."""
         return self._call('step', actions)
 
+    def begin_steps(self, actions: Mapping[int, np.ndarray]) -> None:
+        """As `step`, but does not wait: `finish_steps` does."""
+        for index, action in actions.items():
+            with suppress(OSError):  # It has died, which `finish_steps` finds.
+                self._group.connections[index].send(('step', action))
+
+    def finish_steps(self, indices: Iterable[int]) -> dict[int, Step]:
+        """What the steps begun gave.
+
+        Workers that have died are replaced and left out, as those that hang.
+        """
+        return self._collect(list(indices), may_die=True)
+
     def render(self, indices: Iterable[int]) -> dict[int, np.ndarray | str]:
         """Pictures (h, w, 3) uint8 of the current states, or a line that says why there is none."""
         return self._call('render', dict.fromkeys(indices))
@@ -126,12 +143,16 @@ class EnvWorkers:
                 self._group.connections[index].send((command, argument))
             except OSError:
                 raise self._death(index) from None
-        answers = self._answers(arguments, self.step_seconds)
-        hung = [index for index in arguments if index not in answers]
-        for index in hung:
+        return self._collect(list(arguments))
+
+    def _collect(self, indices: list[int], *, may_die: bool = False) -> dict[int, Any]:
+        """What the workers answer; those that do not are replaced and left out."""
+        answers = self._answers(indices, self.step_seconds, may_die=may_die)
+        lost = [index for index in indices if index not in answers]
+        for index in lost:
             self._group.replace(index, _run_worker, self.spec, self.num_workers > 1)
-        self._wait_for_start(hung)
-        return {index: answers[index] for index in arguments if index in answers}
+        self._wait_for_start(lost)
+        return {index: answers[index] for index in indices if index in answers}
 
     def _wait_for_start(self, indices: Iterable[int]) -> dict[int, _Spaces]:
         indices = list(indices)
@@ -142,8 +163,10 @@ class EnvWorkers:
             )
         return spaces
 
-    def _answers(self, indices: Iterable[int], seconds: float) -> dict[int, Any]:
-        """What the workers answer, without those that take longer."""
+    def _answers(
+        self, indices: Iterable[int], seconds: float, *, may_die: bool = False
+    ) -> dict[int, Any]:
+        """What the workers answer, without those that take longer or, if they may, have died."""
         awaited = {self._group.connections[index]: index for index in indices}
         answers = {}
         left = seconds
@@ -153,7 +176,11 @@ class EnvWorkers:
             for connection in ready:
                 assert isinstance(connection, Connection)
                 index = awaited.pop(connection)
-                answers[index] = self._receive(index)
+                try:
+                    answers[index] = self._receive(index)
+                except WorkerDiedError:
+                    if not may_die:
+                        raise
             if not ready:
                 # Not by the clock, which goes on while workers and this process are stopped.
                 left -= pause
@@ -169,9 +196,9 @@ class EnvWorkers:
             raise FQLError(fault)
         return result
 
-    def _death(self, index: int) -> FQLError:
+    def _death(self, index: int) -> WorkerDiedError:
         code = self._group.exit_code(index, _CLOSE_SECONDS)
-        return FQLError(
+        return WorkerDiedError(
             f'the worker of environment {self.spec.env_id} died (worker {index}, exit code '
             f'{code}); -9 often means that the machine ran out of memory'
         )

@@ -5,7 +5,9 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from data_pipeline.schema import from_json
 from fql.agents.configs import AGENT_CONFIGS, AgentConfig, EncoderConfig, FQLConfig
@@ -39,6 +41,41 @@ class AugmentationConfig:
 
 
 @dataclass(frozen=True)
+class OnlineConfig:
+    """The online phase, behind the `steps` offline updates."""
+
+    online_steps: int = 0
+    """Environment steps after the offline updates (0: no online phase)."""
+    updates_per_env_step: int = 1
+    """Updates for each environment step."""
+    offline_ratio: Annotated[
+        float | Literal['uniform'], tyro.conf.arg(metavar='{uniform,SHARE}')
+    ] = 'uniform'
+    """uniform: batches are drawn from data and replay as one. Else the share of each batch that
+    comes from the data, the rest from the replay; 0.5 is RLPD's."""
+    online_warmup: int = 0
+    """Environment steps before the first online update."""
+    online_workers: int = 1
+    """Environments that are stepped together, each in a process of its own."""
+    exploration: Literal['none', 'ucb'] = 'none'
+    """none: the policy's own noise. ucb: of several actions of the one-step policy, the one with
+    the largest mean + ucb-beta * std of the critics."""
+    ucb_candidates: int = 32
+    """Actions that ucb chooses from."""
+    ucb_beta: float = 1.0
+    """Weight of the critics' disagreement in ucb."""
+    alpha: Annotated[float | None, tyro.conf.arg(name='online.alpha')] = None
+    """alpha in the online phase; by default that of the offline updates."""
+    encoder_lr_multiplier: Annotated[float, tyro.conf.arg(name='online.encoder-lr-multiplier')] = (
+        1.0
+    )
+    """In the online phase the encoder's steps are this times those of its optimiser."""
+    source: tyro.conf.SuppressFixed[str] = ''
+    """The offline run that the online phase starts from, of --from. It is read when the run starts,
+    never afterwards."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A training run. With (seed, step) it determines every batch and every update."""
 
@@ -56,7 +93,7 @@ class TrainConfig:
     seed: int = 0
     """Seed of parameters, batches and draws."""
     steps: int = 500_000
-    """Number of updates."""
+    """Number of updates on the data alone; the online phase, if there is one, follows."""
     batch_size: int = 256
     """Transitions in a batch."""
     frame_stack: int = 3
@@ -82,12 +119,13 @@ class TrainConfig:
     eval_seed: int = 10_000
     """Episode i of every evaluation is reset with this seed plus i."""
     max_episode_steps: int = 0
-    """Longest evaluation episode (0: the environment's own limit)."""
+    """Longest episode (0: the environment's own limit)."""
     env_step_seconds: float = 300.0
     """Longest time that a step of an environment may take. One that takes longer hangs: its process
     is replaced and the episode repeated, once."""
     success_timing: Literal['pre', 'post'] = 'post'
-    """When success is judged: after a step as in the paper, or before it as in the data."""
+    """When success is judged in evaluations: after a step as in the paper, or before it as in the
+    data, and so in the online phase."""
     save_interval: int = 50_000
     """Updates between checkpoints; one more at the end (0: none at all)."""
     keep_latest: int = 3
@@ -100,6 +138,15 @@ class TrainConfig:
     """Also send the metrics to this Weights & Biases project (needs the extra `wandb`)."""
     agent: AgentConfig = field(default_factory=FQLConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    online: OnlineConfig = field(default_factory=OnlineConfig)
+
+    @property
+    def total_updates(self) -> int:
+        """Those of the offline and the online phase."""
+        online = self.online
+        return self.steps + online.updates_per_env_step * max(
+            0, online.online_steps - online.online_warmup
+        )
 
 
 @dataclass(frozen=True)
@@ -119,6 +166,7 @@ RESUMABLE_FIELDS = frozenset(
     {
         'data_dir',
         'steps',
+        'online_steps',
         'updates_per_call',
         'eval_workers',
         'eval_videos',
@@ -134,7 +182,14 @@ RESUMABLE_FIELDS = frozenset(
 
 BOUNDS: dict[str, tuple[float, float]] = {
     'seed': (0, 2**31 - 1),
-    'steps': (1, 2**31 - 1),
+    'steps': (0, 2**31 - 1),
+    'online_steps': (0, 2**31 - 1),
+    'updates_per_env_step': (1, 1000),
+    'online_warmup': (0, 2**31 - 1),
+    'online_workers': (1, 256),
+    'ucb_candidates': (2, 4096),
+    'ucb_beta': (0, 1e6),
+    'encoder_lr_multiplier': (0, 1e3),
     'batch_size': (1, 2**20),
     'frame_stack': (1, 64),
     'shift_probability': (0, 1),
@@ -197,12 +252,18 @@ BOUNDS: dict[str, tuple[float, float]] = {
     'batches': (1, 2**31 - 1),
     'updates': (1, 2**31 - 1),
     'kills': (1, 10**6),
+    'env_steps': (1, 10**6),
+    'memory_steps': (1, 10**9),
 }
 """Smallest and largest value of every number in a configuration or in a command's arguments, by the
 field's name; of each one where a field has several.
 """
 
-FLAGS = {'lr_multiplier': 'encoder.lr-multiplier', 'unfreeze_step': 'encoder.unfreeze-step'}
+FLAGS = {
+    'lr_multiplier': 'encoder.lr-multiplier',
+    'unfreeze_step': 'encoder.unfreeze-step',
+    'encoder_lr_multiplier': 'online.encoder-lr-multiplier',
+}
 """Flags that are not named as their fields."""
 
 
@@ -241,6 +302,39 @@ def validate_config(config: TrainConfig) -> None:
             getattr(config.agent, 'critic_pessimism', 0) == 0
             or getattr(config.agent, 'q_agg', 'mean') == 'mean'
         ),
+        'steps must lie in [1, 2.14748e+09], not 0, unless --online-steps is given': (
+            config.steps >= 1 or config.online.online_steps >= 1
+        ),
+    }
+    raise_unless(checks)
+    if config.online.online_steps:
+        check_online(config)
+
+
+def check_online(config: TrainConfig) -> None:
+    """Raises FQLError when the settings of an online phase make no sense."""
+    online, agent = config.online, config.agent
+    ratio = online.offline_ratio
+    checks = {
+        'task own has no environment to go online in: name one with --env MODULE:ID': (
+            config.task != OWN_TASK or config.env != ''
+        ),
+        f'offline-ratio must be uniform or lie in [0, 1], not {ratio}': (
+            ratio == 'uniform' or 0 <= float(ratio) <= 1
+        ),
+        f'online-steps and online-warmup must be multiples of online-workers '
+        f'({online.online_workers})': (
+            online.online_steps % online.online_workers == 0
+            and online.online_warmup % online.online_workers == 0
+        ),
+        f'online-warmup {online.online_warmup:,} leaves no update of '
+        f'{online.online_steps:,} online-steps': online.online_warmup < online.online_steps,
+        'exploration ucb is of agent fql, whose one-step policy gives the candidates': (
+            online.exploration == 'none' or agent.name == 'fql'
+        ),
+        f'online.alpha: agent {agent.name} has no alpha': (
+            online.alpha is None or hasattr(agent, 'alpha')
+        ),
     }
     raise_unless(checks)
 
@@ -264,7 +358,7 @@ def check_bounds(config: Any) -> None:
         value = getattr(config, entry.name)
         if dataclasses.is_dataclass(value):
             check_bounds(value)
-        elif entry.name in BOUNDS:
+        elif entry.name in BOUNDS and value is not None:
             low, high = BOUNDS[entry.name]
             values = value if isinstance(value, tuple) else () if value is None else (value,)
             if not all(low <= number <= high for number in values):  # NaN is nowhere within.
@@ -339,6 +433,8 @@ def _flat(config: Any) -> dict[str, Any]:
             flat |= _flat(value)
         elif isinstance(config, EncoderConfig):
             flat[f'encoder.{"from" if entry.name == "source" else entry.name}'] = value
+        elif isinstance(config, OnlineConfig) and entry.name in ('alpha', 'source'):
+            flat[f'online.{"from" if entry.name == "source" else entry.name}'] = value
         else:
             flat[entry.name] = value
     return flat

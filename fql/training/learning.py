@@ -1,5 +1,6 @@
 """From a run's stored settings to its learner, and from the loader's arrays to its batches."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -8,7 +9,7 @@ from fql.agents.base import Agent
 from fql.agents.registry import make_agent
 from fql.batch import LOADED_FIELDS, Batch, batch_from_frames
 from fql.compiled import Arrays, Prepare
-from fql.learner import Learner, Metrics, TrainState, make_optimizer
+from fql.learner import Learner, Metrics, TrainState, make_optimizer, scaled_encoders
 from fql.training.augmentation import augment_frames
 from fql.training.run_folder import RunSpec
 
@@ -22,6 +23,17 @@ def make_learner(spec: RunSpec) -> Learner:
     """The agent that a run trains, and its optimiser."""
     agent = spec.config.agent
     return Learner(agent_of(spec), make_optimizer(agent.lr, agent.encoder))
+
+
+def make_online_learner(spec: RunSpec) -> Learner:
+    """The learner of the online phase; its state is that of `make_learner`."""
+    online, agent = spec.config.online, spec.config.agent
+    if online.alpha is not None:
+        agent = dataclasses.replace(agent, alpha=online.alpha)  # type: ignore[call-arg]
+    optimizer = make_optimizer(agent.lr, agent.encoder)
+    if online.encoder_lr_multiplier != 1:
+        optimizer = scaled_encoders(optimizer, online.encoder_lr_multiplier)
+    return Learner(make_agent(agent, spec.shapes), optimizer)
 
 
 def loaded_fields(agent: Agent) -> tuple[str, ...]:

@@ -89,6 +89,61 @@ class Schedule(Protocol):
         """Between checkpoints."""
 
 
+Update = Callable[[TrainState, list[Arrays]], TrainState]
+"""Makes an update for each of the loader's batches; uses up the state."""
+
+
+class Phase(Protocol):
+    """What a run does turn by turn: updates alone, or environment steps with updates.
+
+    Attributes:
+        label, unit: for the progress bar.
+        done: units done.
+    """
+
+    label: str
+    unit: str
+    done: int
+
+    @property
+    def total(self) -> int:
+        """Units to be done."""
+
+    def advance(self, state: TrainState, update: Update) -> TrainState:
+        """Makes one turn, its updates by `update`."""
+
+    def metadata(self) -> Mapping[str, Any]:
+        """JSON values from which the phase goes on behind the last turn."""
+
+
+@dataclass
+class Updates:
+    """Updates on batches that are there, so many in a turn as one call makes."""
+
+    schedule: Schedule
+    batches: Batches
+    per_call: int
+    done: int
+    label = 'train'
+    unit = 'update'
+
+    @property
+    def total(self) -> int:
+        """See `Phase`."""
+        return self.schedule.steps
+
+    def advance(self, state: TrainState, update: Update) -> TrainState:
+        """See `Phase`."""
+        count = updates_in_call(self.schedule, self.done, self.per_call)
+        state = update(state, [next(self.batches) for _ in range(count)])
+        self.done += count
+        return state
+
+    def metadata(self) -> Mapping[str, Any]:
+        """The step of the state says it all."""
+        return {}
+
+
 @dataclass(frozen=True, eq=False)
 class Trainer:
     """A run's collaborators, and the loop that uses them.
@@ -132,14 +187,28 @@ class Trainer:
         val_batches: Batches | None,
         is_evaluation_missing: bool,
     ) -> tuple[TrainState, int]:
-        """Updates until `schedule.steps`; returns the state and the exit code, 0 when it got there.
+        """Updates until `schedule.steps`, on `batches` from the state's step on; see `run`.
 
         The state before the first update is saved too, and that waited for: a fault of the disk
         shows at once, and where there are metrics, there is a checkpoint to continue from.
+        """
+        phase = Updates(self.schedule, batches, self.train_step.per_call, int(state.step))
+        if phase.done == 0 and self.schedule.save_interval:
+            self._save(state, phase)
+            self.writer.wait()
+        return self.run(state, phase, val_batches, is_evaluation_missing)
+
+    def run(
+        self,
+        state: TrainState,
+        phase: Phase,
+        val_batches: Batches | None,
+        is_evaluation_missing: bool,
+    ) -> tuple[TrainState, int]:
+        """Makes all turns of a phase; returns the state and the exit code, 0 when it got there.
 
         Args:
             state: where to start.
-            batches: from the update of that step on.
             val_batches: of the validation split, if there is one.
             is_evaluation_missing: whether the evaluation due at that step is still to be made.
 
@@ -151,35 +220,39 @@ class Trainer:
         """
         schedule = self.schedule
         step = int(state.step)
+        metrics: Metrics = {}
         in_flight: InFlight = deque()
         is_verified = False
         watch, first = Stopwatch(), step
-        if step == 0 and schedule.save_interval:
-            self._save(state)
-            self.writer.wait()
+
+        def update(state: TrainState, batches: list[Arrays]) -> TrainState:
+            nonlocal step, metrics
+            arrays = [{name: batch[name] for name in self.fields} for batch in batches]
+            # The host runs ahead, but not with so many batches that they fill the memory.
+            if len(in_flight) == MAX_IN_FLIGHT:
+                self._check_finite(*in_flight.popleft())
+            on_device = tuple(put_batch(batch, self.mesh) for batch in arrays)
+            state, metrics = self.train_step(state, on_device)
+            in_flight.append((step, metrics, arrays))
+            step += len(arrays)
+            return state
+
         try:
-            with progress_bar('train', 'update', schedule.steps, initial=step) as bar:
+            with progress_bar(phase.label, phase.unit, phase.total, initial=phase.done) as bar:
                 if is_evaluation_missing:
                     self.evaluate(state)
-                while step < schedule.steps:
-                    count = updates_in_call(schedule, step, self.train_step.per_call)
-                    arrays = [self._next(batches) for _ in range(count)]
-                    # The host runs ahead, but not with so many batches that they fill the memory.
-                    if len(in_flight) == MAX_IN_FLIGHT:
-                        self._check_finite(*in_flight.popleft())
-                    on_device = tuple(put_batch(batch, self.mesh) for batch in arrays)
-                    state, metrics = self.train_step(state, on_device)
-                    in_flight.append((step, metrics, arrays))
-                    is_first = step == first
-                    step += len(arrays)
-                    if is_first:  # It was compiled before.
+                while phase.done < phase.total:
+                    before, done = step, phase.done
+                    state = phase.advance(state, update)
+                    if before == first < step:  # It was compiled before.
                         self._check_all(in_flight)
-                        count_from(bar, step)
+                        count_from(bar, phase.done)
                         watch.start(step)
                     else:
-                        bar.update(len(arrays))
+                        bar.update(phase.done - done)
                     is_log_due, is_evaluation_due, is_save_due = (
-                        is_due(step, interval, schedule.steps) for interval in _intervals(schedule)
+                        was_due(before, step, interval, schedule.steps)
+                        for interval in _intervals(schedule)
                     )
                     is_any_due = is_log_due or is_evaluation_due or is_save_due
                     if is_any_due:
@@ -196,10 +269,10 @@ class Trainer:
                         self._check_state(state)
                         self.evaluate(state)
                     if is_save_due:
-                        self._save(state)
+                        self._save(state, phase)
                     if is_any_due:
                         watch.start(step)
-                    if step % GIVE_BACK_INTERVAL < len(arrays):
+                    if step % GIVE_BACK_INTERVAL < step - before:
                         give_back_freed_memory()
                     self.writer.poll()
                     self.interruption.raise_if_requested(step)
@@ -208,7 +281,7 @@ class Trainer:
         except Interrupted:
             self._check_all(in_flight)
             self._check_data()
-            self._save(state)
+            self._save(state, phase)
             self.writer.wait()
             if jax.process_index() == 0:
                 print(
@@ -229,27 +302,23 @@ class Trainer:
                 with suppress(Exception):
                     self._check_all(in_flight)
                     self._check_data()
-                    self._save(state)
+                    self._save(state, phase)
                     self.writer.wait()
             raise
         self.writer.wait()
         return state, 0
-
-    def _next(self, batches: Batches) -> Arrays:
-        arrays = next(batches)
-        return {name: arrays[name] for name in self.fields}
 
     def _check_data(self) -> None:
         """Raises DamagedError if the data are known to be damaged."""
         if jax.process_count() == 1:  # Several stop together: see `agree_on_verification`.
             self.verification.check()
 
-    def _save(self, state: TrainState) -> None:
+    def _save(self, state: TrainState, phase: Phase) -> None:
         """Saves a state, after the rows of metrics that lead to it."""
         self._check_state(state)
         if self.train_log is not None:
             self.train_log.sync()
-        self.writer.save(state, self.metadata)
+        self.writer.save(state, {**self.metadata, **phase.metadata()})
 
     def _check_state(self, state: TrainState) -> None:
         """Raises NotFiniteError if a number in the state is NaN or infinite.
@@ -295,7 +364,9 @@ class Trainer:
     ) -> None:
         row = {name: values[-1] for name, values in metrics.items()}
         if val_batches is not None:
-            row |= self.validate(state, put_batch(self._next(val_batches), self.mesh))
+            arrays = next(val_batches)
+            batch = {name: arrays[name] for name in self.fields}
+            row |= self.validate(state, put_batch(batch, self.mesh))
         values = {name: float(value) for name, value in jax.device_get(row).items()}
         if self.train_log is not None:
             self.train_log.write(step, values)
@@ -316,6 +387,12 @@ def updates_in_call(schedule: Schedule, step: int, most: int) -> int:
         ):
             return count
     return most
+
+
+def was_due(before: int, step: int, interval: int, last: int) -> bool:
+    """Whether `is_due` after one of the updates behind `before`, up to `step`."""
+    passed = interval > 0 and step // interval > before // interval
+    return step > before and (passed or is_due(step, interval, last))
 
 
 def is_due(step: int, interval: int, last: int) -> bool:

@@ -15,8 +15,8 @@ from fql.agents.configs import (
     AgentConfig,
     EncoderConfig,
 )
-from fql.envs.tasks import ANTMAZE_TASKS, OWN_TASK, QUICKSTART_TASK, Task
-from fql.training.config import TrainConfig
+from fql.envs.tasks import ANTMAZE_TASKS, OWN_TASK, QUICKSTART_TASK, Task, find_task
+from fql.training.config import OnlineConfig, TrainConfig
 
 FQL = 'FQL README (719d044)'
 QC = 'Q-chunking README (48283b4)'
@@ -199,6 +199,24 @@ FQL's authors advise to normalise Q there, whose scale is not known, and to try 
 """
 
 
+def online_defaults(task: Task, agent: str) -> OnlineConfig:
+    """The settings of an online phase: RLPD's halves for SAC, else data and replay as one.
+
+    alpha is that of `ONLINE_PRESETS` where the offline updates have another one. (Its source has it
+    in its offline updates too: --alpha gives it to these.)
+    """
+    offline, online = (
+        presets[agent, task.dataset].settings.get('alpha')
+        if (agent, task.dataset) in presets
+        else None
+        for presets in (PRESETS, ONLINE_PRESETS)
+    )
+    return OnlineConfig(
+        offline_ratio=0.5 if agent == 'sac' else 'uniform',
+        alpha=online if online != offline else None,
+    )
+
+
 def has_preset(agent: str, task: Task) -> bool:
     """Whether `default_config` was tuned for the task: by the sources, or for the quickstart."""
     return (task.name == QUICKSTART_TASK and agent == 'fql') or (agent, task.dataset) in PRESETS
@@ -216,7 +234,9 @@ def default_config(task: Task, agent: str = 'fql', env: str = '') -> TrainConfig
     settings = preset.settings if preset else UNTUNED.get(agent, {})
     config = dataclasses.replace(AGENT_CONFIGS[agent](), **settings)
     if task.name == OWN_TASK:
-        config_of_own = TrainConfig(task=task.name, env=env, agent=config)
+        config_of_own = TrainConfig(
+            task=task.name, env=env, agent=config, online=online_defaults(task, agent)
+        )
         return config_of_own if env else dataclasses.replace(config_of_own, eval_interval=0)
     return TrainConfig(
         task=task.name,
@@ -224,6 +244,7 @@ def default_config(task: Task, agent: str = 'fql', env: str = '') -> TrainConfig
         steps=500_000 if task.has_images or task.returns else 1_000_000,
         frame_stack=3 if task.has_images else 1,
         agent=config,
+        online=online_defaults(task, agent),
     )
 
 
@@ -244,6 +265,7 @@ def quickstart_config(agent: str = 'fql') -> TrainConfig:
         eval_episodes=20,
         save_interval=1_000,
         agent=_quickstart_agent(agent),
+        online=online_defaults(find_task(QUICKSTART_TASK), agent),
     )
 
 

@@ -74,7 +74,14 @@ def pretrain(
     mesh = make_mesh()
     check_batch_size(config.batch_size, mesh)
     folder = RunFolder(path.absolute())
-    check_run_folder(folder, config, resume, lambda run: read_pretrain_spec(run).config, 'pretrain')
+    check_run_folder(
+        folder,
+        config,
+        resume,
+        lambda run: read_pretrain_spec(run).config,
+        'pretrain',
+        config.steps,
+    )
     store = open_dataset(config.dataset, config.data_dir)
     check_data(folder, store)
     train = store.splits['train']

@@ -98,6 +98,7 @@ def validate_pretrain_config(config: PretrainConfig) -> None:
     check_bounds(config)
     raise_unless(
         {
+            'steps must lie in [1, 2.14748e+09], not 0': config.steps >= 1,
             'mask-ratio needs --objective reconstruction': (
                 config.mask_ratio == 0 or config.objective == 'reconstruction'
             ),

@@ -114,6 +114,21 @@ class RunFolder:
         return self.path / 'tensorboard' / 'timing'
 
     @property
+    def online_csv(self) -> Path:
+        """Success and return of the episodes of the online phase, by environment steps."""
+        return self.path / 'online.csv'
+
+    @property
+    def online_tensorboard(self) -> Path:
+        """The same as event files."""
+        return self.path / 'tensorboard' / 'online'
+
+    @property
+    def replay(self) -> Path:
+        """What the environments of the online phase have shown, see `data_pipeline.replay`."""
+        return self.path / 'replay'
+
+    @property
     def train_tensorboard(self) -> Path:
         """Metrics of updates as event files."""
         return self.path / 'tensorboard' / 'train'

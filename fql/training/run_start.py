@@ -27,6 +27,7 @@ def check_run_folder(
     resume: Resume,
     read_config: Callable[[RunFolder], Any],
     name: str,
+    last: int,
 ) -> None:
     """Raises FQLError if a run there would be overwritten, begun again, or continued otherwise.
 
@@ -34,6 +35,7 @@ def check_run_folder(
         config: of the run that is asked for.
         read_config: the stored one of a folder.
         name: of the command that continues a run, 'train' or 'pretrain'.
+        last: the last update that is asked for.
     """
     # A run that was killed in its first moments leaves no more than this.
     is_new = not folder.path.exists() or all(
@@ -56,10 +58,8 @@ def check_run_folder(
             'save-interval 0?); put them back, or start another run'
         )
     latest = max(steps, default=0)
-    if latest > config.steps:
-        raise FQLError(
-            f'{folder.path} is at step {latest:,} already, past --steps {config.steps:,}'
-        )
+    if latest > last:
+        raise FQLError(f'{folder.path} is at step {latest:,} already, past --steps {last:,}')
 
 
 def check_data(folder: RunFolder, store: FrameStore) -> None:

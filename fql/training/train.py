@@ -57,9 +57,17 @@ from fql.training.learning import (
     make_learner,
     validation_of,
 )
-from fql.training.loop import Trainer, is_due, rows_logged
+from fql.training.loop import Trainer, rows_logged
 from fql.training.memory import check_memory
 from fql.training.metrics_log import MetricsLog
+from fql.training.online import (
+    describe_online,
+    is_evaluation_due,
+    offline_state,
+    saved_record,
+    start_actors,
+    train_online,
+)
 from fql.training.policy import make_act, make_policy
 from fql.training.presets import has_preset
 from fql.training.rollouts import (
@@ -109,7 +117,15 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
     mesh = make_mesh()
     check_batch_size(config.batch_size, mesh)
     folder = RunFolder(path.absolute())
-    check_run_folder(folder, config, resume, lambda run: read_spec(run).config, 'train')
+    check_run_folder(
+        folder,
+        config,
+        resume,
+        lambda run: read_spec(run).config,
+        'train',
+        config.total_updates,
+    )
+    check_online_resume(folder, config)
     data = load_training_data(config)
     store = store_of(data)
     check_data(folder, store)
@@ -143,17 +159,21 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
                     interruption.raise_if_noted if jax.process_count() == 1 else lambda: None,
                 )
             )
+        actors = None
+        if config.online.online_steps:
+            actors = stack.enter_context(start_actors(spec))
         stack.enter_context(claimed_folder(folder))
         identity = read_identity(folder.spec) if folder.spec.exists() else None
         state, notices = restore_newest(folder.checkpoints, abstract, folder.damaged, identity)
-        if state is None:
+        is_new = state is None
+        if state is None and config.online.source:
+            state = offline_state(config, abstract)
+        elif state is None:
             state = initial_state(learner, config.seed, mesh, config.shard_params, encoder)
         describe_run(folder, store, lambda: write_spec(folder, spec))
         start = int(state.step)
-        is_evaluation_missing = (
-            start > 0
-            and is_due(start, config.eval_interval, config.steps)
-            and start not in recorded_steps(folder.eval_csv)
+        is_evaluation_missing = is_evaluation_due(config, start) and start not in recorded_steps(
+            folder.eval_csv
         )
         wait_for_all_processes('state')
         writer = stack.enter_context(
@@ -165,6 +185,10 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
                 read_identity(folder.spec),
             )
         )
+        metadata = {'versions': versions()}
+        if is_new and config.online.source:
+            writer.save(state, metadata)  # At once, so that the other run is not needed any more.
+            writer.wait()
         frozen = None
         if uses_cache(config):
             frozen = local_copy(state.params['encoders']['shared'], mesh)
@@ -190,6 +214,8 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
         # Chunks begin in fewer places than there are transitions.
         if 'val' in data and num_starts(data['val'].split, loader) >= config.batch_size:
             logged = rows_logged(config, start)
+            if start > config.steps:
+                logged = len(recorded_steps(folder.train_csv))
             val_batches = training_batches(data['val'], config, logged, **part)
         has_convolutions = spec.images and frozen is None
         per_call = updates_per_call(config.updates_per_call, has_convolutions)
@@ -204,7 +230,7 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
             ),
             validate=make_validation(validation_of(spec)),
             evaluate=make_evaluation(spec, mesh, folder, workers, eval_log),
-            metadata={'versions': versions()},
+            metadata=metadata,
             writer=writer,
             verification=verification,
             train_log=train_log,
@@ -213,12 +239,37 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
             resume_command=command('train', '--resume', folder.path),
         )
         began = time.monotonic()
-        batches = training_batches(data['train'], config, start, **part)
-        _, code = trainer.train(state, batches, val_batches, is_evaluation_missing)
+        code = 0
+        if start <= config.steps:
+            batches = training_batches(data['train'], config, start, **part)
+            state, code = trainer.train(state, batches, val_batches, is_evaluation_missing)
+            is_evaluation_missing = False
+        if code == 0 and actors is not None:
+            record = saved_record(folder, int(state.step))
+            _, code = train_online(
+                trainer,
+                state,
+                spec,
+                data['train'],
+                actors,
+                record,
+                val_batches,
+                is_evaluation_missing,
+            )
     if code == 0 and is_main:
         plot_learning_curve(folder, f'{config.agent.name}: {config.task}')
-        print(end_summary(folder, config.steps - start, time.monotonic() - began), flush=True)
+        updates = config.total_updates - start
+        print(end_summary(folder, updates, time.monotonic() - began), flush=True)
     return code
+
+
+def check_online_resume(folder: RunFolder, config: TrainConfig) -> None:
+    """Raises FQLError if other --steps are asked for behind which an online phase has begun."""
+    if folder.replay.exists() and (stored := read_spec(folder).config.steps) != config.steps:
+        raise FQLError(
+            f'{folder.path}: its online phase has begun behind {stored:,} offline updates; '
+            f'--steps cannot become {config.steps:,}'
+        )
 
 
 def make_evaluation(
@@ -350,6 +401,7 @@ def start_summary(
             f'updates {int(state.step):,} to {config.steps:,}, batch {config.batch_size}, '
             f'seed {config.seed}{hint}'
         ),
+        **({'online': describe_online(config)} if config.online.online_steps else {}),
         'devices': (
             f'{jax.device_count()} ({jax.devices()[0].device_kind}) '
             f'in {jax.process_count()} process(es)'

@@ -56,7 +56,7 @@ def watch(folder: RunFolder, episodes: int, num_workers: int, env: str = '') -> 
         start_workers(spec, config, episodes, num_workers) as workers,
         MetricsLog(folder.eval_csv, folder.eval_tensorboard, step=None) as log,
     ):
-        print(f'watching {folder.path} up to step {config.steps:,}', flush=True)
+        print(f'watching {folder.path} up to step {config.total_updates:,}', flush=True)
         for step in _new_steps(folder):
             reader = CheckpointReader(folder.checkpoints, read_identity(folder.spec))
             try:
@@ -87,7 +87,7 @@ def _new_steps(folder: RunFolder) -> Iterator[int]:
     The state before the first update is not evaluated.
     """
     seen = recorded_steps(folder.eval_csv) | {0}
-    while read_spec(folder).config.steps not in seen:
+    while read_spec(folder).config.total_updates not in seen:
         new = [step for step in finished_steps(folder.checkpoints) if step not in seen]
         if not new:
             time.sleep(POLL_SECONDS)

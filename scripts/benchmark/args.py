@@ -140,6 +140,40 @@ class BenchmarkLatents:
 
 
 @dataclass(frozen=True)
+class BenchmarkOnline:
+    """Time the online phase against the offline one, and its environments against a bare one.
+
+    Updates are of impala_small at batch 256, on data that are made for it, with an environment that
+    takes no time. The environments that are compared are real ones, without updates. Memory and
+    disk are of small networks.
+    """
+
+    parts: tuple[Literal['updates', 'environments', 'memory'], ...] = (
+        'updates',
+        'environments',
+        'memory',
+    )
+    """What is measured."""
+    updates: int = 10
+    """Updates of a turn, offline and online."""
+    env: str = 'visual-cube-single-singletask-task1-v0'
+    """The environment whose steps are timed."""
+    env_steps: int = 20
+    """Steps of each environment in a turn."""
+    workers: int = 2
+    """Environments that are stepped together."""
+    memory_steps: int = 20_000
+    """Environment steps, each with an update, over which memory is watched."""
+    rounds: Rounds = 5
+    json: JsonOut = None
+    data_dir: DataDir = ''
+
+    def check(self) -> None:
+        """Raises FQLError if the arguments make no sense."""
+        check_new(self.json)
+
+
+@dataclass(frozen=True)
 class BenchmarkFaults:
     """Kill a run again and again and see that it ends in the same state as one left alone.
 
@@ -152,6 +186,8 @@ class BenchmarkFaults:
     """How often the run is killed (SIGKILL), at random moments."""
     updates: int = 6_000
     """Updates of the run."""
+    online: bool = False
+    """The first 100 updates are offline ones, the others those of an online phase."""
     seed: int = 0
     """Of the moments."""
     folder: Path = Path('runs/benchmark-faults')

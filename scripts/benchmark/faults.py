@@ -6,10 +6,12 @@ import statistics
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from data_pipeline.data_dir import resolve_data_dir
+from data_pipeline.replay import RECORD
 from encoders.leaves import tree_digest
 from fql.compiled import abstract_state, initial_state, make_train_step
 from fql.devices import make_mesh, one_device_mesh, put_batch
@@ -35,6 +37,8 @@ SETTINGS = (
 )
 KILL_WITHIN_SECONDS = 2.0
 SAVES = 5
+OFFLINE = 100
+"""Offline updates of a run with an online phase."""
 IMAGE_SIZE = 64
 
 
@@ -42,7 +46,11 @@ def run(args: BenchmarkFaults) -> int:
     """Prints a report; the exit code is 0 only if the states agree."""
     data_dir = str(resolve_data_dir(args.data_dir))
     command = ['train', '--task', args.task, '--data-dir', data_dir, *SETTINGS]
-    command += ['--steps', str(args.updates)]
+    if args.online:
+        command += ['--steps', str(OFFLINE), '--online-steps', str(args.updates - OFFLINE)]
+        command += ['--online-workers', '2', '--max-episode-steps', '50']
+    else:
+        command += ['--steps', str(args.updates)]
     folder = args.folder.absolute()
     alone, killed = RunFolder(folder / 'alone'), RunFolder(folder / 'killed')
     print(f'1/3 a run of {args.updates:,} updates that is left alone', flush=True)
@@ -66,11 +74,12 @@ def run(args: BenchmarkFaults) -> int:
         'resumed_at': resumed_at,
         'same_state': _digest(alone) == _digest(killed),
         'same_train_csv': alone.train_csv.read_bytes() == killed.train_csv.read_bytes(),
+        'same_replay': not args.online or _replay(alone) == _replay(killed),
         'damaged_checkpoints': len(list(killed.damaged.glob('*'))),
         'save': measure_save(folder / 'save'),
     }
     print(json.dumps(report, indent=2))
-    return 0 if report['same_state'] and report['same_train_csv'] else 1
+    return 0 if all(value for name, value in report.items() if name.startswith('same_')) else 1
 
 
 def _start_and_kill(command: list[str], folder: RunFolder, start: int, seconds: float) -> None:
@@ -90,6 +99,12 @@ def _digest(folder: RunFolder) -> str:
     reader = CheckpointReader(folder.checkpoints, read_identity(folder.spec))
     abstract = abstract_state(make_learner(read_spec(folder)), one_device_mesh())
     return tree_digest(reader.restore(abstract, reader.find(None)))
+
+
+def _replay(folder: RunFolder) -> dict[str, dict[str, Any]]:
+    """Rows and checksums of a run's replay, and its episodes."""
+    streams = json.loads((folder.replay / RECORD).read_text())['streams']
+    return {'streams': streams, 'episodes': {'csv': folder.online_csv.read_text()}}
 
 
 def measure_save(folder: Path) -> dict[str, float]:

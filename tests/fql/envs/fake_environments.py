@@ -102,6 +102,40 @@ class Undrawable(Counter):
         raise RuntimeError('no OpenGL')
 
 
+class Dies(Counter):
+    """Ends its process in the third step of every episode."""
+
+    def step(self, action):
+        if self.timestep == 2:
+            os._exit(9)
+        return super().step(action)
+
+
+class NaNObservation(Counter):
+    def observation(self):
+        return super().observation() + (np.nan if self.timestep == 2 else 0)
+
+
+class NaNReward(Counter):
+    def step(self, action):
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, np.nan, terminated, truncated, info
+
+
+class Grows(Counter):
+    """Gives an observation of another shape in the second step."""
+
+    def observation(self):
+        return np.zeros(5 + (self.timestep == 2))
+
+
+class Random(Counter):
+    """Shows what no seed determines."""
+
+    def observation(self):
+        return np.frombuffer(os.urandom(5), np.uint8).astype(np.float64)
+
+
 class WideActions(Counter):
     action_space = gymnasium.spaces.Box(-2, 2, (2,), np.float32)
 

@@ -1,0 +1,209 @@
+"""Batches of the online phase: from the data and from a replay that grows, by tf.data.
+
+    step, rows in the replay -> samples drawn with (seed, step) -> a queue
+        -> frames, randomly shifted, as of `data_pipeline.loader` -> batch
+
+Which samples update n sees depends on (seed, n, rows in the replay when it was asked for) alone.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, Self
+
+import numpy as np
+import tensorflow as tf
+
+from data_pipeline.loader import (
+    Batch,
+    Columns,
+    Frames,
+    LoaderConfig,
+    Samples,
+    Source,
+    as_batches,
+    flip_coin,
+    gather_samples,
+    map_file,
+    sample_shifts,
+    split_source,
+)
+from data_pipeline.replay import Episodes, Replay, Stream
+from data_pipeline.store.frame_store import Split
+
+_MOST_REQUESTS = 2**20
+
+
+class Drawn(NamedTuple):
+    """The samples of a batch, (b,) each.
+
+    Attributes:
+        sources: int32: 0 the data, 1.. the streams of the replay.
+        rows, first, last: int64: where samples begin, and the first and last rows of their
+            episodes.
+        following: int64: the rows of the transitions after these; see `loader.following_rows`.
+    """
+
+    sources: np.ndarray
+    rows: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    following: np.ndarray
+
+
+def draw_samples(
+    sources: Sequence[Episodes], share: float | None, config: LoaderConfig, step: int
+) -> Drawn:
+    """The samples of one update, with replacement; this process's part.
+
+    Chunks may begin in all but the last `horizon - 1` transitions of each source.
+
+    Args:
+        sources: the data, then the streams of the replay.
+        share: None: uniform over data and replay as one. Else this part of the batch, its first
+            rows, comes from the data and the rest from the replay; all of it from the data as long
+            as the replay has nothing.
+    """
+    counts = [max(0, episodes.transitions - config.horizon + 1) for episodes in sources]
+    ends = np.cumsum(counts)
+    low = np.zeros(config.batch_size, np.int64)
+    high = np.full(config.batch_size, ends[-1])
+    if share is not None:
+        from_data = int(config.batch_size * share) if ends[-1] > ends[0] else config.batch_size
+        high[:from_data] = ends[0]
+        low[from_data:] = ends[0]
+    # Counter-based, so that it depends on nothing drawn before. Of numbers below 2^64, the
+    # remainder is uniform but for one part in 2^30 even with billions of rows.
+    raw = np.random.Philox(key=np.array([config.seed, step], np.uint64)).random_raw(len(low))
+    picks = low + (raw % (high - low).astype(np.uint64)).astype(np.int64)
+    first = config.process_index * config.local_size
+    picks = picks[first : first + config.local_size]
+
+    chosen = np.searchsorted(ends, picks, side='right')
+    found = np.zeros((4, len(picks)), np.int64)
+    for index, episodes in enumerate(sources):
+        places = np.flatnonzero(chosen == index)
+        if len(places):
+            transitions = picks[places] - (ends[index] - counts[index])
+            following = np.minimum(transitions + 1, episodes.transitions - 1)
+            found[:, places] = (*episodes.find(transitions), episodes.find(following)[0])
+    return Drawn(chosen.astype(np.int32), *found)
+
+
+class OnlineBatches:
+    """Batches that are asked for as the replay grows; a context manager.
+
+    A batch is made in the background from when it is asked for until it is taken.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        rewards: np.ndarray,
+        masks: np.ndarray,
+        replay: Replay,
+        share: float | None,
+        config: LoaderConfig,
+    ) -> None:
+        """Maps the data; `rewards` and `masks` are theirs, `share` is of `draw_samples`."""
+        self._data = split_source(split, rewards, masks)
+        self._episodes = Episodes(np.flatnonzero(split.terminals), len(split.terminals))
+        self._replay, self._share, self._config = replay, share, config
+        self._capacity = 0
+        self._queue: tf.queue.FIFOQueue | None = None
+        self._batches: Iterator[dict[str, np.ndarray]] = iter(())
+        self._asked: deque[int] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def ask(self, steps: Iterable[int]) -> None:
+        """Has the batches of these updates made, of the rows that there are now."""
+        # Before the replay grows again, all that was asked for is taken.
+        if self._capacity != self._replay.capacity:
+            assert not self._asked
+            self._start()
+        sources = [self._episodes, *(stream.episodes for stream in self._replay.streams)]
+        assert self._queue is not None
+        for step in steps:
+            self._queue.enqueue([step, *draw_samples(sources, self._share, self._config, step)])
+            self._asked.append(step)
+
+    def take(self) -> tuple[int, dict[str, np.ndarray]]:
+        """The update and the batch asked for first: see `loader.make_batches`, but for
+
+        sources: (b,) int32: 0 where a sample is of the data, else 1 + the replay's stream.
+        indices: (b,) int64: rows of the samples' sources.
+        """
+        step = self._asked.popleft()
+        return step, next(self._batches)
+
+    def _start(self) -> None:
+        """Maps the replay as it is now."""
+        self._stop()
+        streams = self._replay.streams
+        sources = [self._data, *(stream_source(stream, self._data.frames) for stream in streams)]
+        size = self._config.local_size
+        types = [tf.int64, tf.int32] + [tf.int64] * 4
+        shapes: list[list[int]] = [[]] + [[size]] * 5
+        self._queue = queue = tf.queue.FIFOQueue(_MOST_REQUESTS, types, shapes)
+        make_batch = mixture_maker(sources, self._config)
+        requests = tf.data.Dataset.counter().map(
+            tf.autograph.experimental.do_not_convert(lambda _: tuple(queue.dequeue()))
+        )
+        self._batches = as_batches(requests, make_batch)
+        self._capacity = self._replay.capacity
+
+    def _stop(self) -> None:
+        if self._queue is not None:
+            # A thread that waits for the next request would keep the process from ending.
+            self._queue.close(cancel_pending_enqueues=True)
+        self._queue, self._batches = None, iter(())
+
+
+def stream_source(stream: Stream, like: Frames) -> Source:
+    """The rows of a stream, those to come too, as tensors.
+
+    Args:
+        like: the data's observations, frames or latents, whose shape the stream's have.
+    """
+
+    def column(name: str, *shape: int) -> tf.Tensor:
+        return tf.reshape(map_file(stream.path / f'{name}.npy', growing=True), [-1, *shape])
+
+    shown = 'observations' if stream.layout.latents is None else 'latents'
+    frames = map_file(stream.path / f'{shown}.npy', growing=True)
+    action_dim = stream.layout.action_dim
+    columns = Columns(column('actions', action_dim), column('rewards'), column('masks'))
+    return Source(Frames(frames, like.shape), columns)
+
+
+def mixture_maker(sources: Sequence[Source], config: LoaderConfig) -> Callable[..., Batch]:
+    """The function (step, *drawn) -> batch of samples of several sources."""
+    shape = sources[0].frames.shape
+
+    def make_batch(
+        step: tf.Tensor,
+        chosen: tf.Tensor,
+        rows: tf.Tensor,
+        first: tf.Tensor,
+        last: tf.Tensor,
+        following: tf.Tensor,
+    ) -> Batch:
+        coin = flip_coin(config, step)
+        shifts = sample_shifts(shape, coin, config, step)
+        groups = tf.dynamic_partition(tf.range(config.local_size), chosen, len(sources))
+        parts = []
+        for source, group in zip(sources, groups, strict=True):
+            samples = Samples(*(tf.gather(values, group) for values in (rows, first, last)))
+            next_rows = tf.gather(following, group) if config.next_actions else None
+            group_shifts = tf.gather(shifts, group)
+            parts.append(gather_samples(source, samples, next_rows, coin, group_shifts, config))
+        batch = {
+            name: tf.dynamic_stitch(groups, [part[name] for part in parts]) for name in parts[0]
+        }
+        return {**batch, 'sources': chosen, 'indices': rows, 'shifts': shifts}
+
+    return make_batch

@@ -1,0 +1,542 @@
+"""The replay of the online phase: the arrays of a frame store that grow, one copy of each frame.
+
+    <replay>/replay.json          how many rows there are, and what they are
+    <replay>/<split>/<array>.npy  split: `train` of the first environment, `train_1`, ... of others
+
+A split is the stream of one environment, episode after episode. Row t holds an observation, and the
+action that was taken there with its reward and mask. The last row of an episode has `terminals` set
+and leads nowhere. The newest row of a stream holds an observation only, until its action is taken.
+
+Files are longer than what they hold, by up to EXTENT rows that take no disk space, so that a loader
+may map them before they are filled. The number of rows is what counts: a row is written before it
+is counted, and what lies behind the count is never read.
+"""
+
+import itertools
+import os
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from data_pipeline.data_dir import dataset_folder
+from data_pipeline.errors import DataError
+from data_pipeline.files import sync_file, write_json, write_npy_header
+from data_pipeline.schema import from_json, load_json
+from data_pipeline.store.frame_store import FrameStore, Split, open_store
+from data_pipeline.store.manifest import FORMAT_VERSION, ArrayEntry, Manifest, SplitEntry
+
+RECORD = 'replay.json'
+
+EXTENT = 16_384
+"""Rows by which the files of a stream grow."""
+
+_READ_BYTES = 4 << 20
+_SHOWN = {'observations', 'latents'}
+"""Arrays that are complete up to the newest row; of the others its entry is still to come."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a row of a replay is.
+
+    frame_shape, frame_dtype: of a frame, not stacked
+    action_dim: size of an action
+    latents: size and type of the latents of the stack that ends in a row, where they are kept
+    """
+
+    frame_shape: tuple[int, ...]
+    frame_dtype: str
+    action_dim: int
+    latents: tuple[int, str] | None = None
+
+    @property
+    def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape of a row and type, by the array's name."""
+        arrays: dict[str, tuple[tuple[int, ...], np.dtype]] = {
+            'observations': (self.frame_shape, np.dtype(self.frame_dtype)),
+            'actions': ((self.action_dim,), np.dtype(np.float32)),
+            'rewards': ((), np.dtype(np.float32)),
+            'masks': ((), np.dtype(np.float32)),
+            'terminals': ((), np.dtype(bool)),
+        }
+        if self.latents is not None:
+            width, dtype = self.latents
+            arrays['latents'] = ((width,), np.dtype(dtype))
+        return arrays
+
+
+class Episodes(NamedTuple):
+    """Where the episodes of a stream, or the trajectories of a split, lie.
+
+    Attributes:
+        ends: (m,) int64, the last rows of those that have ended, ascending.
+        rows: how many rows there are; those behind the last end are of an episode that goes on.
+    """
+
+    ends: np.ndarray
+    rows: int
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an episode goes on."""
+        return self.rows > (self.ends[-1] + 1 if len(self.ends) else 0)
+
+    @property
+    def transitions(self) -> int:
+        """Rows whose next row is there and of the same episode."""
+        return self.rows - len(self.ends) - self.is_open
+
+    def find(self, transitions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where transitions (b,) int64, counted over the whole stream, begin.
+
+        Returns:
+            Their rows, and the first and last rows of their episodes, (b,) int64 each; the last row
+            of an episode that goes on is the newest.
+        """
+        # Before a transition's row lie as many last rows, where none begins, as ended episodes.
+        before = np.searchsorted(self.ends - np.arange(len(self.ends)), transitions, side='right')
+        bounds = np.concatenate([[-1], self.ends, [self.rows - 1]])
+        return transitions + before, bounds[before] + 1, bounds[before + 1]
+
+
+Values = list[tuple[str, int, Any]]
+"""What is written where: an array's name, a row, a value."""
+
+
+class Stream:
+    """The rows of one environment, in files that grow.
+
+    Attributes:
+        path: folder of the arrays.
+        layout: what a row is.
+        rows: how many rows there are.
+        capacity: rows that the files have room for.
+    """
+
+    def __init__(self, path: Path, layout: Layout, rows: int = 0) -> None:
+        """Opens the files in `path`, which are made if `rows` is 0, and cuts them to `rows`.
+
+        Raises:
+            DataError: an array is missing, of another shape, or too short.
+        """
+        self.path = path
+        self.layout = layout
+        self.rows = rows
+        self.capacity = 0
+        self._arrays = layout.arrays
+        self._files: dict[str, Any] = {}
+        self._starts: dict[str, int] = {}
+        self._crc = dict.fromkeys(self._arrays, 0)
+        self._ends = np.zeros(0, np.int64)
+        self._num_ends = 0
+        if rows:
+            self._check_files()
+        else:
+            path.mkdir(parents=True)
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def episodes(self) -> Episodes:
+        """Where the episodes lie; of no use any more once something was appended."""
+        return Episodes(self._ends[: self._num_ends], self.rows)
+
+    def start(self, frame: np.ndarray, latents: np.ndarray | None = None) -> None:
+        """Appends the first row of an episode; the one before it must have ended."""
+        assert not self.episodes.is_open
+        self._append(frame, latents, [])
+
+    def step(
+        self,
+        action: np.ndarray,
+        reward: float,
+        mask: float,
+        frame: np.ndarray,
+        ends: bool,
+        latents: np.ndarray | None = None,
+    ) -> None:
+        """Appends a step: what was done in the newest row, and the row that it led to.
+
+        Args:
+            mask: 0 where the task is complete, so that nothing follows.
+            ends: whether the episode ends there, for whatever reason.
+
+        Raises:
+            DataError: the disk is full, or the like; the stream is as before.
+        """
+        assert self.episodes.is_open
+        row = self.rows
+        columns = [_columns(row - 1, action, reward, mask, ends=False)]
+        if ends:
+            columns.append(_columns(row, np.zeros_like(action), 0.0, 1.0, ends=True))
+        self._append(frame, latents, columns)
+        if ends:
+            self._note_end(row)
+
+    def cut_off(self) -> None:
+        """Ends the episode that goes on at its newest row; one of no transition leaves no row."""
+        episodes = self.episodes
+        assert episodes.is_open
+        last = episodes.ends[-1] if len(episodes.ends) else -1
+        if self.rows - last == 2:
+            self.rows -= 1
+            for name in _SHOWN & self._arrays.keys():
+                self._crc[name] = self._checksum(name, self.rows)
+            return
+        shape, _ = self._arrays['actions']
+        self._write(_columns(self.rows - 1, np.zeros(shape), 0.0, 1.0, ends=True))
+        self._note_end(self.rows - 1)
+
+    def read(self, name: str, start: int, end: int) -> np.ndarray:
+        """The rows from `start` to `end` of an array, a copy."""
+        shape, dtype = self._arrays[name]
+        size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+        data = os.pread(
+            self._files[name].fileno(), (end - start) * size, self._starts[name] + start * size
+        )
+        return np.frombuffer(data, dtype).reshape(end - start, *shape)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The number of rows and checksums of what they hold: JSON values for a checkpoint."""
+        return {'rows': self.rows, 'crc32': dict(self._crc)}
+
+    def check(self, record: Mapping[str, Any]) -> None:
+        """Raises DataError if the rows are not those of a `record`."""
+        for name, crc in record['crc32'].items():
+            if self._crc[name] != crc:
+                raise DataError(
+                    f'{self.path / name}.npy: its first {record["rows"]:,} rows are not what was '
+                    'written (checksum differs)'
+                )
+
+    def sync(self) -> None:
+        """Has the system write everything to the disk."""
+        with _faults(self.path):
+            for file in self._files.values():
+                sync_file(file)
+
+    def trim(self) -> None:
+        """Cuts the files to the rows that they hold, for others to read; ends all appending."""
+        with _faults(self.path):
+            for name in self._arrays:
+                self._resize(name, self.rows)
+
+    def close(self) -> None:
+        """Closes the files."""
+        for file in self._files.values():
+            file.close()
+
+    def _check_files(self) -> None:
+        for name, (shape, dtype) in self._arrays.items():
+            path = self.path / f'{name}.npy'
+            try:
+                found = np.load(path, mmap_mode='r', allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                raise DataError(f'{path}: cannot be read: {error}') from error
+            if found.shape[1:] != shape or found.dtype != dtype or len(found) < self.rows:
+                raise DataError(
+                    f'{path}: holds {found.dtype} {found.shape} in place of at least {self.rows:,} '
+                    f'rows of {dtype} {shape}'
+                )
+
+    def _open(self) -> None:
+        mode = 'r+b' if self.rows else 'xb+'
+        for name, (shape, dtype) in self._arrays.items():
+            # Unbuffered: a row is in the file, and so in every mapping of it, once it is written.
+            file = open(self.path / f'{name}.npy', mode, buffering=0)  # noqa: SIM115
+            self._files[name] = file
+            with _faults(self.path):
+                write_npy_header(file, (0, *shape), dtype)
+            self._starts[name] = file.tell()
+        self._reserve(self.rows)
+        if not self.rows:
+            return
+        ends = np.flatnonzero(self.read('terminals', 0, self.rows - 1))
+        self._ends, self._num_ends = ends, len(ends)
+        complete = self.rows - 1
+        self._crc = {
+            name: self._checksum(name, self.rows if name in _SHOWN else complete)
+            for name in self._arrays
+        }
+
+    def _reserve(self, rows: int) -> None:
+        """Cuts the files to so many rows, and makes room for EXTENT more at most."""
+        capacity = (rows // EXTENT + 1) * EXTENT
+        with _faults(self.path):
+            for name in self._arrays:
+                # What a killed process has written behind the rows goes: it reads as zeros. Of the
+                # newest row there is no more than what was shown.
+                kept = rows if name in _SHOWN else max(rows - 1, 0)
+                self._resize(name, kept)
+                self._resize(name, capacity)
+        self.capacity = capacity
+
+    def _resize(self, name: str, rows: int) -> None:
+        file, (shape, dtype) = self._files[name], self._arrays[name]
+        file.truncate(self._starts[name] + rows * self._row_bytes(name))
+        file.seek(0)
+        write_npy_header(file, (rows, *shape), dtype)
+
+    def _append(self, frame: np.ndarray, latents: np.ndarray | None, columns: list[Values]) -> None:
+        """Writes what a row shows and what completes rows; counts it when all is written."""
+        shape, dtype = self._arrays['observations']
+        assert frame.shape == shape
+        assert frame.dtype == dtype
+        if self.rows == self.capacity:
+            self._reserve(self.rows)
+        shown: Values = [('observations', self.rows, frame)]
+        if self.layout.latents is not None:
+            shown.append(('latents', self.rows, latents))
+        self._write([*shown, *itertools.chain(*columns)])
+        self.rows += 1
+
+    def _write(self, values: Values) -> None:
+        crc = dict(self._crc)
+        for name, row, value in values:
+            shape, dtype = self._arrays[name]
+            array = np.asarray(value, dtype)
+            assert array.shape == shape
+            data = memoryview(array.tobytes())
+            crc[name] = zlib.crc32(data, crc[name])
+            place = self._starts[name] + row * len(data)
+            with _faults(self.path):
+                while data:  # On a full disk a part may be written before the error comes.
+                    written = os.pwrite(self._files[name].fileno(), data, place)
+                    data, place = data[written:], place + written
+        self._crc = crc
+
+    def _note_end(self, row: int) -> None:
+        if self._num_ends == len(self._ends):
+            self._ends = np.resize(self._ends, max(1_024, 2 * len(self._ends)))
+        self._ends[self._num_ends] = row
+        self._num_ends += 1
+
+    def _checksum(self, name: str, rows: int) -> int:
+        crc, step = 0, max(1, _READ_BYTES // self._row_bytes(name))
+        for start in range(0, rows, step):
+            crc = zlib.crc32(self.read(name, start, min(start + step, rows)).data, crc)
+        return crc
+
+    def _row_bytes(self, name: str) -> int:
+        shape, dtype = self._arrays[name]
+        return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+
+
+class Replay:
+    """The streams of all environments of a run; a context manager.
+
+    Attributes:
+        path: its folder.
+        streams: one for each environment.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        origin: str,
+        layout: Layout,
+        streams: int,
+        records: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Makes an empty replay in place of what is there, or opens one as a checkpoint left it.
+
+        Args:
+            origin: where the data come from, for the record.
+            streams: how many there are.
+            records: of each stream, as `commit` gave them; rows behind them are dropped.
+
+        Raises:
+            DataError: the replay of the records is missing, damaged or of another shape.
+        """
+        self.path = path
+        self._origin, self._layout = origin, layout
+        if records is None and path.exists():
+            shutil.rmtree(path)
+        if records is not None and not path.is_dir():
+            raise DataError(f'{path}: the replay of this checkpoint is missing')
+        names = ['train', *(f'train_{i}' for i in range(1, streams))]
+        self.streams: list[Stream] = []
+        with ExitStack() as stack:
+            for i, name in enumerate(names):
+                rows = 0 if records is None else int(records[i]['rows'])
+                self.streams.append(Stream(path / name, layout, rows))
+                stack.callback(self.streams[-1].close)
+                if records is not None:
+                    self.streams[-1].check(records[i])
+            if records is None:
+                self.commit()
+            stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.commit()
+                for stream in self.streams:
+                    stream.trim()
+        finally:
+            for stream in self.streams:
+                stream.close()
+
+    @property
+    def transitions(self) -> int:
+        """How many can be drawn."""
+        return sum(stream.episodes.transitions for stream in self.streams)
+
+    @property
+    def capacity(self) -> int:
+        """Rows that the files have room for; when it changes, they have to be mapped again."""
+        return sum(stream.capacity for stream in self.streams)
+
+    def commit(self) -> list[dict[str, Any]]:
+        """Writes everything to the disk, and how much it is; returns each stream's record.
+
+        Raises:
+            DataError: the disk is full, or the like.
+        """
+        for stream in self.streams:
+            stream.sync()
+        records = {stream.path.name: stream.record for stream in self.streams}
+        values = {
+            'format_version': FORMAT_VERSION,
+            'origin': self._origin,
+            'layout': asdict(self._layout),
+            'streams': records,
+            'created': datetime.now(UTC).isoformat(timespec='seconds'),
+        }
+        with _faults(self.path):
+            write_json(self.path / RECORD, values)
+        return list(records.values())
+
+
+@dataclass(frozen=True)
+class _StreamRecord:
+    """As of `Stream.record`."""
+
+    rows: int
+    crc32: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class _Record:
+    """`replay.json`."""
+
+    format_version: int
+    origin: str
+    layout: Layout
+    streams: Mapping[str, _StreamRecord]
+    created: str
+
+
+def is_replay(path: Path) -> bool:
+    """Whether there is a replay in a folder."""
+    return (path / RECORD).exists()
+
+
+def open_data(flag: str, name: str) -> FrameStore:
+    """A dataset by its name, see `dataset_folder`, or a replay by its folder.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+    """
+    if is_replay(Path(name)):
+        return open_replay(Path(name))
+    return open_store(dataset_folder(flag, name))
+
+
+def open_replay(path: Path) -> FrameStore:
+    """A replay as a frame store, with the rows that its last `commit` counts.
+
+    A stream's last episode is ended where it is; one of a single row, which has no transition yet,
+    is left out. There are no checksums to verify.
+
+    Raises:
+        DataError: it is damaged, or holds no transition.
+    """
+    try:
+        record = from_json(_Record, load_json(path / RECORD))
+        splits = {
+            name: split
+            for name, stream in record.streams.items()
+            if (split := _closed_split(path / name, record.layout, stream.rows)) is not None
+        }
+    except (OSError, ValueError) as error:
+        raise DataError(f'{path}: damaged replay: {error}') from error
+    if not splits:
+        raise DataError(f'{path}: this replay holds no transition yet')
+    entries = {
+        name: SplitEntry(
+            len(split.terminals),
+            len(split.lengths),
+            {
+                key: ArrayEntry(array.shape, array.dtype.str, array.nbytes, '')
+                for key, array in split.arrays.items()
+            },
+        )
+        for name, split in splits.items()
+    }
+    sources = {
+        name: {
+            'path': record.origin,
+            'bytes': sum(array.nbytes for array in split.arrays.values()),
+            'sha256': '',
+        }
+        for name, split in splits.items()
+    }
+    versions = {'numpy': np.__version__}
+    manifest = Manifest(FORMAT_VERSION, 'replay', sources, entries, versions, record.created)
+    return FrameStore(path, manifest, splits)
+
+
+def _closed_split(folder: Path, layout: Layout, rows: int) -> Split | None:
+    """The rows of a stream, its last trajectory ended; None if there is no transition."""
+    arrays = {}
+    for name, (shape, dtype) in layout.arrays.items():
+        array = np.load(folder / f'{name}.npy', mmap_mode='r', allow_pickle=False)
+        if len(array) < rows or array.shape[1:] != shape or array.dtype != dtype:
+            raise ValueError(f'{name}.npy of {folder.name} is {array.dtype} {array.shape}')
+        arrays[name] = array[:rows]
+    episodes = Episodes(np.flatnonzero(arrays['terminals']), rows)
+    if episodes.transitions == 0:
+        return None
+    if rows - (episodes.ends[-1] if len(episodes.ends) else -1) == 2:
+        arrays = {name: array[:-1] for name, array in arrays.items()}
+    terminals = np.array(arrays.pop('terminals'))
+    terminals[-1] = True
+    arrays.pop('latents', None)
+    required = (arrays.pop('observations'), arrays.pop('actions'), terminals)
+    return Split(folder.name, folder, *required, {}, arrays)
+
+
+def _columns(row: int, action: np.ndarray, reward: float, mask: float, *, ends: bool) -> Values:
+    """What a row holds besides its frame."""
+    return [
+        ('actions', row, action),
+        ('rewards', row, reward),
+        ('masks', row, mask),
+        ('terminals', row, ends),
+    ]
+
+
+@contextmanager
+def _faults(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f'{path}: the replay cannot be written: {error.strerror or error}; what was appended '
+            'before is whole'
+        ) from error

@@ -1,0 +1,43 @@
+"""A replay of an online phase as the source of a frame store: all its streams, one after another.
+
+The store's rewards and masks are those that the environment gave.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.replay import RECORD, open_replay
+from data_pipeline.sources.base import ArraySpec, Note, SourceSplit
+
+_BLOCK_ROWS = 1_024
+
+
+def replay_splits(path: Path) -> dict[str, SourceSplit]:
+    """The `train` split of a replay; of an episode that has not ended, the steps there are.
+
+    Raises:
+        DataError: see `data_pipeline.replay.open_replay`.
+    """
+    streams = list(open_replay(path).splits.values())
+    rows = sum(len(stream.terminals) for stream in streams)
+    arrays = {
+        name: ArraySpec(array.shape[1:], array.dtype) for name, array in streams[0].arrays.items()
+    }
+    description = {
+        'path': str(path.resolve()),
+        'bytes': rows * sum(spec.row_bytes for spec in arrays.values()),
+        # It has the checksums of all rows.
+        'sha256': hashlib.sha256((path / RECORD).read_bytes()).hexdigest(),
+    }
+
+    def read(note: Note) -> Iterator[tuple[str, np.ndarray]]:
+        del note
+        for stream in streams:
+            for start in range(0, len(stream.terminals), _BLOCK_ROWS):
+                for name, array in stream.arrays.items():
+                    yield name, np.asarray(array[start : start + _BLOCK_ROWS])
+
+    return {'train': SourceSplit(str(path), description, arrays, rows, read)}

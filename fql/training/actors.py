@@ -1,0 +1,296 @@
+"""Environments that are stepped in lock-step by one policy, and fill a replay."""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from data_pipeline.replay import Replay
+from fql.envs.workers import EnvWorkers, Step
+from fql.errors import FQLError
+from fql.learner import Params
+from fql.training.policy import Act
+
+MAX_REPLACED = 10
+"""Workers that may die or hang, in one run of the program, before it gives up."""
+
+Encode = Callable[[np.ndarray], np.ndarray]
+Report = Callable[[Mapping[str, float]], None]
+
+
+@dataclass
+class _Episode:
+    """An episode that goes on.
+
+    Attributes:
+        number: how many the environment had before.
+        observation: the newest one, a stack.
+        latents: of the observation, where they are stored.
+        success: of the last step; NaN before the first.
+        queue: actions that are still to be executed before the policy is asked again.
+    """
+
+    number: int
+    observation: np.ndarray
+    latents: np.ndarray | None = None
+    length: int = 0
+    sum_of_rewards: float = 0.0
+    success: float = np.nan
+    queue: deque[np.ndarray] = field(default_factory=deque)
+
+
+class Actors:
+    """The environments, their open episodes, and the policy that acts in all of them.
+
+    A turn is `choose`, `begin`, `finish`: the policy is computed, the environments step, their
+    steps are appended to the replay, and those whose episode has ended are reset. What the policy
+    draws depends on (key, environment, episode, step) alone.
+    """
+
+    def __init__(
+        self,
+        workers: EnvWorkers,
+        replay: Replay,
+        act: Act,
+        key: jax.Array,
+        seed: int,
+        report: Report,
+        reward_offset: float = 0.0,
+        encode: Encode | None = None,
+    ) -> None:
+        """Takes over `workers`, one for each stream of the replay.
+
+        Args:
+            key: of the policy's draws.
+            seed: of the environments' resets.
+            report: called with the metrics of each episode that has ended.
+            reward_offset: added to the environments' rewards, as to those of the data.
+            encode: (W, ...) observations to their latents (W, d), which are stored beside them, and
+                which the policy reads in their place.
+        """
+        self._workers, self._streams = workers, replay.streams
+        self._act, self._key, self._seed, self._report = act, key, seed, report
+        self._reward_offset, self._encode = reward_offset, encode
+        self._episodes: dict[int, _Episode] = {}
+        self._replaced = 0
+
+    def start(self) -> None:
+        """Begins the first episode of every environment."""
+        self._begin_episodes(range(len(self._streams)))
+
+    def bring_back(self, queues: Sequence[Sequence[Sequence[float]]]) -> None:
+        """Brings the environments to where the replay ends: reset and step as recorded there.
+
+        An environment that does not show the same again is told of, and begins a new episode.
+
+        Args:
+            queues: of `queues`, when the replay ended there.
+        """
+        recorded = {}
+        for index, stream in enumerate(self._streams):
+            first = int(stream.episodes.ends[-1]) + 1 if len(stream.episodes.ends) else 0
+            recorded[index] = (
+                stream.read('actions', first, stream.rows - 1),
+                stream.read('rewards', first, stream.rows - 1),
+            )
+        self._episodes = self._reset(range(len(self._streams)))
+        strayed = set()
+        for timestep in range(max(len(actions) for actions, _ in recorded.values())):
+            acting = {
+                index: actions[timestep]
+                for index, (actions, _) in recorded.items()
+                if timestep < len(actions) and index not in strayed
+            }
+            for index, step in self._workers.step(acting).items():
+                self._note(index, step, float(recorded[index][1][timestep]))
+                is_last = timestep == len(recorded[index][0]) - 1
+                if (step.terminated or step.truncated) and not is_last:
+                    strayed.add(index)
+        for index, stream in enumerate(self._streams):
+            episode = self._episodes[index]
+            frame = stream.read('observations', stream.rows - 1, stream.rows)[0]
+            if index in strayed or not np.array_equal(
+                self._newest_frame(index, episode.observation), frame
+            ):
+                tqdm.write(
+                    f'environment {index} does not repeat itself: reset with its seed and stepped '
+                    f'with the {len(recorded[index][0])} recorded actions of its episode, it shows '
+                    'something else; it begins a new episode, and this run is not exactly the one '
+                    'that was broken off'
+                )
+                stream.cut_off()
+                self._begin_episodes([index])
+            else:
+                episode.queue.extend(np.asarray(queues[index], np.float32))
+                if self._encode is not None:
+                    episode.latents = stream.read('latents', stream.rows - 1, stream.rows)[0]
+
+    @property
+    def queues(self) -> list[list[list[float]]]:
+        """The actions still to be executed of each environment, as JSON values."""
+        return [
+            [action.tolist() for action in self._episodes[index].queue]
+            for index in range(len(self._streams))
+        ]
+
+    def choose(self, params: Params) -> jax.Array | None:
+        """Has the policy computed, (W, h, a), if any environment needs it; does not wait for it."""
+        episodes = [self._episodes[index] for index in range(len(self._streams))]
+        if all(episode.queue for episode in episodes):
+            return None
+        numbers = [len(episodes) * episode.number + i for i, episode in enumerate(episodes)]
+        shown = [
+            episode.observation if episode.latents is None else episode.latents
+            for episode in episodes
+        ]
+        return self._act(
+            params,
+            self._key,
+            jnp.asarray(np.stack(shown)),
+            jnp.asarray(numbers, jnp.int32),
+            jnp.asarray([episode.length for episode in episodes], jnp.int32),
+        )
+
+    def begin(self, chosen: jax.Array | None) -> None:
+        """Waits for the policy, and has every environment step."""
+        if chosen is not None:
+            # Sent as a JAX array, an action would make the worker import JAX.
+            actions = np.asarray(chosen)
+            for index, episode in self._episodes.items():
+                if not episode.queue:
+                    episode.queue.extend(actions[index])
+        self._acting = {index: episode.queue.popleft() for index, episode in self._episodes.items()}
+        self._workers.begin_steps(self._acting)
+
+    def finish(self) -> None:
+        """Waits for the environments, appends their steps, and resets those that have ended.
+
+        Raises:
+            FQLError: an environment raised an exception or gave what is not finite or of another
+                shape, or workers died again and again. Nothing was appended then.
+            DataError: the disk is full, or the like.
+        """
+        steps = self._workers.finish_steps(self._acting)
+        for index, step in steps.items():
+            self._check(index, step)
+        shown = {index: step.observation for index, step in steps.items()}
+        latents = self._latents(shown)
+        over = []
+        for index in self._acting:
+            stream, episode = self._streams[index], self._episodes[index]
+            if index not in steps:
+                self._drop(index)
+                over.append(index)
+                continue
+            step = steps[index]
+            ends = step.terminated or step.truncated
+            reward = float(np.float32(step.reward + self._reward_offset))
+            stream.step(
+                self._acting[index],
+                reward,
+                float(not step.terminated),
+                self._newest_frame(index, step.observation),
+                ends,
+                latents.get(index),
+            )
+            episode.latents = latents.get(index)
+            self._note(index, step, reward)
+            if ends:
+                self._report(
+                    {
+                        'environment': index,
+                        'episode': episode.number,
+                        'success': episode.success,
+                        'return': episode.sum_of_rewards,
+                        'length': episode.length,
+                    }
+                )
+                over.append(index)
+        self._begin_episodes(over)
+
+    def _note(self, index: int, step: Step, reward: float) -> None:
+        episode = self._episodes[index]
+        episode.observation = step.observation
+        episode.length += 1
+        episode.sum_of_rewards += reward
+        episode.success = step.success
+
+    def _begin_episodes(self, indices: Sequence[int]) -> None:
+        begun = self._reset(indices)
+        latents = self._latents({index: episode.observation for index, episode in begun.items()})
+        for index, episode in begun.items():
+            episode.latents = latents.get(index)
+            self._episodes[index] = episode
+            frame = self._newest_frame(index, episode.observation)
+            self._streams[index].start(frame, episode.latents)
+
+    def _latents(self, observations: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+        """The latents of some environments' observations; nothing where none are stored."""
+        if self._encode is None or not observations:
+            return {}
+        # Always of as many as there are environments, so that one program computes all.
+        filler = next(iter(observations.values()))
+        rows = [observations.get(index, filler) for index in range(len(self._streams))]
+        latents = self._encode(np.stack(rows))
+        return {index: latents[index] for index in observations}
+
+    def _reset(self, indices: Sequence[int]) -> dict[int, _Episode]:
+        numbers = {index: len(self._streams[index].episodes.ends) for index in indices}
+        seeds = {index: self._episode_seed(index, number) for index, number in numbers.items()}
+        firsts = self._workers.reset(seeds)
+        for index in seeds.keys() - firsts.keys():
+            raise FQLError(f'{self._place(index)} hangs when it is reset with seed {seeds[index]}')
+        for index, observation in firsts.items():
+            self._check_observation(index, observation)
+        return {index: _Episode(numbers[index], first) for index, first in firsts.items()}
+
+    def _episode_seed(self, index: int, number: int) -> int:
+        return int(np.random.SeedSequence((self._seed, index, number)).generate_state(1)[0])
+
+    def _newest_frame(self, index: int, observation: np.ndarray) -> np.ndarray:
+        """Of a stack, the frame that the replay stores."""
+        channels = self._streams[index].layout.frame_shape[-1]
+        return observation[..., -channels:]
+
+    def _check(self, index: int, step: Step) -> None:
+        self._check_observation(index, step.observation)
+        if not np.isfinite(np.float32(step.reward)):
+            raise FQLError(f'{self._place(index)} gave reward {step.reward}: it must be finite')
+
+    def _check_observation(self, index: int, observation: np.ndarray) -> None:
+        workers = self._workers
+        given = (observation.shape, observation.dtype)
+        if given != (workers.observation_shape, workers.observation_dtype):
+            raise FQLError(
+                f'{self._place(index)} gave an observation {given[0]} {given[1]} in place of '
+                f'{workers.observation_shape} {workers.observation_dtype}'
+            )
+        if not np.isfinite(observation).all():
+            raise FQLError(
+                f'{self._place(index)} gave an observation that is not finite; the checkpoints '
+                'before it are kept'
+            )
+
+    def _place(self, index: int) -> str:
+        text = f'environment {self._workers.spec.env_id} (worker {index}'
+        if index in self._episodes:
+            episode = self._episodes[index]
+            text += f', episode {episode.number}, step {episode.length}'
+        return f'{text})'
+
+    def _drop(self, index: int) -> None:
+        """Ends an episode whose worker has died or hung, and was replaced."""
+        episode = self._episodes[index]
+        self._replaced += 1
+        place = f'{self._place(index)} died, or took longer than {self._workers.step_seconds:g} s'
+        if self._replaced > MAX_REPLACED:
+            raise FQLError(f'{place}: this is the {self._replaced}th time, and no more are tried')
+        tqdm.write(
+            f'{place}: another is started, and its episode dropped at step {episode.length} '
+            f'({self._replaced} of at most {MAX_REPLACED} times)'
+        )
+        self._streams[index].cut_off()

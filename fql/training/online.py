@@ -1,0 +1,320 @@
+"""The online phase: environment steps and updates in turn, behind the updates on the data alone.
+
+Turn t with W environments and U updates a step:
+
+    the policy is computed with the parameters after turn t - 1
+    W * U updates, on data and replay as they are after turn t - 1   } at the same time
+    W environment steps                                              }
+    the steps are appended to the replay
+
+So environments and updates wait for each other only between turns, and what each of them sees does
+not depend on how long the other took.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipeline.online_loader import OnlineBatches
+from data_pipeline.replay import Layout, Replay
+from fql.agents.configs import FQLConfig
+from fql.agents.registry import make_agent
+from fql.compiled import abstract_state, make_train_step, updates_per_call
+from fql.devices import compiler_options
+from fql.envs.tasks import find_task
+from fql.envs.workers import EnvWorkers
+from fql.errors import FQLError
+from fql.learner import Params, TrainState, split_seed
+from fql.reports.video import Recording, save_video
+from fql.training.actors import Actors, Encode
+from fql.training.checkpoints import CheckpointReader, finished_steps
+from fql.training.config import TrainConfig
+from fql.training.data import LabelledSplit, loader_config
+from fql.training.learning import agent_of, batch_maker, make_online_learner
+from fql.training.loop import Batches, Trainer, Update, is_due, was_due
+from fql.training.metrics_log import MetricsLog
+from fql.training.policy import Act, make_act
+from fql.training.rollouts import VIDEO_FPS, start_workers
+from fql.training.run_folder import RunFolder, RunSpec
+
+# Large, so that it is no update's number, by which the same key is split.
+_ACTING = 2**31 + 0x616374
+
+MAX_VIDEO_FRAMES = 300
+
+
+class OnlinePhase:
+    """The turns of an online phase; see `fql.training.loop.Phase`.
+
+    Attributes:
+        done: environment steps made.
+    """
+
+    label = 'online'
+    unit = 'step'
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        replay: Replay,
+        actors: Actors,
+        batches: OnlineBatches,
+        per_call: int,
+        done: int,
+    ) -> None:
+        """The phase behind `done` environment steps, whose rows the replay holds."""
+        self._config, self._replay, self._actors = config, replay, actors
+        self._batches, self._per_call = batches, per_call
+        self.done = done
+        self._is_between_turns = True
+        self._ask()
+
+    @property
+    def total(self) -> int:
+        """Environment steps in all."""
+        return self._config.online.online_steps
+
+    def advance(self, state: TrainState, update: Update) -> TrainState:
+        """See `fql.training.loop.Phase`."""
+        self._is_between_turns = False
+        chosen = self._actors.choose(state.params)
+        most = self._per_call
+        counts = [min(most, self._asked - made) for made in range(0, self._asked, most)]
+        # A first call before the policy is waited for: the device goes on with it at once.
+        state = self._update(state, update, counts[:1])
+        self._actors.begin(chosen)
+        state = self._update(state, update, counts[1:])
+        self._actors.finish()
+        self.done += self._config.online.online_workers
+        self._ask()
+        self._is_between_turns = True
+        return state
+
+    def metadata(self) -> Mapping[str, Any]:
+        """See `fql.training.loop.Phase`; what the checkpoint counts is on the disk then."""
+        if not self._is_between_turns:
+            raise FQLError('a turn was broken off: nothing to be saved')
+        return {
+            'online': {
+                'env_steps': self.done,
+                'streams': self._replay.commit(),
+                'queues': self._actors.queues,
+            }
+        }
+
+    def _ask(self) -> None:
+        """Has the batches of the next turn made, of the rows that there are now."""
+        online = self._config.online
+        behind = self.done - online.online_warmup
+        has_updates = behind >= 0 and self.done < online.online_steps
+        per_turn = online.updates_per_env_step * online.online_workers
+        first = self._config.steps + online.updates_per_env_step * max(behind, 0)
+        self._asked = per_turn if has_updates else 0
+        self._batches.ask(range(first, first + self._asked))
+
+    def _update(self, state: TrainState, update: Update, counts: Sequence[int]) -> TrainState:
+        for count in counts:
+            state = update(state, [self._batches.take()[1] for _ in range(count)])
+        return state
+
+
+def start_actors(spec: RunSpec) -> EnvWorkers:
+    """Starts the environments of an online phase, which judge success as the data do.
+
+    Raises:
+        FQLError: see `fql.training.rollouts.start_workers`; or there are several processes.
+    """
+    if jax.process_count() > 1:
+        raise FQLError('the online phase is for one process: leave out --coordinator')
+    config = dataclasses.replace(spec.config, success_timing='pre')
+    count = config.online.online_workers
+    return start_workers(spec, config, count, count)
+
+
+def train_online(
+    trainer: Trainer,
+    state: TrainState,
+    spec: RunSpec,
+    data: LabelledSplit,
+    workers: EnvWorkers,
+    record: Mapping[str, Any] | None,
+    val_batches: Batches | None,
+    is_evaluation_missing: bool,
+) -> tuple[TrainState, int]:
+    """Makes the online phase of a run, or goes on with it; see `fql.training.loop.Trainer.run`.
+
+    Args:
+        trainer: of the offline updates.
+        state: behind these, or that of a checkpoint of the online phase.
+        data: frames and labels that the run was trained on.
+        workers: of `start_actors`.
+        record: what `OnlinePhase.metadata` gave for that checkpoint; None to begin.
+
+    Raises:
+        DataError: the replay of the record is missing or damaged.
+    """
+    config, folder = spec.config, trainer.folder
+    online = config.online
+    done = int(record['env_steps']) if record else 0
+    per_turn = online.updates_per_env_step * online.online_workers
+    has_convolutions = spec.images and not data.has_latents
+    per_call = min(updates_per_call(config.updates_per_call, has_convolutions), per_turn)
+    learner = make_online_learner(spec)
+    online_trainer = dataclasses.replace(
+        trainer,
+        schedule=dataclasses.replace(config, steps=config.total_updates),
+        train_step=make_train_step(
+            learner,
+            batch_maker(spec),
+            abstract_state(learner, trainer.mesh, config.shard_params),
+            per_call,
+            has_convolutions,
+        ),
+    )
+    share = None if online.offline_ratio == 'uniform' else float(online.offline_ratio)
+    with ExitStack() as stack:
+        log = stack.enter_context(MetricsLog(folder.online_csv, folder.online_tensorboard, done))
+        replay = stack.enter_context(
+            Replay(
+                folder.replay,
+                workers.spec.env_id,
+                replay_layout(data, spec),
+                online.online_workers,
+                record['streams'] if record else None,
+            )
+        )
+        actors = Actors(
+            workers,
+            replay,
+            make_acting(spec),
+            jax.random.fold_in(state.key, _ACTING),
+            config.seed,
+            lambda metrics: log.write(phase.done + online.online_workers, metrics),
+            find_task(config.task).reward_offset,
+            make_encode(spec, state.params) if data.has_latents else None,
+        )
+        if record:
+            actors.bring_back(record['queues'])
+        else:
+            actors.start()
+        batches = stack.enter_context(
+            OnlineBatches(
+                data.split, data.rewards, data.masks, replay, share, loader_config(data, config)
+            )
+        )
+        phase = OnlinePhase(config, replay, actors, batches, per_call, done)
+
+        def evaluate(state: TrainState) -> None:
+            trainer.evaluate(state)
+            if spec.images:
+                save_last_episode(folder, replay, int(state.step))
+
+        online_trainer = dataclasses.replace(online_trainer, evaluate=evaluate)
+        return online_trainer.run(state, phase, val_batches, is_evaluation_missing)
+
+
+def offline_state(config: TrainConfig, abstract: TrainState) -> TrainState:
+    """The state that the offline run `online.source` had after `steps` updates.
+
+    What is drawn behind it is that of this run's seed.
+
+    Raises:
+        FQLError: there is no such checkpoint, it is damaged, or of another agent.
+    """
+    reader = CheckpointReader(RunFolder(Path(config.online.source)).checkpoints)
+    state = reader.restore(abstract, reader.find(config.steps))
+    _, key = split_seed(config.seed)
+    return dataclasses.replace(state, key=jax.device_put(key, state.key.sharding))
+
+
+def saved_record(folder: RunFolder, step: int) -> Mapping[str, Any] | None:
+    """What `OnlinePhase.metadata` gave for a checkpoint; None if it is of the offline phase."""
+    if step not in finished_steps(folder.checkpoints):
+        return None
+    return CheckpointReader(folder.checkpoints).metadata(step).get('online')
+
+
+def is_evaluation_due(config: TrainConfig, step: int) -> bool:
+    """Whether a run evaluates after this update, of either phase."""
+    if step <= config.steps:
+        return step > 0 and is_due(step, config.eval_interval, config.steps)
+    per_turn = config.online.updates_per_env_step * config.online.online_workers
+    return was_due(step - per_turn, step, config.eval_interval, config.total_updates)
+
+
+def replay_layout(data: LabelledSplit, spec: RunSpec) -> Layout:
+    """What a row of a run's replay is: as of its data."""
+    *leading, last = spec.observation_shape
+    frame_shape = (*leading, last // spec.config.frame_stack)
+    latents = None
+    if data.has_latents:
+        latents = (data.split.observations.shape[1], spec.config.latent_cache)
+    return Layout(frame_shape, spec.observation_dtype, spec.action_dim, latents)
+
+
+def make_encode(spec: RunSpec, params: Params) -> Encode:
+    """The function from observations to what a frozen encoder makes of them, in the cache's type.
+
+    Args:
+        params: of a state; they are copied, as updates use them up.
+    """
+    encoding, dtype = agent_of(spec).encoding, spec.config.latent_cache
+    frozen = {'encoders': jax.tree.map(jnp.copy, params['encoders'])}
+    encode = jax.jit(
+        lambda params, images: encoding.encode(params, 'critic', images).astype(dtype),
+        compiler_options=compiler_options(),
+    )
+    return lambda observations: np.asarray(encode(frozen, jnp.asarray(observations)))
+
+
+def make_acting(spec: RunSpec) -> Act:
+    """How the agent acts in the online phase."""
+    online, settings = spec.config.online, spec.config.agent
+    if online.exploration == 'ucb':
+        # An upper confidence bound is pessimism with the other sign (Chen et al. 2017, 'UCB
+        # Exploration via Q-Ensembles', arXiv 1706.01502).
+        assert isinstance(settings, FQLConfig)
+        settings = dataclasses.replace(
+            settings,
+            candidates=online.ucb_candidates,
+            q_agg='mean',
+            critic_pessimism=-online.ucb_beta,
+        )
+    agent = make_agent(settings, spec.shapes)
+    return make_act(agent, agent.exploring_policy)
+
+
+def save_last_episode(folder: RunFolder, replay: Replay, step: int) -> None:
+    """Writes a video of the first environment's last whole episode, if there is one."""
+    stream = replay.streams[0]
+    ends = stream.episodes.ends
+    if len(ends) == 0:
+        return
+    first = int(ends[-2]) + 1 if len(ends) > 1 else 0
+    frames = stream.read('observations', first, int(ends[-1]) + 1)[:MAX_VIDEO_FRAMES]
+    if frames.shape[-1] == 3:
+        folder.videos.mkdir(exist_ok=True)
+        recording = Recording(len(ends) - 1, frames, np.nan)
+        save_video(folder.videos / f'online-{step}.gif', [recording], VIDEO_FPS)
+
+
+def describe_online(config: TrainConfig) -> str:
+    """What the online phase is, in a line."""
+    online = config.online
+    ratio = online.offline_ratio
+    parts = [
+        f'{online.online_steps:,} environment steps in {online.online_workers} environment(s)',
+        f'{online.updates_per_env_step} update(s) a step',
+        'data and replay as one' if ratio == 'uniform' else f'{ratio:.0%} of a batch from the data',
+    ]
+    if online.online_warmup:
+        parts.append(f'none in the first {online.online_warmup:,}')
+    if online.exploration != 'none':
+        parts.append(f'exploration {online.exploration}')
+    return ', '.join(parts)

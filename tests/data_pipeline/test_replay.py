@@ -1,0 +1,220 @@
+"""The growing store: against plain NumPy, against the reference's buffer, and against accidents."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipeline.errors import DataError
+from data_pipeline.replay import EXTENT, Episodes, Layout, Replay, open_replay
+
+LAYOUT = Layout((4, 5, 3), 'uint8', 2)
+STATES = Layout((3,), 'float32', 2)
+REFERENCE = Path(__file__).resolve().parents[1] / 'parity' / 'data' / 'replay_buffer.npz'
+
+
+def make_episodes(lengths, layout=LAYOUT, seed=0):
+    """Episodes of these numbers of steps: (frames (n + 1, ...), actions, rewards, masks)."""
+    rng = np.random.default_rng(seed)
+    for length in lengths:
+        frames = rng.integers(0, 256, (length + 1, *layout.frame_shape))
+        yield (
+            frames.astype(layout.frame_dtype),
+            rng.uniform(-1, 1, (length, layout.action_dim)).astype(np.float32),
+            rng.normal(size=length).astype(np.float32),
+            rng.integers(0, 2, length).astype(np.float32),
+        )
+
+
+def append(stream, episode, steps=None, ends=True):
+    frames, actions, rewards, masks = episode
+    stream.start(frames[0])
+    steps = len(actions) if steps is None else steps
+    for i in range(steps):
+        last = ends and i == len(actions) - 1
+        stream.step(actions[i], rewards[i], masks[i], frames[i + 1], last)
+
+
+def test_a_replay_reads_as_a_frame_store(tmp_path):
+    episodes = list(make_episodes((3, 1, 5, 4)))
+    with Replay(tmp_path / 'replay', 'env', LAYOUT, 1) as replay:
+        for episode in episodes[:3]:
+            append(replay.streams[0], episode)
+        append(replay.streams[0], episodes[3], steps=2, ends=False)
+        replay.commit()
+        live = open_replay(tmp_path / 'replay').splits['train']
+        assert len(live.terminals) == 4 + 2 + 6 + 3
+    split = open_replay(tmp_path / 'replay').splits['train']
+    frames = [episode[0] for episode in episodes[:3]] + [episodes[3][0][:3]]
+    np.testing.assert_array_equal(split.observations, np.concatenate(frames))
+    assert split.lengths.tolist() == [4, 2, 6, 3]
+    for name, place in (('actions', 1), ('rewards', 2), ('masks', 3)):
+        expected = [episode[place] for episode in episodes[:3]] + [episodes[3][place][:2]]
+        found = {'actions': split.actions, **split.labels}[name][split.valid_rows]
+        np.testing.assert_array_equal(found, np.concatenate(expected))
+    assert not split.actions[split.terminals].any()
+
+
+def test_an_episode_that_has_only_begun_is_left_out(tmp_path):
+    with Replay(tmp_path / 'replay', 'env', LAYOUT, 2) as replay:
+        replay.streams[0].start(np.zeros((4, 5, 3), np.uint8))
+        replay.commit()
+        with pytest.raises(DataError, match='no transition yet'):
+            open_replay(tmp_path / 'replay')
+        append(replay.streams[1], next(make_episodes((2,))))
+        replay.streams[1].start(np.zeros((4, 5, 3), np.uint8))
+        replay.commit()
+        assert {n: len(s.terminals) for n, s in open_replay(replay.path).splits.items()} == {
+            'train_1': 3
+        }
+
+
+def test_found_transitions_are_those_of_plain_python():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        terminals = rng.random(rng.integers(1, 40)) < 0.3
+        terminals[0] = False
+        terminals[1:] &= ~terminals[:-1]  # No episode of one row, but perhaps the one that goes on.
+        rows = len(terminals)
+        plain = []
+        first = 0
+        for row in range(rows):
+            if terminals[row]:
+                first = row + 1
+            elif row + 1 < rows:
+                later = np.flatnonzero(terminals[row:])
+                plain.append((row, first, row + later[0] if len(later) else rows - 1))
+        episodes = Episodes(np.flatnonzero(terminals), rows)
+        assert episodes.transitions == len(plain)
+        found = episodes.find(np.arange(len(plain)))
+        assert list(zip(*(part.tolist() for part in found), strict=True)) == plain
+
+
+def snapshot(folder):
+    """All that counts of a replay that is closed."""
+    store = open_replay(folder)
+    return {
+        (name, key): np.array(array)
+        for name, split in store.splits.items()
+        for key, array in split.arrays.items()
+    }
+
+
+@pytest.mark.parametrize('layout', [LAYOUT, STATES])
+def test_a_replay_cut_at_a_checkpoint_goes_on_as_if_nothing_had_been(tmp_path, layout):
+    episodes = list(make_episodes((3, 4, 6, 2), layout))
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    with Replay(whole, 'env', layout, 1) as replay:
+        for episode in episodes:
+            append(replay.streams[0], episode)
+        replay.streams[0].start(episodes[0][0][0])
+        end = replay.commit()
+    with Replay(broken, 'env', layout, 1) as replay:
+        append(replay.streams[0], episodes[0])
+        append(replay.streams[0], episodes[1], steps=2, ends=False)
+        records = json.loads(json.dumps(replay.commit()))
+        # Another future, which is lost: other steps, other episodes, more files.
+        for episode in make_episodes((1,) * 5, layout, seed=9):
+            replay.streams[0].step(np.ones(2, np.float32), 1.0, 0.0, episode[0][1], True)
+            replay.streams[0].start(episode[0][0])
+        replay.commit()
+    with Replay(broken, 'env', layout, 1, records) as replay:
+        stream = replay.streams[0]
+        assert stream.episodes.ends.tolist() == [3]
+        assert not stream.read('actions', 6, 7).any()
+        frames, actions, rewards, masks = episodes[1]
+        for i in (2, 3):
+            stream.step(actions[i], rewards[i], masks[i], frames[i + 1], i == 3)
+        for episode in episodes[2:]:
+            append(stream, episode)
+        stream.start(episodes[0][0][0])
+        assert replay.commit() == end
+    for key, array in snapshot(whole).items():
+        np.testing.assert_array_equal(snapshot(broken)[key], array)
+
+
+def test_growth_beyond_the_room_that_was_made(tmp_path):
+    layout = Layout((1,), 'float32', 1)
+    action = np.zeros(1, np.float32)
+    with Replay(tmp_path / 'replay', 'env', layout, 1) as replay:
+        stream = replay.streams[0]
+        stream.start(np.zeros(1, np.float32))
+        for i in range(1, EXTENT + 10):
+            stream.step(action, i, 1.0, np.full(1, i, np.float32), False)
+        assert replay.capacity == 2 * EXTENT
+        records = replay.commit()
+    split = open_replay(tmp_path / 'replay').splits['train']
+    np.testing.assert_array_equal(split.observations[:, 0], np.arange(EXTENT + 10))
+    assert (tmp_path / 'replay/train/observations.npy').stat().st_size < 4 * (EXTENT + 10) + 1000
+    with Replay(tmp_path / 'replay', 'env', layout, 1, records) as replay:
+        assert replay.streams[0].rows == EXTENT + 10
+
+
+def test_damage_is_found(tmp_path):
+    folder = tmp_path / 'replay'
+    with Replay(folder, 'env', LAYOUT, 1) as replay:
+        append(replay.streams[0], next(make_episodes((5,))))
+        replay.streams[0].start(np.zeros((4, 5, 3), np.uint8))
+        records = replay.commit()
+
+    def reopen(path):
+        with Replay(path, 'env', LAYOUT, 1, records):
+            pass
+
+    reopen(folder)
+    for name in ('observations', 'actions', 'rewards', 'masks', 'terminals'):
+        damaged = tmp_path / 'damaged'
+        shutil.copytree(folder, damaged, dirs_exist_ok=True)
+        path = damaged / 'train' / f'{name}.npy'
+        data = bytearray(path.read_bytes())
+        data[130] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=f'{name}.*not what was written'):
+            reopen(damaged)
+        path.unlink()
+        with pytest.raises(DataError, match=f'{name}.*cannot be read'):
+            reopen(damaged)
+    os.rename(folder, tmp_path / 'elsewhere')
+    with pytest.raises(DataError, match='missing'):
+        reopen(folder)
+
+
+def test_a_disk_that_is_full_in_the_middle_of_an_append(small_disk):
+    layout = Layout((64, 64, 3), 'uint8', 2)
+    (frames, actions, rewards, masks) = next(make_episodes((20,), layout))
+    with Replay(small_disk / 'replay', 'env', layout, 1) as replay:
+        stream = replay.streams[0]
+        stream.start(frames[0])
+        written = []
+
+        def fill():
+            while True:
+                written.append((stream.rows, stream.record))
+                i = stream.rows % 20
+                stream.step(actions[i], rewards[i], masks[i], frames[i], False)
+
+        with pytest.raises(DataError, match='No space left'):
+            fill()
+        assert (stream.rows, stream.record) == written[-1]
+        rows, record = written[-1]
+    assert rows > 1_000
+    with Replay(small_disk / 'replay', 'env', layout, 1, [record]) as replay:
+        assert replay.transitions == rows - 1
+
+
+def test_an_episode_that_is_cut_off(tmp_path):
+    with Replay(tmp_path / 'replay', 'env', LAYOUT, 1) as replay:
+        stream = replay.streams[0]
+        episode = next(make_episodes((3,)))
+        append(stream, episode, steps=2, ends=False)
+        stream.cut_off()
+        stream.start(episode[0][3])
+        stream.cut_off()  # Of one row, which goes.
+        append(stream, episode)
+        stream.start(episode[0][0])
+        records = replay.commit()
+    with Replay(tmp_path / 'replay', 'env', LAYOUT, 1, records) as replay:
+        assert replay.streams[0].episodes.ends.tolist() == [2, 6]

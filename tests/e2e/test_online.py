@@ -1,0 +1,186 @@
+"""The online phase through the program: killed and resumed, all agents, from pixels and states."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from data_pipeline.replay import open_replay
+from fql.envs.tasks import QUICKSTART_TASK
+from fql.training.checkpoints import finished_steps
+
+SMALL = (
+    *('--task', QUICKSTART_TASK, '--batch-size', 8, '--hidden-dims', 8, '--frame-stack', 2),
+    *('--eval-interval', 0, '--log-interval', 7, '--save-interval', 10, '--max-episode-steps', 9),
+)
+ONLINE = ('--steps', 5, '--online-steps', 60, '--online-workers', 2, '--online-warmup', 4)
+
+pytestmark = pytest.mark.usefixtures('prepared', 'opengl')
+
+
+def digest(fql, run):
+    done = fql('inspect', 'checkpoint', run)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def replay_of(run):
+    return {
+        (name, key): np.array(array)
+        for name, split in open_replay(run / 'replay').splits.items()
+        for key, array in split.arrays.items()
+    }
+
+
+def assert_same_run(fql, run, other):
+    assert digest(fql, run) == digest(fql, other)
+    found, expected = replay_of(run), replay_of(other)
+    assert found.keys() == expected.keys()
+    for key, array in expected.items():
+        np.testing.assert_array_equal(found[key], array, err_msg=str(key))
+    for name in ('train.csv', 'online.csv'):
+        assert (run / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_a_killed_run_ends_as_one_that_was_not(
+    fql, fql_process, start_fql, wait_for_checkpoint, tmp_path
+):
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    done = fql_process('train', *SMALL, *ONLINE, '--run-dir', whole)
+    assert done.returncode == 0, done.stderr
+    for step in (25, 45):
+        process = start_fql('train', *SMALL, *ONLINE, '--run-dir', killed, '--resume', 'auto')
+        wait_for_checkpoint(process, killed, step)
+        process.kill()
+        process.communicate()
+    assert max(finished_steps(killed / 'checkpoints')) < 61
+    done = fql_process('train', '--resume', killed)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(fql, killed, whole)
+    assert digest(fql, whole)['step'] == 5 + 60 - 4
+
+
+def test_an_online_phase_from_another_run(fql, assert_one_line, tmp_path):
+    """It is the same as behind the offline updates themselves, and the other run stays as it is."""
+    both, offline, online = tmp_path / 'both', tmp_path / 'offline', tmp_path / 'online'
+    phase = ('--online-steps', 30, '--updates-per-env-step', 2, '--offline-ratio', 0.5)
+    done = fql('train', *SMALL, '--steps', 20, *phase, '--run-dir', both)
+    assert done.returncode == 0, done.stderr
+    assert fql('train', *SMALL, '--steps', 25, '--run-dir', offline).returncode == 0
+    before = {path: path.read_bytes() for path in sorted(offline.rglob('*')) if path.is_file()}
+    command = ('train', '--from', offline, '--step', 20, *phase, '--run-dir', online)
+    done = fql(*command)
+    assert done.returncode == 0, done.stderr
+    assert {path: path.read_bytes() for path in before} == before
+    assert digest(fql, online) == digest(fql, both)
+    assert digest(fql, online)['step'] == 20 + 60
+    assert (online / 'online.csv').read_bytes() == (both / 'online.csv').read_bytes()
+
+    # The replay is data like others.
+    done = fql('inspect', 'data', online / 'replay')
+    assert done.returncode == 0, done.stderr
+    assert '30 transitions in 4 trajectories of 3 to 9' in done.stdout
+    assert_one_line(fql('inspect', 'data', online / 'replay', '--verify'), 'resumed')
+    done = fql('prepare', 'collected', '--source', online / 'replay')
+    assert done.returncode == 0, done.stderr
+    assert '30 transitions in 4 trajectories' in done.stdout
+    own = ('--task', 'own', '--dataset', 'collected', '--batch-size', 8, '--hidden-dims', 8)
+    assert fql('train', *own, '--steps', 2, '--run-dir', tmp_path / 'own').returncode == 0
+
+    # What it continues from must be there, whole.
+    path = online / 'replay' / 'train' / 'rewards.npy'
+    data = bytearray(path.read_bytes())
+    data[140] ^= 1
+    path.write_bytes(data)
+    done = fql('train', '--resume', online, '--online-steps', 40)
+    assert_one_line(done, 'rewards.npy', 'not what was written')
+    path.unlink()
+    done = fql('train', '--resume', online, '--online-steps', 40)
+    assert_one_line(done, 'rewards.npy', 'cannot be read')
+    done = fql('train', '--resume', online, '--steps', 30)
+    assert_one_line(done, '--steps cannot become 30')
+
+
+ONLINE_AGENTS = {
+    'fql': ('--exploration', 'ucb', '--num-critics', 3, '--online.alpha', 0.1),
+    'iql': (),
+    'rebrac': ('--online.encoder-lr-multiplier', 0.1),
+    'ifql': (),
+    'sac': ('--steps', 0),
+    'qc_fql': (),
+    'qc': (),
+}
+QUICK = ('fql', 'sac', 'qc_fql')
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.long)
+        for name in ONLINE_AGENTS
+    ],
+)
+def test_every_agent_goes_online_and_on(fql, tmp_path, name):
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    settings = ('--agent', name, *SMALL, '--steps', 5, '--online-workers', 2, *ONLINE_AGENTS[name])
+    done = fql('train', *settings, '--online-steps', 24, '--run-dir', whole)
+    assert done.returncode == 0, done.stderr
+    done = fql('train', *settings, '--online-steps', 14, '--run-dir', broken)
+    assert done.returncode == 0, done.stderr
+    done = fql('train', '--resume', broken, '--online-steps', 24)
+    assert done.returncode == 0, done.stderr
+    assert digest(fql, whole) == digest(fql, broken)
+    assert replay_of(whole).keys() == replay_of(broken).keys()
+    for key, array in replay_of(whole).items():
+        np.testing.assert_array_equal(array, replay_of(broken)[key])
+    lengths = [int(float(row['length'])) for row in rows_of(whole / 'online.csv')]
+    assert lengths == [9, 9]
+
+
+def test_a_frozen_encoders_latents_grow_with_the_replay(fql, tmp_path):
+    """Against encoding in every update: the same rows, actions that agree to rounding."""
+    pretrained = tmp_path / 'encoder'
+    done = fql('train', *SMALL, '--steps', 3, '--run-dir', tmp_path / 'first')
+    assert done.returncode == 0, done.stderr
+    done = fql('export-encoder', tmp_path / 'first', '--out', pretrained)
+    assert done.returncode == 0, done.stderr
+    settings = (*SMALL, '--steps', 5, '--shift-probability', 0, '--online-workers', 2)
+    settings += ('--encoder.from', pretrained, '--encoder.mode', 'frozen', '--offline-ratio', 0.25)
+    cached, broken, off = (tmp_path / name for name in ('cached', 'broken', 'off'))
+    done = fql('train', *settings, '--online-steps', 20, '--run-dir', cached)
+    assert done.returncode == 0, done.stderr
+    done = fql('train', *settings, '--online-steps', 10, '--run-dir', broken)
+    assert done.returncode == 0, done.stderr
+    done = fql('train', '--resume', broken, '--online-steps', 20)
+    assert done.returncode == 0, done.stderr
+    assert digest(fql, broken) == digest(fql, cached)
+    settings += ('--latent-cache', 'off')
+    done = fql('train', *settings, '--online-steps', 20, '--run-dir', off)
+    assert done.returncode == 0, done.stderr
+    for key, array in replay_of(off).items():
+        tolerance = 2 if array.dtype == np.uint8 else 1e-3
+        np.testing.assert_allclose(replay_of(cached)[key], array, atol=tolerance)
+    latents = np.load(cached / 'replay' / 'train' / 'latents.npy')
+    assert (latents != 0).any(axis=1).all()
+
+
+def rows_of(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (('--steps', 0), 'not 0, unless --online-steps is given'),
+        (('--online-steps', 5, '--online-workers', 2), 'multiples of online-workers'),
+        (('--online-steps', 5, '--online-warmup', 5), 'leaves no update'),
+        (('--online-steps', 5, '--offline-ratio', 1.5), 'offline-ratio must be uniform or lie in'),
+        (('--agent', 'iql', '--online-steps', 5, '--exploration', 'ucb'), 'is of agent fql'),
+        (('--agent', 'sac', '--online-steps', 5, '--online.alpha', 1), 'sac has no alpha'),
+        (('--step', 5), '--step needs --from'),
+    ],
+)
+def test_settings_without_sense(fql, assert_one_line, flags, message):
+    assert_one_line(fql('train', '--task', QUICKSTART_TASK, *flags), message)

@@ -1,0 +1,209 @@
+"""Environments that fill a replay: what is stored, what is brought back, what goes wrong."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_pipeline.replay import Layout, Replay, open_replay
+from fql.envs.make import EnvSpec
+from fql.envs.workers import EnvWorkers
+from fql.errors import FQLError
+from fql.training.actors import MAX_REPLACED, Actors
+
+STACK, OFFSET = 2, -1.0
+
+
+@pytest.fixture(autouse=True)
+def _fakes(monkeypatch):
+    """Spawned processes get this process's sys.path."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / 'envs')
+
+
+def act(horizon):
+    """A policy of noise, which depends on the key only, and on the parameters."""
+
+    def sample(key, episode, timestep):
+        key = jax.random.fold_in(jax.random.fold_in(key, episode), timestep)
+        return jax.random.uniform(key, (horizon, 2))
+
+    @jax.jit
+    def act(scale, key, observations, episodes, timesteps):
+        del observations
+        return scale * jax.vmap(sample, (None, 0, 0))(key, episodes, timesteps)
+
+    return act
+
+
+class World:
+    """Workers of a fake environment, a replay and the actors between them."""
+
+    def __init__(self, path, name, workers=2, horizon=1, records=None, limit=None):
+        spec = EnvSpec(f'fake_environments:{name}-v0', frame_stack=STACK, max_episode_steps=limit)
+        self.workers = EnvWorkers(spec, workers)
+        self.layout = Layout((5,), 'float32', 2)
+        self.episodes = []
+        try:
+            self.replay = Replay(path, name, self.layout, workers, records)
+        except BaseException:
+            self.workers.close()
+            raise
+        self.actors = Actors(
+            self.workers,
+            self.replay,
+            act(horizon),
+            jax.random.key(0),
+            7,
+            self.episodes.append,
+            OFFSET,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.replay.__exit__(*exception)
+        self.workers.__exit__(*exception)
+
+    def turn(self, scale=1.0):
+        self.actors.begin(self.actors.choose(jnp.float32(scale)))
+        self.actors.finish()
+
+
+def test_the_replay_holds_what_the_environments_have_shown(tmp_path):
+    """Against the environments themselves, made to repeat every stored episode."""
+    with World(tmp_path / 'replay', 'Counter', limit=7) as world:
+        world.actors.start()
+        for _ in range(30):
+            world.turn()
+    store = open_replay(tmp_path / 'replay')
+    assert store.splits.keys() == {'train', 'train_1'}
+    spec = EnvSpec('fake_environments:Counter-v0', max_episode_steps=7)
+    ended, starts, masks_of_limit = 0, set(), set()
+    with EnvWorkers(spec, 1) as workers:
+        for stream, split in enumerate(store.splits.values()):
+            assert split.num_transitions == 30 - (split.lengths[-1] == 1)
+            first = 0
+            for number, length in enumerate(split.lengths.tolist()):
+                seed = np.random.SeedSequence((7, stream, number)).generate_state(1)[0]
+                observation = workers.reset({0: int(seed)})[0]
+                np.testing.assert_array_equal(split.observations[first], observation)
+                starts.add(tuple(observation.tolist()))
+                for row in range(first, first + length - 1):
+                    step = workers.step({0: split.actions[row]})[0]
+                    np.testing.assert_array_equal(split.observations[row + 1], step.observation)
+                    assert split.labels['rewards'][row] == np.float32(step.reward + OFFSET)
+                    assert split.labels['masks'][row] == float(not step.terminated)
+                if step.truncated and not step.terminated:
+                    masks_of_limit.add(split.labels['masks'][row])
+                ended += step.terminated or step.truncated
+                first += length
+    assert masks_of_limit == {1.0}
+    assert len(starts) == sum(len(split.lengths) for split in store.splits.values())
+    assert len(world.episodes) == ended
+    for episode in world.episodes:
+        assert (
+            episode['return'] == sum(range(1, episode['length'] + 1)) + OFFSET * episode['length']
+        )
+
+
+def test_actions_depend_on_parameters_episode_and_step_only(tmp_path):
+    seen = []
+    for workers in (1, 2):
+        with World(tmp_path / str(workers), 'Counter', workers) as world:
+            world.actors.start()
+            for scale in (0.5, 0.5, 0.25):
+                world.turn(scale)
+            seen.append(world.replay.streams[0].read('actions', 0, 3))
+    np.testing.assert_array_equal(*seen)
+    assert len(np.unique(seen[0])) == 6
+    with World(tmp_path / 'other', 'Counter', 1) as world:
+        world.actors.start()
+        for scale in (0.5, 0.25, 0.5):
+            world.turn(scale)
+        other = world.replay.streams[0].read('actions', 0, 3)
+    np.testing.assert_array_equal(other, seen[0] * np.array([[1], [0.5], [2]], np.float32))
+
+
+@pytest.mark.parametrize('horizon', [1, 3])
+def test_what_was_broken_off_is_brought_back(tmp_path, horizon):
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    with World(whole, 'Counter', horizon=horizon) as world:
+        world.actors.start()
+        for _ in range(20):
+            world.turn()
+        end, episodes = world.replay.commit(), world.episodes
+    with World(broken, 'Counter', horizon=horizon) as world:
+        world.actors.start()
+        for _ in range(11):
+            world.turn()
+        records, queues = world.replay.commit(), world.actors.queues
+        for _ in range(4):  # Another future, which is lost.
+            world.turn(0.1)
+    assert horizon == 1 or any(queues)
+    with World(broken, 'Counter', horizon=horizon, records=records) as world:
+        world.actors.bring_back(queues)
+        for _ in range(9):
+            world.turn()
+        assert world.replay.commit() == end
+        later = world.episodes
+    assert episodes[-len(later) :] == later
+
+
+def test_an_environment_that_does_not_repeat_itself_is_told_of(tmp_path, capsys):
+    with World(tmp_path / 'replay', 'Random', 1) as world:
+        world.actors.start()
+        world.turn()
+        world.turn()
+        records, queues = world.replay.commit(), world.actors.queues
+        rows = world.replay.streams[0].rows
+    with World(tmp_path / 'replay', 'Random', 1, records=records) as world:
+        world.actors.bring_back(queues)
+        assert 'does not repeat itself' in capsys.readouterr().out
+        stream = world.replay.streams[0]
+        assert stream.episodes.ends.tolist() == [rows - 1]
+        assert stream.rows == rows + 1
+        world.turn()
+
+
+def test_a_worker_that_dies_is_replaced_up_to_a_limit(tmp_path, capsys):
+    with World(tmp_path / 'replay', 'Dies', 1) as world:
+        world.actors.start()
+        for _ in range(3 * MAX_REPLACED):
+            world.turn()
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == MAX_REPLACED
+        assert 'another is started, and its episode dropped at step 2' in lines[0]
+        stream = world.replay.streams[0]
+        assert stream.episodes.ends.tolist() == list(range(2, 3 * MAX_REPLACED, 3))
+        assert world.episodes == []
+        world.turn()
+        world.turn()
+        with pytest.raises(FQLError, match=f'the {MAX_REPLACED + 1}th time'):
+            world.turn()
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('NaNObservation', r'worker 0, episode 0, step 1\) gave an observation that is not finite'),
+        ('NaNReward', r'step 0\) gave reward nan: it must be finite'),
+        ('Grows', 'must have the same shape'),
+        ('Broken', 'the motor is on fire'),
+    ],
+)
+def test_what_an_environment_must_not_give(tmp_path, name, message):
+    with World(tmp_path / 'replay', name, 1) as world:
+        world.actors.start()
+        rows = []
+
+        def turns():
+            for _ in range(2):
+                rows.append(world.replay.streams[0].rows)
+                world.turn()
+
+        with pytest.raises(FQLError, match=message):
+            turns()
+        assert world.replay.streams[0].rows == rows[-1]  # Nothing of it was appended.

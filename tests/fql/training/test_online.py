@@ -1,0 +1,92 @@
+"""The online phase's parts: how it explores, and what its learner changes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fql.agents.configs import AGENT_CONFIGS, EncoderConfig, FQLConfig
+from fql.batch import Batch
+from fql.training.config import OnlineConfig, TrainConfig
+from fql.training.learning import agent_of, make_learner, make_online_learner
+from fql.training.online import make_acting
+from fql.training.run_folder import RunSpec
+
+IMAGES = ((16, 16, 3), 'uint8')
+STATES = ((5,), 'float32')
+
+
+def make_spec(agent, observations=STATES, **online):
+    config = TrainConfig(task='', frame_stack=1, agent=agent, online=OnlineConfig(**online))
+    return RunSpec(config, *observations, action_dim=3)
+
+
+@pytest.mark.parametrize('beta', [0.0, 2.0, 1e6])
+def test_ucb_takes_the_largest_upper_confidence_bound(beta):
+    agent = FQLConfig(hidden_dims=(8,), num_critics=4)
+    spec = make_spec(agent, exploration='ucb', ucb_candidates=6, ucb_beta=beta)
+    params = make_learner(spec).init(0).params
+    rng = np.random.default_rng(0)
+    observations = rng.normal(size=(7, 5)).astype(np.float32)
+    episodes, steps = np.arange(7, dtype=np.int32), np.full(7, 3, np.int32)
+    key = jax.random.key(1)
+    chosen = make_acting(spec)(params, key, *map(jnp.asarray, (observations, episodes, steps)))
+
+    plain = agent_of(spec)
+    others = set()
+    for i in range(7):
+        sample_key = jax.random.fold_in(jax.random.fold_in(key, i), 3)
+        noise = jax.random.normal(sample_key, (6, 3))
+        latents = jnp.repeat(observations[i : i + 1], 6, axis=0)
+        actions = np.clip(np.asarray(plain.one_step(params, latents, noise)), -1, 1)
+        qs = np.asarray(plain.qs(params, latents, jnp.asarray(actions)), np.float64)
+        best = np.argmax(qs.mean(axis=0) + beta * qs.std(axis=0))
+        np.testing.assert_allclose(chosen[i, 0], actions[best], rtol=1e-5, atol=1e-6)
+        others.add(best != np.argmax(qs.mean(axis=0)))
+    assert others == ({False} if beta == 0 else {False, True} if beta == 2 else others)
+
+
+@pytest.mark.parametrize('name', AGENT_CONFIGS)
+def test_what_explores_is_a_policy_of_the_agent(name):
+    agent = agent_of(make_spec(AGENT_CONFIGS[name](hidden_dims=(8,))))
+    assert agent.exploring_policy in agent.policies
+    random = {'iql': 'sample', 'sac': 'sample', 'rebrac': 'noisy'}
+    assert agent.exploring_policy == random.get(name, agent.policies[0])
+
+
+def some_batch(shape, dtype):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (4, *shape)).astype(dtype) for _ in range(2)]
+    actions = rng.uniform(-1, 1, (4, 3)).astype(np.float32)
+    ones = np.ones(4, np.float32)
+    return Batch(images[0], actions, -ones, ones, images[1])
+
+
+@pytest.mark.parametrize('mode', ['scratch', 'finetune'])
+def test_the_online_phase_has_an_alpha_and_an_encoders_rate_of_its_own(mode):
+    """Its state has the structure of the offline one, which it goes on with."""
+    encoder = EncoderConfig(size='impala_debug', mode=mode, source='x' * (mode != 'scratch'))
+    agent = FQLConfig(hidden_dims=(8,), alpha=3.0, encoder=encoder)
+    spec = make_spec(agent, IMAGES, alpha=5.0, encoder_lr_multiplier=0.25)
+    batch = some_batch(*IMAGES)
+    offline, online = make_learner(spec), make_online_learner(spec)
+    state = offline.init(0)
+    (before, metrics), (after, online_metrics) = (
+        learner.update(state, batch) for learner in (offline, online)
+    )
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+    difference = (online_metrics['actor/loss'] - metrics['actor/loss']).item()
+    assert difference == pytest.approx(2 * metrics['actor/distill_loss'].item(), rel=1e-4)
+    same_alpha = dataclasses.replace(spec.config.online, alpha=None)
+    spec = dataclasses.replace(spec, config=dataclasses.replace(spec.config, online=same_alpha))
+    after, _ = make_online_learner(spec).update(state, batch)
+    for name in ('encoders', 'critic'):
+        steps = [
+            jax.tree.map(lambda new, old: new - old, moved.params[name], state.params[name])
+            for moved in (before, after)
+        ]
+        factor = 0.25 if name == 'encoders' else 1.0
+        for whole, scaled in zip(*map(jax.tree.leaves, steps), strict=True):
+            np.testing.assert_allclose(scaled, factor * whole, rtol=1e-3, atol=1e-7)
