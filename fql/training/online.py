@@ -300,7 +300,7 @@ def save_last_episode(folder: RunFolder, replay: Replay, step: int) -> None:
     frames = stream.read('observations', first, int(ends[-1]) + 1)[:MAX_VIDEO_FRAMES]
     if frames.shape[-1] == 3:
         folder.videos.mkdir(exist_ok=True)
-        recording = Recording(len(ends) - 1, frames, np.nan)
+        recording = Recording(len(ends) - 1, frames, range(len(frames)), np.nan)
         save_video(folder.videos / f'online-{step}.gif', [recording], VIDEO_FPS)
 
 
