@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,7 +37,10 @@ def check_values(args: Any) -> None:
     """Raises FQLError for a number out of its bounds, or a device or pipe in place of a file."""
     check_bounds(args)
     for path in _paths(args):
-        if path.exists() and not (path.is_file() or path.is_dir()):
+        is_odd = False
+        with suppress(OSError, ValueError):  # No file can have this name.
+            is_odd = path.exists() and not (path.is_file() or path.is_dir())
+        if is_odd:
             raise FQLError(f'{path} is a device, a pipe or a socket, not a file or a folder')
 
 
@@ -47,7 +51,7 @@ def _paths(args: Any) -> Iterator[Path]:
         if dataclasses.is_dataclass(value):
             yield from _paths(value)
         for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, str | Path) and len(str(item)) < 4096:
+            if isinstance(item, str | Path):
                 yield Path(item)
 
 

@@ -134,6 +134,7 @@ def test_resume_on_other_data_is_refused(
         (('--coordinator', 'auto'), '--coordinator auto: '),
         (('--coordinator', 'junk'), '--coordinator junk: not HOST:PORT'),
         (('--coordinator', 'host:99999'), 'not HOST:PORT'),
+        (('--coordinator', 'x' * 5000), 'not HOST:PORT'),
         (('--coordinator', 'no.such.host.invalid:4567'), 'no.such.host.invalid:4567: [Errno -'),
         # Of a network for documentation: no machine has it.
         (('--coordinator', '192.0.2.1:4567'), 'Cannot assign requested address'),
