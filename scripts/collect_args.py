@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from fql.errors import FQLError
 from scripts.shared_args import DataDir
 
 
@@ -68,3 +69,8 @@ class Collect:
     overwrite: bool = False
     """Replace files that exist; otherwise they are kept, and only the other one is collected."""
     data_dir: DataDir = ''
+
+    def check(self) -> None:
+        """Raises FQLError if the arguments make no sense."""
+        if self.out is not None and self.out.suffix != '.npz':
+            raise FQLError(f'the file to collect into must end in .npz: {self.out}')

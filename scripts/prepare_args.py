@@ -58,6 +58,8 @@ class Prepare:
         """Raises FQLError if the arguments make no sense."""
         if self.source is not None and self.tfds is not None:
             raise FQLError('--source and --tfds exclude each other')
+        if self.source is not None and not self.source.name:  # '', which is read as '.', or '/'.
+            raise FQLError(f'--source {self.source} names no file')
         if not self.name:
             raise FQLError('name the dataset: fql prepare NAME')
         for name in ('observation_key', 'action_key', 'reward_key'):

@@ -55,6 +55,13 @@ def test_missing_source(assert_one_line, fql):
     assert_one_line(fql('prepare', 'd', '--source', '/nowhere/d.npz'), '/nowhere/d.npz')
 
 
+@pytest.mark.parametrize('path', ['', '.', '/'])
+def test_a_path_that_names_no_file(assert_one_line, fql, path):
+    assert_one_line(fql('prepare', 'd', '--source', path), 'names no file')
+    done = fql('collect', 'cube-single-v0', '--val-episodes', 1, '--out', path)
+    assert_one_line(done, 'must end in .npz')
+
+
 def test_truncated_source(assert_one_line, fql, maze_npz, tmp_path, environment):
     cut = tmp_path / 'cut.npz'
     cut.write_bytes(maze_npz.read_bytes()[:100_000])
