@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from fql.errors import FQLError
 from scripts.shared_args import DataDir
 
 
@@ -19,3 +20,9 @@ class Quickstart:
     """Folder that the run writes into. Default: runs/quickstart, or the next free number."""
     seed: int = 0
     """Seed of the training run."""
+
+    def check(self) -> None:
+        """Raises FQLError if the folder is in use: told before the data are collected."""
+        run = self.run_dir
+        if run is not None and run.exists() and (run.is_file() or any(run.iterdir())):
+            raise FQLError(f'{run} exists; name another --run-dir')

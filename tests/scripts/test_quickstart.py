@@ -29,3 +29,10 @@ def test_damaged_data_are_to_be_deleted(fql, assert_one_line, tmp_path):
     (tmp_path / 'collected' / f'{quickstart_config().dataset}.npz').write_bytes(b'no zip')
     done = fql('quickstart', '--data-dir', tmp_path, '--run-dir', tmp_path / 'run')
     assert_one_line(done, 'delete it, and it is collected again')
+
+
+def test_a_run_folder_in_use_is_told_before_data_are_collected(fql, assert_one_line, tmp_path):
+    run, data = tmp_path / 'run', tmp_path / 'data'
+    run.write_text('mine')
+    assert_one_line(fql('quickstart', '--data-dir', data, '--run-dir', run), f'{run} exists')
+    assert not data.exists()
