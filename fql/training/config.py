@@ -247,6 +247,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     'image_size': (1, 4096),
     'workers': (0, 4096),
     'rows': (1, 2**31 - 1),
+    'states': (1, 2**20),
     'target': (0, 2**31 - 1),
     'rounds': (1, 10**6),
     'batches': (1, 2**31 - 1),

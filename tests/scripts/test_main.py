@@ -34,7 +34,7 @@ def test_the_overview_has_a_line_for_each_command(fql):
     assert max(map(len, lines)) <= 80
     for name in {name.split()[0] for name in COMMANDS}:
         assert sum(line.startswith(f'  {name} ') for line in lines) == 1
-    assert '  inspect         Look into: data, batch, checkpoint.' in lines
+    assert '  inspect         Look into: data, batch, checkpoint, critic.' in lines
 
 
 @pytest.mark.parametrize('called', ['fql', 'python'])
@@ -113,8 +113,8 @@ def test_every_command_has_help_whose_examples_stand_on_lines_of_their_own(fql, 
 def test_the_help_of_training_is_grouped_the_most_used_first(fql):
     text = fql('train', '--help').stdout
     assert titles(text) == [
-        *('the run', 'agent', 'encoder', 'training', 'evaluation', 'checkpoints and logs'),
-        *('augmentation', 'devices and processes'),
+        *('the run', 'agent', 'encoder', 'training', 'online phase', 'evaluation'),
+        *('checkpoints and logs', 'augmentation', 'devices and processes'),
     ]
     flags = [line.split()[0] for line in text.splitlines() if line.startswith('  --')]
     assert flags[:7] == [
