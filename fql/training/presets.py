@@ -219,7 +219,8 @@ def online_defaults(task: Task, agent: str) -> OnlineConfig:
 
 def has_preset(agent: str, task: Task) -> bool:
     """Whether `default_config` was tuned for the task: by the sources, or for the quickstart."""
-    return (task.name == QUICKSTART_TASK and agent == 'fql') or (agent, task.dataset) in PRESETS
+    key = agent, task.dataset
+    return (task.name == QUICKSTART_TASK and agent == 'fql') or key in {**PRESETS, **ONLINE_PRESETS}
 
 
 def default_config(task: Task, agent: str = 'fql', env: str = '') -> TrainConfig:
@@ -230,7 +231,8 @@ def default_config(task: Task, agent: str = 'fql', env: str = '') -> TrainConfig
     """
     if task.name == QUICKSTART_TASK:
         return quickstart_config(agent)
-    preset = PRESETS.get((agent, task.dataset))
+    # Some agents were published online only.
+    preset = {**ONLINE_PRESETS, **PRESETS}.get((agent, task.dataset))
     settings = preset.settings if preset else UNTUNED.get(agent, {})
     config = dataclasses.replace(AGENT_CONFIGS[agent](), **settings)
     if task.name == OWN_TASK:

@@ -196,6 +196,7 @@ def test_presets_are_of_known_datasets_and_settings():
     [
         ('iql', 'humanoidmaze-medium-navigate-singletask-v0', {'alpha': 10, 'discount': 0.995}),
         ('rebrac', 'visual-cube-single-play-singletask-task1-v0', {'alpha_actor': 1}),
+        ('sac', 'humanoidmaze-medium-navigate-singletask-v0', {'discount': 0.995, 'q_agg': 'min'}),
         ('fbrac', 'visual-scene-play-singletask-task1-v0', {'alpha': 100}),
         ('ifql', 'cube-triple-play-singletask-task2-v0', {'num_samples': 32, 'discount': 0.995}),
     ],
