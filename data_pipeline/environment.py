@@ -43,7 +43,7 @@ def construct(env_id: str, **kwargs: Any) -> Any:
 
     Raises whatever the import or the constructor does.
     """
-    # OGBench's manipulation environments make their action space anew at each use, with float64.
+    # OGBench's manipulation environments make a new action space at each use, with float64.
     warnings.filterwarnings('ignore', message='.*precision lowered by casting')
     import gymnasium
 

@@ -69,7 +69,7 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 
 
 def compiler_options() -> dict[str, str]:
-    """What XLA is told when it compiles what runs an encoder many times.
+    """Options for XLA when it compiles what runs an encoder many times.
 
     On CPUs it would hand convolutions to YNNPACK, whose weight gradients take some twice as long
     as Eigen's: of YNNPACK only the matrix products are kept. And optimisation barriers stay until
@@ -85,7 +85,7 @@ def compiler_options() -> dict[str, str]:
 
 
 def run_once_options() -> dict[str, int]:
-    """What XLA is told when it compiles what runs once: on CPUs, to compile it in half the time."""
+    """Options for XLA when it compiles what runs once: on CPUs, to compile it in half the time."""
     return {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else {}
 
 

@@ -31,7 +31,7 @@ def run(args: Collect) -> None:
         kept = [path for _, path, _ in jobs if path.exists()]
         if len(kept) == len(jobs):
             raise DataError(
-                f'{" and ".join(map(str, kept))} exists already; --overwrite collects anew'
+                f'{" and ".join(map(str, kept))} exists already; --overwrite replaces it'
             )
         jobs = [job for job in jobs if job[1] not in kept]
         for path in kept:

@@ -116,7 +116,7 @@ def main() -> NoReturn:
 def report_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
     """Python's own report, but for reads that Orbax gave up when another one failed.
 
-    They end after its event loop has, and a traceback of that would hide the fault that is told.
+    They end after its event loop has, and a traceback of that would hide the reported fault.
     """
     if str(unraisable.exc_value) != 'Event loop is closed':
         sys.__unraisablehook__(unraisable)
@@ -183,8 +183,8 @@ def answer(words: list[str]) -> int:
     asked = ' '.join(words[: 2 if family else 1])
     names = COMMANDS if family else [*COMMANDS, *FAMILIES]
     nearest = difflib.get_close_matches(asked, names, cutoff=0.5)
-    told = f'did you mean {" or ".join(nearest)}?' if nearest else f'{command("--help")} names all'
-    print(f'fql: no command {asked!r}; {told}', file=sys.stderr)
+    hint = f'did you mean {" or ".join(nearest)}?' if nearest else f'{command("--help")} names all'
+    print(f'fql: no command {asked!r}; {hint}', file=sys.stderr)
     return 2
 
 

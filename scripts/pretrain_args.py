@@ -35,7 +35,7 @@ class Pretrain:
     runs/pretrain-DATASET-OBJECTIVE-TIME."""
     resume: Path | None = None
     """Run folder to continue, with its stored settings; of these only --steps, --data-dir,
-    --updates-per-call, --keep-latest and --keep-interval may be given anew. `auto`: continue
+    --updates-per-call, --keep-latest and --keep-interval may be given again. `auto`: continue
     --run-dir if it holds a run, else start it (for job schedulers)."""
     verify_data: VerifyData = 'once'
     processes: Processes = field(default_factory=Processes)

@@ -93,7 +93,7 @@ def _check_arguments(out: Path, episodes: int, workers: int, overwrite: bool) ->
     if out.suffix != '.npz':
         raise DataError(f'the file to collect into must end in .npz: {out}')
     if out.exists() and not overwrite:
-        raise DataError(f'{out} exists already; remove it to collect anew')
+        raise DataError(f'{out} exists already; remove it to collect again')
 
 
 @contextmanager

@@ -91,7 +91,7 @@ def run_episode(
         recipe: what to do.
         rng: all that the episode depends on, beside the recipe.
         on_rows: called with the number of rows that were added; negative for those of an episode
-            that is thrown away (see `ManipulationOracle.is_sound`) and begun anew.
+            that is thrown away (see `ManipulationOracle.is_sound`) and begun again.
 
     Returns:
         observations (n, h, w, 3) uint8 or (n, d) float32, actions (n, a) float32 in [-1, 1],

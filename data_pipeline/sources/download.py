@@ -117,7 +117,7 @@ def download_file(
 
 
 def _urls(path: Path, mirrors: Sequence[str]) -> list[str]:
-    """Where a file may be had; first, where its `.part` is from, which any other starts anew."""
+    """Where a file may be had; first, where its `.part` is from, which any other starts from 0."""
     known = _read_record(path.with_name(f'{path.name}.part'))
     urls = [mirror.format(file=path.name) for mirror in mirrors]
     return sorted(urls, key=lambda url: known is None or url != known.url)

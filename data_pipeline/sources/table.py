@@ -1,6 +1,6 @@
 """Tables of rows, one array a column, as sources of frame stores.
 
-Two layouts are told apart. In OGBench's, `terminals` marks the last row of each trajectory, whose
+Two layouts are known. In OGBench's, `terminals` marks the last row of each trajectory, whose
 action leads nowhere. In D4RL's, every row is a transition, `terminals` marks those that end the
 task, and trajectories end there, at `timeouts`, and where a stored following observation is not the
 next row's.

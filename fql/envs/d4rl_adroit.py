@@ -74,7 +74,7 @@ class Adroit(MujocoEnv):
         return self.observation(), np.float64(reward), bool(terminated), False, info
 
     def reset_model(self) -> np.ndarray:
-        """Places the object and the goal anew."""
+        """Places the object and the goal at random."""
         self.place()
         self.set_state(self.init_qpos, self.init_qvel)
         return self.observation()

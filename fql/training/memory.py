@@ -1,4 +1,4 @@
-"""Whether a run fits into memory, told from shapes before anything is made."""
+"""Whether a run fits into memory, estimated from shapes before anything is made."""
 
 import math
 

@@ -77,7 +77,7 @@ def restore_params(
 
     Args:
         step: which checkpoint; None for the newest that is sound.
-        notify: told of damaged checkpoints that are newer than the one taken.
+        notify: called with a line about damaged checkpoints that are newer than the one taken.
 
     Raises:
         FQLError: there is none, or it is damaged.

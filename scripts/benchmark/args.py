@@ -97,7 +97,7 @@ class BenchmarkData:
 
     The loader works on all cores; what is compared is the time until the host has a batch. Also:
     memory and start-up time with a sparse store of a million frames (a file of 12.3 GB that takes
-    hardly any disk); the dataset's own frames prepared and exported anew; how long training waits
+    hardly any disk); the dataset's own frames prepared and exported again; how long training waits
     for data. What is written is removed from the data folder again. Takes some minutes.
     """
 

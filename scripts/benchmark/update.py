@@ -53,8 +53,8 @@ HostArrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
-class Way:
-    """One way to make updates, ready to run.
+class Variant:
+    """A way of making updates, ready to run.
 
     Attributes:
         run: makes `updates` updates and returns when they are done.
@@ -91,23 +91,23 @@ def run(args: BenchmarkUpdate) -> None:
     """Measures, prints a table and writes the numbers as JSON if asked to."""
     config = base_config(args)
     validate_config(config)
-    check_memory_of_ways(config, args.image_size)
+    check_memory_of_variants(config, args.image_size)
     if args.against:
         changed = changed_config(config, args.against)
-        check_memory_of_ways(changed, args.image_size)
-        ways = {
-            'A': our_way(config, args.image_size),
-            'B': our_way(changed, args.image_size),
+        check_memory_of_variants(changed, args.image_size)
+        variants = {
+            'A': our_variant(config, args.image_size),
+            'B': our_variant(changed, args.image_size),
         }
     else:
-        ways = {mode: MODES[mode](config, args.image_size) for mode in args.modes}
-    report = measure(ways, args.rounds, config.agent.precision)
+        variants = {mode: MODES[mode](config, args.image_size) for mode in args.modes}
+    report = measure(variants, args.rounds, config.agent.precision)
     report = {'device': jax.devices()[0].device_kind, 'devices': jax.device_count(), **report}
     print(format_report(report))
     write_json(args.json, {'config': dataclasses.asdict(config), **report})
 
 
-def check_memory_of_ways(config: TrainConfig, image_size: int) -> None:
+def check_memory_of_variants(config: TrainConfig, image_size: int) -> None:
     """Raises FQLError if there is not the memory that an update needs."""
     spec = image_spec(config, image_size)
     learner = make_learner(spec)
@@ -157,21 +157,21 @@ def changed_config(config: TrainConfig, changes: tuple[str, ...]) -> TrainConfig
     return config
 
 
-def our_way(config: TrainConfig, image_size: int, num_devices: int | None = None) -> Way:
+def our_variant(config: TrainConfig, image_size: int, num_devices: int | None = None) -> Variant:
     """The step that `fql train` runs, transfer to the device included."""
     spec = image_spec(config, image_size)
     arrays = random_arrays(agent_of(spec), config, image_size)
-    return host_way(spec, agent_of(spec), arrays, make_mesh(num_devices))
+    return host_variant(spec, agent_of(spec), arrays, make_mesh(num_devices))
 
 
-def plain_way(config: TrainConfig, image_size: int) -> Way:
+def plain_variant(config: TrainConfig, image_size: int) -> Variant:
     """The same step with XLA's own convolutions and max pooling, see `encoders.cpu_convolution`."""
     spec = image_spec(config, image_size)
     agent = PlainFQL(fql_config(config), spec.shapes)
-    return host_way(spec, agent, random_arrays(agent, config, image_size), make_mesh())
+    return host_variant(spec, agent, random_arrays(agent, config, image_size), make_mesh())
 
 
-def latents_way(config: TrainConfig, image_size: int) -> Way:
+def latents_variant(config: TrainConfig, image_size: int) -> Variant:
     """The step on cached latents of a frozen encoder."""
     spec = image_spec(with_encoder(config, mode='frozen'), image_size)
     agent = agent_of(spec)
@@ -182,10 +182,10 @@ def latents_way(config: TrainConfig, image_size: int) -> Way:
         'frames': random_vectors((config.batch_size, 2, latents.shape[-1])),
         **random_columns(agent, config.batch_size),
     }
-    return host_way(spec, agent, arrays, make_mesh(), has_latents=True)
+    return host_variant(spec, agent, arrays, make_mesh(), has_latents=True)
 
 
-def states_way(config: TrainConfig, image_size: int) -> Way:
+def states_variant(config: TrainConfig, image_size: int) -> Variant:
     """The step on vector observations."""
     del image_size
     spec = RunSpec(config, (STATE_DIM,), 'float32', ACTION_DIM)
@@ -194,12 +194,12 @@ def states_way(config: TrainConfig, image_size: int) -> Way:
         'frames': random_vectors((config.batch_size, 2, STATE_DIM)),
         **random_columns(agent, config.batch_size),
     }
-    return host_way(spec, agent, arrays, make_mesh())
+    return host_variant(spec, agent, arrays, make_mesh())
 
 
-def host_way(
+def host_variant(
     spec: RunSpec, agent: Agent, arrays: HostArrays, mesh: Mesh, has_latents: bool = False
-) -> Way:
+) -> Variant:
     """The train step on the same batch again and again, which comes from the host each time."""
     config = spec.config
     check_batch_size(config.batch_size, mesh)
@@ -217,10 +217,10 @@ def host_way(
         new = [put_batch(arrays, mesh) for _ in range(count)]
         return compiled(*train_step.arguments(state, new))
 
-    return make_way(step, state, compiled, count)
+    return make_variant(step, state, compiled, count)
 
 
-def on_device_way(config: TrainConfig, image_size: int) -> Way:
+def on_device_variant(config: TrainConfig, image_size: int) -> Variant:
     """The step on frames that stay on the device: sampled, gathered and shifted there.
 
     It is the limit that a pipeline on the host is to be compared with.
@@ -239,7 +239,7 @@ def on_device_way(config: TrainConfig, image_size: int) -> Way:
     state = initial_state(learner, config.seed, mesh)
     batches = [{'frames': frames, **columns}] * count
     compiled = train_step.jitted.lower(*train_step.arguments(state, batches)).compile()
-    return make_way(
+    return make_variant(
         lambda state: compiled(*train_step.arguments(state, batches)), state, compiled, count
     )
 
@@ -267,7 +267,7 @@ def device_sampler(config: TrainConfig, horizon: int) -> Prepare:
     return prepare
 
 
-def reference_way(config: TrainConfig, image_size: int) -> Way:
+def reference_variant(config: TrainConfig, image_size: int) -> Variant:
     """An update as the reference implementation makes it.
 
     Three encoders, XLA's own max pooling, concatenated inputs, observations and next observations
@@ -285,7 +285,7 @@ def reference_way(config: TrainConfig, image_size: int) -> Way:
         return learner.update(state, type(batch)(**arrays))
 
     compiled = jax.jit(reference_update).lower(state, put_batch(arrays, mesh)).compile()
-    return make_way(lambda state: compiled(state, put_batch(arrays, mesh)), state, compiled, 1)
+    return make_variant(lambda state: compiled(state, put_batch(arrays, mesh)), state, compiled, 1)
 
 
 def fql_config(config: TrainConfig) -> FQLConfig:
@@ -299,13 +299,13 @@ def fql_config(config: TrainConfig) -> FQLConfig:
     return config.agent
 
 
-def make_way(
+def make_variant(
     step: Callable[[TrainState], tuple[TrainState, Metrics]],
     state: TrainState,
     compiled: Any,
     updates: int,
-) -> Way:
-    """A way whose state goes on from call to call."""
+) -> Variant:
+    """A variant whose state goes on from call to call."""
     # XLA counts the body of a loop once, however often it runs.
     costs = compiled.cost_analysis()
     states = [state]
@@ -314,7 +314,7 @@ def make_way(
         states[0], metrics = step(states[0])
         jax.block_until_ready((states[0], metrics))
 
-    return Way(run_once, updates, costs['flops'], costs['bytes accessed'])
+    return Variant(run_once, updates, costs['flops'], costs['bytes accessed'])
 
 
 def image_spec(config: TrainConfig, image_size: int) -> RunSpec:
@@ -368,53 +368,53 @@ def random_columns(agent: Agent, size: int) -> HostArrays:
     }
 
 
-MODES: dict[str, Callable[[TrainConfig, int], Way]] = {
-    'reference': reference_way,
-    'separate': lambda config, size: our_way(with_encoder(config, sharing='separate'), size),
-    'plain': plain_way,
-    'shared': our_way,
-    'frozen': lambda config, size: our_way(with_encoder(config, mode='frozen'), size),
-    'latents': latents_way,
-    'states': states_way,
-    'on_device': on_device_way,
+MODES: dict[str, Callable[[TrainConfig, int], Variant]] = {
+    'reference': reference_variant,
+    'separate': lambda config, size: our_variant(with_encoder(config, sharing='separate'), size),
+    'plain': plain_variant,
+    'shared': our_variant,
+    'frozen': lambda config, size: our_variant(with_encoder(config, mode='frozen'), size),
+    'latents': latents_variant,
+    'states': states_variant,
+    'on_device': on_device_variant,
 }
 
 
-def measure(ways: Mapping[str, Way], rounds: int, precision: str) -> dict[str, Any]:
-    """Seconds, work, and the share of the machine's peak, of each way in turn."""
+def measure(variants: Mapping[str, Variant], rounds: int, precision: str) -> dict[str, Any]:
+    """Seconds, work, and the share of the machine's peak, of each variant in turn."""
     matrix = jax.random.normal(jax.random.key(0), (PEAK_SIZE, PEAK_SIZE), jnp.dtype(precision))
     multiply = jax.jit(jnp.matmul)
     seconds = take_turns(
         {
-            **{name: way.run for name, way in ways.items()},
+            **{name: variant.run for name, variant in variants.items()},
             'matmul': lambda: jax.block_until_ready(multiply(matrix, matrix)),
         },
         rounds,
     )
     peak = 2 * PEAK_SIZE**3 / min(seconds.pop('matmul'))
-    first = next(iter(ways))
-    per_update = {name: [s / ways[name].updates for s in seconds[name]] for name in ways}
-    medians = {name: statistics.median(per_update[name]) for name in ways}
+    first = next(iter(variants))
+    per_update = {name: [s / variants[name].updates for s in seconds[name]] for name in variants}
+    medians = {name: statistics.median(per_update[name]) for name in variants}
     return {
         'peak_gflops': peak / 1e9,
         'compared_with': first,
-        'ways': {
+        'variants': {
             name: {
                 'ms_per_update': 1e3 * medians[name],
                 'times_faster': median_ratio(per_update, first, name),
-                'gflop_per_update': way.flops / 1e9,
-                'gigabytes_per_update': way.bytes_accessed / 1e9,
-                'gflops': way.flops / medians[name] / 1e9,
-                'share_of_peak': way.flops / medians[name] / peak,
+                'gflop_per_update': variant.flops / 1e9,
+                'gigabytes_per_update': variant.bytes_accessed / 1e9,
+                'gflops': variant.flops / medians[name] / 1e9,
+                'share_of_peak': variant.flops / medians[name] / peak,
                 'seconds': per_update[name],
             }
-            for name, way in ways.items()
+            for name, variant in variants.items()
         },
     }
 
 
 def format_report(report: Mapping[str, Any]) -> str:
-    """A line for each way."""
+    """A line for each variant."""
     device = f'{report["devices"]} x {report["device"]}'
     columns = {
         'ms_per_update': ('ms/update', '.1f'),
@@ -426,8 +426,8 @@ def format_report(report: Mapping[str, Any]) -> str:
     }
     header = [device, *(title for title, _ in columns.values())]
     rows = [
-        [name, *(format(way[key], shape) for key, (_, shape) in columns.items())]
-        for name, way in report['ways'].items()
+        [name, *(format(variant[key], shape) for key, (_, shape) in columns.items())]
+        for name, variant in report['variants'].items()
     ]
     peak = f'peak: {report["peak_gflops"]:.0f} GFLOP/s, the product of {PEAK_SIZE}^2 matrices'
     return f'{format_table(header, rows)}\n{peak}'

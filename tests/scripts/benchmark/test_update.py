@@ -97,7 +97,11 @@ def test_what_is_written(fql, assert_one_line, tmp_path):
     done = fql(*command, '--json', out)
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())
-    assert report['ways']['A']['gflop_per_update'] > report['ways']['B']['gflop_per_update'] > 0
+    assert (
+        report['variants']['A']['gflop_per_update']
+        > report['variants']['B']['gflop_per_update']
+        > 0
+    )
     assert 'x A' in done.stdout
     assert_one_line(fql(*command, '--json', out), 'exists')
     assert_one_line(fql('benchmark', 'update', *small, '--against', 'colour=1'), 'colour=1')
