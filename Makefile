@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10
+QUICK := $(addprefix tests/,test_layout.py encoders parity/test_numpy.py data_pipeline/test_files.py \
+	data_pipeline/store data_pipeline/sources/test_base.py fql/training/test_config.py fql/envs/test_tasks.py)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help quickstart test test-all format clean
+.PHONY: help quickstart lint check test test-all format clean
 
 help:
 	@echo 'make quickstart  install into .venv, collect a pixel task, train FQL on it, evaluate'
-	@echo 'make test        install into .venv, lint, check types, run the tests'
+	@echo 'make check       install into .venv, lint, check types, run the quick tests'
+	@echo 'make test        the same with all tests but those that take minutes'
 	@echo 'make test-all    run also the tests that take minutes'
 	@echo 'make format      format the code'
 	@echo 'make clean       remove .venv'
@@ -17,10 +20,15 @@ help:
 quickstart: $(VENV)/installed
 	$(BIN)/fql quickstart
 
-test: $(VENV)/installed-test
+lint: $(VENV)/installed-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+check: lint
+	$(PYTEST) -m 'not long' $(QUICK)
+
+test: lint
 	$(PYTEST) -m 'not long'
 
 test-all: $(VENV)/installed-test
