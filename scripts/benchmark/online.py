@@ -59,7 +59,9 @@ def run(args: BenchmarkOnline) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         if 'updates' in args.parts:
-            seconds = compare_phases(TrainConfig(task=OWN_TASK), path / 'rate', args.updates, args.rounds)
+            seconds = compare_phases(
+                TrainConfig(task=OWN_TASK), path / 'rate', args.updates, args.rounds
+            )
             report['update_rate_against_offline'] = median_ratio(seconds, 'offline', 'online')
             report['seconds'] = seconds
             rows += [
