@@ -4,9 +4,10 @@ import dataclasses
 from pathlib import Path
 
 from data_pipeline.data_dir import resolve_data_dir
+from fql.errors import FQLError
 from fql.reports.tables import tell
 from fql.training.checkpoints import CheckpointReader
-from fql.training.run_folder import RunFolder, choose_folder
+from fql.training.run_folder import RunFolder, choose_folder, read_spec
 from fql.training.run_start import connect_processes
 from fql.training.train import train
 from scripts.train_args import Train
@@ -25,6 +26,8 @@ def run(args: Train) -> int:
         )
     config = dataclasses.replace(args.config, data_dir=data_dir, agent=agent)
     if args.source is not None:
+        if config.steps != read_spec(RunFolder(args.source)).config.steps:
+            raise FQLError(f'--steps: those of {args.source} are made; --step says which to take')
         steps = CheckpointReader(RunFolder(args.source).checkpoints).find(args.step, tell)
         config = dataclasses.replace(config, steps=steps)
     folder = choose_folder(args.run_dir, args.resume, config.task)

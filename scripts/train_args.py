@@ -102,6 +102,8 @@ class Train:
             )
         if self.step is not None and self.source is None:
             raise FQLError('--step needs --from')
+        if self.source is not None and self.resume not in (None, Path('auto')):
+            raise FQLError('--from starts a run, --resume continues one: give one of them')
         if self.source is not None and self.config.online.online_steps == 0:
             raise FQLError('--from needs --online-steps: the run starts where another one ended')
         choose_folder(self.run_dir, self.resume, self.config.task)

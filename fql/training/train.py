@@ -134,7 +134,8 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
     learner = make_learner(spec)
     abstract = abstract_state(learner, mesh, config.shard_params)
     encoder = None
-    if config.agent.encoder.source and not finished_steps(folder.checkpoints):
+    starts_fresh = not finished_steps(folder.checkpoints) and not config.online.source
+    if config.agent.encoder.source and starts_fresh:
         encoder = read_starting_encoder(config, data['train'])
         if uses_cache(config):
             check_room(data, spec, encoder)

@@ -25,6 +25,7 @@ from fql.compiled import (
 )
 from fql.devices import make_mesh
 from fql.envs.make import EnvSpec
+from fql.envs.tasks import OWN_TASK
 from fql.envs.workers import EnvWorkers
 from fql.reports.tables import format_table, write_json
 from fql.reports.timing import WARM_UP, median_ratio, take_turns
@@ -58,7 +59,9 @@ def run(args: BenchmarkOnline) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         if 'updates' in args.parts:
-            seconds = compare_phases(TrainConfig(task=''), path / 'rate', args.updates, args.rounds)
+            seconds = compare_phases(
+                TrainConfig(task=OWN_TASK), path / 'rate', args.updates, args.rounds
+            )
             report['update_rate_against_offline'] = median_ratio(seconds, 'offline', 'online')
             report['seconds'] = seconds
             rows += [
@@ -184,7 +187,7 @@ def fast_workers(config: TrainConfig) -> EnvWorkers:
 
 def compare_environments(args: BenchmarkOnline, folder: Path) -> dict[str, float]:
     """Steps a second of one bare environment, and of all actors with their policy and replay."""
-    config = TrainConfig(task='', frame_stack=1)
+    config = TrainConfig(task=OWN_TASK, frame_stack=1)
     env_spec = EnvSpec(args.env)
     steps = args.env_steps
     with EnvWorkers(env_spec, 1) as bare, EnvWorkers(env_spec, args.workers) as workers:
@@ -219,7 +222,7 @@ def measure_growth(folder: Path, steps: int) -> dict[str, float]:
     data = made_data(folder / 'data')
     agent = FQLConfig(hidden_dims=(32,), encoder=EncoderConfig(size='impala_debug'))
     config = TrainConfig(
-        task='',
+        task=OWN_TASK,
         steps=0,
         batch_size=16,
         log_interval=0,

@@ -77,6 +77,11 @@ def test_an_online_phase_from_another_run(fql, assert_one_line, tmp_path):
     assert digest(fql, online)['step'] == 20 + 60
     assert (online / 'online.csv').read_bytes() == (both / 'online.csv').read_bytes()
 
+    done = fql('train', '--from', offline, '--steps', 30, *phase)
+    assert_one_line(done, '--step says which to take')
+    assert_one_line(fql('train', '--from', offline), '--from needs --online-steps')
+    assert_one_line(fql('train', '--from', offline, '--resume', online), 'give one of them')
+
     # The replay is data like others.
     done = fql('inspect', 'data', online / 'replay')
     assert done.returncode == 0, done.stderr
