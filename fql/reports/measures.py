@@ -47,6 +47,6 @@ def measure_of(rows: Sequence[Mapping[str, str]]) -> Measure:
 
 def read_results(path: Path) -> tuple[Measure, dict[int, float]]:
     """The measure of an `eval.csv`, and its value in each evaluation, by step."""
-    rows = read_csv(path, [SUCCESS.column, RETURN.column])
-    measure = measure_of(rows)
+    measure = measure_of(read_csv(path, [SUCCESS.column]))
+    rows = read_csv(path, [measure.column])
     return measure, {int(row['step']): float(row[measure.column]) for row in rows}
