@@ -10,8 +10,9 @@ from fql.training.run_folder import RunFolder, RunSpec, write_spec
 
 def write_run(path, successes):
     path.mkdir()
-    rows = [f'{step},{success}' for step, success in successes.items()]
-    (path / 'eval.csv').write_text('\n'.join(['step,evaluation/success', *rows, '']))
+    rows = [f'{step},{success},-1.5' for step, success in successes.items()]
+    header = 'step,evaluation/success,evaluation/return'
+    (path / 'eval.csv').write_text('\n'.join([header, *rows, '']))
     return path
 
 
@@ -54,7 +55,8 @@ def test_what_is_published_stands_beside_a_group_with_its_source(fql, tmp_path):
 def test_runs_of_different_measures_are_not_compared(fql, assert_one_line, tmp_path):
     run, scored = write_run(tmp_path / 'a', {10: 0.0}), tmp_path / 'b'
     scored.mkdir()
-    (scored / 'eval.csv').write_text('step,evaluation/success,evaluation/score\n10,0.5,80.0\n')
+    columns = 'evaluation/success,evaluation/return,evaluation/score'
+    (scored / 'eval.csv').write_text(f'step,{columns}\n10,0.5,9.0,80.0\n')
     done = fql('compare', run, scored, '--out', tmp_path / 'new.png')
     assert_one_line(done, 'measured by score and success')
 
