@@ -77,13 +77,13 @@ def test_differing_fields_are_named_and_resumable_ones_are_not():
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'steps': 0}, 'steps must lie in [1, 2.14748e+09], not 0'),
-        ({'batch_size': 0}, 'batch-size must lie in [1, 1.04858e+06], not 0'),
+        ({'steps': 0}, 'steps must lie in [1, 2147483647], not 0'),
+        ({'batch_size': 0}, 'batch-size must lie in [1, 1048576], not 0'),
         ({'frame_stack': 0}, 'frame-stack must lie in [1, 64], not 0'),
         ({'shift_probability': 1.5}, 'shift-probability must lie in [0, 1], not 1.5'),
-        ({'eval_interval': -1}, 'eval-interval must lie in [0, 2.14748e+09], not -1'),
+        ({'eval_interval': -1}, 'eval-interval must lie in [0, 2147483647], not -1'),
         ({'eval_episodes': 0}, 'eval-episodes must be at least 1 (eval-interval 0 turns'),
-        ({'seed': -1}, 'seed must lie in [0, 2.14748e+09], not -1'),
+        ({'seed': -1}, 'seed must lie in [0, 2147483647], not -1'),
         *(
             ({'agent': agent}, message)
             for agent, message in [
