@@ -28,7 +28,8 @@ class Prepare:
     """Name to give the dataset; OGBench's or D4RL's, for their data; default the source's, without
     its ending."""
     source: Path | None = None
-    """An .npz file in OGBench's format, or an HDF5 file in D4RL's or robomimic's; NAME-val.npz
+    """The folder of a run's replay, RUN/replay; or an .npz file in OGBench's format, or an HDF5
+    file in D4RL's or robomimic's; NAME-val.npz
     beside NAME.npz becomes the validation split. With rewards and masks (0: no value beyond this
     transition) in it, there is a task own; with timeouts beside terminals, these are D4RL's, and
     masks are 1 - terminals."""
