@@ -12,7 +12,7 @@ def run(args: ExportTfds) -> None:
 
     with progress_bar('export', 'frames') as bar:
         folder = export_tfds(store, args.out, progress_callback(bar))
-    name = f'{DATASET}/{args.dataset}'
+    name = f'{DATASET}/{store.manifest.dataset}'
     print(f'wrote {folder}; read it, without this program, with')
     print(f"  tfds.data_source('{name}', split='train', data_dir='{args.out}')")
     print(f"  tfds.builder_from_directory('{folder}').as_data_source('train')")

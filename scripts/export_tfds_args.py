@@ -5,6 +5,7 @@ from pathlib import Path
 
 import tyro
 
+from data_pipeline.replay import is_replay
 from fql.training.datasets import dataset_path
 from scripts.shared_args import DataDir
 
@@ -24,11 +25,12 @@ class ExportTfds:
     """
 
     dataset: tyro.conf.Positional[str]
-    """Name of the prepared dataset."""
+    """Name of the prepared dataset; or the folder of a run's replay, RUN/replay."""
     out: Path
     """TFDS's data folder; the dataset goes to OUT/ogbench/DATASET/1.0.0."""
     data_dir: DataDir = ''
 
     def check(self) -> None:
         """Raises DataError if there is no such dataset."""
-        dataset_path(self.dataset, self.data_dir)
+        if not is_replay(Path(self.dataset)):
+            dataset_path(self.dataset, self.data_dir)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import tyro
 
+from data_pipeline.replay import is_replay
 from fql.errors import FQLError
 from fql.reports.tables import check_new, check_new_picture
 from fql.training.config import AugmentationConfig
@@ -24,7 +25,7 @@ class InspectData:
     """
 
     dataset: tyro.conf.Positional[str]
-    """Name of the prepared dataset."""
+    """Name of the prepared dataset; or the folder of a run's replay, RUN/replay."""
     verify: bool = False
     """First read all arrays, labels and cached latents, and compare them with their checksums."""
     png: Path | None = None
@@ -41,7 +42,8 @@ class InspectData:
         """Raises FQLError if the arguments make no sense."""
         check_new_picture(self.png)
         check_new_picture(self.histograms)
-        dataset_path(self.dataset, self.data_dir)
+        if not is_replay(Path(self.dataset)):
+            dataset_path(self.dataset, self.data_dir)
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ class Prepare:
     """Name to give the dataset; OGBench's or D4RL's, for their data; default the source's, without
     its ending."""
     source: Path | None = None
-    """An .npz file in OGBench's format, or an HDF5 file in D4RL's or robomimic's; NAME-val.npz
-    beside NAME.npz becomes the validation split. With rewards and masks (0: no value beyond this
-    transition) in it, there is a task own; with timeouts beside terminals, these are D4RL's, and
-    masks are 1 - terminals."""
+    """An .npz file in OGBench's format, an HDF5 file in D4RL's or robomimic's, or the folder of a
+    run's replay, RUN/replay; NAME-val.npz beside NAME.npz becomes the validation split. With
+    rewards and masks (0: no value beyond this transition) in it, there is a task own; with timeouts
+    beside terminals, these are D4RL's, and masks are 1 - terminals."""
     tfds: str | None = None
     """An RLDS dataset: a folder that TFDS has written, or name[/config] of a dataset that TFDS
     knows. Its actions have to be within [-1, 1]."""

@@ -185,21 +185,24 @@ def test_damage_is_found(tmp_path):
 def test_a_disk_that_is_full_in_the_middle_of_an_append(small_disk):
     layout = Layout((64, 64, 3), 'uint8', 2)
     (frames, actions, rewards, masks) = next(make_episodes((20,), layout))
-    with Replay(small_disk / 'replay', 'env', layout, 1) as replay:
-        stream = replay.streams[0]
-        stream.start(frames[0])
-        written = []
+    written = []
 
-        def fill():
+    def fill():
+        with Replay(small_disk / 'replay', 'env', layout, 1) as replay:
+            stream = replay.streams[0]
+            stream.start(frames[0])
             while True:
                 written.append((stream.rows, stream.record))
                 i = stream.rows % 20
-                stream.step(actions[i], rewards[i], masks[i], frames[i], False)
+                try:
+                    stream.step(actions[i], rewards[i], masks[i], frames[i], False)
+                except DataError:
+                    assert (stream.rows, stream.record) == written[-1]
+                    raise
 
-        with pytest.raises(DataError, match='No space left'):
-            fill()
-        assert (stream.rows, stream.record) == written[-1]
-        rows, record = written[-1]
+    with pytest.raises(DataError, match='No space left'):
+        fill()
+    rows, record = written[-1]
     assert rows > 1_000
     with Replay(small_disk / 'replay', 'env', layout, 1, [record]) as replay:
         assert replay.transitions == rows - 1

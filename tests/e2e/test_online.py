@@ -90,6 +90,8 @@ def test_an_online_phase_from_another_run(fql, assert_one_line, tmp_path):
     done = fql('prepare', 'collected', '--source', online / 'replay')
     assert done.returncode == 0, done.stderr
     assert '30 transitions in 4 trajectories' in done.stdout
+    done = fql('export-tfds', online / 'replay', '--out', tmp_path / 'tfds')
+    assert done.returncode == 0, done.stderr
     own = ('--task', 'own', '--dataset', 'collected', '--batch-size', 8, '--hidden-dims', 8)
     assert fql('train', *own, '--steps', 2, '--run-dir', tmp_path / 'own').returncode == 0
 
