@@ -303,7 +303,7 @@ def validate_config(config: TrainConfig) -> None:
             getattr(config.agent, 'critic_pessimism', 0) == 0
             or getattr(config.agent, 'q_agg', 'mean') == 'mean'
         ),
-        'steps must lie in [1, 2.14748e+09], not 0, unless --online-steps is given': (
+        'steps must be at least 1, unless --online-steps is given': (
             config.steps >= 1 or config.online.online_steps >= 1
         ),
     }
@@ -361,7 +361,7 @@ def check_bounds(config: Any) -> None:
             check_bounds(value)
         elif entry.name in BOUNDS and value is not None:
             low, high = BOUNDS[entry.name]
-            values = value if isinstance(value, tuple) else () if value is None else (value,)
+            values = value if isinstance(value, tuple) else (value,)
             if not all(low <= number <= high for number in values):  # NaN is nowhere within.
                 shown = ' '.join(map(_text, values))
                 flag = FLAGS.get(entry.name, entry.name.replace('_', '-'))

@@ -77,7 +77,7 @@ def test_differing_fields_are_named_and_resumable_ones_are_not():
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'steps': 0}, 'steps must lie in [1, 2147483647], not 0'),
+        ({'steps': 0}, 'steps must be at least 1, unless --online-steps is given'),
         ({'batch_size': 0}, 'batch-size must lie in [1, 1048576], not 0'),
         ({'frame_stack': 0}, 'frame-stack must lie in [1, 64], not 0'),
         ({'shift_probability': 1.5}, 'shift-probability must lie in [0, 1], not 1.5'),
