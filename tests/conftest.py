@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import io
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +114,26 @@ def fql_process(environment) -> Callable[..., 'subprocess.CompletedProcess[str]'
     return run_process
 
 
+@pytest.fixture(scope='session')
+def run_fql(environment) -> Callable[..., 'subprocess.CompletedProcess[str]']:
+    """run_fql('train', ...): the program within this process, which saves the imports."""
+    from scripts.main import run
+
+    def run_here(*arguments: object) -> 'subprocess.CompletedProcess[str]':
+        output, errors = io.StringIO(), io.StringIO()
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            redirect_stdout(output),
+            redirect_stderr(errors),
+        ):
+            for name in ('FQL_DATA_DIR', 'PYTHONPATH', 'COLUMNS'):
+                patch.setenv(name, environment[name])
+            code = run([str(argument) for argument in arguments])
+        return subprocess.CompletedProcess(arguments, code, output.getvalue(), errors.getvalue())
+
+    return run_here
+
+
 @pytest.fixture
 def start_fql(environment) -> Iterator[Callable[..., 'subprocess.Popen[str]']]:
     """start_fql('train', ..., XLA_FLAGS=...): starts the program; what still runs is killed."""
@@ -169,7 +191,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
 
 @pytest.fixture
 def fql(environment, monkeypatch, capfd) -> Callable[..., 'subprocess.CompletedProcess[str]']:
-    """The same within this process, which saves the imports; sees what spawned processes print."""
+    """As `run_fql`, for one test; sees what spawned processes print, too."""
     for name in ('FQL_DATA_DIR', 'PYTHONPATH'):
         monkeypatch.setenv(name, environment[name])
 

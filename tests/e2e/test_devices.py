@@ -148,6 +148,7 @@ def test_two_processes_stop_together_on_damaged_data(start_fql, prepared, enviro
     assert finished_steps(run / 'checkpoints') == [0]  # That of no update.
 
 
+@pytest.mark.long
 def test_two_processes_pretrain_the_encoder_of_one(fql, start_fql, assert_one_line, tmp_path):
     settings = (
         *('--dataset', 'visual-pointmaze-quickstart-navigate-v0', '--encoder', 'impala_debug'),

@@ -15,11 +15,11 @@ SMALL = (
 
 
 @pytest.fixture(scope='module')
-def runs(fql_process, prepared, tmp_path_factory):
+def runs(run_fql, prepared, tmp_path_factory):
     """Two runs of equal settings but the seed."""
     folders = [tmp_path_factory.mktemp('runs') / 'run' for _ in range(2)]
     for seed, folder in enumerate(folders):
-        done = fql_process('train', *SMALL, '--seed', seed, '--run-dir', folder)
+        done = run_fql('train', *SMALL, '--seed', seed, '--run-dir', folder)
         assert done.returncode == 0, done.stderr
     return folders
 

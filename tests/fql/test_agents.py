@@ -30,7 +30,13 @@ def learner_of(config):
     return Learner(make_agent(config, SPEC), make_optimizer(config.lr, config.encoder))
 
 
-@pytest.mark.parametrize('name', AGENTS)
+@pytest.mark.parametrize(
+    'name',
+    [
+        name if name in ('fql', 'rebrac', 'qc') else pytest.param(name, marks=pytest.mark.long)
+        for name in AGENTS
+    ],
+)
 def test_a_frozen_agent_trains_on_latents_in_bfloat16_and_acts_on_images(name):
     config = dataclasses.replace(
         small(name, mode='frozen', source='/e'), precision='bfloat16', actor_layer_norm=True

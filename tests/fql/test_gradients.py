@@ -109,10 +109,14 @@ def trained_parts(config):
 
     def losses(params):
         _, metrics = learner.agent.loss(params, state.target_params, batch, draws, jnp.asarray(1))
-        return metrics
+        return {name: metrics[name] for name in metrics if name.endswith('loss')}
 
+    # Not compiled: operations are shared by all agents, whole losses are not.
+    values, pull = jax.vjp(losses, state.params)
+    zeros = jax.tree.map(jnp.zeros_like, values)
     found = {}
-    for loss, grads in jax.jit(jax.jacrev(losses))(state.params).items():
+    for loss in values:
+        (grads,) = pull({**zeros, loss: jnp.ones(())})
         parts = {f'encoder:{name}': tree for name, tree in grads['encoders'].items()}
         parts |= {name: tree for name, tree in grads.items() if name != 'encoders'}
         found[loss] = {

@@ -32,9 +32,9 @@ SMALL = (
 
 
 @pytest.fixture(scope='module')
-def finished_run(fql_process, prepared, tmp_path_factory):
+def finished_run(run_fql, prepared, tmp_path_factory):
     run = tmp_path_factory.mktemp('runs') / 'run'
-    done = fql_process('train', '--task', QUICKSTART_TASK, *SMALL, '--run-dir', run)
+    done = run_fql('train', '--task', QUICKSTART_TASK, *SMALL, '--run-dir', run)
     assert done.returncode == 0, done.stderr
     return run
 

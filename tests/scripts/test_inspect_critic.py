@@ -24,9 +24,9 @@ STATES = 32
 
 
 @pytest.fixture(scope='module')
-def run(fql_process, prepared, tmp_path_factory):
+def run(run_fql, prepared, tmp_path_factory):
     path = tmp_path_factory.mktemp('runs') / 'run'
-    assert fql_process('train', *SMALL, '--run-dir', path).returncode == 0
+    assert run_fql('train', *SMALL, '--run-dir', path).returncode == 0
     return path
 
 

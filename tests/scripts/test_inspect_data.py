@@ -5,9 +5,9 @@ import pytest
 
 
 @pytest.fixture(scope='module')
-def report(fql_process, prepared, tmp_path_factory):
+def report(run_fql, prepared, tmp_path_factory):
     png = tmp_path_factory.mktemp('png') / 'maze.png'
-    done = fql_process('inspect', 'data', prepared, '--verify', '--png', png)
+    done = run_fql('inspect', 'data', prepared, '--verify', '--png', png)
     assert done.returncode == 0, done.stderr
     return done.stdout, png
 

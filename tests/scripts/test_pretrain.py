@@ -55,7 +55,7 @@ def small_encoder(monkeypatch):
 
 
 @pytest.fixture(scope='module')
-def dots(fql_process, tmp_path_factory):
+def dots(run_fql, tmp_path_factory):
     """A prepared dataset, with validation: a dot wanders, and qpos says where it is."""
     folder = tmp_path_factory.mktemp('dots')
     for seed, (name, rows) in enumerate({'dots.npz': 160, 'dots-val.npz': 80}.items()):
@@ -74,7 +74,7 @@ def dots(fql_process, tmp_path_factory):
             qpos=place.astype(np.float32),
             qvel=np.zeros((rows, 2), np.float32),
         )
-    done = fql_process('prepare', DATASET, '--source', folder / 'dots.npz')
+    done = run_fql('prepare', DATASET, '--source', folder / 'dots.npz')
     assert done.returncode == 0, done.stderr
     return DATASET
 

@@ -16,16 +16,22 @@ TRAIN = ('train', '--task', QUICKSTART_TASK, '--flow-steps', 1, '--eval-interval
 
 
 @pytest.fixture(scope='module')
-def validated(fql_process, maze_npz, tmp_path_factory):
+def validated(run_fql, maze_npz, tmp_path_factory):
     folder = tmp_path_factory.mktemp('validated')
     for name in ('m.npz', 'm-val.npz'):
         shutil.copy(maze_npz, folder / name)
-    done = fql_process('prepare', DATASET, '--source', folder / 'm.npz')
+    done = run_fql('prepare', DATASET, '--source', folder / 'm.npz')
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.usefixtures('validated')
-@pytest.mark.parametrize('words', [TRAIN, ('pretrain', '--horizon', 2)], ids=lambda x: x[0])
+@pytest.mark.parametrize(
+    'words',
+    [
+        pytest.param(TRAIN, id='train'),
+        pytest.param(('pretrain', '--horizon', 2), id='pretrain', marks=pytest.mark.long),
+    ],
+)
 def test_validation_batches_are_not_augmented(fql, tmp_path, words):
     """An update that changes next to nothing: two runs differ by the images they see."""
     rows = {}

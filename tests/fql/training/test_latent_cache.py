@@ -270,6 +270,7 @@ def damage(path):
         file.write(bytes([byte ^ 1]))
 
 
+@pytest.mark.long
 def test_damaged_latents_stop_a_run(fql, assert_one_line, own_store, saved, tmp_path):
     run, data = tmp_path / 'run', ('--data-dir', own_store.parent)
     done = fql(*settings(saved, '--steps', 1, '--run-dir', run, *data))

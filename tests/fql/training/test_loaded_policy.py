@@ -46,16 +46,16 @@ np.save(sys.argv[4], program.call(given['observations'], given['noise']))
 
 
 @pytest.fixture(scope='module')
-def run(fql_process, prepared, tmp_path_factory):
+def run(run_fql, prepared, tmp_path_factory):
     path = tmp_path_factory.mktemp('runs') / 'run'
-    done = fql_process('train', *SMALL, '--run-dir', path)
+    done = run_fql('train', *SMALL, '--run-dir', path)
     assert done.returncode == 0, done.stderr
     return path
 
 
 @pytest.fixture(scope='module')
-def exported(fql_process, run):
-    done = fql_process('export-policy', run, '--out', run.parent / 'policy')
+def exported(run_fql, run):
+    done = run_fql('export-policy', run, '--out', run.parent / 'policy')
     assert done.returncode == 0, done.stderr
     assert 'one_step, bc_flow of update 2' in done.stdout
     return run.parent / 'policy'

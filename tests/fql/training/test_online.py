@@ -68,7 +68,7 @@ def some_batch(shape, dtype):
 def test_the_online_phase_has_an_alpha_and_an_encoders_rate_of_its_own(mode):
     """Its state has the structure of the offline one, which it goes on with."""
     encoder = EncoderConfig(size='impala_debug', mode=mode, source='x' * (mode != 'scratch'))
-    agent = FQLConfig(hidden_dims=(8,), alpha=3.0, encoder=encoder)
+    agent = FQLConfig(hidden_dims=(8,), alpha=3.0, flow_steps=1, encoder=encoder)
     spec = make_spec(agent, IMAGES, alpha=5.0, encoder_lr_multiplier=0.25)
     batch = some_batch(*IMAGES)
     offline, online = make_learner(spec), make_online_learner(spec)
