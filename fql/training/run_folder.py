@@ -330,13 +330,14 @@ def read_identity(path: Path) -> dict[str, Any]:
         path: of a file that `read_stored` takes.
     """
     values = read_object(path)
-    config = {
-        name: value for name, value in values['config'].items() if name not in RESUMABLE_FIELDS
-    }
-    others = {
+    described = {
         name: value for name, value in values.items() if name not in ('format_version', 'versions')
     }
-    return _flat({**others, 'config': config})
+    return {
+        name: value
+        for name, value in _flat(described).items()
+        if not (name.startswith('config.') and name.rpartition('.')[2] in RESUMABLE_FIELDS)
+    }
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
