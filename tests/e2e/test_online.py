@@ -181,7 +181,7 @@ def rows_of(path):
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [
-        (('--steps', 0), 'not 0, unless --online-steps is given'),
+        (('--steps', 0), 'must be at least 1, unless --online-steps is given'),
         (('--online-steps', 5, '--online-workers', 2), 'multiples of online-workers'),
         (('--online-steps', 5, '--online-warmup', 5), 'leaves no update'),
         (('--online-steps', 5, '--offline-ratio', 1.5), 'offline-ratio must be uniform or lie in'),
