@@ -77,13 +77,13 @@ def test_damaged_labels_are_told(fql, assert_one_line, store):
 
 
 def test_compiled_programs_are_kept_where_only_the_user_writes(
-    run_fql, store, environment, tmp_path, monkeypatch
+    fql_process, store, environment, tmp_path, monkeypatch
 ):
     for name in ('JAX_COMPILATION_CACHE_DIR', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'):
         monkeypatch.delitem(environment, name, raising=False)
     monkeypatch.setitem(environment, 'XDG_CACHE_HOME', str(tmp_path / 'cache'))
     words = ('inspect', 'batch', '--task', QUICKSTART_TASK, '--out', tmp_path / 'b.npz')
-    done = run_fql(*words, '--batch-size', 8, '--data-dir', store.parent)
+    done = fql_process(*words, '--batch-size', 8, '--data-dir', store.parent)
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / 'cache' / 'fql' / 'compilation-cache').iterdir())
     assert not (store.parent / 'compilation-cache').exists()
