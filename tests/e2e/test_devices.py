@@ -123,6 +123,7 @@ def test_a_signal_to_one_of_two_processes_stops_both(start_fql, wait_for_checkpo
     assert f'stopped; step {step:,} is saved' in output
 
 
+@pytest.mark.long
 def test_two_processes_give_the_losses_of_one(fql, start_fql, on_one_device, tmp_path):
     run = tmp_path / 'run'
     finish(*start_two(start_fql, 'train', *SETTINGS, '--steps', 4, '--run-dir', run))

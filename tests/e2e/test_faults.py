@@ -90,6 +90,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(fql, tmp_path):
             np.testing.assert_array_equal(written['actions'], expected['actions'])
 
 
+@pytest.mark.long
 def test_a_full_disk(fql, start_fql, wait_for_checkpoint, small_disk):
     run = small_disk / 'run'
     settings = ('--save-interval', 100, '--log-interval', 0, '--steps', 100_000)
@@ -112,7 +113,7 @@ def test_a_full_disk(fql, start_fql, wait_for_checkpoint, small_disk):
     assert f'updates {latest:,} to' in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures('opengl')
 def test_a_watcher_evaluates_what_the_trainer_saves(fql, start_fql, tmp_path):
     run = tmp_path / 'run'

@@ -43,6 +43,7 @@ def assert_same_run(fql, run, other):
         assert (run / name).read_bytes() == (other / name).read_bytes(), name
 
 
+@pytest.mark.long
 def test_a_killed_run_ends_as_one_that_was_not(
     fql, run_fql, start_fql, wait_for_checkpoint, tmp_path
 ):
@@ -118,16 +119,10 @@ ONLINE_AGENTS = {
     'qc_fql': (),
     'qc': (),
 }
-QUICK = ('sac',)
 
 
-@pytest.mark.parametrize(
-    'name',
-    [
-        name if name in QUICK else pytest.param(name, marks=pytest.mark.long)
-        for name in ONLINE_AGENTS
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize('name', ONLINE_AGENTS)
 def test_every_agent_goes_online_and_on(fql, tmp_path, name):
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
     settings = ('--agent', name, *SMALL, '--steps', 5, '--online-workers', 2, *ONLINE_AGENTS[name])

@@ -83,6 +83,7 @@ def workers_of(process):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures('opengl', 'prepared')
+@pytest.mark.long
 def test_a_worker_that_hangs_does_not_keep_a_run_from_stopping(
     start_fql, wait_for_checkpoint, tmp_path
 ):

@@ -32,10 +32,7 @@ def learner_of(config):
 
 @pytest.mark.parametrize(
     'name',
-    [
-        name if name in ('fql', 'rebrac', 'qc') else pytest.param(name, marks=pytest.mark.long)
-        for name in AGENTS
-    ],
+    [name if name == 'fql' else pytest.param(name, marks=pytest.mark.long) for name in AGENTS],
 )
 def test_a_frozen_agent_trains_on_latents_in_bfloat16_and_acts_on_images(name):
     config = dataclasses.replace(
