@@ -65,7 +65,7 @@ def test_a_kill_before_the_checkpoint_is_in_its_place_leaves_sound_ones(tmp_path
 
 
 def fault_of(errors):
-    """The line of the exception; Orbax's abandoned reads may print more, which the program hides."""
+    """The line of the exception; Orbax's abandoned reads may print more behind it."""
     return next(line for line in errors.splitlines() if 'SaveError: ' in line)
 
 
