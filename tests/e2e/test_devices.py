@@ -49,6 +49,7 @@ def on_one_device(fql_process, prepared, tmp_path_factory):
     return run
 
 
+@pytest.mark.long
 def test_eight_devices_give_the_losses_of_one(start_fql, on_one_device, tmp_path):
     run = tmp_path / 'run'
     # With the large parameters spread over the devices; the small ones have copies on each.

@@ -127,6 +127,11 @@ def trained_parts(config):
     return found
 
 
+def quick_or_long(name):
+    """Two agents of different kinds for `make test`, the others for `make test-all`."""
+    return name if name in ('fql', 'iql') else pytest.param(name, marks=pytest.mark.long)
+
+
 def test_every_agent_is_here():
     assert HEADS.keys() == AGENTS.keys() == AGENT_CONFIGS.keys()
 
@@ -139,7 +144,7 @@ def test_each_part_of_the_loss_trains_its_head_and_perhaps_the_shared_encoder(na
         assert parts[loss] == {head, *(['encoder:shared'] if reaches else [])}, loss
 
 
-@pytest.mark.parametrize('name', HEADS)
+@pytest.mark.parametrize('name', map(quick_or_long, HEADS))
 def test_with_separate_encoders_each_part_trains_its_own(name):
     parts = trained_parts(small(name, sharing='separate'))
     for loss, head in HEADS[name].items():
@@ -169,7 +174,9 @@ def test_the_temperature_has_a_loss_of_its_own():
 
 
 @pytest.mark.parametrize('sharing', ['shared', 'separate'])
-@pytest.mark.parametrize('name', [name for name in HEADS if name not in ('bc', 'rebrac')])
+@pytest.mark.parametrize(
+    'name', [quick_or_long(name) for name in HEADS if name not in ('bc', 'rebrac')]
+)
 def test_the_target_follows_the_critic_before_the_step(name, sharing):
     config = small(name, sharing)
     _, batch, state = make(config)

@@ -45,6 +45,7 @@ def arrays():
     }
 
 
+@pytest.mark.long
 def test_losses_stay_near_those_of_float32(arrays):
     metrics, states = {}, {}
     for precision in ('float32', 'bfloat16'):

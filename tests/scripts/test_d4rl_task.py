@@ -59,6 +59,7 @@ def finished_run(fql, tmp_path):
     return run, done.stdout
 
 
+@pytest.mark.long
 def test_the_score_is_recorded_and_told_with_what_it_may_be_compared_with(
     fql, finished_run, tmp_path
 ):

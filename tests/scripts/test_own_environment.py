@@ -115,6 +115,7 @@ def test_an_environment_that_does_not_fit_is_told_in_one_line(
     assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.long
 def test_images_and_no_success(fql, maze_npz, monkeypatch, tmp_path):
     """Where the environment reports no success, the return is what evaluations give."""
     monkeypatch.chdir(tmp_path)

@@ -130,6 +130,7 @@ def test_the_noisy_oracle_manipulates_the_scene(noisy_scene):
     assert np.ptp(drawer_and_window, axis=1).max() > 0.05
 
 
+@pytest.mark.long
 def test_play_data_resemble_the_real_file(real_source, tmp_path):
     """18 real trajectories against 4 without their pictures."""
     real = load(real_source)
