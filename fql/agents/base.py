@@ -180,3 +180,16 @@ class Agent(ABC):
         chex.assert_equal_shape([batch.observations, batch.next_observations])
         for field in self.needs:
             assert getattr(batch, field) is not None, f'the batch has no {field}'
+
+
+class PlainEncoder(Agent):
+    """Before another agent among a class's bases: its encoder with XLA's own operations.
+
+    Every platform has these, where `encoders.cpu_convolution` is for CPUs.
+    """
+
+    @property
+    def encoder(self) -> nn.Module | None:
+        """See `Agent`."""
+        encoder = super().encoder
+        return encoder if encoder is None else encoder.clone(plain=True)

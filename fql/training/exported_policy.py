@@ -8,12 +8,10 @@
 """
 
 import dataclasses
-import json
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +22,13 @@ from jax import export
 from data_pipeline.files import atomic_folder, write_json
 from data_pipeline.schema import read_json
 from encoders.leaves import tree_digest
-from fql.agents.base import Agent
+from fql.agents.base import Agent, PlainEncoder
 from fql.errors import FQLError
 from fql.learner import Params
 from fql.reports.measures import Measure, read_results
-from fql.training.learning import agent_of, make_learner
+from fql.training.learning import agent_of
 from fql.training.policy import restore_params
-from fql.training.run_folder import RunFolder, RunSpec, read_spec, write_spec
+from fql.training.run_folder import RunFolder, RunSpec, read_object, read_spec, write_spec
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 DESCRIPTION, PARAMS = 'policy.json', 'params'
@@ -75,8 +73,16 @@ def export_policy(run: Path, step: int | None, out: Path) -> Description:
     spec = read_spec(folder)
     step, params = restore_params(folder, spec, step)
     params = jax.tree.map(np.asarray, params)
-    # Where the data lay is of no use to others.
-    config = dataclasses.replace(spec.config, data_dir='', wandb_project='')
+    # Where things lay is of no use to others.
+    encoder = spec.config.agent.encoder
+    encoder = dataclasses.replace(encoder, source=Path(encoder.source).name)
+    config = dataclasses.replace(
+        spec.config,
+        data_dir='',
+        wandb_project='',
+        agent=dataclasses.replace(spec.config.agent, encoder=encoder),
+        online=dataclasses.replace(spec.config.online, source=Path(spec.config.online.source).name),
+    )
     measure, results = read_results(folder.eval_csv)
     description = Description(
         run=folder.path.absolute().name,
@@ -114,7 +120,7 @@ def read_exported(path: Path, spec: RunSpec) -> Params:
         digest = read_json(path / DESCRIPTION, Description).digest
     except (OSError, ValueError) as error:
         raise FQLError(f'{path / DESCRIPTION}: {error}') from error
-    abstract = jax.eval_shape(make_learner(spec).agent.init_params, jax.random.key(0))
+    abstract = jax.eval_shape(agent_of(spec).init_params, jax.random.key(0))
     # Orbax raises whatever the damage leads to.
     try:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -133,8 +139,8 @@ def export_program(agent: Agent, params: Params, policy: str) -> bytes:
     (b, h, w, c) uint8 or (b, d) float32 and standard normal noise (b, ...) float32, b of any size,
     and gives actions (b, horizon, a) float32.
     """
-    if agent.encoder is not None:
-        agent = _with_plain_encoder(agent)
+    plain = type('Plain', (PlainEncoder, type(agent)), {})
+    agent = plain(agent.config, agent.spec)
     (size,) = export.symbolic_shape('b')
     observations = jax.ShapeDtypeStruct(
         (size, *agent.spec.observation_shape), jnp.dtype(agent.spec.observation_dtype)
@@ -145,22 +151,11 @@ def export_program(agent: Agent, params: Params, policy: str) -> bytes:
     return bytes(exported.serialize())
 
 
-def _with_plain_encoder(agent: Agent) -> Agent:
-    """The same agent whose convolutions are XLA's own, which every platform has."""
-
-    class Plain(type(agent)):  # type: ignore[misc]
-        @property
-        def encoder(self) -> Any:
-            return super().encoder.clone(plain=True)
-
-    return Plain(agent.config, agent.spec)
-
-
 def _data_checksums(folder: RunFolder) -> dict[str, str]:
     """The checksum of each split's observations, where the run has a record of its data."""
     if not folder.data.exists():
         return {}
-    splits = json.loads(folder.data.read_text(encoding='utf-8'))
+    splits = read_object(folder.data)
     return {name: arrays['observations'] for name, arrays in splits.items()}
 
 

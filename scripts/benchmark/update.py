@@ -14,10 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh
 
-from fql.agents.base import Agent
+from fql.agents.base import Agent, PlainEncoder
 from fql.agents.configs import AGENT_CONFIGS, FQLConfig
 from fql.agents.fql import FQL
 from fql.batch import batch_from_frames
@@ -69,14 +68,8 @@ class Variant:
     bytes_accessed: float
 
 
-class PlainFQL(FQL):
+class PlainFQL(PlainEncoder, FQL):
     """FQL with XLA's own convolutions and max pooling."""
-
-    @property
-    def encoder(self) -> nn.Module | None:
-        """See `Agent`."""
-        encoder = super().encoder
-        return encoder if encoder is None else encoder.clone(plain=True)
 
 
 class ReferenceFQL(PlainFQL):
