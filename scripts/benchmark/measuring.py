@@ -1,4 +1,4 @@
-"""What benchmarks share: a task's settings, and the program in a process of its own."""
+"""What benchmarks share: a task's settings, a trainer, and the program in its own process."""
 
 import dataclasses
 import os
@@ -9,10 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.data_dir import resolve_data_dir
+from data_pipeline.store.verification import Verification
+from fql.compiled import abstract_state, make_train_step, make_validation, updates_per_call
+from fql.devices import make_mesh
 from fql.envs.tasks import find_task
 from fql.errors import FQLError
+from fql.training.checkpoints import CheckpointWriter
 from fql.training.config import TrainConfig
+from fql.training.interruption import Interruption
+from fql.training.learning import (
+    agent_of,
+    batch_maker,
+    loaded_fields,
+    make_learner,
+    validation_of,
+)
+from fql.training.loop import Trainer
 from fql.training.presets import default_config
+from fql.training.run_folder import RunFolder, RunSpec
 
 FQL = (sys.executable, '-m', 'scripts.main')
 """The program, to be run in a process of its own from `ROOT`."""
@@ -39,3 +53,29 @@ def run_fql(*arguments: str, environment: Mapping[str, str] = os.environ) -> Non
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f'exit code {done.returncode}']
         raise FQLError(f'fql {arguments[0]} failed: {lines[-1]}')
+
+
+def make_trainer(
+    spec: RunSpec, folder: Path, writer: CheckpointWriter, verification: Verification
+) -> Trainer:
+    """A trainer that logs and saves nothing."""
+    mesh, config, learner = make_mesh(), spec.config, make_learner(spec)
+    per_call = updates_per_call(config.updates_per_call, spec.images)
+    return Trainer(
+        schedule=config,
+        mesh=mesh,
+        folder=RunFolder(folder),
+        fields=loaded_fields(agent_of(spec)),
+        train_step=make_train_step(
+            learner, batch_maker(spec), abstract_state(learner, mesh), per_call, spec.images
+        ),
+        validate=make_validation(validation_of(spec)),
+        evaluate=lambda state: None,
+        metadata={},
+        writer=writer,
+        verification=verification,
+        train_log=None,
+        timing_log=None,
+        interruption=Interruption(),
+        resume_command='',
+    )

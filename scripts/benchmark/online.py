@@ -17,11 +17,7 @@ from data_pipeline.store.verification import Verification
 from data_pipeline.store.writer import write_array
 from fql.agents.configs import EncoderConfig, FQLConfig
 from fql.compiled import (
-    abstract_state,
     initial_state,
-    make_train_step,
-    make_validation,
-    updates_per_call,
 )
 from fql.devices import make_mesh
 from fql.envs.make import EnvSpec
@@ -34,19 +30,14 @@ from fql.training.checkpoints import CheckpointWriter
 from fql.training.config import OnlineConfig, TrainConfig
 from fql.training.data import LabelledSplit, run_spec, training_batches
 from fql.training.host_memory import watched_memory
-from fql.training.interruption import Interruption
 from fql.training.learning import (
-    agent_of,
-    batch_maker,
-    loaded_fields,
     make_learner,
-    validation_of,
 )
-from fql.training.loop import Trainer
 from fql.training.online import make_acting, train_online
-from fql.training.run_folder import RunFolder, RunSpec
+from fql.training.run_folder import RunSpec
 from scripts.benchmark.args import BenchmarkOnline
 from scripts.benchmark.fast_env import ACTION_DIM, EPISODE_STEPS, SIZE
+from scripts.benchmark.measuring import make_trainer
 
 ROWS = 4_096
 """Of the data that are made for the measurement."""
@@ -102,32 +93,6 @@ def made_data(folder: Path) -> LabelledSplit:
     )
     split.terminals[-1] = True
     return LabelledSplit(split, -np.ones(ROWS, np.float32), np.ones(ROWS, np.float32))
-
-
-def make_trainer(
-    spec: RunSpec, folder: Path, writer: CheckpointWriter, verification: Verification
-) -> Trainer:
-    """A trainer that logs and saves nothing."""
-    mesh, config, learner = make_mesh(), spec.config, make_learner(spec)
-    per_call = updates_per_call(config.updates_per_call, spec.images)
-    return Trainer(
-        schedule=config,
-        mesh=mesh,
-        folder=RunFolder(folder),
-        fields=loaded_fields(agent_of(spec)),
-        train_step=make_train_step(
-            learner, batch_maker(spec), abstract_state(learner, mesh), per_call, spec.images
-        ),
-        validate=make_validation(validation_of(spec)),
-        evaluate=lambda state: None,
-        metadata={},
-        writer=writer,
-        verification=verification,
-        train_log=None,
-        timing_log=None,
-        interruption=Interruption(),
-        resume_command='',
-    )
 
 
 def compare_phases(

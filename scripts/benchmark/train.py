@@ -12,30 +12,20 @@ import jax.numpy as jnp
 
 from data_pipeline.store.verification import Verification
 from fql.compiled import (
-    abstract_state,
     initial_state,
-    make_train_step,
-    make_validation,
-    updates_per_call,
 )
-from fql.devices import make_mesh, put_batch
+from fql.devices import put_batch
 from fql.reports.tables import format_table, write_json
 from fql.reports.timing import median_ratio, take_turns
 from fql.training.checkpoints import CheckpointWriter
 from fql.training.config import TrainConfig
 from fql.training.data import load_training_data, run_spec, training_batches
-from fql.training.interruption import Interruption
 from fql.training.learning import (
-    agent_of,
-    batch_maker,
-    loaded_fields,
     make_learner,
-    validation_of,
 )
-from fql.training.loop import Trainer, updates_in_call
-from fql.training.run_folder import RunFolder
+from fql.training.loop import updates_in_call
 from scripts.benchmark.args import BenchmarkTrain
-from scripts.benchmark.measuring import run_fql, task_config
+from scripts.benchmark.measuring import make_trainer, run_fql, task_config
 
 
 def run(args: BenchmarkTrain) -> None:
@@ -71,50 +61,28 @@ def run(args: BenchmarkTrain) -> None:
 
 def compare_loops(config: TrainConfig, folder: Path, rounds: int) -> dict[str, list[float]]:
     """Seconds of `config.steps` updates, in a bare loop on one batch and by the trainer."""
-    mesh = make_mesh()
     data = load_training_data(config)['train']
     spec = run_spec(data, config)
-    learner, fields = make_learner(spec), loaded_fields(agent_of(spec))
-    most = updates_per_call(config.updates_per_call, spec.images)
-    train_step = make_train_step(
-        learner, batch_maker(spec), abstract_state(learner, mesh), most, spec.images
-    )
-    arrays = next(training_batches(data, config, 0))
-    batch = put_batch({name: arrays[name] for name in fields}, mesh)
-    # The loader runs ahead while the other way has its turn; one for each would only start cold.
-    batches = training_batches(data, config, 0)
-    count = updates_in_call(config, 0, most)
-    start = initial_state(learner, config.seed, mesh)
-
-    def bare_updates() -> None:
-        state, before = jax.tree.map(jnp.copy, start), None
-        for _ in range(config.steps // count):
-            state, metrics = train_step(state, [batch] * count)
-            # As many calls in flight as the trainer has: with all of them updates take longer.
-            jax.block_until_ready(before)
-            before = metrics
-        jax.block_until_ready(state)
-
     with (
         CheckpointWriter(folder / 'checkpoints', keep_latest=1) as writer,
         Verification(folder, 'never') as verification,
     ):
-        trainer = Trainer(
-            schedule=config,
-            mesh=mesh,
-            folder=RunFolder(folder),
-            fields=fields,
-            train_step=train_step,
-            validate=make_validation(validation_of(spec)),
-            evaluate=lambda state: None,
-            metadata={},
-            writer=writer,
-            verification=verification,
-            train_log=None,
-            timing_log=None,
-            interruption=Interruption(),
-            resume_command='',
-        )
+        trainer = make_trainer(spec, folder, writer, verification)
+        arrays = next(training_batches(data, config, 0))
+        batch = put_batch({name: arrays[name] for name in trainer.fields}, trainer.mesh)
+        # The loader runs ahead while the other way has its turn; one for each would start cold.
+        batches = training_batches(data, config, 0)
+        count = updates_in_call(config, 0, trainer.train_step.per_call)
+        start = initial_state(make_learner(spec), config.seed, trainer.mesh)
+
+        def bare_updates() -> None:
+            state, before = jax.tree.map(jnp.copy, start), None
+            for _ in range(config.steps // count):
+                state, metrics = trainer.train_step(state, [batch] * count)
+                # As many calls in flight as the trainer has: with all of them updates take longer.
+                jax.block_until_ready(before)
+                before = metrics
+            jax.block_until_ready(state)
 
         def train() -> None:
             state = jax.tree.map(jnp.copy, start)

@@ -121,18 +121,24 @@ ONLINE_AGENTS = {
 }
 
 
+def train_both(fql, settings, steps, whole, broken):
+    """Trains a run at once, and one that ends 10 steps earlier and goes on; both end alike."""
+    for arguments in (
+        (*settings, '--online-steps', steps, '--run-dir', whole),
+        (*settings, '--online-steps', steps - 10, '--run-dir', broken),
+        ('--resume', broken, '--online-steps', steps),
+    ):
+        done = fql('train', *arguments)
+        assert done.returncode == 0, done.stderr
+    assert digest(fql, whole) == digest(fql, broken)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize('name', ONLINE_AGENTS)
 def test_every_agent_goes_online_and_on(fql, tmp_path, name):
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
     settings = ('--agent', name, *SMALL, '--steps', 5, '--online-workers', 2, *ONLINE_AGENTS[name])
-    done = fql('train', *settings, '--online-steps', 24, '--run-dir', whole)
-    assert done.returncode == 0, done.stderr
-    done = fql('train', *settings, '--online-steps', 14, '--run-dir', broken)
-    assert done.returncode == 0, done.stderr
-    done = fql('train', '--resume', broken, '--online-steps', 24)
-    assert done.returncode == 0, done.stderr
-    assert digest(fql, whole) == digest(fql, broken)
+    train_both(fql, settings, 24, whole, broken)
     assert replay_of(whole).keys() == replay_of(broken).keys()
     for key, array in replay_of(whole).items():
         np.testing.assert_array_equal(array, replay_of(broken)[key])
@@ -151,13 +157,7 @@ def test_a_frozen_encoders_latents_grow_with_the_replay(fql, tmp_path):
     settings = (*SMALL, '--steps', 5, '--shift-probability', 0, '--online-workers', 2)
     settings += ('--encoder.from', pretrained, '--encoder.mode', 'frozen', '--offline-ratio', 0.25)
     cached, broken, off = (tmp_path / name for name in ('cached', 'broken', 'off'))
-    done = fql('train', *settings, '--online-steps', 20, '--run-dir', cached)
-    assert done.returncode == 0, done.stderr
-    done = fql('train', *settings, '--online-steps', 10, '--run-dir', broken)
-    assert done.returncode == 0, done.stderr
-    done = fql('train', '--resume', broken, '--online-steps', 20)
-    assert done.returncode == 0, done.stderr
-    assert digest(fql, broken) == digest(fql, cached)
+    train_both(fql, settings, 20, cached, broken)
     settings += ('--latent-cache', 'off')
     done = fql('train', *settings, '--online-steps', 20, '--run-dir', off)
     assert done.returncode == 0, done.stderr
