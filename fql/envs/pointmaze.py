@@ -2,10 +2,11 @@
 
 Importing this module registers them, so gymnasium finds them by 'fql.envs.pointmaze:<id>':
 
-    visual-pointmaze-quickstart-v0               pixels, no fixed task: for data collection
-    visual-pointmaze-quickstart-singletask-v0    pixels, one fixed task: for evaluation
-    pointmaze-quickstart-v0                      the state-based twins of the two, which need no
-    pointmaze-quickstart-singletask-v0           OpenGL: for relabelling
+    visual-pointmaze-quickstart-v0                     pixels, no fixed task: for data collection
+    visual-pointmaze-quickstart-singletask-v0          pixels, the first task: for evaluation
+    visual-pointmaze-quickstart-singletask-task2-v0    pixels, a way of 160 steps in place of 60
+
+and, without `visual-`, their state-based twins, which need no OpenGL: for relabelling.
 """
 
 import os
@@ -15,10 +16,9 @@ import gymnasium
 import numpy as np
 
 FRAME_SIZE = 32
-# Rows and columns of the maze's cells, as in OGBench's `task_infos`.
-START_IJ = (2, 2)
-GOAL_IJ = (3, 4)
-MAX_EPISODE_STEPS = 200
+# Start and goal of each task: rows and columns of the maze's cells, as in OGBench's `task_infos`.
+TASKS = (((2, 2), (3, 4)), ((2, 2), (6, 6)))
+MAX_EPISODE_STEPS = (200, 400)
 
 # OGBench's ball (radius 0.7, brown) covers one or two of the 32 x 32 pixels; this one covers seven.
 BALL_RADIUS = 1.0
@@ -29,7 +29,7 @@ def make_pointmaze(**kwargs: Any) -> gymnasium.Env:
     """Makes OGBench's medium point maze with a larger ball and, for pixels, a cheap renderer.
 
     Pixel observations are (height, width, 3) uint8, seen from above; states are (2,) float64, the
-    ball's x and y. The single-task mode (`reward_task_id=1`) has the one task START_IJ -> GOAL_IJ.
+    ball's x and y. The single-task mode (`reward_task_id=1` or 2) has those of `TASKS`.
 
     Args:
         **kwargs: those of `ogbench.locomaze.maze.make_maze_env`, such as `success_timing`.
@@ -52,14 +52,15 @@ def _replace_tasks(env: Any) -> None:
         return
     env.task_infos = [
         {
-            'task_name': 'task1',
-            'init_ij': START_IJ,
-            'init_xy': env.ij_to_xy(START_IJ),
-            'goal_ij': GOAL_IJ,
-            'goal_xy': env.ij_to_xy(GOAL_IJ),
+            'task_name': f'task{number}',
+            'init_ij': start,
+            'init_xy': env.ij_to_xy(start),
+            'goal_ij': goal,
+            'goal_xy': env.ij_to_xy(goal),
         }
+        for number, (start, goal) in enumerate(TASKS, 1)
     ]
-    env.num_tasks = 1
+    env.num_tasks = len(TASKS)
 
 
 def _enlarge_ball(model: Any) -> None:
@@ -96,10 +97,12 @@ _PIXELS = {
     'width': FRAME_SIZE,
     'height': FRAME_SIZE,
 }
-# As in OGBench's own single-task registrations; pass success_timing='post' for the paper's.
-_SINGLE_TASK = {'reward_task_id': 1, 'success_timing': 'pre'}
-
 _register('visual-pointmaze-quickstart-v0', 1000, **_PIXELS)
-_register('visual-pointmaze-quickstart-singletask-v0', MAX_EPISODE_STEPS, **_PIXELS, **_SINGLE_TASK)
 _register('pointmaze-quickstart-v0', 1000)
-_register('pointmaze-quickstart-singletask-v0', MAX_EPISODE_STEPS, **_SINGLE_TASK)
+for number, limit in enumerate(MAX_EPISODE_STEPS, 1):
+    suffix = '' if number == 1 else f'-task{number}'
+    # As in OGBench's own single-task registrations; pass success_timing='post' for the paper's.
+    single_task = {'reward_task_id': number, 'success_timing': 'pre'}
+    name = f'pointmaze-quickstart-singletask{suffix}-v0'
+    _register(f'visual-{name}', limit, **_PIXELS, **single_task)
+    _register(name, limit, **single_task)

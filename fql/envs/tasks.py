@@ -18,6 +18,7 @@ MANIPULATION_TYPES = ('play', 'noisy')
 
 QUICKSTART_ENV = 'pointmaze-quickstart'
 QUICKSTART_TASK = f'visual-{QUICKSTART_ENV}-navigate-singletask-v0'
+QUICKSTART_FAR_TASK = f'visual-{QUICKSTART_ENV}-navigate-singletask-task2-v0'
 QUICKSTART_MODULE = 'fql.envs.pointmaze'
 
 ANTMAZE_MODULE, ADROIT_MODULE = 'fql.envs.d4rl_antmaze', 'fql.envs.d4rl_adroit'
@@ -112,9 +113,10 @@ def _known_tasks() -> Mapping[str, Task]:
 
 
 def _quickstart_tasks() -> Iterator[Task]:
-    yield _ogbench_task(
-        QUICKSTART_MODULE, f'visual-{QUICKSTART_ENV}', 'navigate', suffix='', version='0'
-    )
+    for suffix in ('', '-task2'):
+        yield _ogbench_task(
+            QUICKSTART_MODULE, f'visual-{QUICKSTART_ENV}', 'navigate', suffix, version='0'
+        )
 
 
 def _ogbench_tasks() -> Iterator[Task]:

@@ -15,7 +15,14 @@ from fql.agents.configs import (
     AgentConfig,
     EncoderConfig,
 )
-from fql.envs.tasks import ANTMAZE_TASKS, OWN_TASK, QUICKSTART_TASK, Task, find_task
+from fql.envs.tasks import (
+    ANTMAZE_TASKS,
+    OWN_TASK,
+    QUICKSTART_FAR_TASK,
+    QUICKSTART_TASK,
+    Task,
+    find_task,
+)
 from fql.training.config import OnlineConfig, TrainConfig
 
 FQL = 'FQL README (719d044)'
@@ -231,6 +238,8 @@ def default_config(task: Task, agent: str = 'fql', env: str = '') -> TrainConfig
     """
     if task.name == QUICKSTART_TASK:
         return quickstart_config(agent)
+    if task.name == QUICKSTART_FAR_TASK:
+        return _far_config(agent)
     # Some agents were published online only.
     preset = {**ONLINE_PRESETS, **PRESETS}.get((agent, task.dataset))
     settings = preset.settings if preset else UNTUNED.get(agent, {})
@@ -268,6 +277,17 @@ def quickstart_config(agent: str = 'fql') -> TrainConfig:
         save_interval=1_000,
         agent=_quickstart_agent(agent),
         online=online_defaults(find_task(QUICKSTART_TASK), agent),
+    )
+
+
+def _far_config(agent: str) -> TrainConfig:
+    """The quickstart's data, and a goal of which 160 steps are farther than its discount sees."""
+    near = quickstart_config(agent)
+    return dataclasses.replace(
+        near,
+        task=QUICKSTART_FAR_TASK,
+        agent=dataclasses.replace(near.agent, discount=0.99),
+        online=online_defaults(find_task(QUICKSTART_FAR_TASK), agent),
     )
 
 
