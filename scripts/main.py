@@ -154,6 +154,8 @@ def run(words: list[str]) -> int:
             os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
         # Set for another library, it would make every draw, and so every run, another one.
         os.environ['JAX_ENABLE_X64'] = '0'
+        # Without it, TensorFlow imports Keras 3 and Matplotlib, a sixth of its import time.
+        os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')
         return importlib.import_module(module).run(args) or 0
     except (FQLError, DataError, EncoderError) as error:
         print(f'fql: {error}', file=sys.stderr)

@@ -20,17 +20,8 @@ def digest(fql, run):
     return json.loads(done.stdout)
 
 
-QUICK = ('qc_fql',)
-"""An agent with more in its batches than FQL's; the others take minutes together."""
-
-
-@pytest.mark.parametrize(
-    'name',
-    [
-        name if name in QUICK else pytest.param(name, marks=pytest.mark.long)
-        for name in AGENT_CONFIGS
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize('name', AGENT_CONFIGS)
 def test_a_run_that_was_broken_off_ends_as_one_that_was_not(fql, tmp_path, name):
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
     done = fql('train', '--agent', name, *SMALL, '--steps', 30, '--run-dir', whole)

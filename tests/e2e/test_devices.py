@@ -93,6 +93,7 @@ for _ in range(3):
 """
 
 
+@pytest.mark.long
 def test_large_parameters_are_spread_and_stay_so(run_python, monkeypatch):
     for name, value in EIGHT.items():
         monkeypatch.setenv(name, value)

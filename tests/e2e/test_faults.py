@@ -12,16 +12,18 @@ from fql.training.checkpoints import CheckpointReader, finished_steps
 from fql.training.loop import MUST_BE_FINITE
 
 SMALL = (
-    *('--task', QUICKSTART_TASK, '--batch-size', 8, '--hidden-dims', 8, '--flow-steps', 1),
+    *('--task', QUICKSTART_TASK, '--batch-size', 8, '--hidden-dims', 8),
     *('--eval-interval', 0, '--log-interval', 5, '--save-interval', 10),
 )
+QUICK = (*SMALL, '--agent', 'bc')
+"""The agent whose update is compiled soonest, for faults that befall all alike."""
 
 pytestmark = pytest.mark.usefixtures('prepared')
 
 
 def test_a_second_trainer_refuses(fql, start_fql, wait_for_checkpoint, tmp_path):
     run = tmp_path / 'run'
-    first = start_fql('train', *SMALL, '--steps', 100_000, '--run-dir', run)
+    first = start_fql('train', *QUICK, '--steps', 100_000, '--run-dir', run)
     wait_for_checkpoint(first, run, 10)
     second = fql('train', '--resume', run)
     assert second.returncode == 1
@@ -38,7 +40,7 @@ def test_resume_auto_starts_and_then_continues(fql, tmp_path):
     run = tmp_path / 'run'
     run.mkdir()
     (run / 'trainer.lock').touch()  # As left by a trainer that was killed in its first moments.
-    command = ('train', *SMALL, '--run-dir', run, '--resume', 'auto', '--steps')
+    command = ('train', *QUICK, '--run-dir', run, '--resume', 'auto', '--steps')
     assert fql(*command, 10).returncode == 0
     digest = fql('inspect', 'checkpoint', run, '--step', 10).stdout
     assert fql(*command, 20).returncode == 0
@@ -51,7 +53,7 @@ def test_resume_auto_starts_and_then_continues(fql, tmp_path):
 
 def test_a_damaged_checkpoint_is_made_again(fql, tmp_path):
     whole, damaged = tmp_path / 'whole', tmp_path / 'damaged'
-    assert fql('train', *SMALL, '--steps', 30, '--run-dir', whole).returncode == 0
+    assert fql('train', *QUICK, '--steps', 30, '--run-dir', whole).returncode == 0
     shutil.copytree(whole, damaged)
     files = [path for path in (damaged / 'checkpoints' / '30').rglob('*') if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
@@ -72,7 +74,20 @@ def test_a_damaged_checkpoint_is_made_again(fql, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(fql, tmp_path):
     run = tmp_path / 'run'
     # Such settings make the loss overflow within some steps.
-    done = fql('train', *SMALL, '--steps', 1000, '--run-dir', run, '--lr', 10, '--alpha', 1e9)
+    done = fql(
+        'train',
+        *SMALL,
+        '--flow-steps',
+        1,
+        '--steps',
+        1000,
+        '--run-dir',
+        run,
+        '--lr',
+        10,
+        '--alpha',
+        1e9,
+    )
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith('fql: ')]
     assert 'not finite' in line
@@ -94,7 +109,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(fql, tmp_path):
 def test_a_full_disk(fql, start_fql, wait_for_checkpoint, small_disk):
     run = small_disk / 'run'
     settings = ('--save-interval', 100, '--log-interval', 0, '--steps', 100_000)
-    process = start_fql('train', *SMALL, *settings, '--run-dir', run)
+    process = start_fql('train', *QUICK, *settings, '--run-dir', run)
     wait_for_checkpoint(process, run, 100)
     # Unbuffered: closing a buffered file would raise again what its last write did.
     with (small_disk / 'filler').open('wb', buffering=0) as filler, contextlib.suppress(OSError):
@@ -118,7 +133,7 @@ def test_a_full_disk(fql, start_fql, wait_for_checkpoint, small_disk):
 def test_a_watcher_evaluates_what_the_trainer_saves(fql, start_fql, tmp_path):
     run = tmp_path / 'run'
     settings = ('--max-episode-steps', 3, '--eval-seed', 5)
-    done = fql('train', *SMALL, *settings, '--steps', 20, '--run-dir', run)
+    done = fql('train', *QUICK, *settings, '--steps', 20, '--run-dir', run)
     assert done.returncode == 0, done.stderr
     watcher = start_fql('evaluate', run, '--watch', '--episodes', 2)
     _, errors = watcher.communicate(timeout=200)

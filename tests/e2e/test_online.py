@@ -14,6 +14,7 @@ SMALL = (
     *('--task', QUICKSTART_TASK, '--batch-size', 8, '--hidden-dims', 8, '--frame-stack', 2),
     *('--eval-interval', 0, '--log-interval', 7, '--save-interval', 10, '--max-episode-steps', 9),
 )
+OF_FQL = (*SMALL, '--flow-steps', 1)
 ONLINE = ('--steps', 5, '--online-steps', 60, '--online-workers', 2, '--online-warmup', 4)
 
 pytestmark = pytest.mark.usefixtures('prepared', 'opengl')
@@ -48,10 +49,10 @@ def test_a_killed_run_ends_as_one_that_was_not(
     fql, run_fql, start_fql, wait_for_checkpoint, tmp_path
 ):
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-    done = run_fql('train', *SMALL, *ONLINE, '--run-dir', whole)
+    done = run_fql('train', *OF_FQL, *ONLINE, '--run-dir', whole)
     assert done.returncode == 0, done.stderr
     for step in (25, 45):
-        process = start_fql('train', *SMALL, *ONLINE, '--run-dir', killed, '--resume', 'auto')
+        process = start_fql('train', *OF_FQL, *ONLINE, '--run-dir', killed, '--resume', 'auto')
         wait_for_checkpoint(process, killed, step)
         process.kill()
         process.communicate()
@@ -66,9 +67,9 @@ def test_an_online_phase_from_another_run(fql, assert_one_line, tmp_path):
     """It is the same as behind the offline updates themselves, and the other run stays as it is."""
     both, offline, online = tmp_path / 'both', tmp_path / 'offline', tmp_path / 'online'
     phase = ('--online-steps', 30, '--updates-per-env-step', 2, '--offline-ratio', 0.5)
-    done = fql('train', *SMALL, '--steps', 20, *phase, '--run-dir', both)
+    done = fql('train', *OF_FQL, '--steps', 20, *phase, '--run-dir', both)
     assert done.returncode == 0, done.stderr
-    assert fql('train', *SMALL, '--steps', 25, '--run-dir', offline).returncode == 0
+    assert fql('train', *OF_FQL, '--steps', 25, '--run-dir', offline).returncode == 0
     before = {path: path.read_bytes() for path in sorted(offline.rglob('*')) if path.is_file()}
     command = ('train', '--from', offline, '--step', 20, *phase, '--run-dir', online)
     done = fql(*command)
@@ -150,11 +151,11 @@ def test_every_agent_goes_online_and_on(fql, tmp_path, name):
 def test_a_frozen_encoders_latents_grow_with_the_replay(fql, tmp_path):
     """Against encoding in every update: the same rows, actions that agree to rounding."""
     pretrained = tmp_path / 'encoder'
-    done = fql('train', *SMALL, '--steps', 3, '--run-dir', tmp_path / 'first')
+    done = fql('train', *OF_FQL, '--steps', 3, '--run-dir', tmp_path / 'first')
     assert done.returncode == 0, done.stderr
     done = fql('export-encoder', tmp_path / 'first', '--out', pretrained)
     assert done.returncode == 0, done.stderr
-    settings = (*SMALL, '--steps', 5, '--shift-probability', 0, '--online-workers', 2)
+    settings = (*OF_FQL, '--steps', 5, '--shift-probability', 0, '--online-workers', 2)
     settings += ('--encoder.from', pretrained, '--encoder.mode', 'frozen', '--offline-ratio', 0.25)
     cached, broken, off = (tmp_path / name for name in ('cached', 'broken', 'off'))
     train_both(fql, settings, 20, cached, broken)

@@ -30,10 +30,10 @@ def checkpoint(fql, folder):
 @pytest.mark.slow
 @pytest.mark.usefixtures('opengl', 'prepared')
 def test_killed_and_stopped_runs_end_in_the_same_state(
-    fql, fql_process, start_fql, wait_for_checkpoint, tmp_path
+    fql, start_fql, wait_for_checkpoint, tmp_path
 ):
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
-    done = fql_process('train', *SETTINGS, '--run-dir', whole)
+    done = fql('train', *SETTINGS, '--run-dir', whole)
     assert done.returncode == 0, done.stderr
 
     process = start_fql('train', *SETTINGS, '--run-dir', broken)
@@ -49,7 +49,7 @@ def test_killed_and_stopped_runs_end_in_the_same_state(
     assert process.returncode == EXIT_CODE, errors
     assert f'fql train --resume {broken}' in output
 
-    done = fql_process('train', '--resume', broken)
+    done = fql('train', '--resume', broken)
     assert done.returncode == 0, done.stderr
     assert checkpoint(fql, broken) == checkpoint(fql, whole)
     assert checkpoint(fql, whole)['step'] == STEPS

@@ -11,7 +11,7 @@ from fql.envs.tasks import QUICKSTART_TASK
 from fql.stopping import EXIT_CODE
 
 SMALL = (
-    *('--task', QUICKSTART_TASK, '--batch-size', 8, '--hidden-dims', 8, '--flow-steps', 1),
+    *('--task', QUICKSTART_TASK, '--agent', 'bc', '--batch-size', 8, '--hidden-dims', 8),
     *('--eval-interval', 0, '--log-interval', 1, '--save-interval', 2, '--steps', 4),
 )
 
@@ -46,7 +46,14 @@ MOMENTS = {
 @pytest.mark.parametrize(
     ('moment', 'number'),
     [
-        *((moment, signal.SIGTERM) for moment in MOMENTS),
+        *(
+            pytest.param(
+                moment,
+                signal.SIGTERM,
+                marks=pytest.mark.long if moment in ('claimed', 'described') else (),
+            )
+            for moment in MOMENTS
+        ),
         ('at first', signal.SIGINT),
         ('data', signal.SIGINT),
     ],

@@ -73,7 +73,7 @@ def test_a_frozen_agent_trains_on_latents_in_bfloat16_and_acts_on_images(name):
         np.testing.assert_allclose(actions, again[::-1], atol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['qc_fql', 'qc'])
+@pytest.mark.parametrize('name', ['qc_fql', pytest.param('qc', marks=pytest.mark.long)])
 def test_what_lies_beyond_a_trajectorys_end_teaches_nothing(name):
     config = small(name)
     learner = learner_of(config)

@@ -65,7 +65,8 @@ def test_how_many_updates_a_call_makes_changes_no_bit(monkeypatch, options_of_tr
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(states[1].params))
 
 
-@pytest.mark.parametrize('name', ['fql', pytest.param('rebrac', marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize('name', ['fql', 'rebrac'])
 def test_so_it_is_on_vectors_where_calls_make_many_updates_on_cpus_too(
     monkeypatch, options_of_training, name
 ):

@@ -128,8 +128,8 @@ def trained_parts(config):
 
 
 def quick_or_long(name):
-    """Two agents of different kinds for `make test`, the others for `make test-all`."""
-    return name if name in ('fql', 'iql') else pytest.param(name, marks=pytest.mark.long)
+    """One agent for `make test`, the others for `make test-all`."""
+    return name if name == 'fql' else pytest.param(name, marks=pytest.mark.long)
 
 
 def test_every_agent_is_here():

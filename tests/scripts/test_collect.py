@@ -21,6 +21,7 @@ COLLECT = (sys.executable, '-m', 'scripts.main', 'collect', 'pointmaze-medium-v0
 PUZZLE = ('collect', 'puzzle-3x3-v0', '--dataset-type', 'noisy', '--episode-steps', 20)
 
 
+@pytest.mark.long
 def test_from_nothing_to_labels(assert_one_line, fql):
     folder = resolve_data_dir('')
     train, val = (folder / 'collected' / f'{NAME}{suffix}.npz' for suffix in ('', '-val'))

@@ -68,6 +68,7 @@ def reach(example, fql, monkeypatch, tmp_path):
     return [[run if word == 'runs/reach' else word for word in w] for w in (train, evaluate)]
 
 
+@pytest.mark.long
 def test_the_example_of_the_docs_runs(fql, reach):
     train, evaluate = reach
     done = fql(*train, *SMALL, '--eval-interval', 1)

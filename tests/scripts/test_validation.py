@@ -12,7 +12,7 @@ TINY = (
     *('--steps', 1, '--log-interval', 1, '--batch-size', 8, '--hidden-dims', 8, '--frame-stack', 1),
     *('--lr', 1e-12, '--encoder', 'impala_debug', '--dataset', DATASET),
 )
-TRAIN = ('train', '--task', QUICKSTART_TASK, '--flow-steps', 1, '--eval-interval', 0)
+TRAIN = ('train', '--task', QUICKSTART_TASK, '--agent', 'bc', '--eval-interval', 0)
 
 
 @pytest.fixture(scope='module')

@@ -173,7 +173,7 @@ def kept_parts(opengl, tmp_path, monkeypatch):
     return sorted((tmp_path / 'maze-v0.npz.parts').glob('episode-*.npz'))
 
 
-@pytest.mark.parametrize('size', [0, 1000, -1])
+@pytest.mark.parametrize('size', [0, pytest.param(1000, marks=pytest.mark.long), -1])
 def test_an_episode_whose_file_is_cut_short_is_collected_again(
     kept_parts, collected, tmp_path, size
 ):

@@ -180,6 +180,7 @@ for row in (0, len(data['qpos']) - 1):
 """
 
 
+@pytest.mark.long
 def test_pixels_show_the_state_beside_them(opengl, tmp_path):
     recipe = shorten(
         'visual-puzzle-3x3-v0', 'play', 3, env_kwargs={'width': 48, 'height': 48}, seed=2

@@ -126,7 +126,7 @@ def test_the_range_goes_with_the_run(fql, assert_one_line, tmp_path, arrays):
     assert_one_line(fql(*command), 'outside [-1, 1]', '--normalize-actions')
     done = fql(*command, '--normalize-actions')
     assert done.returncode == 0, done.stderr
-    small = ('--batch-size', 4, '--frame-stack', 1, '--hidden-dims', 8, '--flow-steps', 2)
+    small = ('--batch-size', 4, '--frame-stack', 1, '--hidden-dims', 8, '--agent', 'bc')
     run = ('--run-dir', tmp_path / 'run', '--steps', 1, '--encoder', 'impala_debug')
     done = fql('train', '--task', 'own', '--dataset', 'd', *data, *run, *small)
     assert done.returncode == 0, done.stderr

@@ -64,7 +64,7 @@ def some_batch(shape, dtype):
     return Batch(images[0], actions, -ones, ones, images[1])
 
 
-@pytest.mark.parametrize('mode', ['scratch', 'finetune'])
+@pytest.mark.parametrize('mode', [pytest.param('scratch', marks=pytest.mark.long), 'finetune'])
 def test_the_online_phase_has_an_alpha_and_an_encoders_rate_of_its_own(mode):
     """Its state has the structure of the offline one, which it goes on with."""
     encoder = EncoderConfig(size='impala_debug', mode=mode, source='x' * (mode != 'scratch'))
