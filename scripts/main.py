@@ -147,11 +147,10 @@ def run(words: list[str]) -> int:
         check_values(args)
         if hasattr(args, 'check'):
             args.check()
-        if hasattr(args, 'data_dir'):
-            # Compiled programs are kept, small ones too, so that a second start is quick.
-            with suppress(ModuleNotFoundError):  # Where little more than JAX is installed.
-                os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(compilation_cache_dir()))
-            os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+        # Compiled programs are kept, small ones too, so that a second start is quick.
+        with suppress(ModuleNotFoundError):  # Where little more than JAX is installed.
+            os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(compilation_cache_dir()))
+        os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
         # Set for another library, it would make every draw, and so every run, another one.
         os.environ['JAX_ENABLE_X64'] = '0'
         return importlib.import_module(module).run(args) or 0

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from encoders.saved import SavedEncoder
+from encoders.description import SavedEncoder
 from fql.compiled import abstract_state
 from fql.devices import one_device_mesh
 from fql.envs.tasks import find_task

@@ -18,8 +18,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.files import locked
 from data_pipeline.store import latents as latent_store
 from data_pipeline.store.writer import prepare_store
+from encoders.description import SavedEncoder
 from encoders.impala import ENCODERS
-from encoders.saved import SavedEncoder
 from fql.agents.configs import EncoderConfig, FQLConfig
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.errors import FQLError
