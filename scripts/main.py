@@ -90,6 +90,19 @@ is imported.
 
 HELP = {'-h', '--help'}
 
+SAME_DRAWS = {
+    'JAX_ENABLE_X64': '0',
+    'JAX_DEFAULT_PRNG_IMPL': 'threefry2x32',
+    'JAX_THREEFRY_PARTITIONABLE': '1',
+    'JAX_RANDOM_SEED_OFFSET': '0',
+    'JAX_HIGH_DYNAMIC_RANGE_GUMBEL': '0',
+    'JAX_NUMPY_DTYPE_PROMOTION': 'standard',
+    'JAX_NUMPY_RANK_PROMOTION': 'allow',
+    'JAX_DISABLE_JIT': '0',
+}
+"""JAX's own defaults of what, set for another program, would make every draw, and so every run,
+another one, or fail."""
+
 
 def main() -> NoReturn:
     """Runs a command and exits.
@@ -151,8 +164,7 @@ def run(words: list[str]) -> int:
         with suppress(ModuleNotFoundError):  # Where little more than JAX is installed.
             os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(compilation_cache_dir()))
         os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
-        # Set for another library, it would make every draw, and so every run, another one.
-        os.environ['JAX_ENABLE_X64'] = '0'
+        os.environ.update(SAME_DRAWS)
         return importlib.import_module(module).run(args) or 0
     except (FQLError, DataError, EncoderError) as error:
         print(f'fql: {error}', file=sys.stderr)

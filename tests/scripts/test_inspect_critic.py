@@ -1,6 +1,8 @@
 """`fql inspect critic`."""
 
 import dataclasses
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +60,21 @@ def test_the_numbers_are_the_critics(run):
     np.testing.assert_allclose(view.gaps, qs.max(axis=1) - qs.mean(axis=1), rtol=1e-2, atol=1e-6)
     assert view.positions is not None
     assert view.positions.shape == (STATES, 2)
+
+
+def test_the_data_may_lie_elsewhere_but_are_the_same(
+    fql, assert_one_line, run, prepared, maze_npz, environment, tmp_path
+):
+    words = ('inspect', 'critic', run, '--states', STATES, '--data-dir', tmp_path)
+    assert_one_line(fql(*words), f'no dataset {prepared} in {tmp_path}')
+    original = Path(environment['FQL_DATA_DIR']) / prepared
+    shutil.copytree(original, tmp_path / prepared)
+    assert fql(*words).stdout == fql(*words[:-2]).stdout
+    with np.load(maze_npz) as file:
+        np.savez(tmp_path / 'other.npz', **{**file, 'actions': file['actions'] / 2})
+    source = ('--source', tmp_path / 'other.npz', '--data-dir', tmp_path, '--overwrite')
+    assert fql('prepare', prepared, *source).returncode == 0
+    assert_one_line(fql(*words), 'was trained on other data')
 
 
 def test_directions_go_round():
