@@ -135,7 +135,10 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
     Raises:
         FileExistsError: `target` exists already, and `replace` is not set.
+        FileNotFoundError: it is a link that leads nowhere, as to a disk that is not mounted.
     """
+    if target.is_symlink():
+        target = target.resolve(strict=True)
     make_folder(target.parent)
     folder, old = (target.with_name(f'.{target.name}.{x}') for x in ('incomplete', 'replaced'))
     with locked(target.with_name(f'.{target.name}.lock'), f'writes {target}', wait=True):

@@ -31,7 +31,7 @@ from data_pipeline.data_dir import compilation_cache_dir
 from data_pipeline.errors import DataError
 from encoders.errors import EncoderError
 from fql.command import command
-from fql.errors import FQLError
+from fql.errors import FQLError, first_line
 from fql.training.host_memory import keep_freed_memory
 from scripts.benchmark.args import (
     BenchmarkData,
@@ -110,6 +110,7 @@ def main() -> NoReturn:
     0: done; 1: a fault the user can mend; 2: bad arguments; 42: a run was asked to stop and can be
     resumed; 130: interrupted; 141: what reads the output has ended, as `head` does.
     """
+    open_standard_streams()
     keep_freed_memory()
     sys.unraisablehook = report_unraisable
     for stream in (sys.stdout, sys.stderr):
@@ -124,6 +125,19 @@ def main() -> NoReturn:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         code = 141
     sys.exit(code)
+
+
+def open_standard_streams() -> None:
+    """Gives standard streams that are closed, as some daemons leave them, a file to go to.
+
+    Otherwise the next file that is opened would be in their place, and get what is printed.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdin = sys.stdin or os.fdopen(0)
+    sys.stdout = sys.stdout or os.fdopen(1, 'w')
+    sys.stderr = sys.stderr or os.fdopen(2, 'w')
 
 
 def report_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
@@ -173,6 +187,11 @@ def run(words: list[str]) -> int:
         if isinstance(error, BrokenPipeError) and is_unread(sys.stdout):
             raise
         print(f'fql: {error}', file=sys.stderr)
+        return 1
+    except RuntimeError as error:  # JAX's, where $JAX_PLATFORMS names what is not there.
+        if 'initialize backend' not in str(error):
+            raise
+        print(f'fql: {first_line(error)}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print('\nfql: interrupted', file=sys.stderr)

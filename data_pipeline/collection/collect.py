@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import time
 import traceback
@@ -92,7 +93,7 @@ def _check_arguments(out: Path, episodes: int, workers: int, overwrite: bool) ->
             raise DataError(f'{name} must be at least 1, not {value}')
     if out.suffix != '.npz':
         raise DataError(f'the file to collect into must end in .npz: {out}')
-    if out.exists() and not overwrite:
+    if os.path.lexists(out) and not overwrite:
         raise DataError(f'{out} exists already; remove it to collect again')
 
 

@@ -106,6 +106,31 @@ def test_a_folder_that_cannot_be_renamed_leaves_the_old_one(tmp_path, monkeypatc
     assert names(tmp_path) == ['a']
 
 
+def test_what_a_link_leads_to_is_replaced_and_the_link_stays(tmp_path):
+    (tmp_path / 'disk').mkdir()
+    target, link = tmp_path / 'disk' / 'a', tmp_path / 'link'
+    replace(target, 'old')
+    link.symlink_to(target)
+    for text in ('new', 'newer'):
+        replace(link, text)
+        assert (target / 'x').read_text() == text
+        assert link.is_symlink()
+    assert names(tmp_path) == ['disk', 'link']
+    assert names(tmp_path / 'disk') == ['a']
+
+
+def test_a_link_to_nothing_is_no_place_for_a_folder(tmp_path):
+    """As to a disk that is not mounted."""
+    (tmp_path / 'link').symlink_to(tmp_path / 'unmounted' / 'a')
+    for is_replacing in (False, True):
+        with (
+            pytest.raises(FileNotFoundError),
+            atomic_folder(tmp_path / 'link', replace=is_replacing),
+        ):
+            pass
+    assert names(tmp_path) == ['link']
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

@@ -234,6 +234,41 @@ def test_the_c_locale_breaks_nothing(tmp_path, words, code, encoding):
     assert done.stdout.isascii()
 
 
+CLOSED = """
+import os, subprocess, sys
+from pathlib import Path
+from scripts import main
+
+for descriptor in (0, 1, 2):
+    os.close(descriptor)
+sys.stdin = sys.stdout = sys.stderr = None
+main.open_standard_streams()
+with open(sys.argv[1], 'w') as file:
+    print('lost')
+    os.write(2, b'lost')
+    file.write('kept')
+"""
+
+
+def test_what_is_printed_where_streams_are_closed_goes_into_no_file(run_python, tmp_path):
+    assert run_python(CLOSED, tmp_path / 'file').returncode == 0
+    assert (tmp_path / 'file').read_text() == 'kept'
+
+
+def test_a_closed_output_is_no_fault():
+    words = [*PROGRAM, 'tasks', 'pointmaze']
+    done = subprocess.run(['sh', '-c', f'{shlex.join(words)} <&- >&- 2>&-'], check=False)
+    assert done.returncode == 0
+
+
+def test_a_device_that_is_not_there_is_told_in_one_line(fql, assert_one_line, monkeypatch):
+    def run(args):
+        raise RuntimeError("Unable to initialize backend 'cuda': no such\\nand more")
+
+    monkeypatch.setattr('scripts.quickstart.run', run)
+    assert_one_line(fql('quickstart'), "Unable to initialize backend 'cuda'")
+
+
 @pytest.mark.parametrize('words', [('train', '--help'), ('--help',)])
 def test_an_output_that_nobody_reads_is_no_fault(words):
     read, write = os.pipe()
