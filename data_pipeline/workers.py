@@ -105,7 +105,8 @@ def _run(work: Callable[..., None], connection: Connection, *arguments: Any) -> 
 def _die_with_parent() -> None:
     """Has Linux kill this process when the one that started it is gone, stopped or hanging too.
 
-    Elsewhere, and with a parent that is gone already, the closed pipe ends it when it reads.
+    For Linux that is the thread that did. Elsewhere, and where it is gone already, the closed pipe
+    ends this process when it reads.
     """
     if sys.platform == 'linux':
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

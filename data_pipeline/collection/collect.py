@@ -251,7 +251,13 @@ def _merge(parts: Sequence[Path], out: Path) -> None:
             with archive.open(member, 'w', force_zip64=True) as file:
                 write_npy_header(file, shape, dtype)
                 for part in parts:
-                    file.write(np.ascontiguousarray(_read_part(part, name)[name]).data)
+                    array = _read_part(part, name)[name]
+                    if (len(array) * len(parts), *array.shape[1:]) != shape or array.dtype != dtype:
+                        raise DataError(
+                            f'{part}: {name} is {array.dtype} {array.shape}, unlike the first '
+                            "episode's; remove that file and run again"
+                        )
+                    file.write(np.ascontiguousarray(array).data)
 
 
 def _shapes(parts: Sequence[Path]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

@@ -13,6 +13,7 @@ from data_pipeline.files import (
     atomic_folder,
     is_temporary,
     locked,
+    make_folder,
     replacing,
     write_json,
     write_text,
@@ -104,6 +105,20 @@ def test_a_folder_that_cannot_be_renamed_leaves_the_old_one(tmp_path, monkeypatc
         replace(target, 'new')
     assert (target / 'x').read_text() == 'old'
     assert names(tmp_path) == ['a']
+
+
+@pytest.mark.parametrize('kind', ['file', 'link to nothing'])
+def test_what_is_no_folder_is_not_taken_for_one(tmp_path, kind):
+    odd = tmp_path / 'odd'
+    if kind == 'file':
+        odd.touch()
+    else:
+        odd.symlink_to(tmp_path / 'unmounted')
+    for target in (odd, odd / 'a', odd / 'a' / 'b'):
+        with pytest.raises(NotADirectoryError, match='odd'):
+            make_folder(target)
+    with pytest.raises(NotADirectoryError), atomic_folder(odd / 'a' / 'b'):
+        pass
 
 
 def test_what_a_link_leads_to_is_replaced_and_the_link_stays(tmp_path):
