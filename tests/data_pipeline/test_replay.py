@@ -235,7 +235,7 @@ def test_no_store_is_made_of_a_damaged_replay(tmp_path, name):
     data = bytearray(path.read_bytes())
     data[130] ^= 1
     path.write_bytes(data)
-    with pytest.raises(DataError, match=rf'rows of train_1/{name}\.npy are not what was written'):
+    with pytest.raises(DataError, match=rf'the 4 rows of train_1/{name}\.npy are not what was'):
         replay_splits(tmp_path / 'replay')
 
 
