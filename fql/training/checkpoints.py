@@ -69,6 +69,13 @@ class _Metadata:
     given: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class _Versions:
+    """Of packages, by name."""
+
+    versions: Mapping[str, str]
+
+
 class CheckpointWriter:
     """Saves training states; a context manager, which waits for the last save when left.
 
@@ -338,6 +345,17 @@ class CheckpointReader:
     def metadata(self, step: int) -> Mapping[str, Any]:
         """The JSON values that were given to `save`."""
         return self._described(step).given
+
+    def versions(self, step: int) -> Mapping[str, str]:
+        """Of the packages that the checkpoint was made with.
+
+        Raises:
+            FQLError: it does not name them.
+        """
+        try:
+            return from_json(_Versions, {'versions': self.metadata(step).get('versions')}).versions
+        except ValueError as error:
+            raise FQLError(f'{self._folder / str(step)}: metadata: {error}') from None
 
     def _described(self, step: int) -> _Metadata:
         values = self._restore(step, metadata=ocp.args.JsonRestore())['metadata']

@@ -78,8 +78,11 @@ class MetricsLog:
     def _append(self, row: Mapping[str, str]) -> None:
         self._columns = self._columns or list(row)
         if list(row) != self._columns:
-            other = ', '.join(sorted(set(row) ^ set(self._columns))) or 'their order'
-            raise FQLError(f'{self._path} has other columns than this run ({other}): move it away')
+            other = sorted(set(row) ^ set(self._columns)) or ['their order']
+            raise FQLError(
+                f'{self._path} has other columns than this run '
+                f'({", ".join(name[:40] for name in other[:3])}): move it away'
+            )
         text = _as_csv([row])
         with naming(self._path), self._path.open('a', encoding='utf-8') as file:
             file.write(text if file.tell() == 0 else text[text.index('\n') + 1 :])

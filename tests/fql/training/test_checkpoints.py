@@ -187,6 +187,14 @@ def test_damage_of_any_file_is_found(saved, abstract, tmp_path, change):
     assert 'step 3 is damaged' in notice
 
 
+@pytest.mark.parametrize('given', [{}, {'versions': None}, {'versions': ['jax']}])
+def test_versions_that_are_none_are_told(tmp_path, state_at, given):
+    with CheckpointWriter(tmp_path, keep_latest=1) as writer:
+        writer.save(state_at(1), given)
+    with pytest.raises(FQLError, match='/1: metadata: versions must be'):
+        CheckpointReader(tmp_path).versions(1)
+
+
 def test_all_damaged(saved, abstract, tmp_path):
     for step in (1, 2, 3):
         flip_bit(array_file(saved, step))
