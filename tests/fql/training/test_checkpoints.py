@@ -121,7 +121,7 @@ def test_only_folders_named_by_a_step_are_checkpoints(saved):
 
 def test_no_checkpoints(tmp_path, abstract):
     with pytest.raises(FQLError, match='no checkpoints in'):
-        CheckpointReader(tmp_path / 'none')
+        CheckpointReader(tmp_path / 'none').find(None)
     with pytest.raises(FQLError, match='no finished checkpoint'):
         CheckpointReader(tmp_path).find(None)
     assert restore_newest(tmp_path, abstract, tmp_path / 'damaged') == (None, [])
