@@ -135,7 +135,10 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
     Raises:
         FileExistsError: `target` exists already, and `replace` is not set.
+        FileNotFoundError: it is a link that leads nowhere, as to a disk that is not mounted.
     """
+    if target.is_symlink():
+        target = target.resolve(strict=True)
     make_folder(target.parent)
     folder, old = (target.with_name(f'.{target.name}.{x}') for x in ('incomplete', 'replaced'))
     with locked(target.with_name(f'.{target.name}.lock'), f'writes {target}', wait=True):
@@ -159,9 +162,19 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it, as far as they are missing, and syncs their names."""
+    """Makes a folder and those above it, as far as they are missing, and syncs their names.
+
+    Raises:
+        NotADirectoryError: something else, or a link to nothing, is in the place of one.
+        OSError: one cannot be made.
+    """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:  # Which would say that there is a folder.
+        raise NotADirectoryError(
+            errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename
+        ) from error
     for folder in missing:
         sync_path(folder.parent)
 

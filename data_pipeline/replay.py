@@ -13,7 +13,9 @@ is counted, and what lies behind the count is never read.
 """
 
 import itertools
+import math
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +29,7 @@ import numpy as np
 
 from data_pipeline.data_dir import dataset_folder
 from data_pipeline.errors import DataError
-from data_pipeline.files import sync_file, write_json, write_npy_header
+from data_pipeline.files import read_npy_header, sync_file, write_json, write_npy_header
 from data_pipeline.schema import from_json, load_json
 from data_pipeline.store.frame_store import FrameStore, Split, open_store
 from data_pipeline.store.manifest import FORMAT_VERSION, ArrayEntry, Manifest, SplitEntry
@@ -238,17 +240,12 @@ class Stream:
             file.close()
 
     def _check_files(self) -> None:
-        for name, (shape, dtype) in self._arrays.items():
+        for name, row in self._arrays.items():
             path = self.path / f'{name}.npy'
             try:
-                found = np.load(path, mmap_mode='r', allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
+                _map_rows(path, *row, self.rows)
+            except (OSError, ValueError) as error:
                 raise DataError(f'{path}: cannot be read: {error}') from error
-            if found.shape[1:] != shape or found.dtype != dtype or len(found) < self.rows:
-                raise DataError(
-                    f'{path}: holds {found.dtype} {found.shape} in place of at least {self.rows:,} '
-                    f'rows of {dtype} {shape}'
-                )
 
     def _open(self) -> None:
         mode = 'r+b' if self.rows else 'xb+'
@@ -429,6 +426,10 @@ class _StreamRecord:
     rows: int
     crc32: Mapping[str, int]
 
+    def __post_init__(self) -> None:
+        if self.rows < 0:
+            raise ValueError(f'a stream of {self.rows} rows')
+
 
 @dataclass(frozen=True)
 class _Record:
@@ -439,6 +440,11 @@ class _Record:
     layout: Layout
     streams: Mapping[str, _StreamRecord]
     created: str
+
+    def __post_init__(self) -> None:
+        for name in self.streams:
+            if not re.fullmatch('train(_[1-9][0-9]*)?', name):
+                raise ValueError(f'no stream is called {name!r}')
 
 
 def is_replay(path: Path) -> bool:
@@ -461,20 +467,18 @@ def open_replay(path: Path) -> FrameStore:
     """A replay as a frame store, with the rows that its last `commit` counts.
 
     A stream's last episode is ended where it is; one of a single row, which has no transition yet,
-    is left out. There are no checksums to verify.
+    is left out. Checksums are for `verify_replay`.
 
     Raises:
         DataError: it is damaged, or holds no transition.
     """
-    try:
+    with _damage(path):
         record = from_json(_Record, load_json(path / RECORD))
         splits = {
             name: split
             for name, stream in record.streams.items()
             if (split := _closed_split(path / name, record.layout, stream.rows)) is not None
         }
-    except (OSError, ValueError) as error:
-        raise DataError(f'{path}: damaged replay: {error}') from error
     if not splits:
         raise DataError(f'{path}: this replay holds no transition yet')
     entries = {
@@ -501,14 +505,45 @@ def open_replay(path: Path) -> FrameStore:
     return FrameStore(path, manifest, splits)
 
 
+def verify_replay(path: Path) -> None:
+    """Reads all rows that the last `commit` counts, and compares them with their checksums.
+
+    Raises:
+        DataError: they are not what was written.
+    """
+    with _damage(path):
+        record = from_json(_Record, load_json(path / RECORD))
+        for name, stream in record.streams.items():
+            for key, row in record.layout.arrays.items() if stream.rows else ():
+                # Of the newest row, only what is shown is complete while its episode goes on.
+                complete = {stream.rows, stream.rows - (key not in _SHOWN)}
+                if stream.crc32.get(key) not in _crcs(path / name / f'{key}.npy', *row, complete):
+                    raise ValueError(
+                        f'the {stream.rows:,} rows of {name}/{key}.npy are not what was written '
+                        '(checksum differs)'
+                    )
+
+
+def _crcs(path: Path, shape: tuple[int, ...], dtype: np.dtype, counts: set[int]) -> list[int]:
+    """The checksums of so many first rows of an array."""
+    array = _map_rows(path, shape, dtype, max(counts))
+    step = max(1, _READ_BYTES // array[0].nbytes)
+    crc, begin, found = 0, 0, []
+    for end in sorted(counts):
+        for start in range(begin, end, step):
+            crc = zlib.crc32(array[start : min(start + step, end)].data, crc)
+        begin = end
+        found.append(crc)
+    return found
+
+
 def _closed_split(folder: Path, layout: Layout, rows: int) -> Split | None:
     """The rows of a stream, its last trajectory ended; None if there is no transition."""
-    arrays = {}
-    for name, (shape, dtype) in layout.arrays.items():
-        array = np.load(folder / f'{name}.npy', mmap_mode='r', allow_pickle=False)
-        if len(array) < rows or array.shape[1:] != shape or array.dtype != dtype:
-            raise ValueError(f'{name}.npy of {folder.name} is {array.dtype} {array.shape}')
-        arrays[name] = array[:rows]
+    if rows < 2:
+        return None
+    arrays: dict[str, np.ndarray] = {
+        name: _map_rows(folder / f'{name}.npy', *row, rows) for name, row in layout.arrays.items()
+    }
     episodes = Episodes(np.flatnonzero(arrays['terminals']), rows)
     if episodes.transitions == 0:
         return None
@@ -521,6 +556,28 @@ def _closed_split(folder: Path, layout: Layout, rows: int) -> Split | None:
     return Split(folder.name, folder, *required, {}, arrays)
 
 
+def _map_rows(path: Path, shape: tuple[int, ...], dtype: np.dtype, rows: int) -> np.ndarray:
+    """The first rows of an array, a read-only map.
+
+    The header's number of rows is not looked at: a killed process may have left one that is not the
+    file's.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: its rows are of another shape or type, or fewer.
+    """
+    with path.open('rb') as file:
+        found, is_fortran, found_dtype = read_npy_header(file)
+        start, size = file.tell(), file.seek(0, os.SEEK_END)
+    there = (size - start) // max(1, math.prod(shape) * dtype.itemsize)
+    if found[1:] != shape or found_dtype != dtype or is_fortran or there < rows:
+        raise ValueError(
+            f'{path.name} holds {there:,} rows of {found_dtype} {found[1:]} in place of at least '
+            f'{rows:,} of {dtype} {shape}'
+        )
+    return np.memmap(path, dtype, 'r', start, (rows, *shape))
+
+
 def _columns(row: int, action: np.ndarray, reward: float, mask: float, *, ends: bool) -> Values:
     """What a row holds besides its frame."""
     return [
@@ -529,6 +586,14 @@ def _columns(row: int, action: np.ndarray, reward: float, mask: float, *, ends: 
         ('masks', row, mask),
         ('terminals', row, ends),
     ]
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, TypeError, ValueError) as error:  # A TypeError of a type that is none.
+        raise DataError(f'{path}: damaged replay: {error}') from error
 
 
 @contextmanager

@@ -4,15 +4,19 @@ Spawned, not forked: they never have what this process has imported. Imports not
 that may not be where environments are rendered.
 """
 
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, Self
+
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 class WorkerGroup:
@@ -93,8 +97,19 @@ def _spawn(work: Callable[..., None], *arguments: Any) -> tuple[Connection, Any]
 
 def _run(work: Callable[..., None], connection: Connection, *arguments: Any) -> None:
     os.setpgrp()  # For `kill`.
+    _die_with_parent()
     with suppress(BrokenPipeError, ConnectionResetError):  # The parent is gone.
         work(connection, *arguments)
+
+
+def _die_with_parent() -> None:
+    """Has Linux kill this process when the one that started it is gone, stopped or hanging too.
+
+    For Linux that is the thread that did. Elsewhere, and where it is gone already, the closed pipe
+    ends this process when it reads.
+    """
+    if sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager

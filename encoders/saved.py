@@ -8,10 +8,8 @@ A folder stands whole or not at all where its maker renames it into its place wh
 """
 
 import dataclasses
-import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,42 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from encoders.description import SavedEncoder, read_encoder, write_encoder
 from encoders.errors import EncoderError
 from encoders.impala import ENCODERS
 from encoders.leaves import describe_leaves, leaf_differences, tree_digest
 
 logging.getLogger('absl').setLevel(logging.ERROR)
 
-FORMAT_VERSION = 1
-DESCRIPTION = 'encoder.json'
 PARAMS = 'params'
 
 Params = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class SavedEncoder:
-    """What an encoder's folder says of it.
-
-    Attributes:
-        encoder: its size, a key of `ENCODERS`.
-        image_shape: (h, w, c) of one frame.
-        frame_stack: frames along the channels of its input.
-        objective: what it was trained for: a name of `encoders.pretraining`, or 'fql'.
-        dataset: the name of the data it was trained on.
-        step: updates it was trained for.
-        versions: of the packages it was trained with.
-        digest: `tree_digest` of its parameters; `save_encoder` fills it in.
-    """
-
-    encoder: str
-    image_shape: tuple[int, int, int]
-    frame_stack: int
-    objective: str
-    dataset: str
-    step: int
-    versions: Mapping[str, str] = field(default_factory=dict)
-    digest: str = ''
 
 
 def save_encoder(folder: Path, params: Params, saved: SavedEncoder) -> SavedEncoder:
@@ -76,57 +48,8 @@ def save_encoder(folder: Path, params: Params, saved: SavedEncoder) -> SavedEnco
     saved = dataclasses.replace(saved, digest=tree_digest(params))
     with _checkpointer() as checkpointer:
         checkpointer.save(folder.absolute() / PARAMS, jax.tree.map(np.asarray, params))
-    values = {'format_version': FORMAT_VERSION, **dataclasses.asdict(saved)}
-    (folder / DESCRIPTION).write_text(json.dumps(values, indent=2) + '\n')
+    write_encoder(folder, saved)
     return saved
-
-
-def read_encoder(folder: Path) -> SavedEncoder:
-    """What the encoder in `folder` is; reads no parameters.
-
-    Raises:
-        EncoderError: no encoder's folder, or one that this version cannot read.
-    """
-    path = Path(folder) / DESCRIPTION
-    try:
-        values = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise EncoderError(f'{folder} is no saved encoder: it has no {DESCRIPTION}') from None
-    except (ValueError, RecursionError) as error:
-        raise EncoderError(f'{path} is not valid JSON: {error}') from None
-    version = values.pop('format_version', None) if isinstance(values, dict) else None
-    if version != FORMAT_VERSION:
-        raise EncoderError(f'{path}: format version {version}, this program reads {FORMAT_VERSION}')
-    expected = {entry.name for entry in dataclasses.fields(SavedEncoder)}
-    if values.keys() != expected:
-        wrong = ', '.join(sorted(values.keys() ^ expected))
-        raise EncoderError(f'{path}: missing or unknown: {wrong} (written by another version?)')
-    if damaged := [name for name, is_sound in _FIELDS.items() if not is_sound(values[name])]:
-        raise EncoderError(f'{path}: damaged: {", ".join(damaged)}')
-    return SavedEncoder(**{**values, 'image_shape': tuple(values['image_shape'])})
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**31
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-_FIELDS: dict[str, Callable[[Any], bool]] = {
-    'encoder': _is_text,
-    'image_shape': lambda value: (
-        isinstance(value, list) and len(value) == 3 and all(map(_is_count, value))
-    ),
-    'frame_stack': _is_count,
-    'objective': _is_text,
-    'dataset': _is_text,
-    'step': _is_count,
-    'versions': lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
-    'digest': _is_text,
-}
-"""Whether a field's JSON value is of its type."""
 
 
 def load_encoder(

@@ -8,8 +8,7 @@ import tyro
 
 from fql.errors import FQLError
 from fql.reports.tables import check_new
-from fql.training.run_folder import RunFolder, read_spec
-from scripts.shared_args import DataDir
+from fql.training.run_folder import RunFolder, read_spec, steps_to_read
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,6 @@ class Evaluate:
     watch: bool = False
     """Evaluate every new checkpoint of a run that is being trained (with --eval-interval 0) and
     write the results into its folder; ends with the run's last step."""
-    data_dir: DataDir = ''
 
     def check(self) -> None:
         """Raises FQLError if the arguments make no sense."""
@@ -68,4 +66,7 @@ class Evaluate:
         if self.video is not None and self.video.suffix not in ('.gif', '.mp4'):
             raise FQLError(f'{self.video}: only .gif and .mp4 videos are written')
         check_new(self.video)
-        read_spec(RunFolder(self.run))
+        folder = RunFolder(self.run)
+        read_spec(folder)
+        if not self.watch and self.policy != 'random':
+            steps_to_read(folder.checkpoints, self.step)

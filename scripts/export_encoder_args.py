@@ -6,8 +6,7 @@ from pathlib import Path
 import tyro
 
 from fql.reports.tables import check_new
-from fql.training.run_folder import RunFolder, read_spec
-from scripts.shared_args import DataDir
+from fql.training.run_folder import RunFolder, read_spec, steps_to_read
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,6 @@ class ExportEncoder:
     """The folder to write; must not exist."""
     step: int | None = None
     """Which checkpoint; default: the newest that is sound."""
-    data_dir: DataDir = ''
 
     def check(self) -> None:
         """Raises FQLError if the arguments make no sense."""
@@ -34,3 +32,4 @@ class ExportEncoder:
         folder = RunFolder(self.run)
         if not folder.pretrain_spec.exists():
             read_spec(folder)
+        steps_to_read(folder.checkpoints, self.step)

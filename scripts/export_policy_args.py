@@ -5,7 +5,8 @@ from pathlib import Path
 
 import tyro
 
-from scripts.shared_args import DataDir
+from fql.reports.tables import check_new
+from fql.training.run_folder import RunFolder, read_spec, steps_to_read
 
 
 @dataclass(frozen=True)
@@ -24,4 +25,10 @@ class ExportPolicy:
     """The folder to write; must not exist."""
     step: int | None = None
     """Which checkpoint; default: the newest that is sound."""
-    data_dir: DataDir = ''
+
+    def check(self) -> None:
+        """Raises FQLError if the arguments make no sense."""
+        check_new(self.out)
+        folder = RunFolder(self.run)
+        read_spec(folder)
+        steps_to_read(folder.checkpoints, self.step)

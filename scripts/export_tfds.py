@@ -1,6 +1,6 @@
 """`fql export-tfds`: a frame store becomes an RLDS dataset in TFDS's format."""
 
-from data_pipeline.replay import open_data
+from data_pipeline.replay import is_replay, open_data, verify_replay
 from fql.training.progress import progress_bar, progress_callback
 from scripts.export_tfds_args import ExportTfds
 
@@ -8,6 +8,8 @@ from scripts.export_tfds_args import ExportTfds
 def run(args: ExportTfds) -> None:
     """Writes the dataset and says how to read it."""
     store = open_data(args.data_dir, args.dataset)
+    if is_replay(store.path):
+        verify_replay(store.path)
     from data_pipeline.tfds_builder import DATASET, export_tfds
 
     with progress_bar('export', 'frames') as bar:

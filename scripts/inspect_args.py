@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -10,7 +11,7 @@ from fql.errors import FQLError
 from fql.reports.tables import check_new, check_new_picture
 from fql.training.config import AugmentationConfig
 from fql.training.datasets import dataset_path, task_dataset_path
-from fql.training.run_folder import RunFolder, read_spec
+from fql.training.run_folder import RunFolder, read_spec, steps_to_read
 from scripts.shared_args import DataDir
 
 
@@ -96,11 +97,12 @@ class InspectCheckpoint:
     """Run folder."""
     step: int | None = None
     """Which checkpoint; default: the newest that is sound."""
-    data_dir: DataDir = ''
 
     def check(self) -> None:
         """Raises FQLError if the arguments make no sense."""
-        read_spec(RunFolder(self.run))
+        folder = RunFolder(self.run)
+        read_spec(folder)
+        steps_to_read(folder.checkpoints, self.step)
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,13 @@ class InspectCritic:
     """How many states of the training data, drawn by the run's seed."""
     png: Path | None = None
     """Where to draw; an existing file is not overwritten."""
-    data_dir: DataDir = ''
+    data_dir: Annotated[str, tyro.conf.arg(metavar='DIR')] = ''
+    """Data folder; default: the run's."""
 
     def check(self) -> None:
         """Raises FQLError if the arguments make no sense."""
         check_new_picture(self.png)
-        read_spec(RunFolder(self.run))
+        folder = RunFolder(self.run)
+        config = read_spec(folder).config
+        steps_to_read(folder.checkpoints, self.step)
+        task_dataset_path(config.task, config.dataset, self.data_dir or config.data_dir)

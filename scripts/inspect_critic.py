@@ -7,7 +7,7 @@ from scripts.inspect_args import InspectCritic
 
 def run(args: InspectCritic) -> None:
     """Prints the table and draws what was asked for."""
-    view = view_critic(args.run, args.step, args.states)
+    view = view_critic(args.run, args.step, args.states, args.data_dir)
     print(describe_view(args.run, view))
     if args.png is not None:
         args.png.parent.mkdir(parents=True, exist_ok=True)

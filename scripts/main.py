@@ -31,7 +31,7 @@ from data_pipeline.data_dir import compilation_cache_dir
 from data_pipeline.errors import DataError
 from encoders.errors import EncoderError
 from fql.command import command
-from fql.errors import FQLError
+from fql.errors import FQLError, first_line
 from fql.training.host_memory import keep_freed_memory
 from scripts.benchmark.args import (
     BenchmarkData,
@@ -90,6 +90,19 @@ is imported.
 
 HELP = {'-h', '--help'}
 
+SAME_DRAWS = {
+    'JAX_ENABLE_X64': '0',
+    'JAX_DEFAULT_PRNG_IMPL': 'threefry2x32',
+    'JAX_THREEFRY_PARTITIONABLE': '1',
+    'JAX_RANDOM_SEED_OFFSET': '0',
+    'JAX_HIGH_DYNAMIC_RANGE_GUMBEL': '0',
+    'JAX_NUMPY_DTYPE_PROMOTION': 'standard',
+    'JAX_NUMPY_RANK_PROMOTION': 'allow',
+    'JAX_DISABLE_JIT': '0',
+}
+"""JAX's own defaults of what, set for another program, would make every draw, and so every run,
+another one, or fail."""
+
 
 def main() -> NoReturn:
     """Runs a command and exits.
@@ -97,6 +110,7 @@ def main() -> NoReturn:
     0: done; 1: a fault the user can mend; 2: bad arguments; 42: a run was asked to stop and can be
     resumed; 130: interrupted; 141: what reads the output has ended, as `head` does.
     """
+    open_standard_streams()
     keep_freed_memory()
     sys.unraisablehook = report_unraisable
     for stream in (sys.stdout, sys.stderr):
@@ -111,6 +125,19 @@ def main() -> NoReturn:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         code = 141
     sys.exit(code)
+
+
+def open_standard_streams() -> None:
+    """Gives standard streams that are closed, as some daemons leave them, a file to go to.
+
+    Otherwise the next file that is opened would be in their place, and get what is printed.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdin = sys.stdin or os.fdopen(0)
+    sys.stdout = sys.stdout or os.fdopen(1, 'w')
+    sys.stderr = sys.stderr or os.fdopen(2, 'w')
 
 
 def report_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
@@ -147,13 +174,11 @@ def run(words: list[str]) -> int:
         check_values(args)
         if hasattr(args, 'check'):
             args.check()
-        if hasattr(args, 'data_dir'):
-            # Compiled programs are kept, small ones too, so that a second start is quick.
-            with suppress(ModuleNotFoundError):  # Where little more than JAX is installed.
-                os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(compilation_cache_dir()))
-            os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
-        # Set for another library, it would make every draw, and so every run, another one.
-        os.environ['JAX_ENABLE_X64'] = '0'
+        # Compiled programs are kept, small ones too, so that a second start is quick.
+        with suppress(ModuleNotFoundError):  # Where little more than JAX is installed.
+            os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(compilation_cache_dir()))
+        os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+        os.environ.update(SAME_DRAWS)
         # Without it, TensorFlow imports Keras 3 and Matplotlib, a sixth of its import time.
         os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')
         return importlib.import_module(module).run(args) or 0
@@ -164,6 +189,11 @@ def run(words: list[str]) -> int:
         if isinstance(error, BrokenPipeError) and is_unread(sys.stdout):
             raise
         print(f'fql: {error}', file=sys.stderr)
+        return 1
+    except RuntimeError as error:  # JAX's, where $JAX_PLATFORMS names what is not there.
+        if 'initialize backend' not in str(error):
+            raise
+        print(f'fql: {first_line(error)}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print('\nfql: interrupted', file=sys.stderr)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from fql.errors import FQLError
+from encoders.description import read_encoder
 from fql.training.datasets import dataset_path
 from scripts.shared_args import DataDir
 
@@ -32,8 +32,6 @@ class Probe:
     data_dir: DataDir = ''
 
     def check(self) -> None:
-        """Raises FQLError if the arguments make no sense."""
-        if not self.encoder.is_dir():
-            raise FQLError(f'{self.encoder} is no folder of a saved encoder')
-        if self.dataset is not None:
-            dataset_path(self.dataset, self.data_dir)
+        """Raises EncoderError or DataError if the arguments make no sense."""
+        saved = read_encoder(self.encoder)
+        dataset_path(self.dataset or saved.dataset, self.data_dir)

@@ -9,6 +9,7 @@ from typing import Annotated, cast
 
 import tyro
 
+from encoders.description import read_encoder
 from fql.agents.configs import AGENT_CONFIGS, AgentName, FQLConfig
 from fql.envs.tasks import find_task
 from fql.errors import FQLError
@@ -94,7 +95,7 @@ class Train:
         return [re.sub('^--encoder(?==|$)', '--encoder.size', word) for word in words]
 
     def check(self) -> None:
-        """Raises FQLError if the arguments make no sense."""
+        """Raises FQLError, DataError or EncoderError if the arguments make no sense."""
         if self.agent != self.config.agent.name:
             raise FQLError(
                 f'{self.resume} trains agent {self.config.agent.name}, not {self.agent}: '
@@ -110,6 +111,9 @@ class Train:
         check_processes(self.processes, self.run_dir, self.resume)
         validate_config(self.config)
         task_dataset_path(self.config.task, self.config.dataset, self.data_dir)
+        encoder = self.config.agent.encoder.source
+        if encoder and self.resume is None and self.source is None:
+            read_encoder(Path(encoder))
 
 
 def started_from(source: Path) -> TrainConfig:

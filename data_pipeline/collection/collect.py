@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import time
 import traceback
@@ -92,7 +93,7 @@ def _check_arguments(out: Path, episodes: int, workers: int, overwrite: bool) ->
             raise DataError(f'{name} must be at least 1, not {value}')
     if out.suffix != '.npz':
         raise DataError(f'the file to collect into must end in .npz: {out}')
-    if out.exists() and not overwrite:
+    if os.path.lexists(out) and not overwrite:
         raise DataError(f'{out} exists already; remove it to collect again')
 
 
@@ -250,7 +251,13 @@ def _merge(parts: Sequence[Path], out: Path) -> None:
             with archive.open(member, 'w', force_zip64=True) as file:
                 write_npy_header(file, shape, dtype)
                 for part in parts:
-                    file.write(np.ascontiguousarray(_read_part(part, name)[name]).data)
+                    array = _read_part(part, name)[name]
+                    if (len(array) * len(parts), *array.shape[1:]) != shape or array.dtype != dtype:
+                        raise DataError(
+                            f'{part}: {name} is {array.dtype} {array.shape}, unlike the first '
+                            "episode's; remove that file and run again"
+                        )
+                    file.write(np.ascontiguousarray(array).data)
 
 
 def _shapes(parts: Sequence[Path]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

@@ -46,7 +46,7 @@ def _fit(origin: str, name: str, row_shape: tuple[int, ...], dtype: np.dtype) ->
     found = f'{origin}: {name} is {dtype} of shape {row_shape} in a row'
     if math.prod(row_shape) == 0:
         raise DataError(f'{found}: empty')
-    is_float = dtype in (np.float16, np.float32, np.float64)
+    is_float = dtype.newbyteorder('=') in (np.float16, np.float32, np.float64)
     is_number = dtype.kind in 'biuf'
     if name == 'observations' and dtype == np.uint8 and rank in (2, 3):
         return _fit_images(found, row_shape)

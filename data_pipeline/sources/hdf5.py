@@ -8,6 +8,7 @@ Source: https://github.com/Farama-Foundation/D4RL
 
 import functools
 import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -82,16 +83,46 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         raise DataError(f'{path}: cannot be read as HDF5: {reason}') from error
 
 
-def list_columns(file: h5py.File | h5py.Group) -> dict[str, HdfColumn]:
-    """All datasets of a file, or below a group of it, by their path from there."""
-    columns = {}
+def list_columns(group: h5py.File | h5py.Group) -> dict[str, HdfColumn]:
+    """All datasets of a file, or below a group of it, by their path from there.
 
-    def add(name: str, item: h5py.Dataset | h5py.Group) -> None:
-        if isinstance(item, h5py.Dataset):
-            columns[name] = HdfColumn(Path(file.file.filename), item.name, item.shape, item.dtype)
+    Raises:
+        DataError: a link leads nowhere, or a dataset lies in another file.
+    """
+    path, columns = Path(group.file.filename), {}
 
-    file.visititems(add)
+    def add(prefix: str, item: h5py.Group, above: tuple[h5py.Group, ...]) -> None:
+        for name in item:
+            child = open_item(item, name)
+            if isinstance(child, h5py.Dataset):
+                key = f'{group.name.rstrip("/")}/{prefix}{name}'
+                columns[prefix + name] = HdfColumn(path, key, child.shape, child.dtype)
+            elif isinstance(child, h5py.Group) and child not in above:  # Links can go in circles.
+                add(f'{prefix}{name}/', child, (*above, child))
+
+    add('', group, (group,))
     return columns
+
+
+def open_item(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | h5py.Datatype:
+    """What a group holds by this name.
+
+    HDF5 reads what lies in another file as zeros when that is missing, and the checksum of this one
+    says nothing of it.
+
+    Raises:
+        DataError: it is a link that leads nowhere, or lies in another file.
+    """
+    place = f'{group.file.filename}: {group.name.rstrip("/")}/{name}'
+    item = group.get(name)
+    if item is None:
+        raise DataError(f'{place} is a link that leads nowhere')
+    is_elsewhere = item.file.filename != group.file.filename
+    if isinstance(item, h5py.Dataset):
+        is_elsewhere |= item.is_virtual or bool(item.external)
+    if is_elsewhere:
+        raise DataError(f'{place} lies in another file; copy it into this one')
+    return item
 
 
 def d4rl_splits(source: Path, dataset: str) -> dict[str, SourceSplit]:
@@ -108,7 +139,7 @@ def d4rl_splits(source: Path, dataset: str) -> dict[str, SourceSplit]:
     return {
         split: _d4rl_split(file, dataset)
         for split, file in files.items()
-        if split == 'train' or file.exists()
+        if split == 'train' or os.path.lexists(file)
     }
 
 

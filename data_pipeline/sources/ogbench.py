@@ -7,6 +7,7 @@ Source: https://github.com/seohongpark/ogbench
 """
 
 import math
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -94,7 +95,7 @@ def npz_splits(source: Path) -> dict[str, SourceSplit]:
     return {
         split: _npz_split(file)
         for split, file in files.items()
-        if split == 'train' or file.exists()
+        if split == 'train' or os.path.lexists(file)
     }
 
 
@@ -127,6 +128,7 @@ def _what_it_is(path: Path) -> str:
 
 def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> NpzMember:
     entry = archive.getinfo(f'{name}.npy')
+    _check(path, archive.namelist().count(entry.filename) == 1, f'{name} is there more than once')
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f'{name} has an unknown compression')
     with archive.open(entry) as stream:

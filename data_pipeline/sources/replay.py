@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.replay import RECORD, open_replay
+from data_pipeline.replay import RECORD, open_replay, verify_replay
 from data_pipeline.sources.base import ArraySpec, Note, SourceSplit
 
 _BLOCK_ROWS = 1_024
@@ -19,9 +19,10 @@ def replay_splits(path: Path) -> dict[str, SourceSplit]:
     """The `train` split of a replay; of an episode that has not ended, the steps there are.
 
     Raises:
-        DataError: see `data_pipeline.replay.open_replay`.
+        DataError: it is damaged, or holds no transition.
     """
     streams = list(open_replay(path).splits.values())
+    verify_replay(path)
     rows = sum(len(stream.terminals) for stream in streams)
     arrays = {
         name: ArraySpec(array.shape[1:], array.dtype) for name, array in streams[0].arrays.items()

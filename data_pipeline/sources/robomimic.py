@@ -18,7 +18,7 @@ import numpy as np
 from data_pipeline.errors import DataError
 from data_pipeline.sources.arrays import Fitted, fit_arrays
 from data_pipeline.sources.base import ArraySpec, Note, SourceSplit, describe_file
-from data_pipeline.sources.hdf5 import HdfColumn, list_columns, open_hdf5
+from data_pipeline.sources.hdf5 import HdfColumn, list_columns, open_hdf5, open_item
 from data_pipeline.sources.table import settle_last_actions
 
 _FILTERS = {'train': 'mask/train', 'val': 'mask/valid'}
@@ -71,10 +71,11 @@ def robomimic_splits(source: Path, observation_key: str) -> dict[str, SourceSpli
         DataError: the file cannot be read, or an array is missing or of an unfit type or shape.
     """
     with open_hdf5(source) as file:
-        groups = [name for name, item in file['data'].items() if isinstance(item, h5py.Group)]
+        items = {name: open_item(file['data'], name) for name in file['data']}
+        groups = [name for name, item in items.items() if isinstance(item, h5py.Group)]
         names = {'train': sorted(groups, key=_number)}
         if all(isinstance(file.get(key), h5py.Dataset) for key in _FILTERS.values()):
-            chosen = {split: list(file[key].asstr()[()]) for split, key in _FILTERS.items()}
+            chosen = {split: _listed(source, file[key]) for split, key in _FILTERS.items()}
             names = {split: sorted(names, key=_number) for split, names in chosen.items() if names}
         held = {name: list_columns(file['data'][name]) for name in groups}
     if not names.get('train'):
@@ -95,6 +96,13 @@ def robomimic_splits(source: Path, observation_key: str) -> dict[str, SourceSpli
         )
         for split, demos in names.items()
     }
+
+
+def _listed(source: Path, mask: h5py.Dataset) -> list[str]:
+    """The names of demonstrations in a filter key."""
+    if mask.ndim != 1 or h5py.check_string_dtype(mask.dtype) is None:
+        raise DataError(f'{source}: {mask.name} must list names of demonstrations')
+    return list(mask.asstr('utf-8', 'replace')[()])
 
 
 def _number(name: str) -> tuple[int, str]:

@@ -212,7 +212,11 @@ def table_split(
         Flags(
             terminals=flags['terminals'],
             timeouts=np.logical_or.reduce(timeouts) if timeouts else None,
-            jumps=find_jumps(seen.blocks(), following.blocks()) if following else None,
+            jumps=(
+                find_jumps(seen.blocks(), _finite_blocks(origin, FOLLOWING, following))
+                if following
+                else None
+            ),
             rewards=flags.get('rewards'),
             masks=flags.get('masks'),
         ),
@@ -263,6 +267,14 @@ def table_split(
         read=read,
         source_rows=rows.source,
     )
+
+
+def _finite_blocks(origin: str, name: str, column: Column) -> Iterator[np.ndarray]:
+    """The blocks of a column; raises DataError at a number that is not finite."""
+    for block in column.blocks():
+        if block.dtype.kind == 'f' and not np.isfinite(block).all():
+            raise DataError(f'{origin}: {name} holds values that are not finite')
+        yield block
 
 
 def _read_flags(origin: str, name: str, column: Column, fitted: Fitted) -> np.ndarray:

@@ -11,13 +11,12 @@ They are small: each use compares them with their checksums, and computes damage
 
 import dataclasses
 import json
-import multiprocessing
+import traceback
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from data_pipeline.store.frame_store import FrameStore
 from data_pipeline.store.manifest import ArrayEntry, open_array
 from data_pipeline.store.verification import StoredArray, check_array
 from data_pipeline.store.writer import write_array
+from data_pipeline.workers import WorkerGroup
 
 _RECORD = 'labels.json'
 _ARRAYS = ('rewards', 'masks')
@@ -173,18 +173,35 @@ def _compute_in_process(
     data = store.splits[split]
     info = {name: np.asarray(array) for name, array in data.info.items()}
     dataset = store.manifest.dataset
-    spawn = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as executor:
-        task = executor.submit(
-            relabel, dataset, data.actions.shape[1], info, env_id, dict(env_kwargs)
-        )
+    with WorkerGroup() as group:
+        group.start(_run_worker, dataset, data.actions.shape[1], info, env_id, dict(env_kwargs))
         try:
-            return task.result()
-        except BrokenProcessPool:
+            fault, labels = group.connections[0].recv()
+        except (EOFError, OSError):
             raise DataError(
                 f'{store.path}: the process that labels it for {env_id} died, '
                 'perhaps for want of memory'
             ) from None
+    if fault is not None:
+        raise DataError(fault)
+    return labels
+
+
+def _run_worker(
+    connection: Connection,
+    dataset: str,
+    action_width: int,
+    info: dict[str, np.ndarray],
+    env_id: str,
+    env_kwargs: dict[str, Any],
+) -> None:
+    """Sends (fault, labels), one of which is None."""
+    try:
+        connection.send((None, relabel(dataset, action_width, info, env_id, env_kwargs)))
+    except DataError as error:
+        connection.send((str(error), None))
+    except Exception:
+        connection.send((f'labelling for {env_id} failed\n{traceback.format_exc()}', None))
 
 
 def _widths(action_width: int, info: Mapping[str, np.ndarray]) -> dict[str, int]:

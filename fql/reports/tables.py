@@ -1,6 +1,7 @@
 """What a command reports beside a run: a table, a JSON file, a picture; nothing is overwritten."""
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from fql.errors import FQLError
 
 def check_new(path: Path | None) -> None:
     """Raises FQLError if a file that is to be written exists."""
-    if path is not None and path.exists():
+    if path is not None and os.path.lexists(path):  # A link to nothing too.
         raise FQLError(f'{path} exists; delete it or name another file')
 
 

@@ -31,6 +31,7 @@ from encoders.leaves import describe_leaves, leaf_differences
 from fql.devices import wait_for_all_processes
 from fql.errors import FQLError, first_line
 from fql.learner import Params, TrainState
+from fql.training.run_folder import finished_steps, steps_to_read
 
 # Orbax logs the traceback of a failed save, which is raised here too.
 logging.getLogger('absl').setLevel(logging.CRITICAL)
@@ -68,12 +69,11 @@ class _Metadata:
     given: Mapping[str, Any]
 
 
-def finished_steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in `folder`, ascending; some may have been damaged since."""
-    if not folder.is_dir():
-        return []
-    names = (path.name for path in folder.iterdir() if path.is_dir())
-    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+@dataclass(frozen=True)
+class _Versions:
+    """Of packages, by name."""
+
+    versions: Mapping[str, str]
 
 
 class CheckpointWriter:
@@ -276,12 +276,7 @@ class CheckpointReader:
         Args:
             identity: what was given to the `CheckpointWriter` of the run; a checkpoint of another
                 one is refused. `run_id` says which run it is, the rest how it was set.
-
-        Raises:
-            FQLError: there is no such folder.
         """
-        if not folder.is_dir():
-            raise FQLError(f'no checkpoints in {folder}')
         self._folder = folder.absolute()
         self._identity = identity or {}
         self._checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
@@ -309,11 +304,7 @@ class CheckpointReader:
         Raises:
             FQLError: as `find`.
         """
-        steps = finished_steps(self._folder)
-        if not steps:
-            raise FQLError(f'no finished checkpoint in {self._folder}')
-        if step is not None and step not in steps:
-            raise FQLError(f'no checkpoint of step {step} in {self._folder}; there are {steps}')
+        steps = steps_to_read(self._folder, step)
         damage: dict[int, str] = {}
         for candidate in [step] if step is not None else reversed(steps):
             fault = find_damage(self._folder / str(candidate))
@@ -354,6 +345,17 @@ class CheckpointReader:
     def metadata(self, step: int) -> Mapping[str, Any]:
         """The JSON values that were given to `save`."""
         return self._described(step).given
+
+    def versions(self, step: int) -> Mapping[str, str]:
+        """Of the packages that the checkpoint was made with.
+
+        Raises:
+            FQLError: it does not name them.
+        """
+        try:
+            return from_json(_Versions, {'versions': self.metadata(step).get('versions')}).versions
+        except ValueError as error:
+            raise FQLError(f'{self._folder / str(step)}: metadata: {error}') from None
 
     def _described(self, step: int) -> _Metadata:
         values = self._restore(step, metadata=ocp.args.JsonRestore())['metadata']

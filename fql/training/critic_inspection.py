@@ -12,10 +12,11 @@ from fql.batch import batch_from_frames
 from fql.envs.tasks import find_task
 from fql.errors import FQLError
 from fql.reports.tables import format_table, tell
-from fql.training.data import load_training_data, training_batches
+from fql.training.data import load_training_data, store_of, training_batches
 from fql.training.learning import agent_of
 from fql.training.policy import restore_params
 from fql.training.run_folder import RunFolder, read_spec
+from fql.training.run_start import check_data
 
 DIRECTIONS = 16
 """Unit actions that are compared where an action has two numbers."""
@@ -49,15 +50,17 @@ class CriticView:
         return self.advantages.max(axis=1)
 
 
-def view_critic(path: Path, step: int | None, states: int) -> CriticView:
+def view_critic(path: Path, step: int | None, states: int, data_dir: str = '') -> CriticView:
     """Evaluates the critics of a run on transitions of its training data, drawn by its seed.
 
     Args:
         step: which checkpoint; None for the newest that is sound.
         states: how many.
+        data_dir: where the data lie, if they do not where the run has found them.
 
     Raises:
-        FQLError: no run, no sound checkpoint, or an agent without critics.
+        FQLError: no run, no sound checkpoint, an agent without critics, or other data than the
+            run's.
         DataError: the data are not there.
     """
     folder = RunFolder(path)
@@ -66,8 +69,15 @@ def view_critic(path: Path, step: int | None, states: int) -> CriticView:
     if 'critic' not in agent.heads:
         raise FQLError(f'{path}: agent {spec.config.agent.name} has no critics')
     step, params = restore_params(folder, spec, step, tell)
-    config = dataclasses.replace(spec.config, batch_size=states, shift_probability=0.0)
-    data = load_training_data(config)['train']
+    config = dataclasses.replace(
+        spec.config,
+        batch_size=states,
+        shift_probability=0.0,
+        data_dir=data_dir or spec.config.data_dir,
+    )
+    splits = load_training_data(config)
+    check_data(folder, store_of(splits))
+    data = splits['train']
     arrays = next(training_batches(data, config, 0))
     observations = batch_from_frames(arrays, agent.horizon).observations
 

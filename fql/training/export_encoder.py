@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from encoders.saved import SavedEncoder
+from encoders.description import SavedEncoder
 from fql.compiled import abstract_state
 from fql.devices import one_device_mesh
 from fql.envs.tasks import find_task
@@ -48,7 +48,7 @@ def read_pretrained(
     step = reader.find(step, tell)
     abstract = abstract_state(make_pretraining_learner(spec), one_device_mesh())
     params = reader.restore_params(abstract, step)
-    return params['encoder'], describe_encoder(spec, step, reader.metadata(step)['versions'])
+    return params['encoder'], describe_encoder(spec, step, reader.versions(step))
 
 
 def read_trained(folder: RunFolder, spec: RunSpec, step: int | None) -> tuple[Params, SavedEncoder]:
@@ -66,7 +66,7 @@ def read_trained(folder: RunFolder, spec: RunSpec, step: int | None) -> tuple[Pa
         objective=config.agent.name,
         dataset=config.dataset or find_task(config.task).dataset,
         step=step,
-        versions=reader.metadata(step)['versions'],
+        versions=reader.versions(step),
     )
     first_head = next(iter(agent.trains_encoder))
     return params['encoders'][agent.encoding.name(first_head)], saved

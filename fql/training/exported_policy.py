@@ -8,6 +8,7 @@
 """
 
 import dataclasses
+import hashlib
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class Description:
         measure: what its evaluations gave: success, score or return.
         results: of the evaluations up to this update, by their updates.
         data: sha256 of the observations, by split.
+        files: sha256 of the settings and of the programs, by the files' names.
         digest: `tree_digest` of the parameters.
     """
 
@@ -54,6 +56,7 @@ class Description:
     measure: str
     results: Mapping[str, float]
     data: Mapping[str, str]
+    files: Mapping[str, str]
     digest: str
 
 
@@ -91,16 +94,19 @@ def export_policy(run: Path, step: int | None, out: Path) -> Description:
         measure=measure.name,
         results={str(at): value for at, value in results.items() if at <= step},
         data=_data_checksums(folder),
+        files={},
         digest=tree_digest(params),
     )
     with atomic_folder(out) as target:
         write_spec(RunFolder(target), dataclasses.replace(spec, config=config))
-        write_json(target / DESCRIPTION, dataclasses.asdict(description), indent=2)
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(target.absolute() / PARAMS, params)
         for policy in agent_of(spec).policies:
             program = export_program(agent_of(spec), params, policy)
             (target / f'{policy}.stablehlo').write_bytes(program)
+        files = {path.name: _sha256(path) for path in target.iterdir() if path.is_file()}
+        description = dataclasses.replace(description, files=files)
+        write_json(target / DESCRIPTION, dataclasses.asdict(description), indent=2)
         (target / 'README.md').write_text(model_card(spec, description, measure), encoding='utf-8')
     return description
 
@@ -117,9 +123,12 @@ def read_exported(path: Path, spec: RunSpec) -> Params:
         FQLError: they are damaged.
     """
     try:
-        digest = read_json(path / DESCRIPTION, Description).digest
+        description = read_json(path / DESCRIPTION, Description)
     except (OSError, ValueError) as error:
         raise FQLError(f'{path / DESCRIPTION}: {error}') from error
+    name = RunFolder(path).spec.name
+    if description.files.get(name) != _sha256(path / name):
+        raise FQLError(f'{path}: damaged policy: {name} is not what was written')
     abstract = jax.eval_shape(agent_of(spec).init_params, jax.random.key(0))
     # Orbax raises whatever the damage leads to.
     try:
@@ -127,7 +136,7 @@ def read_exported(path: Path, spec: RunSpec) -> Params:
             params = checkpointer.restore(path.absolute() / PARAMS, abstract)
     except Exception as error:
         raise FQLError(f'{path}: damaged policy: {type(error).__name__}') from error
-    if tree_digest(params) != digest:
+    if tree_digest(params) != description.digest:
         raise FQLError(f'{path}: damaged policy: the parameters are not those that were written')
     return params
 
@@ -149,6 +158,10 @@ def export_program(agent: Agent, params: Params, policy: str) -> bytes:
     act = jax.jit(lambda observations, noise: agent.act(params, observations, noise, policy))
     exported = export.export(act, platforms=PLATFORMS)(observations, noise)
     return bytes(exported.serialize())
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _data_checksums(folder: RunFolder) -> dict[str, str]:

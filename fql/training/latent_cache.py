@@ -32,7 +32,7 @@ from fql.learner import Params
 from fql.training.config import TrainConfig
 from fql.training.data import LabelledSplit, store_of
 from fql.training.learning import agent_of
-from fql.training.progress import progress_bar
+from fql.training.progress import count_from, progress_bar
 from fql.training.run_folder import RunSpec
 
 AHEAD = 2
@@ -170,7 +170,7 @@ def write_latents(
         encode: of `make_encode`, for this mesh.
     """
     encoder = jax.device_put(encoder, NamedSharding(mesh, PartitionSpec()))
-    rows, first = len(split.observations), split.first_rows
+    rows, first, begun = len(split.observations), split.first_rows, writer.rows
     pending: deque[tuple[jax.Array, int]] = deque()
     with progress_bar(f'latents of {split.name}', 'row', rows, initial=writer.rows) as bar:
 
@@ -182,8 +182,12 @@ def write_latents(
                     f'an encoder with latents that are not finite in {config.latent_cache}; '
                     'take another encoder, or another --run-dir with --latent-cache float32'
                 )
+            is_first = writer.rows == begun
             writer.append(block)
-            bar.update(count)
+            if is_first:  # It was compiled before.
+                count_from(bar, writer.rows)
+            else:
+                bar.update(count)
 
         for start in range(writer.rows, rows, config.batch_size):
             end = min(start + config.batch_size, rows)

@@ -56,6 +56,7 @@ class MetricsLog:
             steps = ', '.join(row['step'] for row in found[-1:]) or 'none'
             print(f'{path} is damaged and was cut off; its last step is {steps}', flush=True)
         rows = [row for row in found if step is None or int(row['step']) <= step]
+        self._columns = list(rows[0]) if rows else []
         # At once, since another process may be reading: it must not find the rows gone.
         if rows:
             write_text(path, _as_csv(rows))
@@ -65,12 +66,23 @@ class MetricsLog:
             self._write_events(row)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds a row; every row of a file has the same names."""
+        """Adds a row.
+
+        Raises:
+            FQLError: the rows that are there have other columns.
+        """
         self._append({'step': str(step), **{name: repr(float(v)) for name, v in metrics.items()}})
         if self._mirror is not None:
             self._mirror(step, metrics)
 
     def _append(self, row: Mapping[str, str]) -> None:
+        self._columns = self._columns or list(row)
+        if list(row) != self._columns:
+            other = sorted(set(row) ^ set(self._columns)) or ['their order']
+            raise FQLError(
+                f'{self._path} has other columns than this run '
+                f'({", ".join(name[:40] for name in other[:3])}): move it away'
+            )
         text = _as_csv([row])
         with naming(self._path), self._path.open('a', encoding='utf-8') as file:
             file.write(text if file.tell() == 0 else text[text.index('\n') + 1 :])

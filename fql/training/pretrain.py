@@ -12,7 +12,7 @@ import jax
 from data_pipeline.loader import LoaderConfig, check_windows, make_windows
 from data_pipeline.store.frame_store import FrameStore
 from data_pipeline.store.verification import Verification, VerifyMode
-from encoders.saved import SavedEncoder, read_encoder
+from encoders.description import SavedEncoder, read_encoder
 from fql.command import command
 from fql.compiled import (
     abstract_state,

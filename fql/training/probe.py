@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from data_pipeline.errors import DataError
 from data_pipeline.store.frame_store import FrameStore, Split
+from encoders.description import SavedEncoder, read_encoder
 from encoders.errors import EncoderError
 from encoders.impala import ENCODERS
 from encoders.probing import fit_probe, r_squared
-from encoders.saved import Params, SavedEncoder, load_encoder, read_encoder
+from encoders.saved import Params, load_encoder
 from fql.batch import stack_frames
 from fql.errors import FQLError
 from fql.training.data import open_dataset

@@ -188,6 +188,30 @@ class RunSpec:
         return Spec(self.observation_shape, self.observation_dtype, self.action_dim)
 
 
+def finished_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in `folder`, ascending; some may have been damaged since."""
+    if not folder.is_dir():
+        return []
+    names = (path.name for path in folder.iterdir() if path.is_dir())
+    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+
+
+def steps_to_read(folder: Path, step: int | None) -> list[int]:
+    """`finished_steps`, of which there must be some, and `step` among them if it is given.
+
+    Raises:
+        FQLError: there is no such checkpoint; names the steps there are.
+    """
+    if not folder.is_dir():
+        raise FQLError(f'no checkpoints in {folder}')
+    steps = finished_steps(folder)
+    if not steps:
+        raise FQLError(f'no finished checkpoint in {folder}')
+    if step is not None and step not in steps:
+        raise FQLError(f'no checkpoint of step {step} in {folder}; there are {steps}')
+    return steps
+
+
 def choose_folder(run_dir: Path | None, resume: Path | None, name: str) -> tuple[Path, Resume]:
     """The run folder that `--run-dir` and `--resume` ask for, and whether to continue it.
 

@@ -14,10 +14,15 @@ from data_pipeline.store.frame_store import FrameStore
 from fql.command import command
 from fql.devices import wait_for_all_processes
 from fql.errors import FQLError, first_line
-from fql.training.checkpoints import finished_steps
 from fql.training.config import Processes, differing_fields
 from fql.training.metrics_log import read_csv
-from fql.training.run_folder import Resume, RunFolder, check_processes, read_object
+from fql.training.run_folder import (
+    Resume,
+    RunFolder,
+    check_processes,
+    finished_steps,
+    read_object,
+)
 from fql.training.run_lock import lock_run
 
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from data_pipeline.files import atomic_folder
+from encoders.description import SavedEncoder
 from encoders.errors import EncoderError
-from encoders.saved import Params, SavedEncoder, save_encoder
+from encoders.saved import Params, save_encoder
 
 
 def save_encoder_folder(

@@ -14,7 +14,8 @@ from tqdm import tqdm
 from data_pipeline.loader import check_batches, num_starts
 from data_pipeline.store.latents import stored_latents
 from data_pipeline.store.verification import Verification, VerifyMode
-from encoders.saved import load_encoder, read_encoder
+from encoders.description import read_encoder
+from encoders.saved import load_encoder
 from fql.agents.configs import AgentConfig
 from fql.command import command
 from fql.compiled import (
@@ -33,11 +34,7 @@ from fql.reports.measures import read_results
 from fql.reports.plots import plot_learning_curve
 from fql.reports.published import published_result
 from fql.training.augmentation import check_augmentation
-from fql.training.checkpoints import (
-    CheckpointWriter,
-    finished_steps,
-    restore_newest,
-)
+from fql.training.checkpoints import CheckpointWriter, restore_newest
 from fql.training.comparability import comparability
 from fql.training.config import TrainConfig, validate_config
 from fql.training.data import (
@@ -81,6 +78,7 @@ from fql.training.run_folder import (
     Resume,
     RunFolder,
     RunSpec,
+    finished_steps,
     read_identity,
     read_spec,
     versions,

@@ -9,7 +9,7 @@ from fql.devices import one_device_mesh
 from fql.envs.tasks import find_task
 from fql.errors import FQLError, first_line
 from fql.reports.plots import plot_learning_curve
-from fql.training.checkpoints import CheckpointReader, finished_steps
+from fql.training.checkpoints import CheckpointReader
 from fql.training.config import check_environment
 from fql.training.learning import agent_of, make_learner
 from fql.training.metrics_log import MetricsLog
@@ -21,7 +21,7 @@ from fql.training.rollouts import (
     recorded_steps,
     start_workers,
 )
-from fql.training.run_folder import RunFolder, read_identity, read_spec
+from fql.training.run_folder import RunFolder, finished_steps, read_identity, read_spec
 from fql.training.run_lock import lock_run
 
 POLL_SECONDS = 2.0

@@ -60,7 +60,6 @@ class BenchmarkUpdate:
     updates_per_call: int = 0
     """As for fql train."""
     json: JsonOut = None
-    data_dir: DataDir = ''
 
     def check(self) -> None:
         """Raises FQLError if the arguments make no sense."""
@@ -166,7 +165,6 @@ class BenchmarkOnline:
     """Environment steps, each with an update, over which memory is watched."""
     rounds: Rounds = 5
     json: JsonOut = None
-    data_dir: DataDir = ''
 
     def check(self) -> None:
         """Raises FQLError if the arguments make no sense."""

@@ -17,16 +17,12 @@ from fql.compiled import abstract_state, initial_state, make_train_step
 from fql.devices import make_mesh, one_device_mesh, put_batch
 from fql.errors import FQLError
 from fql.reports.timing import take_turns
-from fql.training.checkpoints import (
-    CheckpointReader,
-    CheckpointWriter,
-    finished_steps,
-)
+from fql.training.checkpoints import CheckpointReader, CheckpointWriter
 from fql.training.config import TrainConfig
 from fql.training.learning import agent_of, batch_maker, make_learner
 from fql.training.progress import progress_bar
 from fql.training.rollouts import recorded_steps
-from fql.training.run_folder import RunFolder, read_identity, read_spec
+from fql.training.run_folder import RunFolder, finished_steps, read_identity, read_spec
 from scripts.benchmark.args import BenchmarkFaults
 from scripts.benchmark.measuring import FQL, ROOT, run_fql
 from scripts.benchmark.update import image_spec, random_arrays

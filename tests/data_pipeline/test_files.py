@@ -13,6 +13,7 @@ from data_pipeline.files import (
     atomic_folder,
     is_temporary,
     locked,
+    make_folder,
     replacing,
     write_json,
     write_text,
@@ -104,6 +105,45 @@ def test_a_folder_that_cannot_be_renamed_leaves_the_old_one(tmp_path, monkeypatc
         replace(target, 'new')
     assert (target / 'x').read_text() == 'old'
     assert names(tmp_path) == ['a']
+
+
+@pytest.mark.parametrize('kind', ['file', 'link to nothing'])
+def test_what_is_no_folder_is_not_taken_for_one(tmp_path, kind):
+    odd = tmp_path / 'odd'
+    if kind == 'file':
+        odd.touch()
+    else:
+        odd.symlink_to(tmp_path / 'unmounted')
+    for target in (odd, odd / 'a', odd / 'a' / 'b'):
+        with pytest.raises(NotADirectoryError, match='odd'):
+            make_folder(target)
+    with pytest.raises(NotADirectoryError), atomic_folder(odd / 'a' / 'b'):
+        pass
+
+
+def test_what_a_link_leads_to_is_replaced_and_the_link_stays(tmp_path):
+    (tmp_path / 'disk').mkdir()
+    target, link = tmp_path / 'disk' / 'a', tmp_path / 'link'
+    replace(target, 'old')
+    link.symlink_to(target)
+    for text in ('new', 'newer'):
+        replace(link, text)
+        assert (target / 'x').read_text() == text
+        assert link.is_symlink()
+    assert names(tmp_path) == ['disk', 'link']
+    assert names(tmp_path / 'disk') == ['a']
+
+
+def test_a_link_to_nothing_is_no_place_for_a_folder(tmp_path):
+    """As to a disk that is not mounted."""
+    (tmp_path / 'link').symlink_to(tmp_path / 'unmounted' / 'a')
+    for is_replacing in (False, True):
+        with (
+            pytest.raises(FileNotFoundError),
+            atomic_folder(tmp_path / 'link', replace=is_replacing),
+        ):
+            pass
+    assert names(tmp_path) == ['link']
 
 
 KILLED = """

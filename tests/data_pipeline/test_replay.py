@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.replay import EXTENT, Episodes, Layout, Replay, open_replay
+from data_pipeline.replay import EXTENT, Episodes, Layout, Replay, open_replay, verify_replay
+from data_pipeline.sources.replay import replay_splits
 
 LAYOUT = Layout((4, 5, 3), 'uint8', 2)
 STATES = Layout((3,), 'float32', 2)
@@ -221,3 +222,65 @@ def test_an_episode_that_is_cut_off(tmp_path):
         records = replay.commit()
     with Replay(tmp_path / 'replay', 'env', LAYOUT, 1, records) as replay:
         assert replay.streams[0].episodes.ends.tolist() == [2, 6]
+
+
+@pytest.mark.parametrize('name', ['observations', 'actions', 'rewards', 'masks', 'terminals'])
+def test_no_store_is_made_of_a_damaged_replay(tmp_path, name):
+    with Replay(tmp_path / 'replay', 'env', LAYOUT, 2) as replay:
+        for stream, episode in zip(replay.streams, make_episodes((5, 3)), strict=True):
+            append(stream, episode)
+        replay.streams[0].start(np.zeros((4, 5, 3), np.uint8))
+    verify_replay(tmp_path / 'replay')
+    path = tmp_path / 'replay' / 'train_1' / f'{name}.npy'
+    data = bytearray(path.read_bytes())
+    data[130] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=rf'the 4 rows of train_1/{name}\.npy are not what was'):
+        replay_splits(tmp_path / 'replay')
+
+
+@pytest.mark.parametrize(
+    ('place', 'value'),
+    [
+        (('streams', 'train', 'rows'), 10**9),
+        (('streams', 'train', 'rows'), -1),
+        (('streams', 'train', 'crc32'), {}),
+        (('layout', 'frame_dtype'), 'colour'),
+        (('layout', 'frame_dtype'), ''),
+        (('layout', 'frame_shape'), [4, 5]),
+        (('layout', 'frame_shape'), [10**30]),
+        (('layout', 'frame_shape'), [0]),
+        (('layout', 'latents'), [3, 'x']),
+        (('streams',), {'../elsewhere': {'rows': 4, 'crc32': {}}}),
+    ],
+)
+def test_a_record_that_is_not_that_of_its_files(tmp_path, place, value):
+    with Replay(tmp_path / 'replay', 'env', LAYOUT, 1) as replay:
+        append(replay.streams[0], next(make_episodes((5,))))
+        replay.streams[0].start(np.zeros((4, 5, 3), np.uint8))
+    path = tmp_path / 'replay' / 'replay.json'
+    values = json.loads(path.read_text())
+    inner = values
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    path.write_text(json.dumps(values))
+    with pytest.raises(DataError, match=r'replay: ') as caught:
+        replay_splits(tmp_path / 'replay')
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('rows', [EXTENT, 7])
+def test_a_kill_between_the_length_of_a_file_and_its_header(tmp_path, rows):
+    """As growing and cutting leave it, the header may count more rows than the file has."""
+    with Replay(tmp_path / 'replay', 'env', LAYOUT, 1) as replay:
+        append(replay.streams[0], next(make_episodes((5,))))
+        replay.streams[0].start(np.zeros((4, 5, 3), np.uint8))
+        records = replay.commit()
+        replay.streams[0].sync()
+        path = tmp_path / 'replay' / 'train' / 'observations.npy'
+        killed = path.read_bytes()
+    start = len(killed) - EXTENT * 60
+    path.write_bytes(killed[: start + rows * 60])
+    with Replay(tmp_path / 'replay', 'env', LAYOUT, 1, records) as replay:
+        assert replay.transitions == 5

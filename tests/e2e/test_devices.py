@@ -15,7 +15,8 @@ import jax
 import numpy as np
 import pytest
 
-from encoders.saved import load_encoder, read_encoder
+from encoders.description import read_encoder
+from encoders.saved import load_encoder
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.stopping import EXIT_CODE
 from fql.training.checkpoints import CheckpointReader, finished_steps

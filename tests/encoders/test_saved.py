@@ -7,17 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from encoders.description import DESCRIPTION, FORMAT_VERSION, SavedEncoder, read_encoder
 from encoders.errors import EncoderError
 from encoders.impala import ENCODERS
 from encoders.leaves import tree_digest
-from encoders.saved import (
-    DESCRIPTION,
-    FORMAT_VERSION,
-    SavedEncoder,
-    load_encoder,
-    read_encoder,
-    save_encoder,
-)
+from encoders.saved import load_encoder, save_encoder
 
 SAVED = SavedEncoder(
     encoder='impala_debug',

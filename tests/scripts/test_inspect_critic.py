@@ -1,6 +1,8 @@
 """`fql inspect critic`."""
 
 import dataclasses
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,6 +62,21 @@ def test_the_numbers_are_the_critics(run):
     assert view.positions.shape == (STATES, 2)
 
 
+def test_the_data_may_lie_elsewhere_but_are_the_same(
+    fql, assert_one_line, run, prepared, maze_npz, environment, tmp_path
+):
+    words = ('inspect', 'critic', run, '--states', STATES, '--data-dir', tmp_path)
+    assert_one_line(fql(*words), f'no dataset {prepared} in {tmp_path}')
+    original = Path(environment['FQL_DATA_DIR']) / prepared
+    shutil.copytree(original, tmp_path / prepared)
+    assert fql(*words).stdout == fql(*words[:-2]).stdout
+    with np.load(maze_npz) as file:
+        np.savez(tmp_path / 'other.npz', **{**file, 'actions': file['actions'] / 2})
+    source = ('--source', tmp_path / 'other.npz', '--data-dir', tmp_path, '--overwrite')
+    assert fql('prepare', prepared, *source).returncode == 0
+    assert_one_line(fql(*words), 'was trained on other data')
+
+
 def test_directions_go_round():
     actions = compared_actions(2, 0)
     np.testing.assert_allclose(np.linalg.norm(actions, axis=1), 1, rtol=1e-6)
@@ -77,9 +94,9 @@ def test_every_state_lies_in_one_bin():
         assert (np.abs(positions[group] - centre) <= side / 2 + 1e-9).all()
 
 
-def test_an_agent_without_critics_is_refused(fql, assert_one_line, tmp_path):
+def test_an_agent_without_critics_is_refused(fql, assert_one_line, prepared, tmp_path):
     config = TrainConfig(task=QUICKSTART_TASK, agent=BCConfig())
-    (tmp_path / 'bc').mkdir()
+    (tmp_path / 'bc' / 'checkpoints' / '1').mkdir(parents=True)
     write_spec(RunFolder(tmp_path / 'bc'), RunSpec(config, (32, 32, 3), 'uint8', 2))
     done = fql('inspect', 'critic', tmp_path / 'bc')
     assert_one_line(done, 'agent bc has no critics')

@@ -92,6 +92,23 @@ def test_an_unknown_command_is_answered_with_the_nearest(fql, words, nearest):
     assert nearest in done.stderr
 
 
+@pytest.mark.parametrize(
+    'words',
+    [
+        ('evaluate', 'r'),
+        ('export-encoder', 'r', '--out', 'o'),
+        ('export-policy', 'r', '--out', 'o'),
+        ('inspect', 'checkpoint', 'r'),
+        ('benchmark', 'update'),
+        ('benchmark', 'online'),
+    ],
+)
+def test_there_is_no_data_folder_where_no_data_are_read(fql, words):
+    with pytest.raises(SystemExit) as caught:
+        fql(*words, '--data-dir', 'd')
+    assert caught.value.code == 2
+
+
 def test_version(fql):
     assert fql('--version').stdout == 'fql 0.1.0\n'
 
@@ -151,10 +168,18 @@ def test_help_comes_at_once():
     assert time.perf_counter() - began < 3  # 0.2 s; with JAX alone more than a second.
 
 
-def test_what_makes_no_sense_is_told_before_anything_heavy_is_imported(run_python):
+def test_what_makes_no_sense_is_told_before_anything_heavy_is_imported(run_python, tmp_path):
     done = run_python(
-        'import sys\n'
+        'import os, sys\n'
+        'from pathlib import Path\n'
         'from scripts.main import run\n'
+        'from fql.training.config import TrainConfig\n'
+        'from fql.training.run_folder import RunFolder, RunSpec, write_spec\n'
+        'os.chdir(sys.argv[1])\n'
+        'os.makedirs("empty/checkpoints")\n'
+        'os.makedirs("run/checkpoints")\n'
+        f'spec = RunSpec(TrainConfig("{TASK}"), (64, 64, 9), "uint8", 5)\n'
+        'write_spec(RunFolder(Path("run")), spec)\n'
         f'assert run(["train", "--task", "{TASK}", "--steps", "0"]) == 1\n'
         'assert run(["evaluate", "run", "--episodes", "0"]) == 1\n'
         'assert run(["benchmark", "data", "--rounds", "0"]) == 1\n'
@@ -172,12 +197,19 @@ def test_what_makes_no_sense_is_told_before_anything_heavy_is_imported(run_pytho
         '    ["inspect", "checkpoint", "nix"],\n'
         '    ["benchmark", "train", "--task", "nix"],\n'
         '    ["benchmark", "data", "--data-dir", "nix"],\n'
+        '    *([name, folder, "--out", "e"] for name in ("export-encoder", "export-policy")\n'
+        '      for folder in ("empty", "run")),\n'
+        '    *([*name.split(), folder] for folder in ("empty", "run") for name in\n'
+        '      ("evaluate", "inspect checkpoint", "inspect critic", "probe", "train --resume")),\n'
+        f'    ["train", "--task", "{TASK}", "--data-dir", ".", "--dataset", "run",\n'
+        '     "--encoder.from", "empty", "--encoder.mode", "frozen"],\n'
         '):\n'
         '    assert run(words) == 1, words\n'
-        'assert not {"jax", "tensorflow", "orbax", "matplotlib"} & set(sys.modules)\n'
+        'assert not {"jax", "tensorflow", "orbax", "matplotlib"} & set(sys.modules)\n',
+        tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stderr.splitlines()) == 16
+    assert len(done.stderr.splitlines()) == 31
 
 
 @pytest.mark.parametrize('encoding', [None, 'ascii'])
@@ -200,6 +232,41 @@ def test_the_c_locale_breaks_nothing(tmp_path, words, code, encoding):
     assert done.returncode == code
     assert b'Traceback' not in done.stderr
     assert done.stdout.isascii()
+
+
+CLOSED = """
+import os, subprocess, sys
+from pathlib import Path
+from scripts import main
+
+for descriptor in (0, 1, 2):
+    os.close(descriptor)
+sys.stdin = sys.stdout = sys.stderr = None
+main.open_standard_streams()
+with open(sys.argv[1], 'w') as file:
+    print('lost')
+    os.write(2, b'lost')
+    file.write('kept')
+"""
+
+
+def test_what_is_printed_where_streams_are_closed_goes_into_no_file(run_python, tmp_path):
+    assert run_python(CLOSED, tmp_path / 'file').returncode == 0
+    assert (tmp_path / 'file').read_text() == 'kept'
+
+
+def test_a_closed_output_is_no_fault():
+    words = [*PROGRAM, 'tasks', 'pointmaze']
+    done = subprocess.run(['sh', '-c', f'{shlex.join(words)} <&- >&- 2>&-'], check=False)
+    assert done.returncode == 0
+
+
+def test_a_device_that_is_not_there_is_told_in_one_line(fql, assert_one_line, monkeypatch):
+    def run(args):
+        raise RuntimeError("Unable to initialize backend 'cuda': no such\\nand more")
+
+    monkeypatch.setattr('scripts.quickstart.run', run)
+    assert_one_line(fql('quickstart'), "Unable to initialize backend 'cuda'")
 
 
 @pytest.mark.parametrize('words', [('train', '--help'), ('--help',)])

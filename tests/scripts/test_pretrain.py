@@ -12,9 +12,10 @@ from einops import reduce
 from flax import linen as nn
 
 from data_pipeline.store.frame_store import open_store
+from encoders.description import read_encoder
 from encoders.impala import ENCODERS
 from encoders.leaves import tree_digest
-from encoders.saved import load_encoder, read_encoder
+from encoders.saved import load_encoder
 from fql.agents.configs import EncoderConfig, FQLConfig
 from fql.compiled import abstract_state, initial_state
 from fql.devices import one_device_mesh

@@ -201,6 +201,16 @@ def test_an_episode_whose_file_is_damaged_is_named_and_removed(
     assert collect_maze(tmp_path / 'maze-v0.npz').read_bytes() == collected.read_bytes()
 
 
+def test_an_episode_unlike_the_others_is_not_merged(kept_parts, tmp_path):
+    with np.load(kept_parts[1]) as file:
+        arrays = dict(file)
+    np.savez(kept_parts[1], **{**arrays, 'actions': arrays['actions'][:-1]})
+    with pytest.raises(DataError, match=r'episode-000001\.npz: actions is .* unlike the first'):
+        collect_maze(tmp_path / 'maze-v0.npz')
+    assert not (tmp_path / 'maze-v0.npz').exists()
+    assert all(part.exists() for part in kept_parts)
+
+
 def test_two_collections_at_once(tmp_path):
     out = tmp_path / 'maze-v0.npz'
 

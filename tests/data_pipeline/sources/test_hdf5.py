@@ -224,3 +224,43 @@ def test_a_validation_file_beside_it(tmp_path, make_arrays):
     write_hdf5(tmp_path / 'd-val.hdf5', make_arrays((5,)))
     splits = file_splits(tmp_path / 'd.hdf5', 'd')
     assert {name: split.rows for name, split in splits.items()} == {'train': 7, 'val': 5}
+
+
+def write_table(path: Path, arrays: Arrays, **links: object) -> Path:
+    """A file of arrays and of links in the place of some."""
+    with h5py.File(path, 'w') as file:
+        for name, array in {**arrays, **links}.items():
+            file[name] = array
+        file.create_group('infos')['back'] = file['/']  # Links can go in circles.
+    return path
+
+
+def test_links_within_a_file_are_followed(tmp_path, make_arrays):
+    arrays = make_arrays()
+    held = {'kept/here': arrays.pop('actions')}
+    path = write_table(tmp_path / 'd.hdf5', arrays | held, actions=h5py.SoftLink('/kept/here'))
+    split = write_store(tmp_path / 's', 'd', file_splits(path, 'd')).splits['train']
+    np.testing.assert_array_equal(split.actions, held['kept/here'])
+
+
+@pytest.mark.parametrize('is_there', [True, False])
+@pytest.mark.parametrize('kind', ['link', 'virtual'])
+def test_what_lies_in_another_file_is_refused(tmp_path, make_arrays, kind, is_there):
+    """HDF5 gives zeros for a virtual dataset whose file is missing."""
+    arrays = make_arrays()
+    if is_there:
+        with h5py.File(tmp_path / 'other.hdf5', 'w') as file:
+            file['a'] = arrays['actions']
+    shape = arrays.pop('actions').shape
+    other = str(tmp_path / 'other.hdf5')
+    path = write_table(tmp_path / 'd.hdf5', arrays)
+    with h5py.File(path, 'a') as file:
+        if kind == 'link':
+            file['actions'] = h5py.ExternalLink(other, '/a')
+        else:
+            layout = h5py.VirtualLayout(shape, np.float32)
+            layout[:] = h5py.VirtualSource(other, 'a', shape)
+            file.create_virtual_dataset('actions', layout)
+    message = 'lies in another file' if is_there or kind == 'virtual' else 'leads nowhere'
+    with pytest.raises(DataError, match=rf'd\.hdf5: /actions .*{message}'):
+        file_splits(path, 'd')

@@ -182,3 +182,20 @@ def test_no_demonstrations(tmp_path):
         file.create_group('data')
     with pytest.raises(DataError, match='holds no demonstration'):
         file_splits(tmp_path / 'd.hdf5', 'd')
+
+
+def test_a_demonstration_that_is_a_link_to_nothing_is_not_passed_over(tmp_path):
+    source = write_demos(tmp_path / 'd.hdf5', make_demos())
+    with h5py.File(source, 'a') as file:
+        file['data']['demo_11'] = h5py.SoftLink('/nowhere')
+    with pytest.raises(DataError, match='/data/demo_11 is a link that leads nowhere'):
+        file_splits(source, 'd', 'robot0_eef_pos')
+
+
+@pytest.mark.parametrize('mask', [[0, 2], [[b'demo_0']], b'demo_0'])
+def test_filter_keys_that_list_no_names(tmp_path, mask):
+    source = write_demos(tmp_path / 'd.hdf5', make_demos(), valid=['demo_0'])
+    with h5py.File(source, 'a') as file:
+        file['mask/train'] = mask
+    with pytest.raises(DataError, match='/mask/train must list names of demonstrations'):
+        file_splits(source, 'd', 'robot0_eef_pos')

@@ -249,3 +249,12 @@ def test_labels_that_miss_the_other(tmp_path, frames, one, other):
     split, notes = prepared(tmp_path, {**frames, one: np.ones(16)})
     assert split.labels == {}
     assert f'{one} are ignored, as there are no {other}' in ' '.join(notes)
+
+
+def test_following_observations_that_are_no_numbers_are_refused(tmp_path, frames):
+    vectors = np.arange(16, dtype=np.float32)[:, None]
+    arrays = {**frames, 'observations': vectors, 'next_observations': vectors + 1}
+    arrays['next_observations'][2] = np.nan
+    np.savez(tmp_path / 'd.npz', **arrays)
+    with pytest.raises(DataError, match='next_observations holds values that are not finite'):
+        npz_splits(tmp_path / 'd.npz')

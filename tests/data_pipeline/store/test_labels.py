@@ -58,7 +58,7 @@ def no_worker(monkeypatch):
     def refuse(*_args, **_kwargs):
         raise AssertionError('labels were computed in place of read')
 
-    monkeypatch.setattr(labels, 'ProcessPoolExecutor', refuse)
+    monkeypatch.setattr(labels, 'WorkerGroup', refuse)
 
 
 def ask_ogbench(run_python, code: str) -> list:

@@ -271,6 +271,15 @@ def test_workers_end_when_the_parent_is_killed(parent):
     wait_until_gone(pids)
 
 
+def test_workers_that_are_stopped_end_when_the_parent_is_killed(parent):
+    process, pids = parent
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    process.kill()
+    process.wait(timeout=20)
+    wait_until_gone(pids)
+
+
 def test_workers_never_closed_do_not_keep_the_parent_from_ending(tmp_path):
     script = tmp_path / 'forgetful.py'
     script.write_text(

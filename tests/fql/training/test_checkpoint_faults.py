@@ -1,6 +1,8 @@
 """Checkpoints of processes that are killed, or cannot write, at aimed moments."""
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -33,10 +35,10 @@ with CheckpointWriter(folder, keep_latest=3) as writer:
 """
 
 
-def start_saving(folder, limit=0):
+def start_saving(folder, limit=0, **variables):
     return subprocess.Popen(
         [sys.executable, '-c', SAVING, str(folder), str(limit)],
-        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        env={**os.environ, 'PYTHONPATH': str(ROOT), **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -80,6 +82,66 @@ def test_a_file_that_cannot_be_written_is_named_and_the_process_ends(tmp_path, l
     assert 'File too large' in last
     assert str(tmp_path) in last
     assert CheckpointReader(tmp_path).find(None) == 1
+
+
+# As a quota and a broken disk do; no file system of a test's own can.
+FAILING = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+static int fails(const char *call, int fd) {
+  char link[64], path[4096];
+  const char *calls = getenv("FAIL_CALLS"), *flag = getenv("FAIL_FLAG");
+  if (!calls || !strstr(calls, call) || access(flag, F_OK)) return 0;
+  snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+  ssize_t length = readlink(link, path, sizeof path - 1);
+  if (length <= 0) return 0;
+  path[length] = 0;
+  if (!strstr(path, "/.unfinished-")) return 0;
+  errno = atoi(getenv("FAIL_ERRNO"));
+  return 1;
+}
+#define FAILING(name, call, type, parameters, arguments) \
+  type name parameters { \
+    static type (*real) parameters; \
+    if (!real) real = dlsym(RTLD_NEXT, #name); \
+    return fails(call, fd) ? -1 : real arguments; \
+  }
+FAILING(write, "write", ssize_t, (int fd, const void *data, size_t size), (fd, data, size))
+FAILING(pwrite, "write", ssize_t, (int fd, const void *data, size_t size, off_t at),
+        (fd, data, size, at))
+FAILING(pwrite64, "write", ssize_t, (int fd, const void *data, size_t size, off_t at),
+        (fd, data, size, at))
+FAILING(fsync, "fsync", int, (int fd), (fd))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which('gcc') is None, reason='no compiler')
+@pytest.mark.parametrize(('calls', 'code'), [('write', errno.EDQUOT), ('fsync', errno.EIO)])
+def test_a_quota_and_a_broken_disk_are_told_and_the_process_ends(tmp_path, calls, code):
+    library, flag, folder = (tmp_path / name for name in ('failing.so', 'flag', 'checkpoints'))
+    compiler = ['gcc', '-shared', '-fPIC', '-x', 'c', '-', '-o', str(library), '-ldl']
+    subprocess.run(compiler, input=FAILING, text=True, check=True)
+    process = start_saving(
+        folder,
+        LD_PRELOAD=str(library),
+        FAIL_CALLS=calls,
+        FAIL_ERRNO=str(code),
+        FAIL_FLAG=str(flag),
+    )
+    assert process.stdout.readline() == '1\n'
+    flag.touch()
+    _, errors = process.communicate(timeout=100)  # Of the five minutes that threads would wait.
+    assert process.returncode == 1
+    assert fault_of(errors).startswith('fql.training.checkpoints.SaveError: cannot save')
+    assert os.strerror(code) in fault_of(errors)
+    steps = finished_steps(folder)
+    assert CheckpointReader(folder).find(None) == steps[-1]
 
 
 def test_a_disk_without_room_for_more_files(tmp_path):

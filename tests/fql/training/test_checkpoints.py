@@ -121,7 +121,7 @@ def test_only_folders_named_by_a_step_are_checkpoints(saved):
 
 def test_no_checkpoints(tmp_path, abstract):
     with pytest.raises(FQLError, match='no checkpoints in'):
-        CheckpointReader(tmp_path / 'none')
+        CheckpointReader(tmp_path / 'none').find(None)
     with pytest.raises(FQLError, match='no finished checkpoint'):
         CheckpointReader(tmp_path).find(None)
     assert restore_newest(tmp_path, abstract, tmp_path / 'damaged') == (None, [])
@@ -185,6 +185,14 @@ def test_damage_of_any_file_is_found(saved, abstract, tmp_path, change):
     state, (notice,) = restore_newest(saved, abstract, tmp_path / 'damaged')
     assert int(state.step) == 2
     assert 'step 3 is damaged' in notice
+
+
+@pytest.mark.parametrize('given', [{}, {'versions': None}, {'versions': ['jax']}])
+def test_versions_that_are_none_are_told(tmp_path, state_at, given):
+    with CheckpointWriter(tmp_path, keep_latest=1) as writer:
+        writer.save(state_at(1), given)
+    with pytest.raises(FQLError, match='/1: metadata: versions must be'):
+        CheckpointReader(tmp_path).versions(1)
 
 
 def test_all_damaged(saved, abstract, tmp_path):

@@ -18,8 +18,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.files import locked
 from data_pipeline.store import latents as latent_store
 from data_pipeline.store.writer import prepare_store
+from encoders.description import SavedEncoder
 from encoders.impala import ENCODERS
-from encoders.saved import SavedEncoder
 from fql.agents.configs import EncoderConfig, FQLConfig
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.errors import FQLError
@@ -28,6 +28,7 @@ from fql.training.checkpoints import finished_steps
 from fql.training.config import TrainConfig
 from fql.training.data import LabelledSplit, run_spec, training_batches
 from fql.training.latent_cache import cache_place, cached_data
+from fql.training.progress import progress_bar
 from fql.training.saved_encoders import save_encoder_folder
 from scripts.benchmark.latents import compare_caching, first_trajectories
 
@@ -168,6 +169,19 @@ def test_an_interrupted_cache_is_continued(data, encoder, monkeypatch):
     assert whole.read_bytes() == expected
     blocks = -(-sum(LENGTHS['train']) // 3) + -(-sum(LENGTHS['val']) // 3)
     assert len(blocks_read) < 6 + blocks
+
+
+def test_time_left_is_counted_from_the_second_batch(data, encoder, monkeypatch):
+    """The first one waits for the compilation."""
+    bars = []
+
+    def noted(*words, **settings):
+        bars.append(progress_bar(*words, **settings))
+        return bars[-1]
+
+    monkeypatch.setattr(latent_cache, 'progress_bar', noted)
+    cached_data({'train': data['train']}, run_spec(data['train'], FROZEN), encoder)
+    assert [(bar.initial, bar.n) for bar in bars] == [(FROZEN.batch_size, sum(LENGTHS['train']))]
 
 
 def test_the_benchmark_caches_the_first_trajectories(data):

@@ -1,6 +1,7 @@
 """Trained policies in a program of the user's own."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 
@@ -197,7 +198,21 @@ def test_what_cannot_be_loaded(run, exported, tmp_path, assert_one_line, fql):
     (damaged / 'policy.json').write_text(json.dumps({**description, 'digest': 'other'}))
     with pytest.raises(FQLError, match='not those that were written'):
         load_policy(damaged)
-    assert_one_line(fql('export-policy', run, '--out', exported), 'exists; name another --out')
+    assert_one_line(fql('export-policy', run, '--out', exported), f'{exported} exists')
+    edited = shutil.copytree(exported, tmp_path / 'edited')
+    config = json.loads((edited / 'config.json').read_text())
+    config['config']['agent']['flow_steps'] = 9
+    (edited / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(FQLError, match=r'config\.json is not what was written'):
+        load_policy(edited)
+
+
+def test_what_is_exported_names_the_checksums_of_its_files(exported):
+    files = json.loads((exported / 'policy.json').read_text())['files']
+    assert files == {
+        name: hashlib.sha256((exported / name).read_bytes()).hexdigest()
+        for name in ('config.json', 'one_step.stablehlo', 'bc_flow.stablehlo')
+    }
 
 
 def test_actions_have_the_units_of_the_data():

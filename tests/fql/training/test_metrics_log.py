@@ -63,6 +63,15 @@ def test_a_damaged_end_is_cut_off(tmp_path, end, steps):
     assert path.read_bytes() == (tmp_path / 'whole' / 'train.csv').read_bytes()
 
 
+@pytest.mark.parametrize('names', [('critic/loss',), ('actor/loss', 'critic/loss'), ('a', 'b')])
+def test_rows_of_other_columns_are_not_written_behind_these(tmp_path, names):
+    write_rows(tmp_path, 0, [1])
+    before = (tmp_path / 'train.csv').read_bytes()
+    with open_log(tmp_path, 1) as log, pytest.raises(FQLError, match=r'train\.csv has other col'):
+        log.write(2, dict.fromkeys(names, 0.5))
+    assert (tmp_path / 'train.csv').read_bytes() == before
+
+
 @pytest.mark.parametrize('content', [b'', bytes(100), b'step,cri', b'step,critic/loss\n', b'\n'])
 def test_a_file_without_a_whole_row_has_none(tmp_path, content):
     path = tmp_path / 'train.csv'

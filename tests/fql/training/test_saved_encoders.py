@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from encoders.description import SavedEncoder, read_encoder
 from encoders.errors import EncoderError
 from encoders.impala import ENCODERS
-from encoders.saved import SavedEncoder, load_encoder, read_encoder
+from encoders.saved import load_encoder
 from fql.training.saved_encoders import save_encoder_folder
 
 EXPECTED = ('impala_debug', (8, 8, 3), 2)
@@ -47,7 +48,7 @@ def test_a_failed_save_leaves_nothing(tmp_path, params, monkeypatch):
     def fail(*_, **__):
         raise OSError('disk full')
 
-    monkeypatch.setattr('encoders.saved.json.dumps', fail)
+    monkeypatch.setattr('encoders.description.json.dumps', fail)
     with pytest.raises(OSError, match='disk full'):
         save_encoder_folder(tmp_path / 'e', params, described())
     assert not visible(tmp_path)
