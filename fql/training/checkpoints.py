@@ -31,6 +31,7 @@ from encoders.leaves import describe_leaves, leaf_differences
 from fql.devices import wait_for_all_processes
 from fql.errors import FQLError, first_line
 from fql.learner import Params, TrainState
+from fql.training.run_folder import finished_steps
 
 # Orbax logs the traceback of a failed save, which is raised here too.
 logging.getLogger('absl').setLevel(logging.CRITICAL)
@@ -66,14 +67,6 @@ class _Metadata:
     identity: Mapping[str, Any]
     leaves: Mapping[str, str]
     given: Mapping[str, Any]
-
-
-def finished_steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in `folder`, ascending; some may have been damaged since."""
-    if not folder.is_dir():
-        return []
-    names = (path.name for path in folder.iterdir() if path.is_dir())
-    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
 class CheckpointWriter:
