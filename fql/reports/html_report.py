@@ -1,7 +1,7 @@
 """Runs as one HTML page that needs nothing but itself: no script, no network, pictures inside."""
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from html import escape
 from pathlib import Path
@@ -43,8 +43,9 @@ def html_report(title: str, groups: Sequence[Group], not_run: Mapping[str, str])
         by_task.setdefault(group.task, []).append(group)
     videos = _Videos()
     sections = [
-        overview(groups, by_task, colour_of),
+        overview(by_task, colour_of),
         *(task_section(task, members, colour_of, videos) for task, members in by_task.items()),
+        improvement_section(by_task, colour_of),
         settings_section(groups),
         not_run_section(groups, not_run),
         method_section(groups),
@@ -69,7 +70,7 @@ def header(
     runs = sum(len(group.runs) for group in groups)
     behind = sum(len(group.behind) for group in groups)
     facts = [
-        _count(runs, 'run'),
+        f'{_count(runs, "run")} compared',
         _count(len(by_task), 'task'),
         _count(len({group.agent for group in groups}), 'agent'),
         f'{date.today():%d %B %Y}',
@@ -85,48 +86,53 @@ def header(
     )
 
 
-def overview(
-    groups: Sequence[Group],
-    by_task: Mapping[str, Sequence[Group]],
-    colour_of: Mapping[str, str],
-) -> str:
-    """All tasks together, and which agent is better how often."""
-    parts = []
+def overview(by_task: Mapping[str, Sequence[Group]], colour_of: Mapping[str, str]) -> str:
+    """All tasks together, where there are several on one scale."""
+    groups = [group for members in by_task.values() for group in members]
     shared = shared_results(by_task)
-    if len(by_task) > 1 and is_on_one_scale(groups) and shared:
-        measure = groups[0].measure
-        rows = [
-            [
-                _name(label, colour_of),
-                str(sum(map(len, strata))),
-                interval_text(measure, estimate(mean, strata)),
-                interval_text(measure, estimate(interquartile_mean, strata)),
-            ]
-            for label, strata in shared.items()
+    if len(by_task) < 2 or not shared or not is_on_one_scale(groups):
+        return ''
+    measure = groups[0].measure
+    rows = [
+        [
+            _name(label, colour_of),
+            str(sum(map(len, strata))),
+            interval_text(measure, estimate(mean, strata)),
+            interval_text(measure, estimate(interquartile_mean, strata)),
         ]
-        heads = ['', 'runs', f'mean {measure.name}', 'interquartile mean']
-        parts.append(
-            f'<h2>All {len(by_task)} tasks together</h2>'
-            f'{_table(heads, rows)}'
-            f'{_left_out(colour_of, shared)}'
-        )
-    if len(shared) > 1:
-        rows = [
-            [
-                _name(ours, colour_of),
-                *(
-                    '' if ours == other else _probability(improvement(shared[ours], shared[other]))
-                    for other in shared
-                ),
-            ]
-            for ours in shared
+        for label, strata in shared.items()
+    ]
+    heads = ['', 'runs', f'mean {measure.name}', 'interquartile mean']
+    missing = [label for label in colour_of if label not in shared]
+    note = (
+        f'<p class="soft">Not on every task: {escape(", ".join(missing))}.</p>' if missing else ''
+    )
+    return f'<section><h2>All {len(by_task)} tasks</h2>{_table(heads, rows)}{note}</section>'
+
+
+def improvement_section(
+    by_task: Mapping[str, Sequence[Group]], colour_of: Mapping[str, str]
+) -> str:
+    """Which agent is better how often."""
+    shared = shared_results(by_task)
+    if len(shared) < 2:
+        return ''
+    rows = [
+        [
+            _name(ours, colour_of),
+            *(
+                '' if ours == other else _probability(improvement(shared[ours], shared[other]))
+                for other in shared
+            ),
         ]
-        parts.append(
-            '<h3>Probability that the agent of a row is better than that of a column</h3>'
-            f'<div class="scroll">{_table(["", *map(escape, shared)], rows, "")}</div>'
-            '<p class="soft">Of a run each, drawn at random; ties count as half.</p>'
-        )
-    return f'<section>{"".join(parts)}</section>' if parts else ''
+        for ours in shared
+    ]
+    table = _table(['', *(f'than {escape(label)}' for label in shared)], rows, '')
+    return (
+        f'<section><h2>Probability of a better result</h2><div class="scroll">{table}</div>'
+        '<p class="soft">Of two runs drawn at random, one of the agent of the row and one of that '
+        'of the column; ties count as half. In brackets, 95 % intervals.</p></section>'
+    )
 
 
 def shared_results(by_task: Mapping[str, Sequence[Group]]) -> dict[str, list[np.ndarray]]:
@@ -221,21 +227,22 @@ def settings_section(groups: Sequence[Group]) -> str:
     for group in groups:
         differences = differences_from_defaults(group)
         text = '<br>'.join(
-            f'<code>--{escape(flag)}</code> {escape(ours)} <small>(published or default: '
+            f'<code>--{escape(flag)}</code> {escape(ours)} <small>(default: '
             f'{escape(default)})</small>'
             for flag, (ours, default) in differences.items()
         )
         seeds = ', '.join(str(run.seed) for run in group.runs)
         rows.append([escape(group.task), escape(group.label), seeds, text or 'none'])
-    heads = ['task', 'agent', 'seeds', 'settings that are not the published or default ones']
-    parts = [f'<h2>Settings</h2>{_table(heads, rows)}']
+    heads = ['task', 'agent', 'seeds', 'changed settings']
+    note = 'Changed are those that are not the published ones, or the defaults.'
+    parts = [f'<h2>Settings</h2>{_table(heads, rows)}<p class="soft">{note}</p>']
     varying = varying_settings(groups)
     if varying:
         cells = [
             [
                 escape(group.task),
                 escape(group.label),
-                *(setting_text(v[i]) for v in varying.values()),
+                *(escape(setting_text(found[i])) for found in varying.values()),
             ]
             for i, group in enumerate(groups)
         ]
@@ -263,18 +270,26 @@ def differences_from_defaults(group: Group) -> dict[str, tuple[str, str]]:
 
 
 def not_run_section(groups: Sequence[Group], not_run: Mapping[str, str]) -> str:
-    """What is missing in the numbers above."""
+    """What is missing in the numbers above; runs that miss the same are in one line."""
     behind = {
-        f'{group.task}, {group.label}, seed {run.seed}': (
-            f'evaluated up to update {max(run.results):,} alone; left out of the tables'
+        f'{group.task}/{group.label}/seed-{run.seed}': (
+            f'left out of the tables: evaluated up to update {max(run.results):,} only'
         )
         for group in groups
         for run in group.behind
     }
-    rows = [[escape(name), escape(why)] for name, why in {**not_run, **behind}.items()]
+    seeds: dict[tuple[str, str], list[str]] = {}
+    for name, why in {**not_run, **behind}.items():
+        setting, _, seed = name.rpartition('/seed-')
+        seeds.setdefault((setting, why), []).append(seed)
+    rows = [
+        [escape(setting), escape(', '.join(numbers)), escape(why)]
+        for (setting, why), numbers in seeds.items()
+    ]
     if not rows:
         return ''
-    return f'<section><h2>Not run, or not to the end</h2>{_table(["run", "state"], rows)}</section>'
+    table = _table(['', 'seeds', 'state'], rows)
+    return f'<section><h2>Not run, or not to the end</h2>{table}</section>'
 
 
 def method_section(groups: Sequence[Group]) -> str:
@@ -335,13 +350,6 @@ def _count(number: int, noun: str) -> str:
 
 def _name(label: str, colour_of: Mapping[str, str]) -> str:
     return f'<span class="key" style="background:{colour_of[label]}"></span>{escape(label)}'
-
-
-def _left_out(labels: Iterable[str], shared: Iterable[str]) -> str:
-    missing = [label for label in labels if label not in set(shared)]
-    if not missing:
-        return ''
-    return f'<p class="soft">Without runs on every task: {escape(", ".join(missing))}.</p>'
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], kind: str = 'results') -> str:

@@ -44,6 +44,7 @@ def learning_curves(groups: Sequence[Group], colour_of: Mapping[str, str]) -> st
             axes.plot(group.steps, group.results.T, color=colour, lw=0.6, alpha=0.45)
         measure = groups[0].measure
         axes.set_xlabel('updates', color=_INK)
+        axes.set_xlim(left=0)
         axes.set_ylabel(measure.name, color=_INK)
         axes.xaxis.set_major_formatter(EngFormatter(sep=''))
         if measure == SUCCESS:

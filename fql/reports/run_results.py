@@ -142,7 +142,7 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     ]
     for group in groups:
         if len({run.measure for run in group.runs}) > 1:
-            raise FQLError(f'{group.task}: some runs are measured by success, some are not')
+            raise FQLError(f'{group.task}, {group.label}: the runs are measured differently')
     return groups
 
 
