@@ -170,7 +170,7 @@ def task_section(
             interval_text(measure, estimate(interquartile_mean, [group.last])),
             spread_text(measure, group.by_protocol),
         ]
-        rows.append(row + ([escape(str(published or '-'))] if has_published else []))
+        rows.append(row + ([published_text(published)] if has_published else []))
     return (
         f'<section id="{escape(task)}"><h2>{escape(task)}</h2>{_table(heads, rows)}'
         f'<div class="pictures"><figure class="curve">{learning_curves(groups, colour_of)}'
@@ -326,6 +326,13 @@ def spread_text(measure: Measure, values: np.ndarray) -> str:
     return (
         f'{text} <small>± {measure.text(float(values.std()))}</small>' if len(values) > 1 else text
     )
+
+
+def published_text(published: PublishedResult | None) -> str:
+    """A paper's mean and standard deviation, as HTML."""
+    if published is None:
+        return '-'
+    return f'{published.mean:g}% <small>± {published.deviation:g}%</small>'
 
 
 def published_value(published: PublishedResult | None, measure: Measure) -> float | None:

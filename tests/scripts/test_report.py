@@ -149,7 +149,7 @@ def test_the_page_has_all_in_itself(page):
     assert 'url(http' not in text
     assert '<b>' not in text
     assert '&lt;b&gt;&amp;-0' in text
-    assert '81 ± 12 %' in text
+    assert '81% <small>± 12%</small>' in text
 
 
 @pytest.mark.long
