@@ -256,6 +256,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     'batches': (1, 2**31 - 1),
     'updates': (1, 2**31 - 1),
     'kills': (1, 10**6),
+    'jobs': (1, 4096),
+    'gpus': (0, 1023),
     'env_steps': (1, 10**6),
     'memory_steps': (1, 10**9),
 }
