@@ -12,7 +12,7 @@ from scripts.shared_args import DataDir
 
 @dataclass(frozen=True)
 class Sweep:
-    """Train many runs: tasks x agents x seeds x settings, as a file says.
+    """Train the runs of a file: tasks x agents x seeds x settings.
 
     fql sweep small --jobs 2
     fql sweep mine.toml --dir runs/mine --dry-run
