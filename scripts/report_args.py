@@ -13,7 +13,7 @@ from fql.training.sweep_file import RECORD
 
 @dataclass(frozen=True)
 class Report:
-    """Compare runs, or all of a sweep, on one page, and print a table.
+    """Compare runs, or all of a sweep, on one page; print a table.
 
     fql report runs/small --out small.html
     fql report runs/scratch-* runs/frozen-*

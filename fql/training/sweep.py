@@ -7,6 +7,7 @@ from typing import Any
 from data_pipeline.files import locked
 from fql.command import command
 from fql.errors import FQLError
+from fql.stopping import EXIT_CODE
 from fql.training.datasets import task_dataset_path
 from fql.training.sweep_cluster import queued_runs, submit
 from fql.training.sweep_file import SweepRun, read_sweep
@@ -49,11 +50,11 @@ def sweep(
         cluster, options: see `submit`; without a cluster, the runs are processes of this machine.
 
     Returns:
-        0: nothing failed; 1: some runs did; `EXIT_CODE`: stopped by a signal, in good order.
+        0: nothing failed; `EXIT_CODE`: stopped by a signal, in good order.
 
     Raises:
         FQLError, DataError: the file is wrong, the folder is another sweep's, data are missing, or
-            another process runs this sweep. Nothing was started then.
+            another process runs this sweep: nothing was started then. Or runs failed.
     """
     runs = read_sweep(file)
     for dataset, task in {(run.config.dataset, run.config.task) for run in runs}:
@@ -63,25 +64,28 @@ def sweep(
     with locked(folder.lock, f'runs the sweep in {folder.path}'):
         states = states_of(folder, runs)
         print(sweep_table(folder, runs, states), flush=True)
-        if all(state == 'done' for state in states.values()):
-            code = 0
-        elif cluster is not None:
+        is_stopped = False
+        failed: dict[str, str] = {}
+        if cluster is not None:
             missing = [run for run in runs if states[run.name] not in ('done', 'running', 'queued')]
-            submit(folder, missing, data_dir, cluster, jobs, options or {})
-            print(f'submitted: {len(missing)} jobs; the same command shows how far they are')
-            code = 0
-        else:
-            code = run_processes(folder, runs, data_dir, jobs, gpus)
-            states = states_of(folder, runs)
-            print(sweep_table(folder, runs, states))
-    for run in runs:
-        if states[run.name] == 'failed':
-            print(f'failed: {run.name}: {failure(folder, run)} (log: {folder.log(run)})')
+            for run in missing:
+                if states[run.name] == 'failed':
+                    print(f'failed before: {run.name}: {failure(folder, run)}')
+            if missing:
+                submit(folder, missing, data_dir, cluster, jobs, options or {})
+                print(f'submitted: {len(missing)} jobs; the same command shows how far they are')
+        elif any(state != 'done' for state in states.values()):
+            is_stopped, failed = run_processes(folder, runs, data_dir, jobs, gpus)
+            print(sweep_table(folder, runs, states_of(folder, runs)))
+    for name, reason in failed.items():
+        print(f'failed: {name}: {reason} (log: {folder.path / name}.log)')
     print(f'folder: {folder.path}; report: {command("report", folder.path)}')
-    if code == 1:
-        failed = list(states.values()).count('failed')
-        raise FQLError(f'{failed} of {len(runs)} runs failed; repeat the command to try them again')
-    return code
+    if is_stopped:
+        return EXIT_CODE
+    if failed:
+        what = f'{len(failed)} of {len(runs)} runs failed'
+        raise FQLError(f'{what}; the same command tries them again')
+    return 0
 
 
 def states_of(folder: SweepFolder, runs: Sequence[SweepRun]) -> dict[str, State]:

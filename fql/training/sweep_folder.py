@@ -9,7 +9,7 @@ import fcntl
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -96,8 +96,12 @@ def is_done(folder: RunFolder, run: SweepRun) -> bool:
 
 def updates_made(folder: RunFolder) -> int:
     """Updates that a run's metrics or checkpoints show."""
-    steps = [int(row['step']) for row in read_csv(folder.train_csv)[-1:]]
-    return max([*steps, *finished_steps(folder.checkpoints)], default=0)
+    rows = []
+    with suppress(FQLError):  # A damaged file is the run's own fault to report.
+        rows = read_csv(folder.train_csv)[-1:]
+    return max(
+        [*(int(row['step']) for row in rows), *finished_steps(folder.checkpoints)], default=0
+    )
 
 
 @contextmanager

@@ -70,14 +70,14 @@ def run_processes(
     data_dir: str,
     jobs: int,
     gpus: Sequence[int] = (),
-) -> int:
+) -> tuple[bool, dict[str, str]]:
     """Runs those of the sweep that are not done, `jobs` at a time; a failed one stops no other.
 
     Args:
         gpus: the processes take turns on these; none: each sees all.
 
     Returns:
-        0: all are done; 1: some failed; `EXIT_CODE`: stopped by a signal, in good order.
+        Whether a signal has stopped them, in good order; and why runs failed, by their names.
     """
     waiting = [run for run in runs if not is_done(folder.run(run), run)]
     going = Processes(others={run.name: run for run in waiting if is_running(folder, run)})
@@ -85,7 +85,7 @@ def run_processes(
     waiting = [run for run in waiting if run.name not in going.others]
     for name in going.others:
         tqdm.write(f'goes on already: {name}')
-    failed = []
+    failed: dict[str, str] = {}
     total = sum(run.config.total_updates for run in runs)
     made = {run.name: min(updates_made(folder.run(run)), run.config.total_updates) for run in runs}
     slots = dict.fromkeys(range(jobs), '')
@@ -119,12 +119,9 @@ def run_processes(
                 elif code == EXIT_CODE or (going.is_stopping and code == -signal.SIGTERM):
                     tqdm.write(f'stopped: {name}')
                 else:
-                    failed.append(name)
-                    reason = failure(folder, run) or f'ended with exit code {code}'
-                    tqdm.write(f'failed: {name}: {reason}')
-    if going.is_stopping:
-        return EXIT_CODE
-    return 1 if failed else 0
+                    failed[name] = failure(folder, run) or f'ended with exit code {code}'
+                    tqdm.write(f'failed: {name}: {failed[name]}')
+    return going.is_stopping, failed
 
 
 def start(
