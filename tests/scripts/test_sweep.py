@@ -48,7 +48,7 @@ def results(run_fql, folder):
     runs = [folder / f'{RUN}{seed}' for seed in (0, 1)]
     states = [json.loads(run_fql('inspect', 'checkpoint', run).stdout) for run in runs]
     return [
-        ((run / 'train.csv').read_bytes(), state['step'], state['digest'])
+        ((run / 'train.csv').read_bytes(), state['step'], state['sha256'])
         for run, state in zip(runs, states, strict=True)
     ]
 
