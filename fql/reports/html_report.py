@@ -41,13 +41,14 @@ def html_report(title: str, groups: Sequence[Group], not_run: Mapping[str, str])
     by_task: dict[str, list[Group]] = {}
     for group in groups:
         by_task.setdefault(group.task, []).append(group)
+    missing = missing_runs(groups, not_run)
     videos = _Videos()
     sections = [
         overview(by_task, colour_of),
         *(task_section(task, members, colour_of, videos) for task, members in by_task.items()),
         improvement_section(by_task, colour_of),
         settings_section(groups),
-        not_run_section(groups, not_run),
+        missing_section(missing),
         method_section(groups),
     ]
     return (
@@ -55,7 +56,7 @@ def html_report(title: str, groups: Sequence[Group], not_run: Mapping[str, str])
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<link rel="icon" href="data:,">\n'
         f'<title>{escape(title)}</title>\n<style>\n{STYLE.read_text(encoding="utf-8")}</style>\n'
-        f'</head>\n<body>\n<main>\n{header(title, groups, by_task, not_run)}\n'
+        f'</head>\n<body>\n<main>\n{header(title, groups, by_task, missing)}\n'
         f'{"".join(sections)}\n</main>\n</body>\n</html>\n'
     )
 
@@ -64,19 +65,18 @@ def header(
     title: str,
     groups: Sequence[Group],
     by_task: Mapping[str, Sequence[Group]],
-    not_run: Mapping[str, str],
+    missing: Mapping[str, str],
 ) -> str:
     """What the page is of, and links to the tasks where there are several."""
     runs = sum(len(group.runs) for group in groups)
-    behind = sum(len(group.behind) for group in groups)
     facts = [
         f'{_count(runs, "run")} compared',
         _count(len(by_task), 'task'),
         _count(len({group.agent for group in groups}), 'agent'),
         f'{date.today():%d %B %Y}',
     ]
-    if missing := behind + len(not_run):
-        facts.insert(-1, f'{_count(missing, "run")} not finished')
+    if missing:
+        facts.insert(-1, f'{_count(len(missing), "run")} not finished')
     links = ''
     if len(by_task) > 1:
         items = ''.join(f'<a href="#{escape(task)}">{escape(task)}</a>' for task in by_task)
@@ -148,7 +148,7 @@ def task_section(
     """A task's table, learning curves and rollouts."""
     measure, ends = groups[0].measure, strip_ends(groups)
     has_published = any(group.published for group in groups)
-    heads = ['', 'seeds', 'updates', f'{measure.name} of each seed', 'mean', 'interquartile mean']
+    heads = ['', 'seeds', 'updates', 'each seed', f'mean {measure.name}', 'interquartile mean']
     heads += [f'mean of last {PROTOCOL_EVALUATIONS}', *(['paper'] if has_published else [])]
     rows = []
     for group in groups:
@@ -269,8 +269,8 @@ def differences_from_defaults(group: Group) -> dict[str, tuple[str, str]]:
     }
 
 
-def not_run_section(groups: Sequence[Group], not_run: Mapping[str, str]) -> str:
-    """What is missing in the numbers above; runs that miss the same are in one line."""
+def missing_runs(groups: Sequence[Group], not_run: Mapping[str, str]) -> dict[str, str]:
+    """Why runs are not in the numbers: `not_run`, and what is behind others of its group."""
     behind = {
         f'{group.task}/{group.label}/seed-{run.seed}': (
             f'left out of the tables: evaluated up to update {max(run.results):,} only'
@@ -278,8 +278,13 @@ def not_run_section(groups: Sequence[Group], not_run: Mapping[str, str]) -> str:
         for group in groups
         for run in group.behind
     }
+    return {**not_run, **behind}
+
+
+def missing_section(missing: Mapping[str, str]) -> str:
+    """What is not in the numbers above; runs that miss the same are in one line."""
     seeds: dict[tuple[str, str], list[str]] = {}
-    for name, why in {**not_run, **behind}.items():
+    for name, why in missing.items():
         setting, _, seed = name.rpartition('/seed-')
         seeds.setdefault((setting, why), []).append(seed)
     rows = [
