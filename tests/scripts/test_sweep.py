@@ -2,7 +2,10 @@
 
 import json
 import os
+import pickle
+import re
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.stopping import EXIT_CODE
+from fql.training.sweep_cluster import TrainJob
 from fql.training.sweep_file import read_sweep
 from fql.training.sweep_folder import SweepFolder, is_running, train_command
 
@@ -195,3 +199,30 @@ def test_a_cluster_runs_what_is_missing(fql, fql_process, tmp_path):
     assert again.returncode == 0, again.stderr
     assert 'submitted' not in again.stdout
     assert again.stdout.split()[0] == 'done'
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures('prepared')
+def test_a_job_saves_before_it_is_queued_again(environment, monkeypatch, tmp_path):
+    """What submitit calls before a preemption, and at the end of a job's time."""
+    pytest.importorskip('submitit', reason="needs the extra 'slurm'")
+    monkeypatch.setenv('FQL_DATA_DIR', environment['FQL_DATA_DIR'])
+    folder, run = SweepFolder(tmp_path / 'runs'), read_sweep(write_file(tmp_path, 10_000_000))[0]
+    words, log = train_command(folder, run, ''), folder.log(run)
+    job = pickle.loads(pickle.dumps(TrainJob(words, str(log))))
+    ended = []
+
+    def work():
+        try:
+            job()
+        except RuntimeError as error:
+            ended.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    wait_until((folder.run(run).checkpoints / '20').exists)
+    again = job.checkpoint()
+    thread.join(timeout=60)
+    assert ended == [f'exit code {EXIT_CODE}; see {log}']
+    assert (again.function.words, again.function.log) == (tuple(words), str(log))
+    assert re.search(r'stopped; step [\d,]+ is saved', log.read_text())
