@@ -8,7 +8,9 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from data_pipeline.files import write_json
@@ -40,6 +42,7 @@ class TrainJob:
         self.words = tuple(words)
         self.log = log
         self._pid: int | None = None
+        self._had_sigterm = False
 
     def __call__(self) -> None:
         """Runs to the end.
@@ -50,8 +53,12 @@ class TrainJob:
         with claimed_log(Path(self.log)) as log:
             if log is None:
                 raise RuntimeError(f'another process writes {self.log}')
+            with suppress(ValueError):  # Not in the main thread: submitit calls it there.
+                signal.signal(signal.SIGTERM, self._note_sigterm)
             begin_attempt(log, self.words)
-            process = subprocess.Popen([*PROGRAM, *self.words], stdout=log, stderr=log)
+            process = subprocess.Popen(
+                [*PROGRAM, *self.words], stdout=log, stderr=log, preexec_fn=_ignore_user_signals
+            )
         self._pid = process.pid
         while process.poll() is None:
             time.sleep(1)
@@ -63,9 +70,21 @@ class TrainJob:
         from submitit.helpers import DelayedSubmission
 
         if self._pid is not None:
-            os.kill(self._pid, signal.SIGTERM)
+            # Slurm sends its signals to all processes of a job. A second one would end the run
+            # before it has saved.
+            if not (self._had_sigterm and 'SLURM_JOB_ID' in os.environ):
+                os.kill(self._pid, signal.SIGTERM)
             os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(TrainJob(self.words, self.log))
+
+    def _note_sigterm(self, number: int, frame: FrameType | None) -> None:
+        self._had_sigterm = True
+
+
+def _ignore_user_signals() -> None:
+    """Of which one announces the end of a job's time, to all of its processes: see above."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def submit(
