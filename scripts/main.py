@@ -42,7 +42,6 @@ from scripts.benchmark.args import (
     BenchmarkUpdate,
 )
 from scripts.collect_args import Collect
-from scripts.compare_args import Compare
 from scripts.evaluate_args import Evaluate
 from scripts.export_encoder_args import ExportEncoder
 from scripts.export_policy_args import ExportPolicy
@@ -53,7 +52,9 @@ from scripts.prepare_args import Prepare
 from scripts.pretrain_args import Pretrain
 from scripts.probe_args import Probe
 from scripts.quickstart_args import Quickstart
+from scripts.report_args import Report
 from scripts.shared_args import check_values
+from scripts.sweep_args import Sweep
 from scripts.tasks_args import Tasks
 from scripts.train_args import Train
 
@@ -64,7 +65,8 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     'prepare': (Prepare, 'scripts.prepare'),
     'train': (Train, 'scripts.train'),
     'evaluate': (Evaluate, 'scripts.evaluate'),
-    'compare': (Compare, 'scripts.compare'),
+    'sweep': (Sweep, 'scripts.sweep'),
+    'report': (Report, 'scripts.report'),
     'pretrain': (Pretrain, 'scripts.pretrain'),
     'probe': (Probe, 'scripts.probe'),
     'export-encoder': (ExportEncoder, 'scripts.export_encoder'),

@@ -1,6 +1,6 @@
 """Pictures of a run and of a batch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -63,31 +63,6 @@ def learning_curve(
             # Below: inside it would cover points.
             axes.legend(loc='upper center', bbox_to_anchor=(0.5, -0.14), frameon=False, fontsize=9)
     return figure
-
-
-def plot_results(
-    path: Path, measure: Measure, curves: Mapping[str, tuple[Sequence[int], np.ndarray]]
-) -> None:
-    """Draws results against updates: the mean of each group of runs, and thin, the runs.
-
-    Args:
-        path: the PNG to write.
-        measure: of the results.
-        curves: by the group's name, steps (n,) and results (runs, n).
-    """
-    figure = Figure(figsize=(10, 4.5), layout='constrained')
-    axes = figure.subplots()
-    for i, (name, (steps, results)) in enumerate(curves.items()):
-        color, style = f'C{i % 10}', '-' if i < 10 else '--'
-        axes.plot(steps, results.mean(axis=0), style, color=color, marker='o', lw=2.5, label=name)
-        axes.plot(steps, results.T, style, color=color, lw=0.8, alpha=0.35)
-    axes.set(xlabel='updates', ylabel=measure.name)
-    _limit(axes, measure)
-    axes.grid(alpha=0.3)
-    _show_equal_lines(axes)
-    figure.legend(fontsize=8, loc='outside right upper')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
 
 
 def _show_equal_lines(axes: Axes) -> None:

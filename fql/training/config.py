@@ -1,8 +1,11 @@
 """Every setting of a training run, as frozen dataclasses, and their JSON form."""
 
 import dataclasses
+import difflib
+import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -253,6 +256,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     'batches': (1, 2**31 - 1),
     'updates': (1, 2**31 - 1),
     'kills': (1, 10**6),
+    'jobs': (1, 4096),
+    'gpus': (0, 1023),
     'env_steps': (1, 10**6),
     'memory_steps': (1, 10**9),
 }
@@ -423,6 +428,49 @@ def differing_fields(stored: Any, asked: Any) -> list[str]:
     ]
 
 
+def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
+    """The configuration with other values, by flag: `{'batch-size': 8, 'encoder.size': 'impala'}`.
+
+    Args:
+        settings: JSON values; a list where the flag takes several words.
+
+    Raises:
+        FQLError: the agent has no such flag, or its value is of another type or makes no sense.
+    """
+    flags = {name.replace('_', '-') for name in _flat(config)} - {'agent'}
+    if unknown := [name for name in settings if name not in flags]:
+        nearest = difflib.get_close_matches(unknown[0], flags)
+        hint = f'; the nearest are {", ".join(nearest)}' if nearest else ''
+        raise FQLError(f'agent {config.agent.name} has no setting {unknown[0]!r}{hint}')
+    values = config_to_dict(_replaced(config, settings))
+    agent = {name: value for name, value in values.pop('agent').items() if name != 'name'}
+    # As after JSON: what is a tuple is a list there.
+    values, agent = json.loads(json.dumps([values, agent]))
+    try:
+        agent_config = from_json(type(config.agent), agent)
+        changed = from_json(TrainConfig, values, given={'agent': agent_config})
+    except ValueError as error:
+        raise FQLError(str(error)) from None
+    validate_config(changed)
+    return changed
+
+
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """Every setting of a run, by flag; `agent` is its name."""
+    return {name.replace('_', '-'): value for name, value in _flat(config).items()}
+
+
+def _replaced(config: Any, settings: Mapping[str, Any]) -> Any:
+    changes = {}
+    for entry in dataclasses.fields(config):
+        value, flag = getattr(config, entry.name), _name_of(config, entry.name).replace('_', '-')
+        if dataclasses.is_dataclass(value):
+            changes[entry.name] = _replaced(value, settings)
+        elif flag in settings:
+            changes[entry.name] = settings[flag]
+    return dataclasses.replace(config, **changes)
+
+
 def _flat(config: Any) -> dict[str, Any]:
     """The fields of a configuration and of those nested in it, by flag; `agent` is its name."""
     flat: dict[str, Any] = {}
@@ -432,10 +480,20 @@ def _flat(config: Any) -> dict[str, Any]:
             flat['agent'] = value.name
         if dataclasses.is_dataclass(value):
             flat |= _flat(value)
-        elif isinstance(config, EncoderConfig):
-            flat[f'encoder.{"from" if entry.name == "source" else entry.name}'] = value
-        elif isinstance(config, OnlineConfig) and entry.name in ('alpha', 'source'):
-            flat[f'online.{"from" if entry.name == "source" else entry.name}'] = value
         else:
-            flat[entry.name] = value
+            flat[_name_of(config, entry.name)] = value
     return flat
+
+
+def _name_of(config: Any, field_name: str) -> str:
+    """How a field's flag is called, with _ for -."""
+    name = 'from' if field_name == 'source' else field_name
+    if isinstance(config, EncoderConfig):
+        return f'encoder.{name}'
+    if isinstance(config, OnlineConfig) and field_name in (
+        'alpha',
+        'source',
+        'encoder_lr_multiplier',
+    ):
+        return f'online.{name}'
+    return name

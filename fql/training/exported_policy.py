@@ -101,6 +101,8 @@ def export_policy(run: Path, step: int | None, out: Path) -> Description:
         write_spec(RunFolder(target), dataclasses.replace(spec, config=config))
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(target.absolute() / PARAMS, params)
+        # Names the folder in which it was written, and is needed on object stores only.
+        (target / PARAMS / 'commit_success.txt').unlink(missing_ok=True)
         for policy in agent_of(spec).policies:
             program = export_program(agent_of(spec), params, policy)
             (target / f'{policy}.stablehlo').write_bytes(program)

@@ -154,6 +154,14 @@ class RunFolder:
         return self.path / 'learning_curve.png'
 
 
+def finished_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in `folder`, ascending; some may have been damaged since."""
+    if not folder.is_dir():
+        return []
+    names = (path.name for path in folder.iterdir() if path.is_dir())
+    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """What determines an agent's networks and its state before the first update.

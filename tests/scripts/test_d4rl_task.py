@@ -83,8 +83,8 @@ def test_the_score_is_recorded_and_told_with_what_it_may_be_compared_with(
     told = fql('evaluate', run, *flags, '--max-episode-steps', 5).stdout
     assert 'not comparable with D4RL: episodes end after 5 steps\n' in told
 
-    out = tmp_path / 'runs.png'
-    header, row, _ = fql('compare', run, '--out', out).stdout.splitlines()
+    done = fql('report', run, '--out', tmp_path / 'runs.html')
+    _, header, row, _ = done.stdout.splitlines()
     assert header.split()[2] == 'score'
     assert row.split()[3] == f'{expected:.1f}'
 

@@ -284,7 +284,7 @@ def test_every_number_that_a_user_may_give_has_bounds():
         ('prepare', 'd', '--tfds', 'ODD'),
         ('prepare', 'd', '--data-dir', 'ODD'),
         ('evaluate', 'ODD'),
-        ('compare', 'runs/a', 'ODD'),
+        ('report', 'runs/a', 'ODD'),
         ('train', '--task', QUICKSTART_TASK, '--run-dir', 'ODD'),
         ('train', '--task', QUICKSTART_TASK, '--encoder.from', 'ODD'),
         ('collect', 'pointmaze-medium-v0', '--out', 'ODD'),

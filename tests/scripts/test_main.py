@@ -187,7 +187,8 @@ def test_what_makes_no_sense_is_told_before_anything_heavy_is_imported(run_pytho
         f'    ["train", "--task", "{TASK}", "--data-dir", "nix"],\n'
         '    ["pretrain", "--dataset", "nix"],\n'
         '    ["evaluate", "nix"],\n'
-        '    ["compare", "nix"],\n'
+        '    ["report", "nix"],\n'
+        '    ["sweep", "nix"],\n'
         '    ["probe", "nix"],\n'
         '    ["prepare", "nix", "--source", "nix.npz"],\n'
         '    ["export-encoder", "nix", "--out", "e"],\n'
@@ -209,7 +210,7 @@ def test_what_makes_no_sense_is_told_before_anything_heavy_is_imported(run_pytho
         tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stderr.splitlines()) == 31
+    assert len(done.stderr.splitlines()) == 32
 
 
 @pytest.mark.parametrize('encoding', [None, 'ascii'])

@@ -131,9 +131,9 @@ def test_images_and_no_success(fql, maze_npz, monkeypatch, tmp_path):
     done = fql('train', *own, *encoder, *SMALL, '--eval-interval', 1, '--run-dir', 'run')
     assert done.returncode == 0, done.stderr
     assert 'return: 1: 6.0, 2: 6.0' in done.stdout
-    done = fql('compare', 'run', '--out', 'runs.png')
-    assert 'return' in done.stdout.splitlines()[0]
-    assert ' '.join(done.stdout.splitlines()[1].split()) == 'run 1 2 6.0 6.0 to 6.0 6.0'
+    done = fql('report', 'run', '--out', 'runs.html')
+    assert 'return' in done.stdout.splitlines()[1]
+    assert ' '.join(done.stdout.splitlines()[2].split()) == 'fql 1 2 6.0 - 6.0 6.0'
 
 
 def test_other_tasks_keep_their_own_environment(fql, assert_one_line, tmp_path):

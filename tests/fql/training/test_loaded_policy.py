@@ -11,6 +11,8 @@ import pytest
 
 import fql as fql_package
 from data_pipeline.action_range import ActionRange
+from encoders.impala import ENCODERS
+from encoders.saved import SavedEncoder
 from fql.agents.configs import EncoderConfig, QCFQLConfig
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.errors import FQLError
@@ -19,6 +21,7 @@ from fql.training.learning import agent_of
 from fql.training.loaded_policy import LoadedPolicy, load_policy
 from fql.training.policy import make_act, make_policy, restore_params
 from fql.training.run_folder import RunFolder, RunSpec, read_spec
+from fql.training.saved_encoders import save_encoder_folder
 
 SMALL = (
     *('--task', QUICKSTART_TASK, '--steps', 2, '--eval-interval', 0, '--log-interval', 0),
@@ -48,8 +51,14 @@ np.save(sys.argv[4], program.call(given['observations'], given['noise']))
 
 @pytest.fixture(scope='module')
 def run(run_fql, prepared, tmp_path_factory):
+    """A run that started from a saved encoder."""
     path = tmp_path_factory.mktemp('runs') / 'run'
-    done = run_fql('train', *SMALL, '--run-dir', path)
+    saved = SavedEncoder('impala_debug', (32, 32, 3), 2, 'flow_bc', prepared, 1)
+    images = np.zeros((1, 32, 32, 6), np.uint8)
+    params = ENCODERS['impala_debug'].init(jax.random.key(0), images)['params']
+    save_encoder_folder(path.parent / 'encoder', params, saved)
+    encoder = ('--encoder.mode', 'finetune', '--encoder.from', path.parent / 'encoder')
+    done = run_fql('train', *SMALL, *encoder, '--run-dir', path)
     assert done.returncode == 0, done.stderr
     return path
 
@@ -112,8 +121,21 @@ def test_what_is_exported_acts_as_the_run(run, exported, tmp_path):
     description = json.loads((moved / 'policy.json').read_text())
     assert description['step'] == 2
     assert len(description['data']['train']) == 64
-    texts = ''.join(p.read_text() for p in (moved / 'config.json', moved / 'README.md'))
-    assert str(run.parent) not in texts
+    assert json.loads((moved / 'config.json').read_text())['config']['agent']['encoder'] == {
+        **{'mode': 'finetune', 'source': 'encoder', 'size': 'impala_debug', 'sharing': 'shared'},
+        **{'lr_multiplier': 1.0, 'unfreeze_step': 0},
+    }
+
+
+def test_what_is_exported_names_no_folder(run, exported, environment):
+    """Neither of the data, nor of the run, nor of the encoder that the run started from."""
+    files = [path for path in exported.rglob('*') if path.is_file()]
+    assert {'config.json', 'policy.json', 'README.md', 'bc_flow.stablehlo'} <= {
+        path.name for path in files
+    }
+    for path in files:
+        for folder in (run.parent, environment['FQL_DATA_DIR']):
+            assert str(folder).encode() not in path.read_bytes(), path
 
 
 def test_an_exported_program_needs_jax_alone(run_python, run, exported, tmp_path):

@@ -1,0 +1,89 @@
+"""A report of runs and of sweeps: a text table, and the page of `html_report`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipeline.files import write_text
+from fql.errors import FQLError
+from fql.reports.html_report import html_report
+from fql.reports.run_results import PROTOCOL_EVALUATIONS, Group, Run, group_runs, read_run
+from fql.reports.statistics import estimate, interquartile_mean, mean
+from fql.reports.tables import format_table
+from fql.training.sweep_file import read_sweep
+from fql.training.sweep_folder import SweepFolder, failure, state_of, updates_made
+
+
+def report(paths: Sequence[Path], out: Path) -> str:
+    """Writes the page of run folders and sweeps; returns the table.
+
+    Raises:
+        FQLError: a folder is neither, there is no run with evaluations, or runs cannot be compared.
+    """
+    runs: list[Run] = []
+    not_run: dict[str, str] = {}
+    for path in paths:
+        if SweepFolder(path).record.exists():
+            found, missing = sweep_runs(SweepFolder(path))
+            runs += found
+            not_run |= missing
+        else:
+            runs.append(read_run(path))
+    if not runs:
+        raise FQLError(f'{", ".join(map(str, paths))}: no run has evaluations yet')
+    groups = group_runs(runs)
+    names = ', '.join(path.absolute().name for path in paths[:3])
+    title = f'{names} and {len(paths) - 3} more' if len(paths) > 3 else names
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, html_report(title, groups, not_run))
+    return format_groups(groups)
+
+
+def sweep_runs(folder: SweepFolder) -> tuple[list[Run], dict[str, str]]:
+    """The runs of a sweep that have evaluations, and what is missing of all others, by name."""
+    found, missing = [], {}
+    for run in read_sweep(folder.record):
+        state = state_of(folder, run)
+        path = folder.run(run)
+        if path.eval_csv.exists() and path.spec.exists():
+            found.append(read_run(path.path))
+        if state != 'done':
+            made = f'{updates_made(path):,} of {run.config.total_updates:,} updates'
+            missing[run.name] = f'{state}, {made}' + (
+                f': {failure(folder, run)}' if state == 'failed' else ''
+            )
+    return found, missing
+
+
+def format_groups(groups: Sequence[Group]) -> str:
+    """A line for each task and agent: its runs' last results, their means, the paper's.
+
+    Where any is known, a last column has the published ones, and lines below their sources.
+    """
+    tasks = list(dict.fromkeys(group.task for group in groups))
+    lines = []
+    for task in tasks:
+        members = [group for group in groups if group.task == task]
+        measure = members[0].measure
+        rows = []
+        for group in members:
+            average = estimate(mean, [group.last])
+            interval = f'{measure.text(average.low)} to {measure.text(average.high)}'
+            rows.append(
+                [
+                    f'  {group.label}',
+                    str(len(group.runs)),
+                    f'{group.steps[-1]:,}',
+                    measure.text(average.value),
+                    interval if len(group.runs) > 1 else '-',
+                    measure.text(estimate(interquartile_mean, [group.last]).value),
+                    measure.text(float(group.by_protocol.mean())),
+                    str(group.published or '-'),
+                ]
+            )
+        last = f'last {PROTOCOL_EVALUATIONS}'
+        header = ['', 'seeds', 'updates', measure.name, '95 % interval', 'IQM', last, 'paper']
+        if not any(group.published for group in members):
+            header, rows = header[:-1], [row[:-1] for row in rows]
+        lines += [task, format_table(header, rows)]
+    sources = {group.published.source: None for group in groups if group.published}
+    return '\n'.join([*lines, *(f'paper: {source}' for source in sources)])

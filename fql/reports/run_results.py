@@ -1,0 +1,201 @@
+"""The evaluations of runs, read from their folders; runs that differ in the seed alone are one."""
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fql.errors import FQLError
+from fql.reports.measures import Measure, read_results
+from fql.reports.published import PublishedResult, published_result
+from fql.training.config import RESUMABLE_FIELDS, settings_of
+from fql.training.run_folder import RunFolder, read_spec
+
+_NUMBER = re.compile(r'[-_.]?\d+(?=/|$)')
+PROTOCOL_EVALUATIONS = 3
+"""Of the last so many evaluations the FQL paper reports the mean."""
+NOT_COMPARED = {'seed', 'task', 'agent', 'dataset'} | {
+    name.replace('_', '-') for name in RESUMABLE_FIELDS - {'steps', 'online_steps'}
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run and its evaluations.
+
+    Attributes:
+        folder: its own.
+        settings: by flag; `agent` is its name.
+        measure: of its results.
+        results: by step.
+    """
+
+    folder: RunFolder
+    settings: Mapping[str, Any]
+    measure: Measure
+    results: Mapping[int, float]
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.settings['seed'])
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seeds alone.
+
+    Attributes:
+        label: the agent, and what tells the group from others of its task and agent.
+        runs: by seed, those whose last evaluation is the latest.
+        behind: the others, which do not count.
+    """
+
+    label: str
+    runs: Sequence[Run]
+    behind: Sequence[Run] = ()
+
+    @property
+    def task(self) -> str:
+        """The task of all runs."""
+        return str(self.runs[0].settings['task'])
+
+    @property
+    def agent(self) -> str:
+        """The agent of all runs."""
+        return str(self.runs[0].settings['agent'])
+
+    @property
+    def measure(self) -> Measure:
+        """The measure of all results."""
+        return self.runs[0].measure
+
+    @cached_property
+    def steps(self) -> list[int]:
+        """The steps at which all runs were evaluated."""
+        return sorted(set.intersection(*(set(run.results) for run in self.runs)))
+
+    @cached_property
+    def results(self) -> np.ndarray:
+        """Results at `steps`, (runs, steps)."""
+        return np.array([[run.results[step] for step in self.steps] for run in self.runs])
+
+    @property
+    def last(self) -> np.ndarray:
+        """Results of the last evaluation that all runs have, (runs,)."""
+        return self.results[:, -1]
+
+    @property
+    def by_protocol(self) -> np.ndarray:
+        """The paper's number of each run: the mean of the last three evaluations, (runs,)."""
+        return self.results[:, -PROTOCOL_EVALUATIONS:].mean(axis=1)
+
+    @property
+    def published(self) -> PublishedResult | None:
+        """What a paper reports of the agent on the task."""
+        return published_result(self.agent, self.task)
+
+
+def read_run(path: Path) -> Run:
+    """A run folder.
+
+    Raises:
+        FQLError: it is none, or has no evaluations.
+    """
+    folder = RunFolder(path)
+    settings = settings_of(read_spec(folder).config)
+    measure, results = read_results(folder.eval_csv)
+    if not results:
+        raise FQLError(f'{path}: a run folder without evaluations')
+    return Run(folder, settings, measure, results)
+
+
+def group_runs(runs: Iterable[Run]) -> list[Group]:
+    """Runs by task and settings, in the order given.
+
+    Raises:
+        FQLError: two runs are the same, or the runs of a group are measured differently.
+    """
+    together: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        key = (run.settings['task'], run.settings['agent'], *_compared(run.settings).items())
+        together.setdefault(key, []).append(run)
+    by_task: dict[tuple[str, str], list[list[Run]]] = {}
+    for members in together.values():
+        members.sort(key=lambda run: run.seed)
+        for one, other in itertools.pairwise(members):
+            if one.seed == other.seed:
+                raise FQLError(
+                    f'{one.folder.path} and {other.folder.path} have the same settings and seed'
+                )
+        first = members[0].settings
+        by_task.setdefault((first['task'], first['agent']), []).append(members)
+    groups = [
+        _group(label, members)
+        for (_, agent), alike in by_task.items()
+        for label, members in zip(_labels(agent, alike), alike, strict=True)
+    ]
+    for group in groups:
+        if len({run.measure for run in group.runs}) > 1:
+            raise FQLError(f'{group.task}, {group.label}: the runs are measured differently')
+    return groups
+
+
+def _group(label: str, runs: Sequence[Run]) -> Group:
+    last = max(max(run.results) for run in runs)
+    return Group(
+        label,
+        [run for run in runs if max(run.results) == last],
+        [run for run in runs if max(run.results) < last],
+    )
+
+
+def varying_settings(groups: Sequence[Group]) -> dict[str, list[Any]]:
+    """Settings in which groups differ, by flag: the value of each group, None where it has none."""
+    flags = {flag: None for group in groups for flag in _compared(group.runs[0].settings)}
+    values = {flag: [group.runs[0].settings.get(flag) for group in groups] for flag in flags}
+    return {flag: found for flag, found in values.items() if any(v != found[0] for v in found)}
+
+
+def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What two runs of a group have in common; of the folder they start from, its name without a
+    number at the end, since each seed may have an encoder of its own.
+    """
+    return {
+        flag: _NUMBER.sub('', str(value)) if flag.endswith('.from') else value
+        for flag, value in settings.items()
+        if flag not in NOT_COMPARED
+    }
+
+
+def _labels(agent: str, alike: Sequence[Sequence[Run]]) -> list[str]:
+    """The agent's name, with the settings in which the groups of one task and agent differ."""
+    varying = varying_settings([Group('', members) for members in alike])
+    texts = [
+        ', '.join(f'{flag} {setting_text(values[i])}' for flag, values in varying.items())
+        for i in range(len(alike))
+    ]
+    return [f'{agent} ({text})' if text else agent for text in texts]
+
+
+def setting_text(value: Any) -> str:
+    """A setting's value as it is given on a command line."""
+    if value is None:
+        return '-'
+    if isinstance(value, bool):
+        return 'on' if value else 'off'
+    if isinstance(value, tuple):
+        return ' '.join(map(setting_text, value))
+    if isinstance(value, int):
+        return f'{value:,}'
+    return f'{value:g}' if isinstance(value, float) else str(value)
+
+
+def is_on_one_scale(groups: Sequence[Group]) -> bool:
+    """Whether results of different tasks can be averaged: success or D4RL's score throughout."""
+    return len({group.measure for group in groups}) == 1 and groups[0].measure.name != 'return'

@@ -1,0 +1,94 @@
+"""Many runs as one: those of a sweep's file, in one folder."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.files import locked
+from fql.command import command
+from fql.errors import FQLError
+from fql.stopping import EXIT_CODE
+from fql.training.datasets import task_dataset_path
+from fql.training.sweep_cluster import queued_runs, submit
+from fql.training.sweep_file import SweepRun, read_sweep
+from fql.training.sweep_folder import (
+    State,
+    SweepFolder,
+    failure,
+    state_of,
+    sweep_table,
+    train_command,
+    write_record,
+)
+from fql.training.sweep_processes import run_processes
+
+
+def dry_run(file: Path, path: Path, data_dir: str) -> None:
+    """Prints the command of each run of a sweep."""
+    folder = SweepFolder(path)
+    for run in read_sweep(file):
+        print(command(*train_command(folder, run, data_dir)))
+
+
+def sweep(
+    file: Path,
+    path: Path,
+    data_dir: str,
+    jobs: int,
+    gpus: Sequence[int] = (),
+    cluster: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> int:
+    """Runs, here or on a cluster, what a sweep lacks, and prints its table.
+
+    Args:
+        file: see `fql.training.sweep_file`.
+        path: the sweep's folder.
+        data_dir: where the data are; empty for the default.
+        jobs: runs that go on at the same time.
+        gpus: see `run_processes`.
+        cluster, options: see `submit`; without a cluster, the runs are processes of this machine.
+
+    Returns:
+        0: nothing failed; `EXIT_CODE`: stopped by a signal, in good order.
+
+    Raises:
+        FQLError, DataError: the file is wrong, the folder is another sweep's, data are missing, or
+            another process runs this sweep: nothing was started then. Or runs failed.
+    """
+    runs = read_sweep(file)
+    for dataset, task in {(run.config.dataset, run.config.task) for run in runs}:
+        task_dataset_path(task, dataset, data_dir)
+    folder = SweepFolder(path)
+    write_record(folder, file, runs)
+    with locked(folder.lock, f'runs the sweep in {folder.path}'):
+        states = states_of(folder, runs)
+        print(sweep_table(folder, runs, states), flush=True)
+        is_stopped = False
+        failed: dict[str, str] = {}
+        if cluster is not None:
+            missing = [run for run in runs if states[run.name] not in ('done', 'running', 'queued')]
+            for run in missing:
+                if states[run.name] == 'failed':
+                    print(f'failed before: {run.name}: {failure(folder, run)}')
+            if missing:
+                submit(folder, missing, data_dir, cluster, jobs, options or {})
+                print(f'submitted: {len(missing)} jobs; the same command shows how far they are')
+        elif any(state != 'done' for state in states.values()):
+            is_stopped, failed = run_processes(folder, runs, data_dir, jobs, gpus)
+            print(sweep_table(folder, runs, states_of(folder, runs)))
+    for name, reason in failed.items():
+        print(f'failed: {name}: {reason} (log: {folder.path / name}.log)')
+    print(f'folder: {folder.path}; report: {command("report", folder.path)}')
+    if is_stopped:
+        return EXIT_CODE
+    if failed:
+        what = f'{len(failed)} of {len(runs)} runs failed'
+        raise FQLError(f'{what}; the same command tries them again')
+    return 0
+
+
+def states_of(folder: SweepFolder, runs: Sequence[SweepRun]) -> dict[str, State]:
+    """How far each run is, by its name."""
+    queued = queued_runs(folder)
+    return {run.name: state_of(folder, run, run.name in queued) for run in runs}

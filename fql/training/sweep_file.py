@@ -1,0 +1,195 @@
+"""The file that says which runs a sweep has: tasks x agents x seeds x variants of settings."""
+
+import dataclasses
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from fql.agents.configs import AGENT_CONFIGS
+from fql.envs.tasks import OWN_TASK, find_task, task_names
+from fql.errors import FQLError
+from fql.training.config import TrainConfig, with_settings
+from fql.training.presets import default_config
+
+READY = Path(__file__).parent / 'sweeps'
+RECORD = 'sweep.toml'
+"""The file's name in a sweep's folder."""
+KEYS = ('tasks', 'agents', 'seeds', 'settings', 'task-settings', 'agent-settings', 'variants')
+SET_BY_THE_SWEEP = ('task', 'seed', 'data-dir')
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One run of a sweep.
+
+    Attributes:
+        name: TASK/AGENT/seed-N, or TASK/AGENT/VARIANT/seed-N: its folder in that of the sweep.
+        config: its settings.
+        words: how `fql train` is told them.
+    """
+
+    name: str
+    config: TrainConfig
+    words: tuple[str, ...]
+
+
+def ready_sweeps() -> list[str]:
+    """Names of the sweeps that come with this package."""
+    return sorted(path.stem for path in READY.glob('*.toml'))
+
+
+def find_sweep(name: str) -> Path:
+    """The file of a ready sweep, or the one of this path.
+
+    Raises:
+        FQLError: there is neither.
+    """
+    if name in ready_sweeps():
+        return READY / f'{name}.toml'
+    if not Path(name).is_file():
+        raise FQLError(f'{name} is no file, nor one of {", ".join(ready_sweeps())}')
+    return Path(name)
+
+
+def read_sweep(path: Path) -> list[SweepRun]:
+    """The runs of a sweep, seed by seed, so that each setting has a result soon.
+
+    Raises:
+        FQLError: the file is not TOML, or a key, a task, an agent or a setting in it is wrong;
+            names it.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding='utf-8'))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FQLError(f'{path} is not valid TOML: {error}') from None
+    try:
+        return _runs(values)
+    except FQLError as error:
+        raise FQLError(f'{path}: {error}') from None
+
+
+def _runs(values: Mapping[str, Any]) -> list[SweepRun]:
+    if unknown := [key for key in values if key not in KEYS]:
+        raise FQLError(f'unknown key {unknown[0]!r}; the keys are {", ".join(KEYS)}')
+    tasks = _tasks(_list(values, 'tasks', str, ()))
+    agents = _list(values, 'agents', str, ('fql',))
+    seeds = _list(values, 'seeds', int, (0,))
+    if unknown := [agent for agent in agents if agent not in AGENT_CONFIGS]:
+        raise FQLError(f'unknown agent {unknown[0]!r}; the agents are {", ".join(AGENT_CONFIGS)}')
+    by_task, by_agent = _tables(values, 'task-settings'), _tables(values, 'agent-settings')
+    _check_used('task-settings', by_task, tasks)
+    _check_used('agent-settings', by_agent, agents)
+    variants = _tables(values, 'variants') or {'': {}}
+    common = _settings(values.get('settings', {}), 'settings')
+    of_seed_0 = [
+        _run(
+            task,
+            agent,
+            variant,
+            common | _matching(by_task, task) | _matching(by_agent, agent) | own,
+        )
+        for task in tasks
+        for agent in agents
+        for variant, own in variants.items()
+    ]
+    return [_with_seed(run, seed) for seed in seeds for run in of_seed_0]
+
+
+def _run(task: str, agent: str, variant: str, settings: Mapping[str, Any]) -> SweepRun:
+    """The run without a seed yet."""
+    config = default_config(find_task(task), agent, str(settings.get('env', '')))
+    try:
+        config = with_settings(config, settings)
+    except FQLError as error:
+        raise FQLError(f'{task}, {agent}{f", {variant}" if variant else ""}: {error}') from None
+    if config.save_interval == 0:
+        raise FQLError('save-interval 0: a run of a sweep must be one that can be continued')
+    words = [word for name, value in settings.items() for word in _words(name, value)]
+    name = '/'.join(part for part in (task, agent, variant) if part)
+    return SweepRun(name, config, ('--task', task, '--agent', agent, *words))
+
+
+def _with_seed(run: SweepRun, seed: int) -> SweepRun:
+    config = with_settings(dataclasses.replace(run.config, seed=seed), {})
+    return SweepRun(f'{run.name}/seed-{seed}', config, (*run.words, '--seed', str(seed)))
+
+
+def _words(name: str, value: Any) -> list[str]:
+    """A setting as words of a command line."""
+    if isinstance(value, bool):
+        return [f'--{name}' if value else f'--no-{name}']
+    return [f'--{name}', *map(str, value if isinstance(value, list) else [value])]
+
+
+def _tasks(patterns: Iterable[str]) -> list[str]:
+    """The tasks of names and of patterns, such as `cube-*-play-singletask-task?-v0`."""
+    tasks: list[str] = []
+    for pattern in patterns:
+        if not set(pattern) & set('*?['):
+            tasks.append(pattern if pattern == OWN_TASK else find_task(pattern).name)
+            continue
+        found = [name for name in task_names() if fnmatchcase(name, pattern)]
+        if not found:
+            raise FQLError(f'no task is called like {pattern!r} (fql tasks lists all)')
+        tasks += found
+    _check_once('tasks', tasks)
+    return tasks
+
+
+def _list(values: Mapping[str, Any], key: str, kind: type, default: Iterable[Any]) -> list[Any]:
+    found = values.get(key, list(default))
+    if not isinstance(found, list) or not all(type(item) is kind for item in found):
+        raise FQLError(f'{key} must be a list of {"whole numbers" if kind is int else "names"}')
+    if not found:
+        raise FQLError(f'{key}: none is named')
+    _check_once(key, found)
+    return found
+
+
+def _check_once(key: str, items: list[Any]) -> None:
+    if twice := [item for i, item in enumerate(items) if item in items[:i]]:
+        raise FQLError(f'{key}: {twice[0]} is named twice')
+
+
+def _tables(values: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
+    """Settings by the name of their table, [KEY.NAME]."""
+    tables = values.get(key, {})
+    if not isinstance(tables, dict):
+        raise FQLError(f'{key} must be tables of settings, [{key}.NAME]')
+    for name in tables:
+        if '/' in name or name.startswith(('.', 'seed-')):
+            raise FQLError(f'{key}: {name!r} cannot be the name of a folder')
+    return {name: _settings(table, f'{key}.{name}') for name, table in tables.items()}
+
+
+def _settings(table: Any, place: str) -> dict[str, Any]:
+    """Settings by flag: of `encoder.size = ...`, TOML makes a table in a table."""
+    if not isinstance(table, dict):
+        raise FQLError(f'{place} must be a table of settings')
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        if isinstance(value, dict):
+            flat |= {f'{name}.{inner}': deeper for inner, deeper in value.items()}
+        else:
+            flat[name] = value
+    if wrong := [name for name in flat if name in SET_BY_THE_SWEEP]:
+        raise FQLError(f'{place}: {wrong[0]} cannot be set here')
+    return flat
+
+
+def _check_used(key: str, tables: Mapping[str, Any], names: list[str]) -> None:
+    for pattern in tables:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise FQLError(f'{key}: the sweep has no {pattern!r}')
+
+
+def _matching(tables: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    """The settings of all tables whose pattern the name fits, later ones over earlier ones."""
+    settings: dict[str, Any] = {}
+    for pattern, table in tables.items():
+        if fnmatchcase(name, pattern):
+            settings |= table
+    return settings

@@ -1,0 +1,196 @@
+"""A sweep's folder: the record of what it is, its runs, and how far each of them is.
+
+<folder>/sweep.toml                     the record
+<folder>/TASK/AGENT/seed-N/             a run folder
+<folder>/TASK/AGENT/seed-N.log          what its process has printed
+"""
+
+import fcntl
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+from data_pipeline.files import write_text
+from fql.errors import FQLError
+from fql.reports.measures import read_results
+from fql.reports.tables import format_table
+from fql.training.metrics_log import read_csv
+from fql.training.run_folder import RunFolder, finished_steps
+from fql.training.sweep_file import RECORD, SweepRun, read_sweep
+
+State = Literal['done', 'running', 'queued', 'stopped', 'failed', 'not begun']
+PROGRAM = (sys.executable, '-m', 'scripts.main')
+"""This program, as another process is started with it."""
+STATES: tuple[State, ...] = ('done', 'running', 'queued', 'stopped', 'failed', 'not begun')
+_ATTEMPT = '\n$ fql '
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """Paths of a sweep."""
+
+    path: Path
+
+    @property
+    def record(self) -> Path:
+        """The sweep's file."""
+        return self.path / RECORD
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that starts its runs."""
+        return self.path / 'sweep.lock'
+
+    @property
+    def cluster(self) -> Path:
+        """What submitit writes, and the jobs that were submitted."""
+        return self.path / 'cluster'
+
+    def run(self, run: SweepRun) -> RunFolder:
+        """A run's folder."""
+        return RunFolder(self.path / run.name)
+
+    def log(self, run: SweepRun) -> Path:
+        """What a run's processes have printed."""
+        return self.path / f'{run.name}.log'
+
+
+def write_record(folder: SweepFolder, source: Path, runs: list[SweepRun]) -> None:
+    """Copies the sweep's file into its folder.
+
+    A file may replace one whose runs it has all, with the same settings: runs can be added.
+
+    Raises:
+        FQLError: a run of the sweep there is missing in the new file, or has other settings.
+    """
+    if folder.record.exists():
+        words = {run.name: run.words for run in runs}
+        for run in read_sweep(folder.record):
+            if words.get(run.name) != run.words:
+                what = 'has other settings' if run.name in words else 'is missing'
+                raise FQLError(
+                    f'{folder.record} is of another sweep: {run.name} {what} in {source}; '
+                    'name another --dir'
+                )
+    text = source.read_text(encoding='utf-8')
+    if not folder.record.exists() or folder.record.read_text(encoding='utf-8') != text:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_text(folder.record, text)
+
+
+def train_command(folder: SweepFolder, run: SweepRun, data_dir: str) -> list[str]:
+    """The words behind `fql` that start or continue a run."""
+    words = ['train', *run.words, '--run-dir', str(folder.run(run).path), '--resume', 'auto']
+    return [*words, '--data-dir', data_dir] if data_dir else words
+
+
+def is_done(folder: RunFolder, run: SweepRun) -> bool:
+    """Whether a run has made all its updates and, as the last it does, drawn its curve."""
+    latest = max(finished_steps(folder.checkpoints), default=-1)
+    return latest >= run.config.total_updates and folder.learning_curve.exists()
+
+
+def updates_made(folder: RunFolder) -> int:
+    """Updates that a run's metrics or checkpoints show."""
+    rows = []
+    with suppress(FQLError):  # A damaged file is the run's own fault to report.
+        rows = read_csv(folder.train_csv)[-1:]
+    return max(
+        [*(int(row['step']) for row in rows), *finished_steps(folder.checkpoints)], default=0
+    )
+
+
+@contextmanager
+def claimed_log(path: Path) -> Iterator[IO[bytes] | None]:
+    """The log of a run, to be given to its process as output; None while another one has it.
+
+    The lock belongs to the open file: it lasts until the last process that has it as its output has
+    ended, however that ends. So a process that outlives the sweep which started it is known.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('ab') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            yield file
+
+
+def begin_attempt(log: IO[bytes], words: Sequence[str]) -> None:
+    """Writes the command that is about to be started into its log."""
+    log.write(f'{_ATTEMPT}{shlex.join(words)}\n'.encode())
+    log.flush()
+
+
+def is_running(folder: SweepFolder, run: SweepRun) -> bool:
+    """Whether a process of the run is there, on this machine or where the file's lock is seen."""
+    log = folder.log(run)
+    if not log.exists():
+        return False
+    with claimed_log(log) as file:
+        return file is None
+
+
+def state_of(folder: SweepFolder, run: SweepRun, queued: bool = False) -> State:
+    """How far a run is.
+
+    Args:
+        queued: whether a cluster has a job of it.
+    """
+    if is_done(folder.run(run), run):
+        return 'done'
+    if is_running(folder, run):
+        return 'running'
+    if queued:
+        return 'queued'
+    if not folder.log(run).exists():
+        return 'not begun'
+    return 'failed' if failure(folder, run) else 'stopped'
+
+
+def failure(folder: SweepFolder, run: SweepRun) -> str:
+    """The line that a run which failed has ended with; empty if it was stopped or killed."""
+    try:
+        tail = folder.log(run).read_bytes()[-4000:].decode('utf-8', errors='replace')
+    except FileNotFoundError:
+        return ''
+    tail = tail.rpartition(_ATTEMPT)[2]
+    lines = [line.strip() for line in tail.replace('\r', '\n').splitlines() if line.strip()]
+    last = lines[-1] if lines else ''
+    is_fault = last.startswith('fql: ') and not last.startswith('fql: stopped')
+    return last if is_fault or 'Traceback (most recent call last):' in tail else ''
+
+
+def sweep_table(folder: SweepFolder, runs: list[SweepRun], states: Mapping[str, State]) -> str:
+    """A line for each task, agent and variant: how many of its runs are in which state.
+
+    Behind them stands the mean of their last evaluations.
+    """
+    groups: dict[str, list[SweepRun]] = {}
+    for run in runs:
+        groups.setdefault(run.name.rpartition('/')[0], []).append(run)
+    shown = [state for state in STATES if state in states.values()]
+    rows = []
+    for name, members in groups.items():
+        found = [states[run.name] for run in members]
+        counts = [str(found.count(state) or '-') for state in shown]
+        rows.append([name, *counts, _last_results(folder, members)])
+    totals = [str(list(states.values()).count(state)) for state in shown]
+    if len(rows) > 1:
+        rows.append(['all', *totals, ''])
+    return format_table(['', *shown, 'last evaluations'], rows)
+
+
+def _last_results(folder: SweepFolder, runs: list[SweepRun]) -> str:
+    """The mean of the last evaluation of each run that has one."""
+    found = [read_results(folder.run(run).eval_csv) for run in runs]
+    last = [results[max(results)] for _, results in found if results]
+    if not last:
+        return ''
+    measure = next(measure for measure, results in found if results)
+    return f'{measure.name} {measure.text(sum(last) / len(last))} of {len(last)}'

@@ -1,0 +1,169 @@
+"""A sweep on this machine: its runs as processes, some at a time."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+from tqdm import tqdm
+
+from fql.stopping import EXIT_CODE
+from fql.training.progress import progress_bar
+from fql.training.sweep_file import SweepRun
+from fql.training.sweep_folder import (
+    PROGRAM,
+    SweepFolder,
+    begin_attempt,
+    claimed_log,
+    failure,
+    is_done,
+    is_running,
+    train_command,
+    updates_made,
+)
+
+POLL_SECONDS = 0.5
+
+
+@dataclass
+class Processes:
+    """The runs that go on, and a request to stop them.
+
+    Attributes:
+        own: processes that were started here.
+        others: runs whose process an earlier sweep has left.
+        is_stopping: whether no run is to be started any more.
+    """
+
+    own: dict[str, 'subprocess.Popen[bytes]'] = field(default_factory=dict)
+    others: dict[str, SweepRun] = field(default_factory=dict)
+    is_stopping: bool = False
+
+    def __len__(self) -> int:
+        return len(self.own) + len(self.others)
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """Hands a signal on: at the first one a run saves and ends, at the second one it ends."""
+        self.is_stopping = True
+        for process in self.own.values():
+            process.send_signal(signal.SIGTERM)
+
+    @contextmanager
+    def stopped_by_signals(self) -> Iterator[None]:
+        """Inside, SIGINT and SIGTERM stop the runs."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self.stop) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def run_processes(
+    folder: SweepFolder,
+    runs: Sequence[SweepRun],
+    data_dir: str,
+    jobs: int,
+    gpus: Sequence[int] = (),
+) -> tuple[bool, dict[str, str]]:
+    """Runs those of the sweep that are not done, `jobs` at a time; a failed one stops no other.
+
+    Args:
+        gpus: the processes take turns on these; none: each sees all.
+
+    Returns:
+        Whether a signal has stopped them, in good order; and why runs failed, by their names.
+    """
+    waiting = [run for run in runs if not is_done(folder.run(run), run)]
+    going = Processes(others={run.name: run for run in waiting if is_running(folder, run)})
+    by_name = {run.name: run for run in runs}
+    waiting = [run for run in waiting if run.name not in going.others]
+    for name in going.others:
+        tqdm.write(f'goes on already: {name}')
+    failed: dict[str, str] = {}
+    total = sum(run.config.total_updates for run in runs)
+    made = {run.name: min(updates_made(folder.run(run)), run.config.total_updates) for run in runs}
+    slots = dict.fromkeys(range(jobs), '')
+    with (
+        going.stopped_by_signals(),
+        progress_bar('sweep', 'update', total, sum(made.values())) as bar,
+    ):
+        while going or (waiting and not going.is_stopping):
+            while waiting and len(going) < jobs and not going.is_stopping:
+                run = waiting.pop(0)
+                slot = next(slot for slot, name in slots.items() if name not in going.own)
+                slots[slot] = run.name
+                process = start(folder, run, data_dir, gpu_variables(slot, jobs, gpus))
+                if process is None:
+                    going.others[run.name] = run
+                else:
+                    going.own[run.name] = process
+                    if going.is_stopping:  # The signal came while it was being started.
+                        process.send_signal(signal.SIGTERM)
+                    tqdm.write(f'started: {run.name} (log: {folder.log(run)})')
+            time.sleep(POLL_SECONDS)
+            for name in [*going.own, *going.others]:
+                made[name] = updates_made(folder.run(by_name[name]))
+            bar.update(sum(made.values()) - bar.n)
+            for name, code in ended(folder, going).items():
+                run = by_name[name]
+                if is_done(folder.run(run), run):
+                    tqdm.write(f'done: {name}')
+                elif code is None:
+                    waiting.append(run)
+                elif code == EXIT_CODE or (going.is_stopping and code == -signal.SIGTERM):
+                    tqdm.write(f'stopped: {name}')
+                else:
+                    failed[name] = failure(folder, run) or f'ended with exit code {code}'
+                    tqdm.write(f'failed: {name}: {failed[name]}')
+    return going.is_stopping, failed
+
+
+def start(
+    folder: SweepFolder, run: SweepRun, data_dir: str, variables: Mapping[str, str]
+) -> 'subprocess.Popen[bytes] | None':
+    """Starts a run's process; None if another one is there.
+
+    It is not of the terminal's group, so that Ctrl-C comes to it through `Processes.stop` alone.
+    """
+    with claimed_log(folder.log(run)) as log:
+        if log is None:
+            return None
+        words = train_command(folder, run, data_dir)
+        begin_attempt(log, words)
+        return subprocess.Popen(
+            [*PROGRAM, *words],
+            env={**os.environ, **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def ended(folder: SweepFolder, going: Processes) -> dict[str, int | None]:
+    """Takes the runs that have ended out of those that go on; their exit codes, None if unknown."""
+    codes: dict[str, int | None] = {
+        name: process.poll() for name, process in going.own.items() if process.poll() is not None
+    }
+    codes |= {name: None for name, run in going.others.items() if not is_running(folder, run)}
+    for name in codes:
+        going.own.pop(name, None)
+        going.others.pop(name, None)
+    return codes
+
+
+def gpu_variables(slot: int, jobs: int, gpus: Sequence[int]) -> dict[str, str]:
+    """Variables that give the process of a place its GPU, and its share of that one's memory."""
+    if not gpus:
+        return {}
+    sharing = -(-jobs // len(gpus))
+    return {
+        'CUDA_VISIBLE_DEVICES': str(gpus[slot % len(gpus)]),
+        'XLA_PYTHON_CLIENT_MEM_FRACTION': f'{0.9 / sharing:.3f}',
+    }

@@ -1,0 +1,10 @@
+"""`fql report`: compares runs on one page."""
+
+from fql.reports.report import report
+from scripts.report_args import Report
+
+
+def run(args: Report) -> None:
+    """Prints a table and writes the page."""
+    print(report(args.runs, args.out))
+    print(f'written: {args.out}')

@@ -1,0 +1,42 @@
+"""The arguments of `fql report`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from fql.errors import FQLError
+from fql.reports.tables import check_new
+from fql.training.run_folder import RunFolder
+from fql.training.sweep_file import RECORD
+
+
+@dataclass(frozen=True)
+class Report:
+    """Compare runs, or all of a sweep, on one page; print a table.
+
+    fql report runs/small --out small.html
+    fql report runs/scratch-* runs/frozen-*
+
+    Runs that differ in their seed alone are taken together. The page is one file, which opens
+    without a network: results with intervals, learning curves, rollouts, the paper's numbers.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders of fql train, and folders of fql sweep."""
+    out: Path = Path('report.html')
+    """The page to write; must not exist, unless --overwrite is given."""
+    overwrite: bool = False
+    """Replace the page that is there."""
+
+    def check(self) -> None:
+        """Raises FQLError if the arguments make no sense."""
+        if not self.runs:
+            raise FQLError('name run folders, or the folder of a sweep')
+        if self.out.suffix != '.html':
+            raise FQLError(f'{self.out}: only .html pages are written')
+        if not self.overwrite:
+            check_new(self.out)
+        for run in self.runs:
+            if not (run / RECORD).exists() and not RunFolder(run).eval_csv.exists():
+                raise FQLError(f'{run}: no run folder with evaluations, nor a sweep')

@@ -1,0 +1,184 @@
+"""`fql report` against successes written by hand, and its page in a browser."""
+
+import re
+from html.parser import HTMLParser
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+
+from fql.agents.configs import FQLConfig, IQLConfig
+from fql.envs.tasks import QUICKSTART_TASK
+from fql.training.config import TrainConfig
+from fql.training.run_folder import RunFolder, RunSpec, write_spec
+from tests.fql.reports.browser import Browser, chromium
+
+CUBE = 'visual-cube-single-play-singletask-task1-v0'
+
+
+def write_run(path, successes, config=None):
+    path.mkdir(parents=True)
+    rows = [f'{step},{success},-1.5' for step, success in successes.items()]
+    header = 'step,evaluation/success,evaluation/return'
+    (path / 'eval.csv').write_text('\n'.join([header, *rows, '']))
+    spec = RunSpec(config or TrainConfig(task=CUBE), (64, 64, 9), 'uint8', 5)
+    write_spec(RunFolder(path), spec)
+    return path
+
+
+def cells(line):
+    return re.split(r'  +', line.strip())
+
+
+def test_runs_of_other_seeds_are_one_group(fql, tmp_path):
+    runs = [
+        write_run(tmp_path / 'a', {10: 0.0, 20: 0.5, 30: 0.9}, TrainConfig(task=CUBE, seed=0)),
+        write_run(tmp_path / 'b', {10: 0.3, 20: 0.7, 30: 0.5}, TrainConfig(task=CUBE, seed=1)),
+        write_run(tmp_path / 'c', {10: 0.1, 20: 0.1}, TrainConfig(task=CUBE, seed=2)),
+        write_run(tmp_path / 'd', {30: 0.25}, TrainConfig(task=CUBE, agent=IQLConfig())),
+        write_run(tmp_path / 'e', {30: 0.75}, TrainConfig(task=CUBE, batch_size=8)),
+    ]
+    done = fql('report', *runs, '--out', tmp_path / 'r.html')
+    assert done.returncode == 0, done.stderr
+    task, header, *rows, source, written = done.stdout.strip().splitlines()
+    assert task == CUBE
+    assert cells(header) == [
+        *('seeds', 'updates', 'success', '95 % interval', 'IQM', 'last 3', 'paper')
+    ]
+    # The run of seed 2 has not come as far. Intervals of two runs end at these.
+    assert cells(rows[0]) == [
+        *('fql (batch-size 256)', '2', '30', '70.0%', '50.0% to 90.0%', '70.0%', '48.3%'),
+        '81 ± 12 %',
+    ]
+    assert cells(rows[1]) == [
+        *('fql (batch-size 8)', '1', '30', '75.0%', '-', '75.0%', '75.0%', '81 ± 12 %')
+    ]
+    assert cells(rows[2]) == ['iql', '1', '30', '25.0%', '-', '25.0%', '25.0%', '70 ± 12 %']
+    assert source.startswith('paper: Park, Li, Levine 2025 (arXiv 2502.02538)')
+    assert written == f'written: {tmp_path / "r.html"}'
+    page = (tmp_path / 'r.html').read_text()
+    assert f'{CUBE}/fql (batch-size 256)' in page
+    assert 'left out of the tables: evaluated up to update 20 only' in page
+
+
+def test_encoders_of_numbered_folders_are_one_setting(fql, tmp_path):
+    encoder = FQLConfig().encoder.__class__
+    agents = [
+        FQLConfig(encoder=encoder(mode='frozen', source=f'/x/pretrain-{seed}/encoder'))
+        for seed in (0, 1)
+    ]
+    runs = [
+        write_run(tmp_path / str(seed), {1: 0.5}, TrainConfig(task=CUBE, seed=seed, agent=agent))
+        for seed, agent in enumerate(agents)
+    ]
+    done = fql('report', *runs, '--out', tmp_path / 'r.html')
+    assert cells(done.stdout.splitlines()[2])[:2] == ['fql', '2']
+
+
+def test_what_cannot_be_is_refused(fql, assert_one_line, tmp_path):
+    out = ('--out', tmp_path / 'new.html')
+    assert_one_line(fql('report', *out), 'name run folders')
+    run = write_run(tmp_path / 'run', {10: 0.0})
+    (tmp_path / 'there.html').write_text('mine')
+    assert_one_line(fql('report', run, '--out', tmp_path / 'there.html'), 'there.html exists')
+    assert (tmp_path / 'there.html').read_text() == 'mine'
+    assert_one_line(fql('report', run, '--out', tmp_path / 'x.png'), 'only .html pages')
+    assert_one_line(fql('report', run, tmp_path, *out), 'no run folder')
+    twin = write_run(tmp_path / 'twin', {10: 0.0})
+    assert_one_line(fql('report', run, twin, *out), 'have the same settings and seed')
+    scored = write_run(tmp_path / 'scored', {}, TrainConfig(task=CUBE, seed=1))
+    columns = 'evaluation/success,evaluation/return,evaluation/score'
+    (scored / 'eval.csv').write_text(f'step,{columns}\n10,0.5,9.0,80.0\n')
+    assert_one_line(fql('report', run, scored, *out), 'are measured differently')
+    assert not (tmp_path / 'new.html').exists()
+
+
+class Tags(HTMLParser):
+    """What a page loads, and which of its tags are not closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.loaded, self.opened = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.loaded += [v for name, v in attrs if name in ('src', 'srcset', 'data')]
+        self.loaded += [dict(attrs)['href']] if tag in ('link', 'image') else []
+        if tag not in ('meta', 'link', 'br', 'img'):
+            self.opened.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.opened.pop() == tag
+
+
+@pytest.fixture(scope='module')
+def page(run_fql, tmp_path_factory):
+    """Two tasks, two agents and a variant, three seeds; one with a name that is HTML."""
+    folder = tmp_path_factory.mktemp('runs')
+    rng = np.random.default_rng(0)
+    runs = []
+    for task in (CUBE, QUICKSTART_TASK):
+        for name, agent in (
+            ('fql', FQLConfig()),
+            ('iql', IQLConfig()),
+            ('<b>&', FQLConfig(hidden_dims=(8, 8))),
+        ):
+            for seed in range(3):
+                successes = {n: round(rng.uniform(), 2) for n in (100_000, 200_000, 300_000)}
+                config = TrainConfig(task=task, seed=seed, agent=agent)
+                runs.append(write_run(folder / task / f'{name}-{seed}', successes, config))
+            videos = runs[-3] / 'videos'
+            videos.mkdir()
+            frames = rng.integers(0, 256, (3, 60, 120, 3), np.uint8)
+            iio.imwrite(videos / '300000.gif', frames, extension='.gif', duration=50, loop=0)
+    done = run_fql('report', *runs, '--out', folder / 'report.html')
+    assert done.returncode == 0, done.stderr
+    return folder / 'report.html'
+
+
+def test_the_page_has_all_in_itself(page):
+    text = page.read_text()
+    tags = Tags(text)
+    assert not tags.opened
+    assert len([url for url in tags.loaded if url.startswith('data:image/gif;base64,')]) == 6
+    assert all(url.startswith('data:') for url in tags.loaded)
+    assert '<script' not in text
+    assert 'url(http' not in text
+    assert '<b>' not in text
+    assert '&lt;b&gt;&amp;-0' in text
+    assert '81% <small>± 12%</small>' in text
+
+
+@pytest.mark.long
+@pytest.mark.skipif(chromium() is None, reason='no Chromium (apt-get install chromium)')
+def test_the_page_in_a_browser(page, tmp_path):
+    """It opens without a fault or a network, and fits a phone, by day and by night."""
+    browser = Browser(tmp_path / 'profile')
+    try:
+        grounds = []
+        for width, dark in ((1200, False), (390, False), (390, True)):
+            browser.open(page, width, dark)
+            pictures = browser.evaluate('[...document.images].map(i => i.naturalWidth)')
+            assert pictures == [120] * 6
+            curves = browser.evaluate(
+                '[...document.querySelectorAll(".curve svg")].map(s => s.clientWidth)'
+            )
+            assert len(curves) == 2
+            assert min(curves) > 300
+            # Without the scroll bar of a window that is no phone.
+            assert browser.evaluate('document.documentElement.scrollWidth') <= width
+            assert browser.evaluate('innerWidth') == width
+            colours = browser.evaluate(
+                '["backgroundColor", "color"].map(n => getComputedStyle(document.body)[n])'
+            )
+            ground, ink = (np.array(re.findall(r'\d+', colour), int) for colour in colours)
+            grounds.append(ground.mean())
+            assert abs(ground - ink).min() > 120
+        assert grounds[0] == grounds[1] > 200
+        assert grounds[2] < 60
+        assert browser.faults == []
+    finally:
+        browser.close()
