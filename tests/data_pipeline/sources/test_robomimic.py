@@ -49,7 +49,7 @@ def write_demos(path: Path, demos: Demos, **filters: list[str]) -> Path:
 
 def prepared(tmp_path: Path, demos: Demos, key: str = '', **filters: list[str]) -> Any:
     source = write_demos(tmp_path / 'demos.hdf5', demos, **filters)
-    return write_store(tmp_path / 'store', 'd', file_splits(source, 'd', key), overwrite=True)
+    return write_store(tmp_path / 'store', 'd', file_splits(source, 'd', {'': key} if key else {}), overwrite=True)
 
 
 @pytest.mark.parametrize('following', [True, False])
@@ -122,10 +122,10 @@ def test_without_rewards(tmp_path):
 
 def test_another_observation_is_another_source(tmp_path):
     source = write_demos(tmp_path / 'demos.hdf5', make_demos())
-    write_store(tmp_path / 's', 'd', file_splits(source, 'd', 'agentview_image'))
-    write_store(tmp_path / 's', 'd', file_splits(source, 'd', 'agentview_image'))
+    write_store(tmp_path / 's', 'd', file_splits(source, 'd', {'': 'agentview_image'}))
+    write_store(tmp_path / 's', 'd', file_splits(source, 'd', {'': 'agentview_image'}))
     with pytest.raises(DataError, match='pass --overwrite'):
-        write_store(tmp_path / 's', 'd', file_splits(source, 'd', 'robot0_eef_pos'))
+        write_store(tmp_path / 's', 'd', file_splits(source, 'd', {'': 'robot0_eef_pos'}))
 
 
 def spoiled(key: str, change: Any, demo: str = 'demo_2') -> Any:
