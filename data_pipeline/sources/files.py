@@ -1,4 +1,4 @@
-"""Files as sources of frame stores, by what they are."""
+"""Files, and folders of files, as sources of frame stores, by what they are."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +15,10 @@ from data_pipeline.sources.robomimic import robomimic_splits
 def file_splits(
     source: Path, dataset: str, keys: Mapping[str, str] = NO_KEYS
 ) -> dict[str, SourceSplit]:
-    """The splits of an `.npz` file or of an HDF5 file in D4RL's or robomimic's layout.
+    """The splits of an `.npz` file, of D4RL's or robomimic's HDF5 file, or of a LeRobot folder.
 
     Args:
-        source: the file.
+        source: the file or folder.
         dataset: the name that the dataset gets.
         keys: which arrays are the observations, of `observation_keys`; those that the layout names
             if there are none.
@@ -26,6 +26,11 @@ def file_splits(
     Raises:
         DataError: the file cannot be read, or is not sound.
     """
+    if (source / 'meta' / 'info.json').is_file():
+        # Here: only this source needs a Parquet reader and a video decoder.
+        from data_pipeline.sources.lerobot import lerobot_splits
+
+        return lerobot_splits(source, keys)
     if not h5py.is_hdf5(source):
         return npz_splits(source, keys)
     with open_hdf5(source) as file:

@@ -1,6 +1,7 @@
 """Two cameras and proprioception through the program: prepare, train, resume, evaluate, act."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def arm():
 
 @pytest.fixture(scope='module')
 def run(run_fql, arm, tmp_path_factory):
-    """A run of 20 updates, and one that was broken off after 10 and resumed."""
+    """A run of 20 updates, and beside it one that has lost the last 10 and was resumed."""
     folder = tmp_path_factory.mktemp('robot')
     arm.write_demonstrations(folder / 'demos.hdf5', 12)
     keys = [word for key in KEYS for word in ('--observation-key', key)]
@@ -39,17 +40,23 @@ def run(run_fql, arm, tmp_path_factory):
     assert done.returncode == 0, done.stderr
     shown = 'agentview_image 12x16x3 uint8, eef_pos 2 float32, wrist 8x9x3 uint8'
     assert shown in done.stdout
-    augmented = (*SMALL, '--brightness', 0.1)
-    done = run_fql('train', *augmented, '--steps', 20, '--run-dir', folder / 'whole')
+    settings = (*SMALL, '--brightness', 0.1, '--steps', 20, '--save-interval', 10)
+    done = run_fql('train', *settings, '--run-dir', folder / 'whole')
     assert done.returncode == 0, done.stderr
     assert 'agentview_image 12x16x6 uint8, eef_pos 4 float32, wrist 8x9x6 uint8' in done.stdout
     assert 'one for each camera' in done.stdout
     assert 'videos: ' + str(folder) in done.stdout
-    broken = ('--steps', 10, '--run-dir', folder / 'broken')
-    assert run_fql('train', *augmented, *broken).returncode == 0
-    done = run_fql('train', '--resume', folder / 'broken', '--steps', 20)
+    shutil.copytree(folder / 'whole', folder / 'broken')
+    shutil.rmtree(folder / 'broken' / 'checkpoints' / '20')
+    done = run_fql('train', '--resume', folder / 'broken')
     assert done.returncode == 0, done.stderr
+    assert 'updates 10 to 20' in done.stdout
     return folder / 'whole'
+
+
+@pytest.fixture(scope='module')
+def policy(run):
+    return load_policy(run)
 
 
 def test_a_run_that_was_broken_off_ends_as_one_that_was_not(run_fql, run):
@@ -60,10 +67,10 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(run_fql, run):
     assert len((run / 'train.csv').read_text().splitlines()) == 21
 
 
-def test_a_loaded_policy_acts_as_in_evaluations(arm, run):
+def test_a_loaded_policy_acts_as_in_evaluations(run, policy):
     """Its episode, in an environment made here, is that of the run's own evaluation."""
     episodes = json.loads((run / 'evaluations' / '20.json').read_text())
-    env, policy = gymnasium.make('robot_arm:Arm-v0'), load_policy(run)
+    env = gymnasium.make('robot_arm:Arm-v0')
     observation, _ = env.reset(seed=episodes[0]['seed'])
     policy.reset(seed=10_000)
     rewards, over = [], False
@@ -84,19 +91,19 @@ WRONG = {
 
 
 @pytest.mark.parametrize('wrong', WRONG)
-def test_a_wrong_observation_is_told_in_one_line(arm, run, wrong):
+def test_a_wrong_observation_is_told_in_one_line(arm, policy, wrong):
     change, message = WRONG[wrong]
     observation, _ = arm.Arm().reset(seed=0)
-    policy = load_policy(run)
+    policy.reset()
     with pytest.raises(ValueError, match=message):
         policy(change(observation))
 
 
-def test_a_batch_is_as_many_episodes(arm, run):
+def test_a_batch_is_as_many_episodes(arm, policy):
     shown = [arm.Arm().reset(seed=seed)[0] for seed in range(2)]
     batch = {name: np.stack([one[name] for one in shown]) for name in ('wrist', 'eef_pos')}
     batch['agentview_image'] = np.stack([one['agentview_image'] for one in shown])
-    policy = load_policy(run)
+    policy.reset()
     together = policy(batch)
     policy.reset()
     np.testing.assert_allclose(together[0], policy(shown[0]), rtol=1e-4, atol=1e-6)
@@ -131,8 +138,8 @@ def test_what_takes_one_array_only(run_fql, assert_one_line, run, tmp_path):
 
 def test_pictures_and_batches(run_fql, run, tmp_path):
     png, out = tmp_path / 'batch.png', tmp_path / 'batch.npz'
-    batch = ('--task', 'own', '--dataset', 'arm', '--frame-stack', 2, '--png', png, '--out', out)
-    done = run_fql('inspect', 'batch', *batch)
+    batch = ('--task', 'own', '--dataset', 'arm', '--frame-stack', 2, '--batch-size', 8)
+    done = run_fql('inspect', 'batch', *batch, '--png', png, '--out', out)
     assert done.returncode == 0, done.stderr
     with np.load(out) as arrays:
         assert arrays['observations.wrist'].shape[1:] == (8, 9, 6)
