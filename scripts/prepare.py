@@ -44,7 +44,7 @@ def find_source(args: Prepare) -> Mapping[str, SourceSplit]:
     """The source that was named; without one, the file of the dataset's name is downloaded.
 
     Raises:
-        FQLError: the data are D4RL's, and no file is named.
+        FQLError: the data are D4RL's, and no file is named; or keys are of a replay.
     """
     keys = observation_keys(args.observation_key)
     if args.tfds is not None:
@@ -54,6 +54,8 @@ def find_source(args: Prepare) -> Mapping[str, SourceSplit]:
         return rlds_splits(args.tfds, RldsKeys(observations, args.action_key, args.reward_key))
     if args.source is not None:
         if is_replay(args.source):
+            if keys:
+                raise FQLError(f'{args.source}: a replay has one observation: no --observation-key')
             return replay_splits(args.source)
         return file_splits(args.source, args.name, keys)
     if args.dataset in (*ANTMAZE_TASKS, *ADROIT_TASKS):

@@ -31,10 +31,10 @@ class Prepare:
     """Name to give the dataset; OGBench's or D4RL's, for their data; default the source's, without
     its ending."""
     source: Path | None = None
-    """An .npz file in OGBench's format, an HDF5 file in D4RL's or robomimic's, or the folder of a
-    run's replay, RUN/replay; NAME-val.npz beside NAME.npz becomes the validation split. With
-    rewards and masks (0: no value beyond this transition) in it, there is a task own; with timeouts
-    beside terminals, these are D4RL's, and masks are 1 - terminals."""
+    """An .npz file in OGBench's format, an HDF5 file in D4RL's or robomimic's, the folder of a
+    LeRobot dataset, or that of a run's replay, RUN/replay; NAME-val.npz beside NAME.npz becomes the
+    validation split. With rewards and masks (0: no value beyond this transition) in it, there is a
+    task own; with timeouts beside terminals, these are D4RL's, and masks are 1 - terminals."""
     tfds: str | None = None
     """An RLDS dataset: a folder that TFDS has written, or name[/config] of a dataset that TFDS
     knows. Its actions have to be within [-1, 1]."""
@@ -42,7 +42,8 @@ class Prepare:
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='[NAME=]KEY')
     ] = ()
     """Which images (uint8) or vectors to take: an array of an .npz or HDF5 file; which of obs/* of
-    a robomimic file; where an RLDS step holds them, such as observation/image, default observation.
+    a robomimic file; a feature of a LeRobot dataset; where an RLDS step holds them, such as
+    observation/image, default observation.
     Given several times, an observation is all of these arrays, each by its NAME, by default the
     KEY behind its last slash; an environment has them in its Dict under these names."""
     action_key: str = 'action'
