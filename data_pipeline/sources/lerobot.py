@@ -166,8 +166,10 @@ def _find_episodes(folder: Path, info: Mapping[str, Any], videos: frozenset[str]
             for entry in entries
         ]
     elif version.startswith('v3.'):
-        tables = [pq.read_table(path) for path in sorted(folder.glob('meta/episodes/*/*.parquet'))]
-        entries = [entry for table in tables for entry in table.to_pylist()]
+        paths = sorted(folder.glob('meta/episodes/*/*.parquet'))
+        if not paths:
+            raise DataError(f'{folder}: no meta/episodes/*/*.parquet')
+        entries = [entry for path in paths for entry in _read_table(path).to_pylist()]
         episodes = [
             Episode(
                 entry['episode_index'],
@@ -299,10 +301,9 @@ def _tables(
     """The rows of each episode in the Parquet files; one file is in memory at a time."""
     columns = [*features.shapes, *sorted(features.pictures), 'episode_index']
     for path, group in itertools.groupby(episodes, lambda episode: episode.data):
-        with _faults(path):
-            table = pq.read_table(path, columns=columns)
-            if missing := set(columns) - set(table.column_names):
-                raise ValueError(f'no column {", ".join(sorted(missing))}')
+        table = _read_table(path, columns)
+        if missing := set(columns) - set(table.column_names):
+            raise DataError(f'{path}: no column {", ".join(sorted(missing))}')
         for episode in group:
             rows = table.filter(pc.equal(table['episode_index'], episode.number))
             if len(rows) != episode.length:
@@ -311,6 +312,12 @@ def _tables(
                     f'meta says {episode.length}'
                 )
             yield episode, rows
+
+
+def _read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    with _faults(path):
+        path.open('rb').close()  # Of a missing file, the reader says less than the system does.
+        return pq.read_table(path, columns=columns)
 
 
 def _numbers(origin: str, key: str, column: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -369,7 +376,7 @@ def _blocks(origin: str, frames: Iterator[np.ndarray], length: int) -> Iterator[
 def _decode(path: Path) -> Iterator[np.ndarray]:
     """The frames (h, w, 3) uint8 of a video, one after the other."""
     with _faults(path):
-        path.open('rb').close()  # ffmpeg's own message would not be one line.
+        path.open('rb').close()  # ffmpeg's message would not be one line.
         # Each frame once, whatever its time: the default fills gaps and drops what comes too early.
         reader = imageio_ffmpeg.read_frames(
             str(path), pix_fmt='rgb24', output_params=['-fps_mode', 'passthrough']

@@ -249,7 +249,10 @@ def rewritten(name: str, change: Any) -> Any:
 
 
 FAULTS = {
-    'no parquet': (without('*0.parquet'), r'\.parquet: cannot be read: No such file'),
+    'no parquet': (
+        without('*0.parquet'),
+        r'\.parquet: cannot be read: No such file|no meta/episodes',
+    ),
     'no video': (without('*0.mp4'), r'\.mp4: cannot be read: No such file'),
     'half a parquet': (rewritten('*000.parquet', lambda x: x[: len(x) // 2]), r'cannot be read: '),
     'no video in it': (rewritten('*.mp4', lambda x: b'x' * 99), r'\.mp4: cannot be read'),
