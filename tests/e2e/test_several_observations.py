@@ -1,6 +1,7 @@
 """Two cameras and proprioception through the program: prepare, train, resume, evaluate, act."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,7 +12,6 @@ import pytest
 
 from fql.training.loaded_policy import load_policy
 
-KEYS = ('agentview_image', 'wrist=robot0_eye_in_hand_image', 'eef_pos')
 SMALL = (
     *('--task', 'own', '--dataset', 'arm', '--env', 'robot_arm:Arm-v0', '--batch-size', 8),
     *('--hidden-dims', 8, '--flow-steps', 2, '--encoder', 'impala_debug', '--frame-stack', 2),
@@ -34,9 +34,7 @@ def arm():
 def run(run_fql, arm, tmp_path_factory):
     """A run of 20 updates, and beside it one that has lost the last 10 and was resumed."""
     folder = tmp_path_factory.mktemp('robot')
-    arm.write_demonstrations(folder / 'demos.hdf5', 12)
-    keys = [word for key in KEYS for word in ('--observation-key', key)]
-    done = run_fql('prepare', 'arm', '--source', folder / 'demos.hdf5', *keys)
+    done = run_fql('prepare', 'arm', *arm.write_robomimic(folder, arm.roll_out(12)))
     assert done.returncode == 0, done.stderr
     shown = 'agentview_image 12x16x3 uint8, eef_pos 2 float32, wrist 8x9x3 uint8'
     assert shown in done.stdout
@@ -168,3 +166,24 @@ def test_an_exported_policy_acts_as_the_run(arm, run_fql, run, tmp_path):
     }
     stacked['eef_pos'] = np.float32(stacked['eef_pos'])
     assert program.call(stacked, np.zeros((1, 2), np.float32)).shape == (1, 1, 2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('source', ['rlds', 'lerobot'])
+def test_other_sources(run_fql, arm, tmp_path, source):
+    """Prepare, train, break off, resume, evaluate."""
+    (tmp_path / 'data').mkdir()
+    write = {'rlds': arm.write_rlds, 'lerobot': arm.write_lerobot}[source]
+    done = run_fql('prepare', source, *write(tmp_path / 'data', arm.roll_out(12)))
+    assert done.returncode == 0, done.stderr
+    settings = (*SMALL[:2], '--dataset', source, *SMALL[4:], '--steps', 20, '--save-interval', 10)
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    done = run_fql('train', *settings, '--run-dir', whole)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r'success: 20: [\d.]+%', done.stdout)
+    shutil.copytree(whole, broken)
+    shutil.rmtree(broken / 'checkpoints' / '20')
+    assert run_fql('train', '--resume', broken).returncode == 0
+    digests = [run_fql('inspect', 'checkpoint', path).stdout for path in (whole, broken)]
+    assert json.loads(digests[0]) == json.loads(digests[1])
+    assert (whole / 'train.csv').read_bytes() == (broken / 'train.csv').read_bytes()
