@@ -10,6 +10,8 @@ import gymnasium
 import numpy as np
 import pytest
 
+from fql.envs.make import EnvSpec, make_env
+from fql.errors import FQLError
 from fql.training.loaded_policy import load_policy
 
 SMALL = (
@@ -38,7 +40,7 @@ def run(run_fql, arm, tmp_path_factory):
     assert done.returncode == 0, done.stderr
     shown = 'agentview_image 12x16x3 uint8, eef_pos 2 float32, wrist 8x9x3 uint8'
     assert shown in done.stdout
-    settings = (*SMALL, '--brightness', 0.1, '--steps', 20, '--save-interval', 10)
+    settings = (*SMALL, '--steps', 20, '--save-interval', 10)
     done = run_fql('train', *settings, '--run-dir', folder / 'whole')
     assert done.returncode == 0, done.stderr
     assert 'agentview_image 12x16x6 uint8, eef_pos 4 float32, wrist 8x9x6 uint8' in done.stdout
@@ -111,15 +113,25 @@ def test_a_batch_is_as_many_episodes(arm, policy):
 
 ENVIRONMENTS = {
     'Blind': ('have no agentview_image, wrist, as the data have', 'they are eef_pos'),
-    'Small': ('observations wrist (stacked) are (8, 8, 6) uint8, those of the data (8, 9, 6)',),
     'Plain': ('must be a Dict with agentview_image, eef_pos, wrist, not Box',),
 }
 
 
 @pytest.mark.parametrize('name', ENVIRONMENTS)
-def test_an_environment_that_does_not_fit(run_fql, assert_one_line, run, name):
-    done = run_fql('evaluate', run, '--env', f'robot_arm:{name}-v0', '--episodes', 1)
-    assert_one_line(done, *ENVIRONMENTS[name])
+def test_an_environment_that_lacks_an_array(arm, name):
+    spec = EnvSpec(f'robot_arm:{name}-v0', observations=('agentview_image', 'eef_pos', 'wrist'))
+    with pytest.raises(FQLError) as caught:
+        make_env(spec)
+    for words in ENVIRONMENTS[name]:
+        assert words in str(caught.value)
+    with pytest.raises(FQLError, match=r'not Dict.*prepare --observation-key NAME=KEY'):
+        make_env(EnvSpec('robot_arm:Arm-v0'))
+
+
+def test_an_environment_of_other_shapes(run_fql, assert_one_line, run):
+    done = run_fql('evaluate', run, '--env', 'robot_arm:Small-v0', '--episodes', 1)
+    words = 'observations wrist (stacked) are (8, 8, 6) uint8, those of the data (8, 9, 6) uint8'
+    assert_one_line(done, words)
 
 
 def test_what_takes_one_array_only(run_fql, assert_one_line, run, tmp_path):
