@@ -6,6 +6,9 @@
 With k = 1 that is a transition, with k = h a chunk of h actions (`make_batches`), with k drawn from
 1..h a window that encoders are pretrained on (`make_windows`).
 
+Where an observation is several arrays by name, `frames` and `shifts` are such dictionaries too: all
+arrays of the same rows, each image shifted by offsets of its own.
+
 Nothing depends on what was drawn before, so a run continues at any step. Frames are gathered from
 the memory-mapped file itself, and only by TensorFlow's own ops (Python ones hang at exit).
 """
@@ -19,13 +22,14 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from data_pipeline.errors import DataError
 from data_pipeline.files import load_array
+from data_pipeline.observations import array_name, map_named, named, unnamed
 from data_pipeline.store.frame_store import ALIGNMENT, Split
 
 tf.config.set_visible_devices([], 'GPU')  # GPU memory is JAX's.
@@ -37,6 +41,7 @@ _ROWS, _SHIFTS, _COIN = range(3)
 _STREAMS = 4
 
 # Seeds of runs lie below it: with it added, a step has random numbers that no run's loader draws.
+# Twice it is added for the offsets of windows, and more for the shifts of further images.
 _MORE_SEEDS = 2**31
 
 # Linux reads no more for one call than the device reads ahead, by default 128 KB, drops the rest,
@@ -94,7 +99,7 @@ class LoaderConfig:
         return self.batch_size // self.process_count
 
 
-Batch = dict[str, tf.Tensor]
+Batch = dict[str, Any]
 
 
 def make_batches(
@@ -103,7 +108,7 @@ def make_batches(
     masks: np.ndarray,
     config: LoaderConfig,
     start_step: int = 0,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[dict[str, Any]]:
     """Endless batches, the first one that of `start_step`; batch n depends on (seed, n) only.
 
     A transition is drawn uniformly, with replacement, from all but the last `horizon - 1` of the
@@ -236,22 +241,29 @@ def check_batches(split: Split, config: LoaderConfig) -> None:
     There are fewer transitions where a chunk may begin than `batch_size`, or images not larger than
     `shift_pad`.
     """
-    shape = split.observations.shape[1:]
     if config.batch_size > num_starts(split, config):
         chunks = f' and chunks of {config.horizon}' if config.horizon > 1 else ''
         raise DataError(
             f'{split.path}: {split.num_transitions} transitions are too few for batch_size '
             f'{config.batch_size}{chunks}'
         )
-    if shifts_images(shape, config) and config.shift_pad >= min(shape[:2]):
-        raise DataError(f'{split.path}: shift_pad {config.shift_pad} for images of {shape}')
+    for observations in named(split.observations).values():
+        shape = observations.shape[1:]
+        if shifts_images(shape, config) and config.shift_pad >= min(shape[:2]):
+            raise DataError(f'{split.path}: shift_pad {config.shift_pad} for images of {shape}')
 
 
 def check_windows(split: Split, config: LoaderConfig) -> None:
     """Raises DataError if there are no such windows.
 
-    Observations are no images, or see `check_batches`; a window may begin in every transition.
+    Observations are several arrays, or no images, or see `check_batches`; a window may begin in
+    every transition.
     """
+    if isinstance(split.observations, dict):
+        raise DataError(
+            f'{split.path}: observations are several arrays ({", ".join(split.observations)}), '
+            'where one of images is needed; prepare a dataset of one --observation-key'
+        )
     if split.observations.ndim != 4:
         raise DataError(f'{split.path}: observations are vectors, where images are needed')
     check_batches(split, dataclasses.replace(config, horizon=1))
@@ -289,7 +301,7 @@ def batch_maker(
 
     Transitions are counted over the whole split. The step is that of the random shifts.
     """
-    rows = len(split.observations)
+    rows = len(split.terminals)
     if len(rewards) != rows or len(masks) != rows:
         raise ValueError(f'{len(rewards)} rewards and {len(masks)} masks for {rows} rows')
     source = split_source(split, rewards, masks)
@@ -300,7 +312,7 @@ def batch_maker(
         if config.next_actions:
             following = following_rows(trajectories, transitions)
         coin = flip_coin(config, step)
-        shifts = sample_shifts(source.frames.shape, coin, config, step)
+        shifts = sample_all_shifts(source.frames, coin, config, step)
         batch = gather_samples(source, samples, following, coin, shifts, config)
         return {**batch, 'indices': samples.rows, 'shifts': shifts}
 
@@ -322,7 +334,7 @@ def gather_samples(
     samples: 'Samples',
     following: tf.Tensor | None,
     coin: tf.Tensor,
-    shifts: tf.Tensor,
+    shifts: Any,
     config: LoaderConfig,
 ) -> Batch:
     """What a batch has of these samples (b,); see `make_batches`.
@@ -331,10 +343,14 @@ def gather_samples(
         following: (b,) int64, the rows of the transitions after these; None where their actions
             are not loaded.
         coin: whether the batch is shifted.
-        shifts: (b, 2) int32.
+        shifts: (b, 2) int32; by name where there are several observations.
     """
     stack = stack_rows(samples, frame_offsets(config.frame_stack, config.horizon))
-    batch = {'frames': gather_observations(source.frames, stack, coin, shifts, config)}
+
+    def gather(frames: Frames, offsets: tf.Tensor) -> tf.Tensor:
+        return gather_observations(frames, stack, coin, offsets, config)
+
+    batch: Batch = {'frames': map_named(gather, source.frames, shifts)}
     if config.horizon == 1:
         batch |= gather_transitions(source.columns, samples.rows)
     else:
@@ -404,18 +420,20 @@ def available_memory() -> int:
 
 
 class Frames(NamedTuple):
-    """One array of observations: its file as a tensor (n, values per row), and the shape of a row.
-
-    A dataset with several cameras would have several of them, and all that follows for each.
-    """
+    """One array of observations: its file as a tensor (n, values per row), a row's shape."""
 
     values: tf.Tensor
     shape: tuple[int, ...]
 
 
-def map_frames(split: Split) -> Frames:
-    """The observations of a split, mapped."""
-    return Frames(map_file(split.path / 'observations.npy'), split.observations.shape[1:])
+def map_frames(split: Split) -> Any:
+    """The observations of a split, mapped: `Frames`, or several by name."""
+    return unnamed(
+        {
+            name: Frames(map_file(split.path / f'{array_name(name)}.npy'), array.shape[1:])
+            for name, array in named(split.observations).items()
+        }
+    )
 
 
 class Columns(NamedTuple):
@@ -427,9 +445,9 @@ class Columns(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Rows that batches are gathered from."""
+    """Rows that batches are gathered from; `frames` of `map_frames`."""
 
-    frames: Frames
+    frames: Any
     columns: Columns
 
 
@@ -529,6 +547,24 @@ def sample_shifts(
         alg='philox',
     )
     return tf.where(coin, local_part(offsets, config), config.shift_pad)
+
+
+def sample_all_shifts(frames: Any, coin: tf.Tensor, config: LoaderConfig, step: tf.Tensor) -> Any:
+    """`sample_shifts` for each array of `frames`, in the same form.
+
+    The first image, by name, has the offsets that a single one would have.
+    """
+    shapes = {name: array.shape for name, array in named(frames).items()}
+    seeds = dict.fromkeys(shapes, config.seed)
+    _, *further = [name for name in sorted(shapes) if len(shapes[name]) == 3] or ['']
+    for number, name in enumerate(further):
+        seeds[name] += (3 + number) * _MORE_SEEDS
+    return unnamed(
+        {
+            name: sample_shifts(shape, coin, dataclasses.replace(config, seed=seeds[name]), step)
+            for name, shape in shapes.items()
+        }
+    )
 
 
 def stack_rows(samples: Samples, offsets: tuple[int, ...]) -> tf.Tensor:

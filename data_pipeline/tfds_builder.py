@@ -45,9 +45,12 @@ def export_tfds(store: FrameStore, out: Path, progress: Progress | None = None) 
         progress: called as `progress(done_rows, all_rows)` after each episode.
 
     Raises:
-        DataError: the dataset exists there already, or cannot be written.
+        DataError: the dataset exists there already, or cannot be written; or observations are
+            several arrays.
     """
     target = Path(out) / DATASET / store.manifest.dataset / VERSION
+    if isinstance(store.splits['train'].observations, dict):
+        raise DataError(f'{store.path}: only stores of one observation array can be exported yet')
     if target.exists():
         raise DataError(f'{target} exists; delete it or name another folder')
     try:

@@ -6,12 +6,17 @@ from typing import Any, NamedTuple
 import jax
 from einops import rearrange
 
+from fql.agents.configs import Spec
+
 LOADED_FIELDS = ('frames', 'actions', 'rewards', 'masks')
 """What every agent reads of the loader's arrays."""
 
 
 class Batch(NamedTuple):
     """Transitions (o, a, r, m, o'), or the same over h steps.
+
+    Where an observation is several arrays, `observations` and `next_observations` have these by
+    name.
 
     Attributes:
         observations: (b, h, w, c) images, uint8 or (augmented) float32 in [0, 1], the stack's
@@ -26,14 +31,25 @@ class Batch(NamedTuple):
         next_actions_valid: (b,) float32, 0 where that is another trajectory's.
     """
 
-    observations: jax.Array
+    observations: Any
     actions: jax.Array
     rewards: jax.Array
     masks: jax.Array
-    next_observations: jax.Array
+    next_observations: Any
     valid: jax.Array | None = None
     next_actions: jax.Array | None = None
     next_actions_valid: jax.Array | None = None
+
+
+def abstract_observations(spec: Spec, size: Any) -> Any:
+    """Shapes and dtypes of a batch of `size` stacked observations."""
+    shapes, dtypes = spec.observation_shape, spec.observation_dtype
+    if isinstance(shapes, Mapping):
+        return {
+            name: jax.ShapeDtypeStruct((size, *shape), dtypes[name])
+            for name, shape in shapes.items()
+        }
+    return jax.ShapeDtypeStruct((size, *shapes), dtypes)
 
 
 def stack_frames(frames: jax.Array) -> jax.Array:
@@ -47,19 +63,22 @@ def batch_from_frames(arrays: Mapping[str, Any], horizon: int = 1) -> Batch:
     """Builds the two stacks, which may overlap, from the distinct frames that the loader delivers.
 
     Args:
-        arrays: of NumPy or JAX: `frames` (b, n, *frame shape), whose first frames are the stack of
-            the observation and whose last ones that of the next observation; `actions`, `rewards`,
-            `masks`, and what else `Batch` has; other entries are ignored.
+        arrays: of NumPy or JAX: `frames` (b, n, *frame shape), or several of them by name, whose
+            first frames are the stack of the observation and whose last ones that of the next
+            observation; `actions`, `rewards`, `masks`, and what else `Batch` has; other entries are
+            ignored.
         horizon: steps between the two observations.
     """
     frames = arrays['frames']
-    count = frames.shape[1]
+    count = jax.tree.leaves(frames)[0].shape[1]
     stack = max(count - horizon, count // 2)
     others = {name: arrays[name] for name in Batch._fields if name in arrays}
     return Batch(
         **{
             **others,
-            'observations': stack_frames(frames[:, :stack]),
-            'next_observations': stack_frames(frames[:, count - stack :]),
+            'observations': jax.tree.map(lambda x: stack_frames(x[:, :stack]), frames),
+            'next_observations': jax.tree.map(
+                lambda x: stack_frames(x[:, count - stack :]), frames
+            ),
         }
     )

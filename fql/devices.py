@@ -89,13 +89,12 @@ def run_once_options() -> dict[str, int]:
     return {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else {}
 
 
-def put_batch(arrays: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def put_batch(arrays: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     """This process's rows of a batch, (b / processes, ...), as arrays (b, ...) over the devices."""
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array)
-        for name, array in arrays.items()
-    }
+    return jax.tree.map(
+        lambda array: jax.make_array_from_process_local_data(sharding, array), dict(arrays)
+    )
 
 
 def local_copy(tree: Tree, mesh: Mesh) -> Tree:

@@ -13,7 +13,7 @@ then observations are (b, d), float16 or float32, and are not encoded.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +25,19 @@ Latents = dict[str, jax.Array]
 """What each head reads of an observation, (b, d) float, by the head's name."""
 
 
+def join_vectors(observations: Any) -> jax.Array:
+    """Vectors (b, d); of several, (b, d_i) by name, one vector in the order of the names."""
+    if isinstance(observations, Mapping):
+        return jnp.concatenate([observations[name] for name in sorted(observations)], axis=-1)
+    return cast(jax.Array, observations)
+
+
 @dataclass(frozen=True)
 class Encoding:
     """The way from observations to the latents that each head reads.
 
     Attributes:
-        module: images to latents; None where observations are vectors, which are the latents then.
+        module: observations to latents; None where these are vectors, which are the latents then.
         trains: by head, whether its loss trains a shared encoder.
         shared: one encoder for all heads, or one each.
         frozen: no loss trains the encoder.
@@ -50,21 +57,22 @@ class Encoding:
         """The key, in `params['encoders']`, of the encoder that a head reads."""
         return 'shared' if self.shared else head
 
-    def encode(self, params: Params, head: str, observations: jax.Array) -> jax.Array:
+    def encode(self, params: Params, head: str, observations: Any) -> jax.Array:
         """The latents (b, d) that a head reads, with the gradient of everything.
 
         Args:
-            observations: images (b, h, w, c), or vectors (b, d), which are latents already.
+            observations: images (b, h, w, c), or vectors (b, d), which are latents already; or
+                several of both by name.
         """
         if self.module is None:
-            return observations
-        if observations.ndim == 2:
+            return join_vectors(observations)
+        if not isinstance(observations, Mapping) and observations.ndim == 2:
             assert self.frozen
             return observations.astype(jnp.float32)
         variables = {'params': params['encoders'][self.name(head)]}
         return cast(jax.Array, self.module.apply(variables, observations))
 
-    def latents(self, params: Params, observations: jax.Array) -> Latents:
+    def latents(self, params: Params, observations: Any) -> Latents:
         """What every head reads, with the gradient that the table allows.
 
         Where heads have encoders of their own, each trains its own.
@@ -77,7 +85,7 @@ class Encoding:
         return {head: latents if trains else fixed for head, trains in self.trains.items()}
 
     def target_latents(
-        self, params: Params, target_params: Params, observations: jax.Array, heads: Iterable[str]
+        self, params: Params, target_params: Params, observations: Any, heads: Iterable[str]
     ) -> Latents:
         """What heads read where a target is computed, without gradient.
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from data_pipeline.observations import flattened
 from fql.batch import batch_from_frames
 from fql.envs.tasks import find_task
 from fql.reports.plots import plot_batch
@@ -33,7 +34,7 @@ def run(args: InspectBatch) -> None:
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with args.out.open('wb') as file:
-            np.savez(file, allow_pickle=False, **batch, **provenance)
+            np.savez(file, allow_pickle=False, **flattened({**batch, **provenance}))
         print(f'wrote {args.out}')
     if args.png is not None:
         args.png.parent.mkdir(parents=True, exist_ok=True)

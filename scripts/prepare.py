@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from data_pipeline.data_dir import dataset_folder, resolve_data_dir
+from data_pipeline.observations import observation_keys, unnamed
 from data_pipeline.replay import is_replay
 from data_pipeline.sources.base import SourceSplit
 from data_pipeline.sources.download import download_dataset
@@ -43,17 +44,20 @@ def find_source(args: Prepare) -> Mapping[str, SourceSplit]:
     """The source that was named; without one, the file of the dataset's name is downloaded.
 
     Raises:
-        FQLError: the data are D4RL's, and no file is named.
+        FQLError: the data are D4RL's, and no file is named; or keys are of a replay.
     """
+    keys = observation_keys(args.observation_key)
     if args.tfds is not None:
         from data_pipeline.sources.rlds import RldsKeys, rlds_splits
 
-        keys = RldsKeys(args.observation_key or 'observation', args.action_key, args.reward_key)
-        return rlds_splits(args.tfds, keys)
+        observations = unnamed(keys) if keys else 'observation'
+        return rlds_splits(args.tfds, RldsKeys(observations, args.action_key, args.reward_key))
     if args.source is not None:
         if is_replay(args.source):
+            if keys:
+                raise FQLError(f'{args.source}: a replay has one observation: no --observation-key')
             return replay_splits(args.source)
-        return file_splits(args.source, args.name, args.observation_key)
+        return file_splits(args.source, args.name, keys)
     if args.dataset in (*ANTMAZE_TASKS, *ADROIT_TASKS):
         raise FQLError(
             f"{args.dataset}: D4RL's data are not downloaded; name its .hdf5 file with --source"

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -17,6 +18,8 @@ class Prepare:
     fql prepare visual-cube-single-play-v0 --source visual-cube-single-play-v0.npz
     fql prepare antmaze-umaze-v2 --source Ant_maze_u-maze_fixed.hdf5
     fql prepare my-robot --source demos.hdf5 --observation-key agentview_image
+    fql prepare my-robot --source demos.hdf5 --observation-key agentview_image
+        --observation-key robot0_eye_in_hand_image --observation-key robot0_eef_pos
     fql prepare my-robot --tfds ~/tensorflow_datasets/my_robot/1.0.0
         --observation-key observation/image
 
@@ -28,16 +31,21 @@ class Prepare:
     """Name to give the dataset; OGBench's or D4RL's, for their data; default the source's, without
     its ending."""
     source: Path | None = None
-    """An .npz file in OGBench's format, an HDF5 file in D4RL's or robomimic's, or the folder of a
-    run's replay, RUN/replay; NAME-val.npz beside NAME.npz becomes the validation split. With
-    rewards and masks (0: no value beyond this transition) in it, there is a task own; with timeouts
-    beside terminals, these are D4RL's, and masks are 1 - terminals."""
+    """An .npz file in OGBench's format, an HDF5 file in D4RL's or robomimic's, the folder of a
+    LeRobot dataset, or that of a run's replay, RUN/replay; NAME-val.npz beside NAME.npz becomes the
+    validation split. With rewards and masks (0: no value beyond this transition) in it, there is a
+    task own; with timeouts beside terminals, these are D4RL's, and masks are 1 - terminals."""
     tfds: str | None = None
     """An RLDS dataset: a folder that TFDS has written, or name[/config] of a dataset that TFDS
     knows. Its actions have to be within [-1, 1]."""
-    observation_key: str = ''
-    """Which images (uint8) or vectors to take: where an RLDS step holds them, such as
-    observation/image, default observation; which of obs/* of a robomimic file."""
+    observation_key: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='[NAME=]KEY')
+    ] = ()
+    """Which images (uint8) or vectors to take: an array of an .npz or HDF5 file; which of obs/* of
+    a robomimic file; a feature of a LeRobot dataset; where an RLDS step holds them, such as
+    observation/image, default observation.
+    Given several times, an observation is all of these arrays, each by its NAME, by default the
+    KEY behind its last slash; an environment has them in its Dict under these names."""
     action_key: str = 'action'
     """Where an RLDS step holds the action."""
     reward_key: str = ''
@@ -64,8 +72,8 @@ class Prepare:
             raise FQLError('name the dataset: fql prepare NAME')
         for name in ('observation_key', 'action_key', 'reward_key'):
             is_given = getattr(self, name) != getattr(Prepare, name)
-            if name == 'observation_key' and self.source and self.source.suffix != '.npz':
-                continue  # A robomimic file has several.
+            if name == 'observation_key' and self.source:
+                continue
             if self.tfds is None and is_given:
                 flag = f'--{name.replace("_", "-")}'
                 raise FQLError(f'{flag} is for RLDS datasets; name one with --tfds')

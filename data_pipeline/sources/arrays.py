@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipeline.errors import DataError
+from data_pipeline.observations import is_observation
 from data_pipeline.sources.base import INFO_ARRAYS, LABEL_ARRAYS, ArraySpec
 
 TIMEOUT_ARRAYS = ('timeouts', 'truncations')
@@ -48,34 +49,34 @@ def _fit(origin: str, name: str, row_shape: tuple[int, ...], dtype: np.dtype) ->
         raise DataError(f'{found}: empty')
     is_float = dtype.newbyteorder('=') in (np.float16, np.float32, np.float64)
     is_number = dtype.kind in 'biuf'
-    if name == 'observations' and dtype == np.uint8 and rank in (2, 3):
-        return _fit_images(found, row_shape)
-    if name in ('observations', 'actions') and rank == 1 and is_float:
+    if is_observation(name) and dtype == np.uint8 and rank in (2, 3):
+        return _fit_images(found, name, row_shape)
+    if (is_observation(name) or name == 'actions') and rank == 1 and is_float:
         return Fitted(ArraySpec(row_shape, np.dtype(np.float32)), _unchanged)
     if name in _SCALARS and row_shape in ((), (1,)) and is_number:
         kind = np.float32 if name in LABEL_ARRAYS else bool
         return Fitted(ArraySpec((), np.dtype(kind)), lambda block: block.reshape(len(block)))
     if name in INFO_ARRAYS and rank == 1 and is_number:
         return Fitted(ArraySpec(row_shape, dtype.newbyteorder('=')), _unchanged)
-    wanted = {
-        'observations': 'uint8 images (h, w, c), (c, h, w) or (h, w), or float vectors (d,)',
-        'actions': 'float16, float32 or float64 (a,); discrete actions are not supported',
-        **dict.fromkeys(_SCALARS, 'a number'),
-    }.get(name, 'numbers (d,)')
+    wanted = 'numbers (d,)'
+    if is_observation(name):
+        wanted = 'uint8 images (h, w, c), (c, h, w) or (h, w), or float vectors (d,)'
+    elif name == 'actions':
+        wanted = 'float16, float32 or float64 (a,); discrete actions are not supported'
+    elif name in _SCALARS:
+        wanted = 'a number'
     raise DataError(f'{found}; it must be {wanted}')
 
 
-def _fit_images(found: str, row_shape: tuple[int, ...]) -> Fitted:
+def _fit_images(found: str, name: str, row_shape: tuple[int, ...]) -> Fitted:
     if len(row_shape) == 2:
         spec = ArraySpec((*row_shape, 1), np.dtype(np.uint8))
-        note = (
-            f'observations are grey images {row_shape}, stored with a channel as {spec.row_shape}'
-        )
+        note = f'{name} are grey images {row_shape}, stored with a channel as {spec.row_shape}'
         return Fitted(spec, lambda block: block[..., None], note)
     if _is_channel_first(found, row_shape):
         channels, height, width = row_shape
         spec = ArraySpec((height, width, channels), np.dtype(np.uint8))
-        note = f'observations are channel-first {row_shape}, stored as {spec.row_shape}'
+        note = f'{name} are channel-first {row_shape}, stored as {spec.row_shape}'
         return Fitted(spec, lambda block: np.moveaxis(block, 1, -1), note)
     return Fitted(ArraySpec(row_shape, np.dtype(np.uint8)), _unchanged)
 

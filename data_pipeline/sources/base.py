@@ -6,7 +6,7 @@ datasets (`rlds.py`) are such sources.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import DataError
+from data_pipeline.observations import OBSERVATIONS, is_observation
 
-REQUIRED_ARRAYS = ('observations', 'actions', 'terminals')
+REQUIRED_ARRAYS = (OBSERVATIONS, 'actions', 'terminals')
+"""In place of `observations` there may be several, each `observations.NAME`."""
 INFO_ARRAYS = ('qpos', 'qvel', 'button_states')
 LABEL_ARRAYS = ('rewards', 'masks')
 """Of a task of the data's own: both or none."""
@@ -81,6 +83,28 @@ def describe_file(path: Path) -> dict[str, Any]:
     return {'path': str(path.resolve()), 'bytes': path.stat().st_size, 'sha256': digest}
 
 
+def taken_from(description: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+    """The description of a source of which these observations are taken, see `observation_keys`.
+
+    What is taken of a file belongs to its identity.
+    """
+    if not keys:
+        return dict(description)
+    is_one = keys.keys() == {''}
+    text = keys[''] if is_one else ' '.join(f'{name}={key}' for name, key in sorted(keys.items()))
+    return {
+        **description,
+        'keys': {'observation': keys[''] if is_one else dict(sorted(keys.items()))},
+        'sha256': hashlib.sha256(f'{description["sha256"]} {text}'.encode()).hexdigest(),
+    }
+
+
+def missing_arrays(names: Iterable[str]) -> list[str]:
+    """Which of `REQUIRED_ARRAYS` are not among these."""
+    held = {OBSERVATIONS if is_observation(name) else name for name in names}
+    return [name for name in REQUIRED_ARRAYS if name not in held]
+
+
 def checked_blocks(split: SourceSplit, note: Note) -> Iterator[tuple[str, np.ndarray]]:
     """The blocks of a split in the store's types, all that a store promises checked on the way.
 
@@ -100,7 +124,7 @@ def checked_blocks(split: SourceSplit, note: Note) -> Iterator[tuple[str, np.nda
     clipped = 0
     rows = dict.fromkeys(split.arrays, 0)
     ends: list[np.ndarray] = []
-    blank: list[np.ndarray] = []
+    blank: dict[str, list[np.ndarray]] = {}
     for name, block in split.read(note):
         spec = split.arrays[name]
         if block.shape[1:] != spec.row_shape:
@@ -121,15 +145,16 @@ def checked_blocks(split: SourceSplit, note: Note) -> Iterator[tuple[str, np.nda
             ends.append(block)
             if split.rows_are_known and rows[name] == split.rows:
                 _check_lengths(origin, np.concatenate(ends))  # Before frames have been copied.
-        elif name == 'observations' and block.dtype == np.uint8:
-            blank.append(block.reshape(len(block), -1).max(axis=1) == 0)
+        elif is_observation(name) and block.dtype == np.uint8:
+            is_blank = block.reshape(len(block), -1).max(axis=1) == 0
+            blank.setdefault(name, []).append(is_blank)
         yield name, block
     if len(set(rows.values())) != 1:
         raise DataError(f'{origin}: arrays differ in length: {rows}')
     terminals = np.concatenate(ends or [np.zeros(0, bool)])
     _check_lengths(origin, terminals)
-    if blank:
-        _check_images(split, terminals, np.concatenate(blank))
+    for name, parts in blank.items():
+        _check_images(split, name, terminals, np.concatenate(parts))
     if clipped:
         note(f'actions just beyond [-1, 1] were clipped in {clipped} rows')
 
@@ -175,7 +200,7 @@ def _check_block(split: SourceSplit, name: str, block: np.ndarray, first_row: in
             )
 
 
-def _check_images(split: SourceSplit, terminals: np.ndarray, blank: np.ndarray) -> None:
+def _check_images(split: SourceSplit, name: str, terminals: np.ndarray, blank: np.ndarray) -> None:
     """Refuses a trajectory that was never rendered; single black frames are let pass."""
     ends = np.flatnonzero(terminals)
     firsts = np.concatenate([[0], ends[:-1] + 1])
@@ -183,7 +208,8 @@ def _check_images(split: SourceSplit, terminals: np.ndarray, blank: np.ndarray) 
     if len(black):
         first = black[0]
         rows = f'rows {split.row_of(firsts[first])} to {split.row_of(ends[first])}'
+        of_which = '' if name == OBSERVATIONS else f' in {name}'
         raise DataError(
-            f'{split.origin}: all images of trajectory {first} ({rows}) are zero, '
+            f'{split.origin}: all images of trajectory {first} ({rows}) are zero{of_which}, '
             f'and so in {len(black)} of {len(ends)} trajectories; render them again'
         )

@@ -1,33 +1,40 @@
-"""Files as sources of frame stores, by what they are."""
+"""Files, and folders of files, as sources of frame stores, by what they are."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import h5py
 
-from data_pipeline.errors import DataError
+from data_pipeline.observations import NO_KEYS
 from data_pipeline.sources.base import SourceSplit
 from data_pipeline.sources.hdf5 import d4rl_splits, open_hdf5
 from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.sources.robomimic import robomimic_splits
 
 
-def file_splits(source: Path, dataset: str, observation_key: str = '') -> dict[str, SourceSplit]:
-    """The splits of an `.npz` file or of an HDF5 file in D4RL's or robomimic's layout.
+def file_splits(
+    source: Path, dataset: str, keys: Mapping[str, str] = NO_KEYS
+) -> dict[str, SourceSplit]:
+    """The splits of an `.npz` file, of D4RL's or robomimic's HDF5 file, or of a LeRobot folder.
 
     Args:
-        source: the file.
+        source: the file or folder.
         dataset: the name that the dataset gets.
-        observation_key: which observation of a robomimic file to take.
+        keys: which arrays are the observations, of `observation_keys`; those that the layout names
+            if there are none.
 
     Raises:
         DataError: the file cannot be read, or is not sound.
     """
+    if (source / 'meta' / 'info.json').is_file():
+        # Here: only this source needs a Parquet reader and a video decoder.
+        from data_pipeline.sources.lerobot import lerobot_splits
+
+        return lerobot_splits(source, keys)
     if not h5py.is_hdf5(source):
-        return npz_splits(source)
+        return npz_splits(source, keys)
     with open_hdf5(source) as file:
         is_robomimic = isinstance(file.get('data'), h5py.Group)
     if is_robomimic:
-        return robomimic_splits(source, observation_key)
-    if observation_key:
-        raise DataError(f'{source}: has one kind of observations; leave --observation-key out')
-    return d4rl_splits(source, dataset)
+        return robomimic_splits(source, keys)
+    return d4rl_splits(source, dataset, keys)

@@ -10,7 +10,7 @@ import functools
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,14 @@ import h5py
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.sources.base import SourceSplit, describe_file
+from data_pipeline.sources.base import SourceSplit, describe_file, taken_from
 from data_pipeline.sources.rows import lay_out
 from data_pipeline.sources.table import (
     FOLLOWING,
-    TABLE_ARRAYS,
     Flags,
     Layout,
     lay_out_table,
+    table_columns,
     table_split,
 )
 
@@ -125,19 +125,20 @@ def open_item(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | h5py.
     return item
 
 
-def d4rl_splits(source: Path, dataset: str) -> dict[str, SourceSplit]:
+def d4rl_splits(source: Path, dataset: str, keys: Mapping[str, str]) -> dict[str, SourceSplit]:
     """The `train` split of an HDF5 file of rows, and `val` where a `-val.hdf5` lies beside it.
 
     Args:
         source: the file.
         dataset: the dataset's name: of antmaze, terminals are no ends of trajectories.
+        keys: which datasets are the observations, see `table_columns`.
 
     Raises:
         DataError: the file cannot be read; see also `table_split`.
     """
     files = {'train': source, 'val': source.with_name(f'{source.stem}-val{source.suffix}')}
     return {
-        split: _d4rl_split(file, dataset)
+        split: _d4rl_split(file, dataset, keys)
         for split, file in files.items()
         if split == 'train' or os.path.lexists(file)
     }
@@ -170,12 +171,13 @@ def d4rl_layout(origin: str, flags: Flags, ends_at_terminals: bool) -> Layout:
     return Layout(rows, labels, (note,))
 
 
-def _d4rl_split(path: Path, dataset: str) -> SourceSplit:
+def _d4rl_split(path: Path, dataset: str, keys: Mapping[str, str]) -> SourceSplit:
     with open_hdf5(path) as file:
         columns = list_columns(file)
-    names = {name: name for name in TABLE_ARRAYS} | {'infos/qpos': 'qpos', 'infos/qvel': 'qvel'}
-    table = {name: columns[key] for key, name in names.items() if key in columns}
-    if 'observations' not in table:
+    names = table_columns(str(path), columns.keys(), keys)
+    names |= {name: f'infos/{name}' for name in ('qpos', 'qvel') if f'infos/{name}' in columns}
+    table = {name: columns[key] for name, key in names.items()}
+    if not keys and 'observations' not in table:
         held = ', '.join(sorted(columns)[:10]) or 'nothing'
         raise DataError(
             f'{path}: holds neither observations, as D4RL has them, nor data/demo_0, as robomimic '
@@ -189,6 +191,7 @@ def _d4rl_split(path: Path, dataset: str) -> SourceSplit:
         ends_at_terminals = not dataset.startswith('antmaze-')
         layout = functools.partial(d4rl_layout, ends_at_terminals=ends_at_terminals)
     others = {
-        'metadata' if key.startswith('metadata/') else key for key in columns.keys() - names.keys()
+        'metadata' if key.startswith('metadata/') else key
+        for key in columns.keys() - set(names.values())
     }
-    return table_split(str(path), describe_file(path), table, others, layout)
+    return table_split(str(path), taken_from(describe_file(path), keys), table, others, layout)

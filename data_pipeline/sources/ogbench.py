@@ -10,7 +10,7 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,9 @@ import numpy as np
 
 from data_pipeline.errors import DataError
 from data_pipeline.files import read_npy_header
-from data_pipeline.sources.base import SourceSplit, describe_file
-from data_pipeline.sources.table import TABLE_ARRAYS, table_split
+from data_pipeline.observations import NO_KEYS
+from data_pipeline.sources.base import SourceSplit, describe_file, taken_from
+from data_pipeline.sources.table import table_columns, table_split
 
 _BLOCK_BYTES = 4 << 20
 
@@ -73,35 +74,44 @@ class NpzMember:
                 yield np.frombuffer(data, self.dtype).reshape(rows, *self.shape[1:])
 
 
-def read_members(path: Path) -> tuple[dict[str, NpzMember], list[str]]:
+def read_members(
+    path: Path, keys: Mapping[str, str] = NO_KEYS
+) -> tuple[dict[str, NpzMember], list[str]]:
     """The arrays of a file that a store can use, by their headers alone; the names of all others.
 
+    Args:
+        keys: which arrays are the observations, see `table_columns`.
+
     Raises:
-        DataError: no such file, or a damaged one.
+        DataError: no such file, a damaged one, or one that lacks a key.
     """
     with _faults_of(path), zipfile.ZipFile(path) as archive:
         held = {name.removesuffix('.npy') for name in archive.namelist()}
-        members = {n: _read_member(path, archive, n) for n in TABLE_ARRAYS if n in held}
-    return members, sorted(held - members.keys())
+        columns = table_columns(str(path), held, keys)
+        members = {name: _read_member(path, archive, key) for name, key in columns.items()}
+    return members, sorted(held - set(columns.values()))
 
 
-def npz_splits(source: Path) -> dict[str, SourceSplit]:
+def npz_splits(source: Path, keys: Mapping[str, str] = NO_KEYS) -> dict[str, SourceSplit]:
     """The `train` split of an OGBench file, and `val` where a `-val.npz` lies beside it.
+
+    Args:
+        keys: which arrays are the observations, see `table_columns`.
 
     Raises:
         DataError: see `read_members` and `table_split`.
     """
     files = {'train': source, 'val': source.with_name(f'{source.stem}-val.npz')}
     return {
-        split: _npz_split(file)
+        split: _npz_split(file, keys)
         for split, file in files.items()
         if split == 'train' or os.path.lexists(file)
     }
 
 
-def _npz_split(path: Path) -> SourceSplit:
-    members, others = read_members(path)
-    return table_split(str(path), describe_file(path), members, others)
+def _npz_split(path: Path, keys: Mapping[str, str]) -> SourceSplit:
+    members, others = read_members(path, keys)
+    return table_split(str(path), taken_from(describe_file(path), keys), members, others)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.utils.file_utils import list_data_dirs
 
 from data_pipeline.errors import DataError
+from data_pipeline.observations import array_name
 from data_pipeline.sources.arrays import fit_arrays
 from data_pipeline.sources.base import INFO_ARRAYS, Note, SourceSplit
 from data_pipeline.sources.table import settle_last_actions
@@ -41,7 +42,8 @@ _OWN_FEATURES = 'tensorflow_datasets.core.features.'
 class RldsKeys:
     """Where a step holds what a store needs; slashes lead into nested features.
 
-    observation: images uint8 (h, w, c), (c, h, w) or (h, w), or float vectors (d,)
+    observation: images uint8 (h, w, c), (c, h, w) or (h, w), or float vectors (d,); several by the
+        names that they get, see `observation_keys`
     action: floats (a,), within [-1, 1]
     reward: a number; '' to keep none. A transition's mask is then 0 where `discount` is 0 or the
         step that follows has `is_terminal` set, else 1.
@@ -49,9 +51,16 @@ class RldsKeys:
     Steps' `qpos`, `qvel` and `button_states`, each (d,), are kept where there are such.
     """
 
-    observation: str = 'observation'
+    observation: str | Mapping[str, str] = 'observation'
     action: str = 'action'
     reward: str = ''
+
+    @property
+    def observations(self) -> dict[str, str]:
+        """Of each array of the store."""
+        keys = self.observation
+        keys = {'': keys} if isinstance(keys, str) else keys
+        return {array_name(name): key for name, key in sorted(keys.items())}
 
 
 def rlds_splits(dataset: str, keys: RldsKeys) -> dict[str, SourceSplit]:
@@ -148,7 +157,7 @@ def _array_paths(dataset: str, builder: Any, keys: RldsKeys) -> dict[str, str]:
     if 'steps' not in features or not hasattr(features['steps'], 'feature'):
         raise DataError(f'{dataset}: not an RLDS dataset: its examples have no `steps`')
     leaves = _leaves(features['steps'].feature)
-    paths = {'observations': keys.observation, 'actions': keys.action}
+    paths = {**keys.observations, 'actions': keys.action}
     ends = ['is_last']
     if keys.reward:
         paths['rewards'] = keys.reward
@@ -273,7 +282,7 @@ def _as_rows(
 ) -> dict[str, np.ndarray]:
     """The rows of an episode: what was read, with `terminals` for `is_last`; counted in `tally`."""
     rows = dict(columns)
-    steps = len(rows['observations'])
+    steps = len(rows['actions'])
     early = np.flatnonzero(rows.pop('is_last', np.zeros(steps))[:-1])
     if len(early):
         raise DataError(f'{origin}: is_last is set at step {early[0]} of {steps}')
@@ -296,7 +305,7 @@ def _as_rows(
         rows['masks'] = ((discounts != 0) & goes_on).astype(np.float32)
         rows['rewards'] = rewards
         tally['rewarded'] += bool(rewards.any())
-    terminals = np.arange(len(rows['observations'])) == len(rows['observations']) - 1
+    terminals = np.arange(len(rows['actions'])) == len(rows['actions']) - 1
     rows = {'terminals': terminals, **rows}
     if rows['actions'].ndim == 2:
         rows['actions'] = settle_last_actions(rows['actions'], rows['terminals'])
@@ -365,5 +374,5 @@ def _digest(files: Iterable[Path], keys: RldsKeys) -> str:
     return hashlib.sha256(json.dumps([digests, _named(keys)]).encode()).hexdigest()
 
 
-def _named(keys: RldsKeys) -> dict[str, str]:
+def _named(keys: RldsKeys) -> dict[str, Any]:
     return {name: key for name, key in asdict(keys).items() if key}

@@ -5,7 +5,6 @@ that is not stored, in its own observation again if `dones` is set there, which 
 used, and else it leads nowhere. Source: https://robomimic.github.io/docs/datasets/overview.html
 """
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ import h5py
 import numpy as np
 
 from data_pipeline.errors import DataError
+from data_pipeline.observations import array_name
 from data_pipeline.sources.arrays import Fitted, fit_arrays
-from data_pipeline.sources.base import ArraySpec, Note, SourceSplit, describe_file
+from data_pipeline.sources.base import ArraySpec, Note, SourceSplit, describe_file, taken_from
 from data_pipeline.sources.hdf5 import HdfColumn, list_columns, open_hdf5, open_item
 from data_pipeline.sources.table import settle_last_actions
 
@@ -29,14 +29,15 @@ _USED = {'actions', 'rewards', 'dones'}
 class Demo:
     """One demonstration of T rows.
 
-    observations, actions: its columns
-    following: the observations that follow, if stored
+    observations: its columns by the store's names
+    actions: a column
+    following: the observations that follow, by the same names, if stored
     labels: rewards and masks (T,), or none
     """
 
-    observations: HdfColumn
+    observations: Mapping[str, HdfColumn]
     actions: HdfColumn
-    following: HdfColumn | None
+    following: Mapping[str, HdfColumn]
     labels: Mapping[str, np.ndarray]
 
     @property
@@ -52,7 +53,7 @@ class Demo:
     @property
     def appends(self) -> bool:
         """Whether the last row is a transition, so that an observation is put after it."""
-        return self.following is not None or self.ends_task
+        return bool(self.following) or self.ends_task
 
     @property
     def rows(self) -> int:
@@ -60,12 +61,12 @@ class Demo:
         return self.steps + self.appends
 
 
-def robomimic_splits(source: Path, observation_key: str) -> dict[str, SourceSplit]:
+def robomimic_splits(source: Path, keys: Mapping[str, str]) -> dict[str, SourceSplit]:
     """The split `train`, and `val` where the file's filter keys `train` and `valid` name one.
 
     Args:
         source: the file.
-        observation_key: which of `obs/*` to take; '' where there is one.
+        keys: which of `obs/*` to take, of `observation_keys`; none where there is one.
 
     Raises:
         DataError: the file cannot be read, or an array is missing or of an unfit type or shape.
@@ -83,16 +84,15 @@ def robomimic_splits(source: Path, observation_key: str) -> dict[str, SourceSpli
     unknown = sorted({name for demos in names.values() for name in demos} - held.keys())
     if unknown:
         raise DataError(f'{source}: mask names {unknown[0]}, which data lacks')
-    key = _observation_key(source, held[names['train'][0]], observation_key)
-    description = {**describe_file(source), 'keys': {'observation': key}}
-    # What is taken of a file belongs to its identity.
-    digest = hashlib.sha256(f'{description["sha256"]} {key}'.encode()).hexdigest()
+    keys = _find_keys(source, held[names['train'][0]], keys)
+    description = taken_from(describe_file(source), keys)
+    taken = {f'{group}/{key}' for key in keys.values() for group in ('obs', 'next_obs')}
     return {
         split: _split(
             f'{source}, split {split}',
-            {**description, 'sha256': digest},
-            {name: _demo(f'{source}: data/{name}', held[name], key) for name in demos},
-            sorted(held[demos[0]].keys() - _USED - {f'obs/{key}', f'next_obs/{key}'}),
+            description,
+            {name: _demo(f'{source}: data/{name}', held[name], keys) for name in demos},
+            sorted(held[demos[0]].keys() - _USED - taken),
         )
         for split, demos in names.items()
     }
@@ -110,23 +110,32 @@ def _number(name: str) -> tuple[int, str]:
     return (int(digits[1]) if digits else -1, name)
 
 
-def _observation_key(source: Path, columns: Mapping[str, HdfColumn], asked: str) -> str:
-    keys = sorted(name.removeprefix('obs/') for name in columns if name.startswith('obs/'))
-    asked = asked.removeprefix('obs/')
-    if asked in keys:
-        return asked
-    if len(keys) == 1 and not asked:
-        return keys[0]
-    held = ', '.join(keys) or 'none at all'
-    wanted = f'no observation {asked!r}' if asked else 'not one observation'
-    raise DataError(f'{source}: {wanted}; name one with --observation-key, of {held}')
+def _find_keys(
+    source: Path, columns: Mapping[str, HdfColumn], asked: Mapping[str, str]
+) -> dict[str, str]:
+    """The keys that are asked for, or the only one there is."""
+    held = sorted(name.removeprefix('obs/') for name in columns if name.startswith('obs/'))
+    keys = {name: key.removeprefix('obs/') for name, key in asked.items()}
+    unknown = [key for key in keys.values() if key not in held]
+    if keys and not unknown:
+        return keys
+    if len(held) == 1 and not keys:
+        return {'': held[0]}
+    wanted = f'no observation {unknown[0]!r}' if unknown else 'not one observation'
+    listed = ', '.join(held) or 'none at all'
+    raise DataError(f'{source}: {wanted}; name one or more with --observation-key, of {listed}')
 
 
-def _demo(origin: str, columns: Mapping[str, HdfColumn], key: str) -> Demo:
-    for name in (f'obs/{key}', 'actions'):
+def _demo(origin: str, columns: Mapping[str, HdfColumn], keys: Mapping[str, str]) -> Demo:
+    seen = {array_name(name): f'obs/{key}' for name, key in keys.items()}
+    following = {array_name(name): f'next_obs/{key}' for name, key in keys.items()}
+    if not any(key in columns for key in following.values()):
+        following = {}
+    needed = (*seen.values(), *following.values(), 'actions')
+    for name in needed:
         if name not in columns:
             raise DataError(f'{origin} lacks {name}')
-    used = (f'obs/{key}', f'next_obs/{key}', *sorted(_USED))
+    used = (*needed, *sorted(_USED - {'actions'}))
     lengths = {n: (*columns[n].shape, 0)[0] for n in used if n in columns}
     if len(set(lengths.values())) != 1:
         raise DataError(f'{origin}: arrays differ in length: {lengths}')
@@ -142,7 +151,12 @@ def _demo(origin: str, columns: Mapping[str, HdfColumn], key: str) -> Demo:
             raise DataError(f'{origin}: dones holds values other than 0 and 1')
         labels = {'rewards': fitted['rewards'].convert(stored['rewards'].read())}
         labels['masks'] = 1 - dones.astype(np.float32)
-    return Demo(columns[f'obs/{key}'], columns['actions'], columns.get(f'next_obs/{key}'), labels)
+    return Demo(
+        {name: columns[key] for name, key in seen.items()},
+        columns['actions'],
+        {name: columns[key] for name, key in following.items()},
+        labels,
+    )
 
 
 def _split(
@@ -154,9 +168,8 @@ def _split(
     first = next(iter(used.values()))
     for name, demo in used.items():
         _check_alike(f'{origin}, {name}', demo, first)
-    fitted = fit_arrays(
-        origin, {'observations': first.observations.row, 'actions': first.actions.row}
-    )
+    columns = {'actions': first.actions, **first.observations}
+    fitted = fit_arrays(origin, {name: column.row for name, column in columns.items()})
     notes = [*_account(origin, list(used.values()), len(demos) - len(used))]
     notes += [fit.note for fit in fitted.values() if fit.note]
     if others:
@@ -182,8 +195,9 @@ def _split(
 
 
 def _check_alike(origin: str, demo: Demo, first: Demo) -> None:
-    pairs = [(demo.observations, first.observations), (demo.actions, first.actions)]
-    pairs += [(demo.following, first.observations)] if demo.following else []
+    pairs = [(demo.actions, first.actions)]
+    for columns in (demo.observations, demo.following):
+        pairs += [(column, first.observations[name]) for name, column in columns.items()]
     for column, wanted in pairs:
         if column.row != wanted.row:
             raise DataError(f'{origin}: {column.key} has rows of {column.row}, not {wanted.row}')
@@ -206,7 +220,7 @@ def _account(origin: str, demos: Sequence[Demo], skipped: int) -> Iterator[str]:
             f'{origin}: the only rewards are in the last rows of demonstrations, whose actions '
             'lead nowhere; store next_obs, or set dones where the task ends'
         )
-    if repeated := sum(demo.following is None and demo.ends_task for demo in demos):
+    if repeated := sum(not demo.following and demo.ends_task for demo in demos):
         yield (
             f'the last row of {repeated:,} demonstrations is done: it gets its own observation '
             'again as its next one'
@@ -230,10 +244,9 @@ def _blocks(demo: Demo, fitted: Mapping[str, Fitted]) -> Iterator[tuple[str, np.
     actions = fitted['actions'].convert(demo.actions.read())
     actions = np.pad(actions, ((0, extra), (0, 0)))
     yield 'actions', settle_last_actions(actions, terminals)
-    convert = fitted['observations'].convert
-    for block in demo.observations.blocks():
-        yield 'observations', convert(block)
-    if demo.following is not None:
-        yield 'observations', convert(demo.following.read(-1))
-    elif demo.appends:
-        yield 'observations', convert(demo.observations.read(-1))
+    for name, column in demo.observations.items():
+        convert = fitted[name].convert
+        for block in column.blocks():
+            yield name, convert(block)
+        if demo.appends:
+            yield name, convert(demo.following.get(name, column).read(-1))

@@ -6,13 +6,14 @@ task, and trajectories end there, at `timeouts`, and where a stored following ob
 next row's.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from data_pipeline.errors import DataError
+from data_pipeline.observations import OBSERVATIONS, array_name, is_observation
 from data_pipeline.sources.arrays import TIMEOUT_ARRAYS, Fitted, fit_arrays
 from data_pipeline.sources.base import (
     INFO_ARRAYS,
@@ -22,6 +23,7 @@ from data_pipeline.sources.base import (
     Note,
     SourceSplit,
     check_ends,
+    missing_arrays,
 )
 from data_pipeline.sources.rows import (
     Rows,
@@ -31,8 +33,30 @@ from data_pipeline.sources.rows import (
     select_rows,
 )
 
-FOLLOWING = 'next_observations'
+_NEXT = 'next_'
+FOLLOWING = f'{_NEXT}{OBSERVATIONS}'
 TABLE_ARRAYS = (*REQUIRED_ARRAYS, *INFO_ARRAYS, *LABEL_ARRAYS, *TIMEOUT_ARRAYS, FOLLOWING)
+
+
+def table_columns(origin: str, held: Collection[str], keys: Mapping[str, str]) -> dict[str, str]:
+    """What is called how in a file that holds columns of these names, by the table's names.
+
+    Args:
+        keys: of `observation_keys`; none for `observations`. What follows KEY is `next_KEY`.
+
+    Raises:
+        DataError: the file lacks a key.
+    """
+    for key in keys.values():
+        if key not in held:
+            listed = ', '.join(sorted(held)) or 'nothing'
+            raise DataError(f'{origin}: no observation {key!r}; it holds {listed}')
+    names = {name: name for name in TABLE_ARRAYS}
+    if keys:
+        del names[OBSERVATIONS], names[FOLLOWING]
+    for name, key in keys.items():
+        names |= {array_name(name): key, f'{_NEXT}{array_name(name)}': f'{_NEXT}{key}'}
+    return {name: key for name, key in names.items() if key in held}
 
 
 class Column(Protocol):
@@ -169,7 +193,8 @@ def table_split(
     Args:
         origin: what errors name.
         description: see `SourceSplit`.
-        table: the columns that a store takes, `timeouts` or `truncations`, and `next_observations`.
+        table: the columns that a store takes, `timeouts` or `truncations`, and `next_observations`,
+            or `next_observations.NAME` for each of several.
         others: what else there is, which is ignored.
         find_layout: gives the rows of the store.
 
@@ -177,27 +202,20 @@ def table_split(
         DataError: a column is missing, or of another length, type or shape than it must be, or
             `find_layout` refuses.
     """
-    missing = [name for name in REQUIRED_ARRAYS if name not in table]
-    if missing:
+    if missing := missing_arrays(table):
         raise DataError(f'{origin}: lacks {", ".join(missing)}')
     lengths = {name: column.shape[0] if column.shape else 0 for name, column in table.items()}
     if 0 in lengths.values():
         raise DataError(f'{origin}: an array is empty: {lengths}')
     if len(set(lengths.values())) != 1:
         raise DataError(f'{origin}: arrays differ in length: {lengths}')
-    following = table.get(FOLLOWING)
-    seen = table['observations']
-    if following and (following.shape, following.dtype) != (seen.shape, seen.dtype):
-        raise DataError(
-            f'{origin}: {FOLLOWING} is {following.dtype} {following.shape}, '
-            f'observations is {seen.dtype} {seen.shape}'
-        )
+    following = _find_following(origin, table)
     fitted = fit_arrays(
         origin,
         {
             name: (column.shape[1:], column.dtype)
             for name, column in table.items()
-            if name != FOLLOWING
+            if not name.startswith(FOLLOWING)
         },
     )
     small = ('terminals', *TIMEOUT_ARRAYS, *LABEL_ARRAYS)
@@ -212,11 +230,7 @@ def table_split(
         Flags(
             terminals=flags['terminals'],
             timeouts=np.logical_or.reduce(timeouts) if timeouts else None,
-            jumps=(
-                find_jumps(seen.blocks(), _finite_blocks(origin, FOLLOWING, following))
-                if following
-                else None
-            ),
+            jumps=_find_jumps(origin, table, following) if following else None,
             rewards=flags.get('rewards'),
             masks=flags.get('masks'),
         ),
@@ -235,8 +249,8 @@ def table_split(
         **{name: _labels(name, array, rows) for name, array in layout.labels.items()},
     }
     # Observations last: all others tell most faults, and are read in a moment.
-    streamed = [name for name in fitted if name not in (*small, 'observations')]
-    streamed.append('observations')
+    streamed = [name for name in fitted if name not in small]
+    streamed.sort(key=is_observation)
 
     def read(note: Note) -> Iterator[tuple[str, np.ndarray]]:
         for line in notes:
@@ -244,8 +258,8 @@ def table_split(
         yield from whole.items()
         for name in streamed:
             blocks = table[name].blocks()
-            if name == 'observations' and following:
-                blocks = select_observations(blocks, following.blocks(), rows)
+            if name in following:
+                blocks = select_observations(blocks, following[name].blocks(), rows)
             else:
                 blocks = select_rows(blocks, rows.source)
             first = 0
@@ -275,6 +289,36 @@ def _finite_blocks(origin: str, name: str, column: Column) -> Iterator[np.ndarra
         if block.dtype.kind == 'f' and not np.isfinite(block).all():
             raise DataError(f'{origin}: {name} holds values that are not finite')
         yield block
+
+
+def _find_following(origin: str, table: Mapping[str, Column]) -> dict[str, Column]:
+    """The columns of following observations by the names of those that they follow; all or none."""
+    seen = {name: column for name, column in table.items() if is_observation(name)}
+    following = {name: table[f'{_NEXT}{name}'] for name in seen if f'{_NEXT}{name}' in table}
+    for name, column in following.items():
+        if (column.shape, column.dtype) != (seen[name].shape, seen[name].dtype):
+            raise DataError(
+                f'{origin}: {_NEXT}{name} is {column.dtype} {column.shape}, '
+                f'{name} is {seen[name].dtype} {seen[name].shape}'
+            )
+    if following and (without := sorted(seen.keys() - following.keys())):
+        raise DataError(
+            f'{origin}: lacks what follows {", ".join(without)}, which it has of '
+            f'{", ".join(sorted(following))}'
+        )
+    return following
+
+
+def _find_jumps(
+    origin: str, table: Mapping[str, Column], following: Mapping[str, Column]
+) -> np.ndarray:
+    """(n,) bool: rows of which a following observation is not the next row's."""
+    return np.logical_or.reduce(
+        [
+            find_jumps(table[name].blocks(), _finite_blocks(origin, f'{_NEXT}{name}', column))
+            for name, column in following.items()
+        ]
+    )
 
 
 def _read_flags(origin: str, name: str, column: Column, fitted: Fitted) -> np.ndarray:

@@ -3,16 +3,20 @@
     <store>/manifest.json           what the store was made of, and what it must hold
     <store>/<split>/<array>.npy     split: train, val; array: observations, actions, terminals, ...
 
+Several observations are an array each, `observations.<name>`.
+
 `data_pipeline.store.writer` writes it; here it is opened, read and verified.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_pipeline.errors import DataError
+from data_pipeline.observations import array_name, is_observation, named, pick_observations
 from data_pipeline.sources.base import INFO_ARRAYS, LABEL_ARRAYS
 from data_pipeline.store.manifest import Manifest, NewerFormatError, open_array, read_manifest
 from data_pipeline.store.verification import Progress, StoredArray, check_array
@@ -26,7 +30,7 @@ _REMEDY = 'make the dataset again: fql prepare with --overwrite'
 class Split:
     """One split of a store. Rows are those of the source file; all arrays are read-only memmaps.
 
-    observations: (n, h, w, c) uint8 or (n, d) float32
+    observations: (n, h, w, c) uint8 or (n, d) float32; where there are several, such arrays by name
     actions: (n, a) float32 in [-1, 1]
     terminals: (n,) bool, set on the last row of each trajectory
     info: qpos, qvel, button_states, each (n, d), where the source has them
@@ -35,7 +39,7 @@ class Split:
 
     name: str
     path: Path
-    observations: np.ndarray
+    observations: Any
     actions: np.ndarray
     terminals: np.ndarray
     info: dict[str, np.ndarray]
@@ -45,7 +49,7 @@ class Split:
     def arrays(self) -> dict[str, np.ndarray]:
         """All arrays by name."""
         return {
-            'observations': self.observations,
+            **{array_name(name): array for name, array in named(self.observations).items()},
             'actions': self.actions,
             'terminals': self.terminals,
             **self.info,
@@ -141,10 +145,14 @@ def _open_split(folder: Path, manifest: Manifest) -> Split:
     }
     info = {name: arrays[name] for name in INFO_ARRAYS if name in arrays}
     labels = {name: arrays[name] for name in LABEL_ARRAYS if name in arrays}
-    required = (arrays['observations'], arrays['actions'], arrays['terminals'])
+    required = (pick_observations(arrays), arrays['actions'], arrays['terminals'])
     split = Split(folder.name, folder, *required, info, labels)
     fits = {
-        'observations': split.observations.dtype in (np.uint8, np.float32),
+        **{
+            name: array.dtype in (np.uint8, np.float32)
+            for name, array in arrays.items()
+            if is_observation(name)
+        },
         'actions': split.actions.dtype == np.float32 and split.actions.ndim == 2,
         'terminals': split.terminals.dtype == bool and split.terminals.ndim == 1,
         **{name: array.ndim == 2 for name, array in info.items()},

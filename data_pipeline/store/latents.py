@@ -31,6 +31,7 @@ from data_pipeline.files import (
     write_npy_header,
     write_text,
 )
+from data_pipeline.observations import is_observation
 from data_pipeline.schema import read_json
 from data_pipeline.store.frame_store import FrameStore, Split
 from data_pipeline.store.verification import StoredArray
@@ -57,7 +58,11 @@ def latent_recipe(store: FrameStore, encoding: Mapping[str, Any]) -> str:
         encoding: JSON values that, with the data, determine every latent.
     """
     data = {
-        split: {name: checksums[name] for name in ('observations', 'terminals')}
+        split: {
+            name: checksum
+            for name, checksum in checksums.items()
+            if is_observation(name) or name == 'terminals'
+        }
         for split, checksums in store.checksums.items()
     }
     return json.dumps({'encoding': dict(encoding), 'data': data}, indent=2, sort_keys=True)
@@ -76,7 +81,7 @@ def make_latent_folder(folder: Path, recipe: str) -> None:
 
 def latent_split(folder: Path, split: Split, width: int, dtype: str) -> Split | None:
     """`split` with its latents (n, width) as observations; None where they are not all there."""
-    shape = (len(split.observations), width)
+    shape = (len(split.terminals), width)
     path = folder / split.name / _ARRAY
     record = _read_record(path)
     if record is None or record.rows != shape[0]:

@@ -13,8 +13,9 @@ from data_pipeline.action_range import action_range_from_json
 from data_pipeline.data_dir import check_name
 from data_pipeline.errors import DataError
 from data_pipeline.files import load_array
+from data_pipeline.observations import OBSERVATIONS, is_observation
 from data_pipeline.schema import from_json, load_json
-from data_pipeline.sources.base import REQUIRED_ARRAYS
+from data_pipeline.sources.base import missing_arrays
 
 FORMAT_VERSION = 1
 _DTYPE = re.compile(r'[<>|][biuf][0-9]{1,2}')
@@ -64,8 +65,10 @@ class SplitEntry:
 
     def __post_init__(self) -> None:
         _check_names(*self.arrays)
-        if missing := [name for name in REQUIRED_ARRAYS if name not in self.arrays]:
+        if missing := missing_arrays(self.arrays):
             raise ValueError(f'no array {", ".join(missing)}')
+        if OBSERVATIONS in self.arrays and sum(map(is_observation, self.arrays)) > 1:
+            raise ValueError(f'{OBSERVATIONS} is one array, and there are others of it')
         for name, entry in self.arrays.items():
             if entry.shape[:1] != (self.rows,):
                 raise ValueError(f'{name} has shape {entry.shape} in a split of {self.rows} rows')

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from encoders.cameras import CameraEncoder
 from encoders.impala import ENCODERS
 from fql.agents.configs import AgentConfig, Spec
-from fql.batch import Batch
-from fql.encoding import Encoding
+from fql.batch import Batch, abstract_observations
+from fql.encoding import Encoding, join_vectors
 from fql.learner import Metrics, Params
 from fql.networks import Head
 
@@ -62,9 +63,7 @@ class Agent(ABC):
         """
 
     @abstractmethod
-    def act(
-        self, params: Params, observations: jax.Array, noise: jax.Array, policy: str
-    ) -> jax.Array:
+    def act(self, params: Params, observations: Any, noise: jax.Array, policy: str) -> jax.Array:
         """Actions (b, action_horizon, a) in [-1, 1] for observations (b, ...).
 
         Args:
@@ -83,7 +82,7 @@ class Agent(ABC):
         return (self.spec.action_dim,)
 
     def sample_actions(
-        self, params: Params, observations: jax.Array, keys: jax.Array, policy: str
+        self, params: Params, observations: Any, keys: jax.Array, policy: str
     ) -> jax.Array:
         """`act` with the noise of each observation from its own key, (b,) typed PRNG keys."""
         noise = jax.vmap(lambda key: jax.random.normal(key, self.noise_shape))(keys)
@@ -105,11 +104,18 @@ class Agent(ABC):
         return 1
 
     @property
+    def image_encoder(self) -> nn.Module:
+        """Images to latents."""
+        return ENCODERS[self.config.encoder.size].clone(dtype=jnp.dtype(self.config.precision))
+
+    @property
     def encoder(self) -> nn.Module | None:
-        """Images to latents; None where observations are vectors, which are the latents then."""
+        """Observations to latents; None where they are vectors, which are the latents then."""
         if not self.spec.images:
             return None
-        return ENCODERS[self.config.encoder.size].clone(dtype=jnp.dtype(self.config.precision))
+        if isinstance(self.spec.observation_shape, Mapping):
+            return CameraEncoder(self.image_encoder, jnp.dtype(self.config.precision))
+        return self.image_encoder
 
     @property
     def encoding(self) -> Encoding:
@@ -138,10 +144,13 @@ class Agent(ABC):
         """Fresh parameters, all float32; `encoders` is empty where observations are vectors."""
         heads = self.heads
         encoder_key, *head_keys = jax.random.split(key, 1 + len(heads))
-        observations = jnp.zeros((1, *self.spec.observation_shape), self.spec.observation_dtype)
+        observations = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract_observations(self.spec, 1)
+        )
         encoders: Params = {}
-        latents = observations
-        if self.encoder is not None:
+        if self.encoder is None:
+            latents = join_vectors(observations)
+        else:
             for i, name in enumerate(self.encoding.names):
                 latents, variables = self.encoder.init_with_output(
                     jax.random.fold_in(encoder_key, i), observations
@@ -177,7 +186,7 @@ class Agent(ABC):
         steps = () if self.horizon == 1 else (self.horizon,)
         chex.assert_shape(batch.actions, (size, *steps, self.spec.action_dim))
         chex.assert_shape([batch.rewards, batch.masks], (size, *steps))
-        chex.assert_equal_shape([batch.observations, batch.next_observations])
+        chex.assert_trees_all_equal_shapes(batch.observations, batch.next_observations)
         for field in self.needs:
             assert getattr(batch, field) is not None, f'the batch has no {field}'
 
@@ -189,7 +198,6 @@ class PlainEncoder(Agent):
     """
 
     @property
-    def encoder(self) -> nn.Module | None:
+    def image_encoder(self) -> nn.Module:
         """See `Agent`."""
-        encoder = super().encoder
-        return encoder if encoder is None else encoder.clone(plain=True)
+        return super().image_encoder.clone(plain=True)

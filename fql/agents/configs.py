@@ -1,7 +1,8 @@
 """Every agent's settings, as frozen dataclasses. Imports no JAX: `--help` must answer at once."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -18,19 +19,22 @@ class Spec:
     """Shapes of what an agent sees and does.
 
     Attributes:
-        observation_shape: of one stacked observation, (h, w, c) or (d,).
-        observation_dtype: 'uint8' for images, 'float32' for vectors.
+        observation_shape: of one stacked observation, (h, w, c) or (d,); of several arrays, such
+            shapes by name.
+        observation_dtype: 'uint8' for images, 'float32' for vectors; likewise by name.
         action_dim: size of an action.
     """
 
-    observation_shape: tuple[int, ...]
-    observation_dtype: str
+    observation_shape: Any
+    observation_dtype: Any
     action_dim: int
 
     @property
     def images(self) -> bool:
-        """Whether observations are images."""
-        return len(self.observation_shape) == 3
+        """Whether observations are images, or there are images among them."""
+        shapes = self.observation_shape
+        several = shapes.values() if isinstance(shapes, Mapping) else (shapes,)
+        return any(len(shape) == 3 for shape in several)
 
 
 def _flag(name: str, metavar: str | None = None) -> object:

@@ -12,10 +12,16 @@ import numpy as np
 
 from data_pipeline.action_range import ActionRange
 from data_pipeline.environment import choose_opengl, construct, is_opengl_fault
+from data_pipeline.observations import map_named, named
 from fql.errors import FQLError, first_line
 
 if TYPE_CHECKING:
     import gymnasium
+
+
+_DICT_HINT = (
+    '; the data need arrays of these names: fql prepare --observation-key NAME=KEY, for each'
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class EnvSpec:
             registers with gymnasium.
         kwargs: (name, value) pairs for the environment's constructor, such as
             ('success_timing', 'post').
+        observations: which of the arrays of a `Dict` the policy sees; none where there is only one.
         frame_stack: how many observations, oldest to newest, make one observation of the policy.
         max_episode_steps: replaces the registered time limit.
         action_range: what the policy's actions, [-1, 1], stand for; the environment's own bounds
@@ -35,6 +42,7 @@ class EnvSpec:
 
     env_id: str
     kwargs: tuple[tuple[str, Any], ...] = ()
+    observations: tuple[str, ...] = ()
     frame_stack: int = 1
     max_episode_steps: int | None = None
     action_range: ActionRange | None = None
@@ -44,11 +52,13 @@ def make_env(spec: EnvSpec) -> 'gymnasium.Env':
     """Makes the environment, its observations stacked along their last axis.
 
     Observations are (h, w, c * frame_stack) uint8 for images, channels oldest to newest, and
-    (d * frame_stack,) float32 for vectors; before the first step the first one is repeated.
+    (d * frame_stack,) float32 for vectors; of a `Dict` such arrays by name. Before the first step
+    the first one is repeated.
 
     Raises:
         FQLError: the id is unknown, rendering is impossible, the constructor fails, or the spaces
-            are not images or vectors and actions in [-1, 1], or of the size of `action_range`.
+            are not images or vectors and actions in [-1, 1], or of the size of `action_range`, or
+            lack one of `observations`.
     """
     choose_opengl()
     try:
@@ -65,27 +75,55 @@ def make_env(spec: EnvSpec) -> 'gymnasium.Env':
         raise FQLError(_construction_fault(spec, error)) from error
     if spec.action_range is not None:
         env = _scale_actions(spec.env_id, env, spec.action_range)
+    if spec.observations:
+        env = _choose_observations(spec, env)
     _check_spaces(spec, env)
     return _stack_frames(env, spec.frame_stack)
 
 
+def _choose_observations(spec: EnvSpec, env: 'gymnasium.Env') -> 'gymnasium.Env':
+    from gymnasium.spaces import Dict
+    from gymnasium.wrappers import FilterObservation
+
+    space, wanted = env.observation_space, ', '.join(spec.observations)
+    if not isinstance(space, Dict):
+        raise FQLError(f'{spec.env_id}: observations must be a Dict with {wanted}, not {space}')
+    if lacking := [name for name in spec.observations if name not in space.spaces]:
+        raise FQLError(
+            f'{spec.env_id}: observations have no {", ".join(lacking)}, as the data have; they are '
+            f'{", ".join(space.spaces)}'
+        )
+    return FilterObservation(env, list(spec.observations))
+
+
 def _stack_frames(env: 'gymnasium.Env', frame_stack: int) -> 'gymnasium.Env':
-    from gymnasium.spaces import Box
+    from gymnasium.spaces import Box, Dict
     from gymnasium.wrappers import FrameStackObservation, TransformObservation
 
-    space = env.observation_space
-    assert isinstance(space, Box)
-    dtype: Any = np.uint8 if space.dtype == np.uint8 else np.float32
-    stacked_space = Box(
-        np.concatenate([space.low] * frame_stack, axis=-1).astype(dtype),
-        np.concatenate([space.high] * frame_stack, axis=-1).astype(dtype),
-        dtype=dtype,
-    )
+    def stack_space(space: Box) -> Box:
+        dtype: Any = np.uint8 if space.dtype == np.uint8 else np.float32
+        low, high = (
+            np.concatenate([bound] * frame_stack, axis=-1).astype(dtype)
+            for bound in (space.low, space.high)
+        )
+        return Box(low, high, dtype=dtype)
+
+    stacked = map_named(stack_space, boxes_of(env.observation_space))
+    dtypes = map_named(lambda box: box.dtype, stacked)
     return TransformObservation(
         FrameStackObservation(env, frame_stack, padding_type='reset'),
-        lambda frames: np.concatenate(list(frames), axis=-1).astype(dtype),
-        stacked_space,
+        lambda shown: map_named(
+            lambda frames, dtype: np.concatenate(list(frames), axis=-1).astype(dtype), shown, dtypes
+        ),
+        Dict(stacked) if isinstance(stacked, dict) else stacked,
     )
+
+
+def boxes_of(space: Any) -> Any:
+    """The spaces of a `Dict` by name, in the order of the names; any other space as it is."""
+    from gymnasium.spaces import Dict
+
+    return dict(sorted(space.spaces.items())) if isinstance(space, Dict) else space
 
 
 def _scale_actions(env_id: str, env: 'gymnasium.Env', scale: ActionRange) -> 'gymnasium.Env':
@@ -103,15 +141,18 @@ def _scale_actions(env_id: str, env: 'gymnasium.Env', scale: ActionRange) -> 'gy
 
 
 def _check_spaces(spec: EnvSpec, env: 'gymnasium.Env') -> None:
-    from gymnasium.spaces import Box
+    from gymnasium.spaces import Box, Dict
 
     observations, actions = env.observation_space, env.action_space
-    image = isinstance(observations, Box) and observations.dtype == np.uint8
-    if not isinstance(observations, Box) or len(observations.shape) != (3 if image else 1):
-        raise FQLError(
-            f'{spec.env_id}: observations must be uint8 images (h, w, c) or float vectors (d,), '
-            f'not {observations}'
-        )
+    several = boxes_of(observations) if spec.observations else observations
+    for name, space in named(several).items():
+        image = isinstance(space, Box) and space.dtype == np.uint8
+        if not isinstance(space, Box) or len(space.shape) != (3 if image else 1):
+            which = f'observation {name}' if name else 'observations'
+            raise FQLError(
+                f'{spec.env_id}: {which} must be uint8 images (h, w, c) or float vectors (d,), '
+                f'not {space}{_DICT_HINT if isinstance(space, Dict) else ""}'
+            )
     if not (
         isinstance(actions, Box)
         and len(actions.shape) == 1

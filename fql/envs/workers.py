@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from data_pipeline.environment import render_in_one_thread
+from data_pipeline.observations import map_named
 from data_pipeline.workers import WorkerGroup
-from fql.envs.make import EnvSpec, make_env
+from fql.envs.make import EnvSpec, boxes_of, make_env
 from fql.envs.pictures import Painter, hides_goal
 from fql.errors import FQLError, first_line
 
@@ -28,7 +29,7 @@ class WorkerDiedError(FQLError):
 class Step(NamedTuple):
     """What one step of an environment gives; `success` is NaN where it reports none."""
 
-    observation: np.ndarray
+    observation: Any
     reward: float
     terminated: bool
     truncated: bool
@@ -36,8 +37,8 @@ class Step(NamedTuple):
 
 
 class _Spaces(NamedTuple):
-    observation_shape: tuple[int, ...]
-    observation_dtype: np.dtype
+    observation_shape: Any
+    observation_dtype: Any
     action_dim: int
     hides_goal: bool
 
@@ -54,8 +55,8 @@ class EnvWorkers:
         spec: what each worker made.
         num_workers: how many there are.
         step_seconds: after which a worker hangs that has not answered.
-        observation_shape: of one (stacked) observation: (h, w, c) or (d,).
-        observation_dtype: uint8 for images, float32 for vectors.
+        observation_shape: of one (stacked) observation: (h, w, c) or (d,); of several, by name.
+        observation_dtype: uint8 for images, float32 for vectors; of several, by name.
         action_dim: the width of an action.
         hides_goal: images do not show the goal, which pictures do.
     """
@@ -105,7 +106,7 @@ class EnvWorkers:
         else:
             self._group.kill()
 
-    def reset(self, seeds: Mapping[int, int]) -> dict[int, np.ndarray]:
+    def reset(self, seeds: Mapping[int, int]) -> dict[int, Any]:
         """Starts an episode in each worker named and gives the first observations.
 
         The same seed (in [0, 2**32)) starts the same episode, whatever the worker did before.
@@ -227,10 +228,10 @@ def _run_worker(connection: Connection, spec: EnvSpec, is_one_of_several: bool) 
 
 
 def _serve(connection: Connection, env: Any) -> None:
-    observations, actions = env.observation_space, env.action_space
-    connection.send(
-        (None, _Spaces(observations.shape, observations.dtype, actions.shape[0], hides_goal(env)))
-    )
+    observations, actions = boxes_of(env.observation_space), env.action_space
+    shapes = map_named(lambda box: box.shape, observations)
+    dtypes = map_named(lambda box: box.dtype, observations)
+    connection.send((None, _Spaces(shapes, dtypes, actions.shape[0], hides_goal(env))))
     painter = Painter(env)
     commands: dict[str, Callable[[Any], Any]] = {
         'reset': partial(_reset, env),
@@ -245,7 +246,7 @@ def _serve(connection: Connection, env: Any) -> None:
         connection.send((None, commands[command](argument)))
 
 
-def _reset(env: Any, seed: int) -> np.ndarray:
+def _reset(env: Any, seed: int) -> Any:
     # OGBench draws from NumPy's global state and from the action space as well as from the
     # environment's own generator, and in its reset already.
     np.random.seed(seed)

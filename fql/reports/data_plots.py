@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from data_pipeline.store.frame_store import Split
-from fql.reports.plots import as_rgb
+from fql.reports.plots import as_rgb, first_shown
 
 TRAJECTORIES, MOMENTS = 8, 10
 _MAX_ACTION_PLOTS = 24
@@ -15,12 +15,15 @@ _MAX_ACTION_PLOTS = 24
 def plot_frames(path: Path, split: Split, title: str) -> None:
     """Draws some trajectories, one a row, from their first to their last observation.
 
-    Images are shown as they are; vectors as lines over the rows of the trajectory.
+    Images are shown as they are; vectors as lines over the rows of the trajectory. Of several
+    observations, the first image is shown.
     """
+    shown, observations = first_shown(split.observations)
+    title = f'{title} {shown}'.rstrip()
     lengths = split.lengths
     firsts = np.cumsum(lengths) - lengths
     chosen = np.unique(np.linspace(0, len(lengths) - 1, TRAJECTORIES).astype(int))
-    is_image = split.observations.ndim == 4
+    is_image = observations.ndim == 4
     columns = MOMENTS if is_image else 1
     figure = Figure(figsize=(12, 1.3 * len(chosen) + 0.6), layout='constrained')
     figure.suptitle(f'{title}, {split.name}', fontsize=9)
@@ -28,12 +31,12 @@ def plot_frames(path: Path, split: Split, title: str) -> None:
     for i, trajectory in enumerate(chosen):
         first, length = firsts[trajectory], lengths[trajectory]
         if not is_image:
-            grid[i, 0].plot(split.observations[first : first + length], linewidth=0.7)
+            grid[i, 0].plot(observations[first : first + length], linewidth=0.7)
             grid[i, 0].set_title(f'trajectory {trajectory}', fontsize=7)
             continue
         rows = first + np.linspace(0, length - 1, columns).astype(int)
         for axes, row in zip(grid[i], rows, strict=True):
-            axes.imshow(as_rgb(split.observations[row]))
+            axes.imshow(as_rgb(observations[row]))
             axes.set(xticks=[], yticks=[])
             axes.set_title(f'row {row:,}', fontsize=7)
         grid[i, 0].set_ylabel(f'{trajectory}', fontsize=8)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import DataError
+from data_pipeline.observations import describe, map_named
 from data_pipeline.store.frame_store import FrameStore, Split
 from data_pipeline.store.labels import labelled_tasks, task_labels
 from fql.envs.tasks import find_task, task_names
@@ -25,10 +26,11 @@ def describe_store(store: FrameStore) -> str:
     """Some lines on a store: where it lies and what it holds."""
     lines = [f'{store.manifest.dataset}: {store.path}']
     for name, split in store.splits.items():
-        size = 'x'.join(str(n) for n in split.observations.shape[1:])
+        shapes = map_named(lambda array: array.shape[1:], split.observations)
+        dtypes = map_named(lambda array: array.dtype, split.observations)
         lines.append(
             f'  {name}: {split.num_transitions:,} transitions in {split.terminals.sum():,} '
-            f'trajectories, observations {size} {split.observations.dtype}, '
+            f'trajectories, observations {describe(shapes, dtypes)}, '
             f'actions {split.actions.shape[1]}'
         )
         lines += [f'    {note}' for note in notes_of(store, name)]

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from data_pipeline.observations import named
 from fql.reports.measures import SUCCESS, Measure, measure_of
 from fql.training.metrics_log import read_csv
 from fql.training.run_folder import RunFolder
@@ -85,16 +87,22 @@ def _line(axes: Axes, rows: list[dict[str, str]], name: str, label: str, marker:
         axes.plot(steps, [float(row[name]) for row in rows], label=label, marker=marker)
 
 
-def plot_batch(path: Path, arrays: Mapping[str, np.ndarray], title: str) -> None:
-    """Draws the first transitions of a batch of images, one a row: the stack, then what follows.
+def plot_batch(path: Path, arrays: Mapping[str, Any], title: str) -> None:
+    """Draws the first transitions of a batch, one a row: the stack, then what follows.
+
+    Of several observations, the first image is shown.
 
     Args:
         path: the PNG to write.
         arrays: a batch of the loader: `frames` (b, stack + 1, h, w, c), uint8 or float in [0, 1],
-            or (b, stack + 1, d) for vectors; `actions`, `rewards`, `masks`, `indices`, `shifts`.
+            or (b, stack + 1, d) for vectors, or several of these by name; `actions`, `rewards`,
+            `masks`, `indices`, `shifts`.
         title: the figure's.
     """
-    frames = arrays['frames'][:BATCH_ROWS]
+    shown, frames = first_shown(arrays['frames'])
+    frames = frames[:BATCH_ROWS]
+    shifts = named(arrays['shifts'])[shown]
+    title = f'{title} {shown}'.rstrip()
     rows, columns = frames.shape[:2]
     figure = Figure(figsize=(1.7 * columns + 2.6, 1.7 * rows + 0.6), layout='constrained')
     figure.suptitle(title, fontsize=9)
@@ -114,7 +122,7 @@ def plot_batch(path: Path, arrays: Mapping[str, np.ndarray], title: str) -> None
             1.06,
             0.5,
             f'row {arrays["indices"][i]}\nreward {arrays["rewards"][i]:g}  '
-            f'mask {arrays["masks"][i]:g}\nshift {tuple(arrays["shifts"][i].tolist())}\n'
+            f'mask {arrays["masks"][i]:g}\nshift {tuple(shifts[i].tolist())}\n'
             f'action\n{actions}',
             transform=grid[i, -1].transAxes,
             fontsize=7,
@@ -126,6 +134,11 @@ def plot_batch(path: Path, arrays: Mapping[str, np.ndarray], title: str) -> None
 def _frame_name(column: int, columns: int) -> str:
     offset = column - (columns - 2)
     return 'next frame' if offset == 1 else 'frame t' if offset == 0 else f'frame t{offset}'
+
+
+def first_shown(observations: Any) -> tuple[str, Any]:
+    """The name and the array of the first image, or where there is none, of the first vector."""
+    return min(named(observations).items(), key=lambda item: (-item[1].ndim, item[0]))
 
 
 def as_rgb(frame: np.ndarray) -> np.ndarray:

@@ -4,11 +4,15 @@ Every sample gets changes of its own, the same for all its frames, so that the o
 next one stay of one world. (The random shift is the data pipeline's.)
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import dm_pix
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from data_pipeline.observations import named
 from fql.errors import FQLError
 from fql.training.config import AugmentationConfig
 
@@ -23,9 +27,14 @@ CUTOUT_SIZE = 0.25
 _STREAM = 0x617567
 
 
-def check_augmentation(config: AugmentationConfig, frame_shape: tuple[int, ...]) -> None:
-    """Raises FQLError if these frames, (h, w, c) or (d,), cannot be augmented as asked."""
-    if config.is_on and len(frame_shape) != 3:
+def check_augmentation(config: AugmentationConfig, frame_shapes: Any) -> None:
+    """Raises FQLError if these frames, (h, w, c) or (d,), cannot be augmented as asked.
+
+    Args:
+        frame_shapes: a shape, or several by name.
+    """
+    images = [shape for shape in named(frame_shapes).values() if len(shape) == 3]
+    if config.is_on and not images:
         raise FQLError('observations are vectors: set all augmentations (--brightness, ...) to 0')
     needs_rgb = {
         'saturation': config.saturation,
@@ -33,19 +42,21 @@ def check_augmentation(config: AugmentationConfig, frame_shape: tuple[int, ...])
         'grayscale-probability': config.grayscale_probability,
     }
     asked = [name for name, value in needs_rgb.items() if value]
-    if asked and frame_shape[-1] != 3:
-        raise FQLError(
-            f'images have {frame_shape[-1]} channels: set {", ".join(asked)} to 0, which take RGB'
-        )
+    for *_, channels in images:
+        if asked and channels != 3:
+            raise FQLError(
+                f'images have {channels} channels: set {", ".join(asked)} to 0, which take RGB'
+            )
 
 
 def augment_frames(
-    frames: jax.Array, config: AugmentationConfig, key: jax.Array, step: jax.Array | int
-) -> jax.Array:
+    frames: Any, config: AugmentationConfig, key: jax.Array, step: jax.Array | int
+) -> Any:
     """Augments the unique frames of a batch; returns them untouched if nothing is on here.
 
     Args:
-        frames: (b, t, h, w, c) uint8.
+        frames: (b, t, h, w, c) uint8; or several by name, of which the images are augmented, each
+            with draws of its own.
         key: () of the run, `TrainState.key`.
         step: () the update that the batch is for; (key, step) determine every draw.
 
@@ -55,6 +66,17 @@ def augment_frames(
     if not config.is_on:
         return frames
     key = jax.random.fold_in(jax.random.fold_in(key, step), _STREAM)
+    if not isinstance(frames, Mapping):
+        return _augment_images(key, frames, config)
+    images = sorted(name for name, array in frames.items() if array.ndim == 5)
+    return dict(frames) | {
+        name: _augment_images(jax.random.fold_in(key, number), frames[name], config)
+        for number, name in enumerate(images)
+    }
+
+
+def _augment_images(key: jax.Array, frames: jax.Array, config: AugmentationConfig) -> jax.Array:
+    """The frames (b, t, h, w, c) uint8 of a batch, as float32 in [0, 1]."""
     keys = jax.random.split(key, len(frames))
     images = frames.astype(jnp.float32) / 255.0
     return jax.vmap(lambda key, sample: _augment_sample(key, sample, config))(keys, images)

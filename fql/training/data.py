@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from data_pipeline.action_range import ActionRange, action_range_from_json
 from data_pipeline.errors import DataError
 from data_pipeline.loader import LoaderConfig, make_batches
+from data_pipeline.observations import map_named
 from data_pipeline.sources.base import LABEL_ARRAYS
 from data_pipeline.store.frame_store import FrameStore, Split, open_store
 from data_pipeline.store.labels import task_labels
@@ -70,14 +72,19 @@ def load_training_data(config: TrainConfig) -> dict[str, LabelledSplit]:
     }
 
 
-def batch_of_update(config: TrainConfig, step: int) -> dict[str, np.ndarray]:
+def batch_of_update(config: TrainConfig, step: int) -> dict[str, Any]:
     """The loader's batch for one update of a run, its frames augmented as the update has them."""
     data = load_training_data(config)['train']
-    check_augmentation(config.augmentation, data.split.observations.shape[1:])
+    check_augmentation(config.augmentation, frame_shapes(data.split))
     arrays = next(training_batches(data, config, step))
     augment = jax.jit(augment_frames, static_argnames='config')
     frames = augment(arrays['frames'], config.augmentation, split_seed(config.seed)[1], step)
-    return {**arrays, 'frames': np.asarray(frames)}
+    return {**arrays, 'frames': jax.tree.map(np.asarray, frames)}
+
+
+def frame_shapes(split: Split) -> Any:
+    """The shape of a split's observations, not stacked; of several, by name."""
+    return map_named(lambda array: array.shape[1:], split.observations)
 
 
 def store_of(data: Mapping[str, LabelledSplit]) -> FrameStore:
@@ -114,7 +121,7 @@ def training_batches(
     start_step: int,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[dict[str, Any]]:
     """The batches of a run from update `start_step` on; see `data_pipeline.loader.make_batches`."""
     loader = loader_config(data, config, process_index, process_count)
     return make_batches(data.split, data.rewards, data.masks, loader, start_step)
@@ -140,11 +147,13 @@ def loader_config(
 
 def run_spec(data: LabelledSplit, config: TrainConfig) -> RunSpec:
     """The specification of a run of `config` on these data."""
-    *leading, last = data.split.observations.shape[1:]
+    shapes = frame_shapes(data.split)
     return RunSpec(
         config=config,
-        observation_shape=(*leading, last * config.frame_stack),
-        observation_dtype=str(data.split.observations.dtype),
+        observation_shape=map_named(
+            lambda shape: (*shape[:-1], shape[-1] * config.frame_stack), shapes
+        ),
+        observation_dtype=map_named(lambda array: str(array.dtype), data.split.observations),
         action_dim=data.split.actions.shape[1],
         action_range=data.action_range,
     )

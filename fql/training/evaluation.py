@@ -3,18 +3,20 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 
+from data_pipeline.observations import map_named, named
 from fql.envs.workers import EnvWorkers
 from fql.errors import FQLError
 from fql.reports.video import Recording
 
-# (observations (n, ...), episodes (n,) int32, timesteps (n,) int32) -> actions
+# (observations (n, ...), or several by name, episodes (n,) int32, timesteps (n,) int32) -> actions
 # (n, h, action_dim), which are executed one after the other. n is the number of workers. Noise that
-# depends on (episode, timestep) alone makes a rollout the
-# same whatever the number of workers.
-Policy = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+# depends on (episode, timestep) alone makes a rollout the same whatever the number of workers.
+Policy = Callable[[Any, np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +41,8 @@ class EvaluationResult:
 
 
 RENDER_EVERY = 5
-"""Steps between the pictures of an episode on vectors: on CPUs, one takes longer than a step."""
+"""Steps between the pictures of an episode whose observations are not one image: on CPUs, rendering
+one takes longer than a step on vectors."""
 
 
 @dataclass
@@ -89,9 +92,15 @@ def evaluate(
     repeated: set[int] = set()  # episodes whose worker hung
     undrawn: list[str] = []  # why nothing is recorded
     queues: dict[int, deque[np.ndarray]] = {}  # worker -> actions that it has still to execute
-    observations = np.empty(
-        (workers.num_workers, *workers.observation_shape), workers.observation_dtype
+    observations = map_named(
+        lambda shape, dtype: np.empty((workers.num_workers, *shape), dtype),
+        workers.observation_shape,
+        workers.observation_dtype,
     )
+
+    def show(worker: int, observation: Any) -> None:
+        for name, rows in named(observations).items():
+            rows[worker] = named(observation)[name]
 
     def repeat(hung: Iterable[int]) -> None:
         for worker in sorted(hung):
@@ -108,7 +117,7 @@ def evaluate(
             waiting.appendleft(episode)
 
     def is_due(record: _Episode) -> bool:
-        every = 1 if len(workers.observation_shape) == 3 else RENDER_EVERY
+        every = 1 if _shows_images(workers) else RENDER_EVERY
         return len(record.rewards) % every == 0 or record.has_ended
 
     def record_frames(of: Iterable[int]) -> None:
@@ -136,7 +145,7 @@ def evaluate(
         queues |= {worker: deque() for worker in new}
         firsts = workers.reset({worker: seed + episode for worker, episode in new.items()})
         for worker, first in firsts.items():
-            observations[worker] = first
+            show(worker, first)
         repeat(new.keys() - firsts.keys())
         record_frames(firsts)
         if not running:
@@ -147,7 +156,8 @@ def evaluate(
             ids = np.array([running[row] for row in rows], np.int32)
             timesteps = np.array([len(records[running[row]].rewards) for row in rows], np.int32)
             # Sent as a JAX array, an action would make the worker import JAX.
-            actions = np.asarray(policy(observations[rows], ids, timesteps))
+            chosen = map_named(itemgetter(rows), observations)
+            actions = np.asarray(policy(chosen, ids, timesteps))
             for worker in running:
                 if not queues[worker]:
                     queues[worker].extend(actions[worker])
@@ -158,7 +168,7 @@ def evaluate(
             record.rewards.append(step.reward)
             record.success = step.success
             record.has_ended = step.terminated or step.truncated
-            observations[worker] = step.observation
+            show(worker, step.observation)
         record_frames(steps)
 
         for worker in steps:
@@ -186,7 +196,7 @@ def evaluate(
 def random_policy(action_dim: int, seed: int) -> Policy:
     """Actions (n, 1, action_dim) in [-1, 1], float32, uniform by (seed, episode, timestep)."""
 
-    def policy(_: np.ndarray, episodes: np.ndarray, timesteps: np.ndarray) -> np.ndarray:
+    def policy(_: Any, episodes: np.ndarray, timesteps: np.ndarray) -> np.ndarray:
         return np.stack(
             [
                 np.random.default_rng((seed, episode, timestep)).uniform(-1, 1, (1, action_dim))
@@ -197,14 +207,20 @@ def random_policy(action_dim: int, seed: int) -> Policy:
     return policy
 
 
+def _shows_images(workers: EnvWorkers) -> bool:
+    """Whether an observation is an image, not a vector or several arrays."""
+    shape = workers.observation_shape
+    return not isinstance(shape, dict) and len(shape) == 3
+
+
 def _frames(
-    workers: EnvWorkers, observations: np.ndarray, indices: list[int]
+    workers: EnvWorkers, observations: Any, indices: list[int]
 ) -> Mapping[int, np.ndarray | str]:
     """Pictures of the workers' states, or why there is none.
 
     The newest image they sent, if that shows all there is to see; else one is rendered.
     """
-    if len(workers.observation_shape) != 3 or workers.hides_goal:
+    if not _shows_images(workers) or workers.hides_goal:
         return workers.render(indices)
     channels = workers.observation_shape[-1] // workers.spec.frame_stack
     return {index: observations[index, ..., -channels:].copy() for index in indices}

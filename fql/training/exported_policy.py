@@ -21,9 +21,11 @@ import orbax.checkpoint as ocp
 from jax import export
 
 from data_pipeline.files import atomic_folder, write_json
+from data_pipeline.observations import describe, flattened, pick_observations
 from data_pipeline.schema import read_json
 from encoders.leaves import tree_digest
 from fql.agents.base import Agent, PlainEncoder
+from fql.batch import abstract_observations
 from fql.errors import FQLError
 from fql.learner import Params
 from fql.reports.measures import Measure, read_results
@@ -147,15 +149,13 @@ def export_program(agent: Agent, params: Params, policy: str) -> bytes:
     """A program with the parameters in it, which runs with JAX alone, on any of PLATFORMS.
 
     `jax.export.deserialize(program).call(observations, noise)` takes stacked observations
-    (b, h, w, c) uint8 or (b, d) float32 and standard normal noise (b, ...) float32, b of any size,
-    and gives actions (b, horizon, a) float32.
+    (b, h, w, c) uint8 or (b, d) float32, or a dictionary of such arrays, and standard normal noise
+    (b, ...) float32, b of any size, and gives actions (b, horizon, a) float32.
     """
     plain = type('Plain', (PlainEncoder, type(agent)), {})
     agent = plain(agent.config, agent.spec)
     (size,) = export.symbolic_shape('b')
-    observations = jax.ShapeDtypeStruct(
-        (size, *agent.spec.observation_shape), jnp.dtype(agent.spec.observation_dtype)
-    )
+    observations = abstract_observations(agent.spec, size)
     noise = jax.ShapeDtypeStruct((size, *agent.noise_shape), jnp.float32)
     act = jax.jit(lambda observations, noise: agent.act(params, observations, noise, policy))
     exported = export.export(act, platforms=PLATFORMS)(observations, noise)
@@ -167,11 +167,14 @@ def _sha256(path: Path) -> str:
 
 
 def _data_checksums(folder: RunFolder) -> dict[str, str]:
-    """The checksum of each split's observations, where the run has a record of its data."""
+    """The checksum of each split's observations, where the run has a record of its data.
+
+    Of several observations, each as `SPLIT.NAME`.
+    """
     if not folder.data.exists():
         return {}
     splits = read_object(folder.data)
-    return {name: arrays['observations'] for name, arrays in splits.items()}
+    return flattened({name: pick_observations(arrays) for name, arrays in splits.items()})
 
 
 def model_card(spec: RunSpec, description: Description, measure: Measure) -> str:
@@ -181,7 +184,7 @@ def model_card(spec: RunSpec, description: Description, measure: Measure) -> str
         f'{measure.text(value)} at {int(at):,}' for at, value in description.results.items()
     )
     data = ', '.join(f'{name} {digest[:16]}' for name, digest in description.data.items())
-    shape = 'x'.join(map(str, spec.observation_shape))
+    observations = describe(spec.observation_shape, spec.observation_dtype)
     scale = '[-1, 1]'
     if spec.action_range is not None:
         low, high = spec.action_range.low, spec.action_range.high
@@ -193,7 +196,7 @@ def model_card(spec: RunSpec, description: Description, measure: Measure) -> str
         |---|---|
         | task | {config.task} |
         | agent | {config.agent.name}, seed {config.seed}, update {description.step:,} |
-        | observations | {spec.observation_dtype}, {shape}, {config.frame_stack} frame(s) stacked |
+        | observations | {observations}, {config.frame_stack} frame(s) stacked |
         | actions | {spec.action_dim} numbers, {scale} |
         | policies | {', '.join(description.policies)} |
         | {description.measure} in {config.eval_episodes} episodes | {results or 'not evaluated'} |

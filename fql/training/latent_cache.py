@@ -25,7 +25,7 @@ from data_pipeline.store.latents import (
     make_latent_folder,
 )
 from encoders.leaves import tree_digest
-from fql.batch import stack_frames
+from fql.batch import abstract_observations, stack_frames
 from fql.devices import AXIS, compiler_options, local_mesh
 from fql.errors import FQLError
 from fql.learner import Params
@@ -106,8 +106,8 @@ def latent_width(spec: RunSpec) -> int:
     """Size of the encoder's latents."""
     encoder = agent_of(spec).encoder
     assert encoder is not None
-    images = jax.ShapeDtypeStruct((1, *spec.observation_shape), spec.observation_dtype)
-    latents, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), images)
+    observations = abstract_observations(spec.shapes, 1)
+    latents, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), observations)
     return latents.shape[1]
 
 

@@ -1,12 +1,15 @@
 """A trained policy in a user's own program: observations in, actions out."""
 
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipeline.observations import map_named, named, unnamed
 from fql.learner import Params
 from fql.training.exported_policy import is_exported, read_exported
 from fql.training.learning import agent_of
@@ -18,8 +21,9 @@ class LoadedPolicy:
     """Acts on observations as they come; keeps the frame stack and the actions still to execute.
 
     Attributes:
-        observation_shape: of one observation, not stacked: (h, w, c) or (d,).
-        observation_dtype: 'uint8' for images, 'float32' for vectors.
+        observation_shape: of one observation, not stacked: (h, w, c) or (d,); of several arrays, by
+            name.
+        observation_dtype: 'uint8' for images, 'float32' for vectors; of several, by name.
         action_dim: size of an action.
     """
 
@@ -36,12 +40,13 @@ class LoadedPolicy:
         self._act = make_act(agent_of(spec), policy)
         self._params = params
         stack = spec.config.frame_stack
-        *outer, last = spec.observation_shape
-        self.observation_shape = (*outer, last // stack)
+        self.observation_shape = map_named(
+            lambda shape: (*shape[:-1], shape[-1] // stack), spec.observation_shape
+        )
         self.observation_dtype = spec.observation_dtype
         self.action_dim = spec.action_dim
         self._range = spec.action_range
-        self._frames: deque[np.ndarray] = deque(maxlen=stack)
+        self._frames: deque[Any] = deque(maxlen=stack)
         self._actions: deque[np.ndarray] = deque()
         self.reset()
 
@@ -56,24 +61,30 @@ class LoadedPolicy:
         self._actions.clear()
         self._step = 0
 
-    def __call__(self, observation: np.ndarray) -> np.ndarray:
+    def __call__(self, observation: Any) -> np.ndarray:
         """The next action, (a,) float32 in [-1, 1] or in the data's own units; (b, a) for a batch.
 
         Args:
             observation: what the environment gave last, not stacked: (h, w, c) uint8 in [0, 255],
-                or (d,) float; or a batch of them, as many rows as at the episode's first step.
+                or (d,) float; or a dictionary of such arrays, of which others than the policy's are
+                ignored; or a batch of them, as many rows as at the episode's first step.
 
         Raises:
-            ValueError: another shape or dtype.
+            ValueError: another shape or dtype, or an array is missing.
         """
-        rows, is_batch = self._rows(np.asarray(observation))
+        rows, is_batch = self._rows(observation)
+        size = len(next(iter(named(rows).values())))
+        if self._frames and (before := len(next(iter(named(self._frames[-1]).values())))) != size:
+            raise ValueError(f'an episode of {before} rows goes on with {size}: call reset()')
         while len(self._frames) < self._frames.maxlen - 1:  # type: ignore[operator]
             self._frames.append(rows)
         self._frames.append(rows)
         if not self._actions:
-            stacked = jnp.asarray(np.concatenate(self._frames, axis=-1))
-            episodes = jnp.arange(len(rows), dtype=jnp.int32)
-            steps = jnp.full(len(rows), self._step, jnp.int32)
+            stacked = map_named(
+                lambda *frames: jnp.asarray(np.concatenate(frames, axis=-1)), *self._frames
+            )
+            episodes = jnp.arange(size, dtype=jnp.int32)
+            steps = jnp.full(size, self._step, jnp.int32)
             actions = self._act(self._params, self._key, stacked, episodes, steps)
             self._actions.extend(np.moveaxis(np.asarray(actions), 1, 0))
         self._step += 1
@@ -82,22 +93,34 @@ class LoadedPolicy:
             action = self._range.from_unit(action).astype(np.float32)
         return action if is_batch else action[0]
 
-    def _rows(self, observation: np.ndarray) -> tuple[np.ndarray, bool]:
+    def _rows(self, observation: Any) -> tuple[Any, bool]:
         """The observation as a batch of the type that the networks take; whether it was a batch."""
-        shape, dtype = self.observation_shape, np.dtype(self.observation_dtype)
-        is_batch = observation.ndim == len(shape) + 1
-        rows = observation if is_batch else observation[None]
-        is_fit = rows.dtype == dtype or (dtype == np.float32 and rows.dtype.kind == 'f')
-        if rows.shape[1:] != shape or not is_fit or not len(rows):
+        shapes, dtypes = named(self.observation_shape), named(self.observation_dtype)
+        given = named(observation)
+        if missing := [name for name in shapes if name not in given]:
+            wanted = ', '.join(shapes) if missing != [''] else 'one array'
+            got = ', '.join(given) if isinstance(observation, Mapping) else 'one array'
+            raise ValueError(f'an observation of this policy is {wanted}; got {got}')
+        rows = {}
+        are_batches = set()
+        for name, shape in shapes.items():
+            array, dtype = np.asarray(given[name]), np.dtype(dtypes[name])
+            is_batch = array.ndim == len(shape) + 1
+            block = array if is_batch else array[None]
+            is_fit = block.dtype == dtype or (dtype == np.float32 and block.dtype.kind == 'f')
+            if block.shape[1:] != shape or not is_fit or not len(block):
+                raise ValueError(
+                    f'{name or "an observation"} of this policy is {dtype} {shape}, or a batch of '
+                    f'them; got {array.dtype} {array.shape}'
+                )
+            rows[name] = block.astype(dtype, copy=True)
+            are_batches.add((is_batch, len(block)))
+        if len(are_batches) > 1:
             raise ValueError(
-                f'an observation of this policy is {dtype} {shape}, or a batch of them; got '
-                f'{observation.dtype} {observation.shape}'
+                'the arrays of an observation are batches of one size, or none is; got '
+                + ', '.join(f'{name} {np.shape(given[name])}' for name in shapes)
             )
-        if self._frames and self._frames[-1].shape != rows.shape:
-            raise ValueError(
-                f'an episode of {len(self._frames[-1])} rows goes on with {len(rows)}: call reset()'
-            )
-        return rows.astype(dtype, copy=True), is_batch
+        return unnamed(rows), is_batch
 
 
 def load_policy(

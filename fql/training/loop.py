@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from data_pipeline.errors import DamagedError
+from data_pipeline.observations import flattened
 from data_pipeline.store.verification import Verification
 from fql.compiled import TrainStep
 from fql.devices import not_finite, put_batch
@@ -34,7 +35,7 @@ MAX_IN_FLIGHT = 2
 MUST_BE_FINITE = ('loss', 'update/grad_norm')
 """Metrics of an update after which the parameters are finite if they were so before."""
 
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, Any]
 Batches = Iterator[Arrays]
 InFlight = deque[tuple[int, Metrics, list[Arrays]]]
 """Calls whose losses were not looked at yet: the step before, metrics, batches."""
@@ -349,7 +350,8 @@ class Trainer:
         self.folder.non_finite.mkdir(exist_ok=True)
         part = f'-process-{jax.process_index()}' if jax.process_count() > 1 else ''
         path = self.folder.non_finite / f'step-{number}'
-        np.savez(path.with_name(f'{path.name}{part}.npz'), allow_pickle=False, **batches[place])
+        file = path.with_name(f'{path.name}{part}.npz')
+        np.savez(file, allow_pickle=False, **flattened(batches[place]))
         if jax.process_index() == 0:
             text = json.dumps({name: repr(value) for name, value in terms.items()}, indent=1)
             path.with_suffix('.json').write_text(text)

@@ -19,7 +19,7 @@ from fql.training.evaluation import Policy
 from fql.training.learning import make_learner
 from fql.training.run_folder import RunFolder, RunSpec, read_identity
 
-Act = Callable[[Params, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+Act = Callable[[Params, jax.Array, Any, jax.Array, jax.Array], jax.Array]
 
 
 def make_act(agent: Agent, name: str = '') -> Act:
@@ -44,7 +44,7 @@ def make_act(agent: Agent, name: str = '') -> Act:
     def act(
         params: Params,
         key: jax.Array,
-        observations: jax.Array,
+        observations: Any,
         episodes: jax.Array,
         timesteps: jax.Array,
     ) -> jax.Array:
@@ -61,8 +61,9 @@ def make_policy(act: Act, params: Params, seed: int) -> Policy:
     """A policy for rollouts: (observations, episodes, timesteps) -> actions, all NumPy arrays."""
     key = jax.random.key(seed)
 
-    def policy(observations: np.ndarray, episodes: np.ndarray, timesteps: np.ndarray) -> np.ndarray:
-        return np.asarray(act(params, key, *map(jnp.asarray, (observations, episodes, timesteps))))
+    def policy(observations: Any, episodes: np.ndarray, timesteps: np.ndarray) -> np.ndarray:
+        arrays = jax.tree.map(jnp.asarray, (observations, episodes, timesteps))
+        return np.asarray(act(params, key, *arrays))
 
     return policy
 

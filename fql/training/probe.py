@@ -20,7 +20,7 @@ from encoders.probing import fit_probe, r_squared
 from encoders.saved import Params, load_encoder
 from fql.batch import stack_frames
 from fql.errors import FQLError
-from fql.training.data import open_dataset
+from fql.training.data import frame_shapes, open_dataset
 from fql.training.progress import progress_bar
 
 BLOCK = 256
@@ -72,7 +72,7 @@ def probe_encoder(
     """
     saved = read_encoder(folder)
     store = open_dataset(dataset or saved.dataset, data_dir)
-    shape = store.splits['train'].observations.shape[1:]
+    shape = frame_shapes(store.splits['train'])
     if shape != saved.image_shape:
         raise EncoderError(
             f'{folder} is for frames of {saved.image_shape}, {store.path} has {shape}'

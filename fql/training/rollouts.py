@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from data_pipeline.files import write_json
 from data_pipeline.machine import available_processors
+from data_pipeline.observations import named
 from fql.envs.make import EnvSpec
 from fql.envs.tasks import Task, find_task
 from fql.envs.workers import EnvWorkers
@@ -50,24 +52,27 @@ def start_workers(
     kwargs: tuple[tuple[str, str | int], ...] = ()
     if task.is_ogbench:
         kwargs += (('success_timing', config.success_timing),)
-        if spec.images:
+        if spec.images and not isinstance(spec.observation_shape, dict):
             # The data may have been collected at another size than the environment's own.
             height, width, _ = spec.observation_shape
             kwargs += (('height', height), ('width', width))
     env_spec = EnvSpec(
         env_id=env_id,
         kwargs=kwargs,
+        observations=tuple(name for name in named(spec.observation_shape) if name),
         frame_stack=config.frame_stack,
         max_episode_steps=config.max_episode_steps or None,
         action_range=spec.action_range,
     )
     asked = num_workers or min(available_processors(), MAX_WORKERS)
     workers = EnvWorkers(env_spec, min(asked, episodes), config.env_step_seconds, while_waiting)
-    observation = f'{workers.observation_shape} {workers.observation_dtype}'
-    wanted = f'{spec.observation_shape} {spec.observation_dtype}'
-    differences = []
-    if observation != wanted:
-        differences.append(f'observations (stacked) are {observation}, those of the data {wanted}')
+    given = _described(workers.observation_shape, workers.observation_dtype)
+    wanted = _described(spec.observation_shape, spec.observation_dtype)
+    differences = [
+        f'observations {name}(stacked) are {given[name]}, those of the data {wanted[name]}'
+        for name in wanted
+        if given[name] != wanted[name]
+    ]
     if workers.action_dim != spec.action_dim:
         differences.append(
             f'actions have size {workers.action_dim}, those of the data {spec.action_dim}'
@@ -78,6 +83,14 @@ def start_workers(
             f'the data are not of environment {env_id}: its {"; its ".join(differences)}'
         )
     return workers
+
+
+def _described(shapes: Any, dtypes: Any) -> dict[str, str]:
+    """Shape and type of each array, by its name with a space behind it."""
+    return {
+        f'{name} '.lstrip(): f'{shape} {named(dtypes)[name]}'
+        for name, shape in named(shapes).items()
+    }
 
 
 def evaluate_with_progress(

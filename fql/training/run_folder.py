@@ -17,6 +17,7 @@ import numpy as np
 
 from data_pipeline.action_range import ActionRange
 from data_pipeline.files import write_json
+from data_pipeline.observations import map_named, named
 from data_pipeline.schema import from_json, load_json
 from fql.agents.configs import Spec
 from fql.errors import FQLError
@@ -31,6 +32,7 @@ from fql.training.config import (
 T = TypeVar('T')
 FORMAT_VERSION = 2
 Resume = Literal['never', 'auto', 'always']
+ObservationType = Literal['uint8', 'float32']
 PACKAGES = (
     *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'dm-pix'),
     *('tensorflow', 'tensorflow-cpu', 'numpy', 'ogbench', 'mujoco'),
@@ -154,29 +156,21 @@ class RunFolder:
         return self.path / 'learning_curve.png'
 
 
-def finished_steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in `folder`, ascending; some may have been damaged since."""
-    if not folder.is_dir():
-        return []
-    names = (path.name for path in folder.iterdir() if path.is_dir())
-    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
-
-
 @dataclass(frozen=True)
 class RunSpec:
     """What determines an agent's networks and its state before the first update.
 
     Attributes:
         config: the run's settings.
-        observation_shape: of one stacked observation, (h, w, c) or (d,).
-        observation_dtype: 'uint8' or 'float32'.
+        observation_shape: of one stacked observation, (h, w, c) or (d,); of several, by name.
+        observation_dtype: 'uint8' or 'float32'; of several, by name.
         action_dim: size of an action.
         action_range: what the actions of the environment are, where it is not [-1, 1].
     """
 
     config: TrainConfig
-    observation_shape: tuple[int, ...]
-    observation_dtype: str
+    observation_shape: Any
+    observation_dtype: Any
     action_dim: int
     action_range: ActionRange | None = None
 
@@ -188,7 +182,11 @@ class RunSpec:
     @property
     def observation_bytes(self) -> int:
         """Bytes of a stacked observation."""
-        return math.prod(self.observation_shape) * np.dtype(self.observation_dtype).itemsize
+        dtypes = named(self.observation_dtype)
+        return sum(
+            math.prod(shape) * np.dtype(dtypes[name]).itemsize
+            for name, shape in named(self.observation_shape).items()
+        )
 
     @property
     def shapes(self) -> Spec:
@@ -290,8 +288,8 @@ class _StoredSpec:
 
     run_id: str
     config: Mapping[str, Any]
-    observation_shape: tuple[int, ...]
-    observation_dtype: Literal['uint8', 'float32']
+    observation_shape: tuple[int, ...] | Mapping[str, tuple[int, ...]]
+    observation_dtype: ObservationType | Mapping[str, ObservationType]
     action_dim: int
     action_range: ActionRange | None
     versions: Mapping[str, str]
@@ -301,7 +299,7 @@ def write_spec(run: RunFolder, spec: RunSpec) -> None:
     """Writes `config.json` whole or not at all."""
     values = {
         'config': config_to_dict(spec.config),
-        'observation_shape': list(spec.observation_shape),
+        'observation_shape': map_named(list, spec.observation_shape),
         'observation_dtype': spec.observation_dtype,
         'action_dim': spec.action_dim,
         'action_range': dataclasses.asdict(spec.action_range) if spec.action_range else None,

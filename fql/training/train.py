@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from data_pipeline.loader import check_batches, num_starts
+from data_pipeline.observations import describe
 from data_pipeline.store.latents import stored_latents
 from data_pipeline.store.verification import Verification, VerifyMode
 from encoders.description import read_encoder
@@ -39,6 +40,7 @@ from fql.training.comparability import comparability
 from fql.training.config import TrainConfig, validate_config
 from fql.training.data import (
     LabelledSplit,
+    frame_shapes,
     load_training_data,
     loader_config,
     run_spec,
@@ -127,8 +129,9 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
     data = load_training_data(config)
     store = store_of(data)
     check_data(folder, store)
-    check_augmentation(config.augmentation, data['train'].split.observations.shape[1:])
+    check_augmentation(config.augmentation, frame_shapes(data['train'].split))
     spec = run_spec(data['train'], config)
+    check_several(spec)
     learner = make_learner(spec)
     abstract = abstract_state(learner, mesh, config.shard_params)
     encoder = None
@@ -271,6 +274,19 @@ def check_online_resume(folder: RunFolder, config: TrainConfig) -> None:
         )
 
 
+def check_several(spec: RunSpec) -> None:
+    """Raises FQLError if observations are several arrays where only one is known yet."""
+    if not isinstance(spec.observation_shape, dict):
+        return
+    shown = describe(spec.observation_shape, spec.observation_dtype)
+    for flag, is_given in {
+        '--online-steps': spec.config.online.online_steps > 0,
+        '--encoder.from': spec.config.agent.encoder.source != '',
+    }.items():
+        if is_given:
+            raise FQLError(f'{flag} is for observations of one array; these are {shown}')
+
+
 def make_evaluation(
     spec: RunSpec,
     mesh: Mesh,
@@ -327,6 +343,8 @@ def describe_encoder(spec: RunSpec, state: TrainState) -> str:
     if not spec.images:
         return 'none'
     text = f'{encoder.size}, {encoder.sharing}'
+    if isinstance(spec.observation_shape, dict):
+        text += ', one for each camera'
     if encoder.mode == 'scratch':
         return text
     text += f', {encoder.mode}, from {encoder.source}'
@@ -370,7 +388,6 @@ def start_summary(
     is_frozen = agent.encoder.mode == 'frozen'
     split = data['train'].split
     completed = np.mean(data['train'].masks[split.valid_rows] == 0)
-    size = 'x'.join(str(n) for n in spec.observation_shape)
     counts = {
         name: count_parameters(tree)
         for name, tree in state.params.items()
@@ -388,7 +405,9 @@ def start_summary(
             f'{split.path.parent}: {split.num_transitions:,} transitions in '
             f'{split.terminals.sum():,} trajectories, task complete in {completed:.2%}'
         ),
-        'observations': f'{size} {spec.observation_dtype}, actions {spec.action_dim}',
+        'observations': (
+            f'{describe(spec.observation_shape, spec.observation_dtype)}, actions {spec.action_dim}'
+        ),
         'parameters': (
             f'{sum(counts.values()):,} ('
             + ', '.join(f'{name} {count:,}' for name, count in counts.items())

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import json
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -99,8 +100,13 @@ def test_two_sources(assert_one_line, fql, tmp_path):
     assert_one_line(fql('prepare', 'd', '--source', 'd.npz', '--tfds', 'd'), '--source and --tfds')
 
 
-@pytest.mark.parametrize('key', ['--observation-key', '--action-key', '--reward-key'])
-@pytest.mark.parametrize('source', [(), ('--source', 'd.npz')])
+@pytest.mark.parametrize(
+    ('key', 'source'),
+    [
+        *itertools.product(('--observation-key', '--action-key', '--reward-key'), [()]),
+        *itertools.product(('--action-key', '--reward-key'), [('--source', 'd.npz')]),
+    ],
+)
 def test_keys_of_no_rlds_dataset(assert_one_line, fql, key, source):
     assert_one_line(fql('prepare', 'd', *source, key, 'x'), key, '--tfds')
 

@@ -535,3 +535,24 @@ def test_registered_name_and_config(tmp_path, monkeypatch):
             [step['observation']['image'] for step in robot_episodes((rows,))[0]],
         )
     assert (tmp_path / 'tfds' / 'tiny_robot' / 'long' / '1.0.0').is_dir()
+
+
+@pytest.mark.parametrize('file_format', ['array_record', 'tfrecord'])
+def test_several_observations(write_rlds, tmp_path, file_format):
+    episodes = template_episodes((3, 5))
+    folder = str(write_rlds(episodes, REWARDED, file_format=file_format))
+    names = {'front': 'observation/image', 'wrist': 'observation/wrist', 'state': STATE.observation}
+    store = write_store(
+        tmp_path / 's', 'robot', rlds_splits(folder, RldsKeys(names, reward='reward'))
+    )
+    split = store.splits['train']
+    assert split.observations.keys() == names.keys()
+    for name, key in names.items():
+        one = write_store(
+            tmp_path / name, 'robot', rlds_splits(folder, RldsKeys(key, reward='reward'))
+        ).splits['train']
+        np.testing.assert_array_equal(split.observations[name], one.observations)
+        np.testing.assert_array_equal(split.terminals, one.terminals)
+        np.testing.assert_array_equal(split.labels['masks'], one.labels['masks'])
+    with pytest.raises(DataError, match=r"no observations\.x at 'waist'; steps have action"):
+        rlds_splits(folder, RldsKeys({'x': 'waist', 'state': STATE.observation}))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
+from data_pipeline.observations import observation_keys
 from data_pipeline.sources.files import file_splits
 from data_pipeline.store.writer import write_store
 
@@ -49,7 +50,9 @@ def write_demos(path: Path, demos: Demos, **filters: list[str]) -> Path:
 
 def prepared(tmp_path: Path, demos: Demos, key: str = '', **filters: list[str]) -> Any:
     source = write_demos(tmp_path / 'demos.hdf5', demos, **filters)
-    return write_store(tmp_path / 'store', 'd', file_splits(source, 'd', key), overwrite=True)
+    return write_store(
+        tmp_path / 'store', 'd', file_splits(source, 'd', {'': key} if key else {}), overwrite=True
+    )
 
 
 @pytest.mark.parametrize('following', [True, False])
@@ -122,10 +125,10 @@ def test_without_rewards(tmp_path):
 
 def test_another_observation_is_another_source(tmp_path):
     source = write_demos(tmp_path / 'demos.hdf5', make_demos())
-    write_store(tmp_path / 's', 'd', file_splits(source, 'd', 'agentview_image'))
-    write_store(tmp_path / 's', 'd', file_splits(source, 'd', 'agentview_image'))
+    write_store(tmp_path / 's', 'd', file_splits(source, 'd', {'': 'agentview_image'}))
+    write_store(tmp_path / 's', 'd', file_splits(source, 'd', {'': 'agentview_image'}))
     with pytest.raises(DataError, match='pass --overwrite'):
-        write_store(tmp_path / 's', 'd', file_splits(source, 'd', 'robot0_eef_pos'))
+        write_store(tmp_path / 's', 'd', file_splits(source, 'd', {'': 'robot0_eef_pos'}))
 
 
 def spoiled(key: str, change: Any, demo: str = 'demo_2') -> Any:
@@ -162,6 +165,35 @@ def test_wrong_files_are_refused(tmp_path, name):
         prepared(tmp_path, demos, 'robot0_eef_pos')
     assert str(tmp_path / 'demos.hdf5') in str(caught.value)
     assert not (tmp_path / 'store').exists()
+
+
+@pytest.mark.parametrize('following', [True, False])
+def test_several_observations(tmp_path, following):
+    """Each as it would be stored alone."""
+    source = write_demos(tmp_path / 'demos.hdf5', make_demos(following=following))
+    keys = {'eye': 'agentview_image', 'robot0_eef_pos': 'obs/robot0_eef_pos'}
+    store = write_store(tmp_path / 'several', 'd', file_splits(source, 'd', keys))
+    split = store.splits['train']
+    for name, key in keys.items():
+        splits = file_splits(source, 'd', {'': key})
+        one = write_store(tmp_path / name, 'd', splits).splits['train']
+        np.testing.assert_array_equal(split.observations[name], one.observations)
+        np.testing.assert_array_equal(split.terminals, one.terminals)
+        np.testing.assert_array_equal(split.actions, one.actions)
+        np.testing.assert_array_equal(split.labels['masks'], one.labels['masks'])
+    notes = ' '.join(store.manifest.sources['train']['notes'])
+    assert 'ignored: states' in notes
+
+
+def test_several_observations_of_which_one_is_not_there(tmp_path):
+    demos = make_demos(following=True)
+    del demos['demo_2']['next_obs/robot0_eef_pos']
+    source = write_demos(tmp_path / 'demos.hdf5', demos)
+    keys = observation_keys(['agentview_image', 'robot0_eef_pos'])
+    with pytest.raises(DataError, match='data/demo_2 lacks next_obs/robot0_eef_pos'):
+        file_splits(source, 'd', keys)
+    with pytest.raises(DataError, match=r"no observation 'waist'; name one or more .*eef_pos"):
+        file_splits(source, 'd', observation_keys(['agentview_image', 'waist']))
 
 
 def test_the_observation_must_be_named(tmp_path, fql, assert_one_line):

@@ -198,3 +198,30 @@ def test_other_channel_counts(frames, channels):
     check_augmentation(AugmentationConfig(**settings), (HEIGHT, WIDTH, channels))
     images = frames[..., :1].repeat(channels, axis=-1)
     assert augment(images, **settings).shape == images.shape
+
+
+def test_of_several_observations_each_image_has_draws_of_its_own(frames):
+    """Vectors stay as they are."""
+    config = AugmentationConfig(brightness=0.3)
+    vectors = np.ones((SAMPLES, TIMES, 4), np.float32)
+    shown = {'state': vectors, 'wrist': frames[:, :, :8], 'main': frames}
+    out = jax.jit(augment_frames, static_argnums=1)(shown, config, KEY, 0)
+    assert out.keys() == shown.keys()
+    np.testing.assert_array_equal(out['state'], vectors)
+    deltas = {}
+    for name in ('main', 'wrist'):
+        change = np.asarray(out[name]) - shown[name] / 255.0
+        inside = (out[name] > 0.01) & (out[name] < 0.99)
+        deltas[name] = np.array([np.median(c[i]) for c, i in zip(change, inside, strict=True)])
+        assert np.abs(deltas[name]).max() <= 0.3
+        assert np.ptp(deltas[name]) > 0.2
+    assert np.abs(deltas['main'] - deltas['wrist']).max() > 0.1
+
+
+def test_what_several_observations_cannot_have():
+    config = AugmentationConfig(hue=0.1)
+    check_augmentation(config, {'main': (8, 8, 3), 'state': (4,)})
+    with pytest.raises(FQLError, match='images have 1 channels: set hue to 0'):
+        check_augmentation(config, {'main': (8, 8, 3), 'depth': (8, 8, 1)})
+    with pytest.raises(FQLError, match='observations are vectors'):
+        check_augmentation(config, {'pose': (3,), 'state': (4,)})

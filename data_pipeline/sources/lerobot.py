@@ -1,0 +1,415 @@
+"""LeRobot datasets in the layouts of versions 2.1 and 3.0: Parquet files of rows, and videos.
+
+    meta/info.json                               features, paths, frames a second, splits
+    2.1: meta/episodes.jsonl                     each episode's length
+         data/chunk-000/episode_000000.parquet   a file an episode, as its video files
+    3.0: meta/episodes/chunk-000/file-000.parquet   each episode's length, files, and start in these
+         data/chunk-000/file-000.parquet         several episodes a file
+
+A row holds an observation and the action taken there. What follows the last one is not stored: it
+leads nowhere, or where `next.done` is set, to its own observation again, which the mask keeps from
+being used. Source: https://huggingface.co/docs/lerobot
+"""
+
+import hashlib
+import io
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from data_pipeline.errors import DataError
+from data_pipeline.observations import array_name
+from data_pipeline.schema import load_json
+from data_pipeline.sources.arrays import Fitted, fit_arrays
+from data_pipeline.sources.base import Note, SourceSplit, taken_from
+from data_pipeline.sources.table import settle_last_actions
+
+SPLIT_NAMES = {'train': ('train',), 'val': ('val', 'validation')}
+"""What each split of a store may be called in a dataset."""
+
+_ACTION, _REWARD, _DONE = 'action', 'next.reward', 'next.done'
+_COUNTERS = {'timestamp', 'frame_index', 'episode_index', 'index', 'task_index'}
+_BLOCK_FRAMES = 64
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Where an episode lies.
+
+    number, length: its index, and its number of rows
+    data: the Parquet file
+    videos: by feature, the file and the frame of it that is the episode's first
+    """
+
+    number: int
+    length: int
+    data: Path
+    videos: Mapping[str, tuple[Path, int]]
+
+    @property
+    def files(self) -> list[Path]:
+        """All of them."""
+        return [self.data, *(path for path, _ in self.videos.values())]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What is read of a row.
+
+    columns: features by the store's names
+    shapes: of numbers in a Parquet file, by feature
+    pictures, videos: features that are images in the Parquet file, or frames of a video
+    """
+
+    columns: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
+    pictures: frozenset[str]
+    videos: frozenset[str]
+
+
+def lerobot_splits(folder: Path, keys: Mapping[str, str]) -> dict[str, SourceSplit]:
+    """The splits `train` and, where there is one, `val` of a LeRobot dataset.
+
+    Args:
+        folder: of the dataset.
+        keys: which features are the observations, of `observation_keys`; none where one is.
+
+    Raises:
+        DataError: another version, a file that is missing or damaged, no such feature, or one of an
+            unfit type or shape.
+    """
+    with _faults(folder):
+        info = load_json(folder / 'meta' / 'info.json')
+        keys = _find_keys(folder, info['features'], keys)
+        features = _find_features(folder, info['features'], keys)
+        episodes = _find_episodes(folder, info, features.videos)
+        held = info.get('splits') or {'train': f'0:{len(episodes)}'}
+        ranges = {
+            split: slice(*map(int, held[name].split(':')))
+            for split, names in SPLIT_NAMES.items()
+            for name in names
+            if name in held
+        }
+    if 'train' not in ranges:
+        raise DataError(f'{folder}: no split named train, only {", ".join(held)}')
+    others = sorted(info['features'].keys() - set(features.columns.values()) - _COUNTERS)
+    return {
+        split: _split(f'{folder}, split {split}', folder, episodes[place], features, keys, others)
+        for split, place in ranges.items()
+    }
+
+
+def _find_keys(
+    folder: Path, features: Mapping[str, Any], asked: Mapping[str, str]
+) -> Mapping[str, str]:
+    held = sorted(name for name in features if name.startswith('observation'))
+    if not asked and len(held) == 1:
+        return {'': held[0]}
+    unknown = [key for key in asked.values() if key not in features]
+    if asked and not unknown:
+        return asked
+    wanted = f'no observation {unknown[0]!r}' if unknown else 'not one observation'
+    listed = ', '.join(held) or 'none at all'
+    raise DataError(f'{folder}: {wanted}; name one or more with --observation-key, of {listed}')
+
+
+def _find_features(folder: Path, held: Mapping[str, Any], keys: Mapping[str, str]) -> Features:
+    if _ACTION not in held:
+        raise DataError(f'{folder}: no feature {_ACTION}, only {", ".join(sorted(held))}')
+    if len(shape := held[_ACTION]['shape']) != 1:
+        raise DataError(f'{folder}: {_ACTION} has shape {shape} in a row; it must be a vector')
+    columns = {'actions': _ACTION}
+    if {_REWARD, _DONE} <= held.keys():
+        columns |= {'rewards': _REWARD, 'dones': _DONE}
+    columns |= {array_name(name): key for name, key in sorted(keys.items())}
+    kinds = {key: held[key]['dtype'] for key in columns.values()}
+    return Features(
+        columns=columns,
+        shapes={
+            key: tuple(held[key]['shape'])
+            for key, kind in kinds.items()
+            if kind not in ('image', 'video')
+        },
+        pictures=frozenset(key for key, kind in kinds.items() if kind == 'image'),
+        videos=frozenset(key for key, kind in kinds.items() if kind == 'video'),
+    )
+
+
+def _find_episodes(folder: Path, info: Mapping[str, Any], videos: frozenset[str]) -> list[Episode]:
+    version = str(info['codebase_version'])
+    if version.startswith('v2.'):
+        lines = (folder / 'meta' / 'episodes.jsonl').read_text(encoding='utf-8').splitlines()
+        entries = [json.loads(line) for line in lines if line.strip()]
+        for entry in entries:
+            entry['episode_chunk'] = entry['episode_index'] // info['chunks_size']
+        episodes = [
+            Episode(
+                entry['episode_index'],
+                entry['length'],
+                folder / info['data_path'].format(**entry),
+                {
+                    key: (folder / info['video_path'].format(video_key=key, **entry), 0)
+                    for key in videos
+                },
+            )
+            for entry in entries
+        ]
+    elif version.startswith('v3.'):
+        paths = sorted(folder.glob('meta/episodes/*/*.parquet'))
+        if not paths:
+            raise DataError(f'{folder}: no meta/episodes/*/*.parquet')
+        entries = [entry for path in paths for entry in _read_table(path).to_pylist()]
+        episodes = [
+            Episode(
+                entry['episode_index'],
+                entry['length'],
+                folder / _file_path(info['data_path'], entry, 'data'),
+                {
+                    key: (
+                        folder / _file_path(info['video_path'], entry, f'videos/{key}', key),
+                        round(entry[f'videos/{key}/from_timestamp'] * info['fps']),
+                    )
+                    for key in videos
+                },
+            )
+            for entry in entries
+        ]
+    else:
+        raise DataError(f'{folder}: LeRobot {version}; versions 2.1 and 3.0 are known')
+    return sorted(episodes, key=lambda episode: episode.number)
+
+
+def _file_path(template: str, entry: Mapping[str, Any], prefix: str, video_key: str = '') -> str:
+    return template.format(
+        video_key=video_key,
+        chunk_index=entry[f'{prefix}/chunk_index'],
+        file_index=entry[f'{prefix}/file_index'],
+    )
+
+
+def _split(
+    origin: str,
+    folder: Path,
+    episodes: Sequence[Episode],
+    features: Features,
+    keys: Mapping[str, str],
+    others: Sequence[str],
+) -> SourceSplit:
+    used = [episode for episode in episodes if episode.length > 1]
+    if not used:
+        raise DataError(f'{origin}: no episode has two rows, which make a transition')
+    first: dict[str, np.ndarray] = {}
+    for name, block in _rows(origin, used[:1], features):
+        first.setdefault(name, block)
+    fitted = fit_arrays(
+        origin, {name: (block.shape[1:], block.dtype) for name, block in first.items()}
+    )
+
+    def read(note: Note) -> Iterator[tuple[str, np.ndarray]]:
+        yield from _converted(_rows(origin, used, features), fitted)
+        for fit in fitted.values():
+            if fit.note:
+                note(fit.note)
+        note(
+            'masks are 1 - next.done; where it is set in the last row of an episode, that row gets '
+            'its own observation again as its next one'
+            if 'rewards' in fitted
+            else f'no {_REWARD} and {_DONE}, and so no task of its own'
+        )
+        if len(used) < len(episodes):
+            note(f'episodes of one row, which were skipped: {len(episodes) - len(used):,}')
+        if others:
+            note(f'ignored: {", ".join(others)}')
+
+    files = sorted({path for episode in used for path in episode.files})
+    with _faults(folder):
+        description = {
+            'path': str(folder.resolve()),
+            'bytes': sum(path.stat().st_size for path in files),
+            'sha256': _digest(files),
+        }
+    return SourceSplit(
+        origin=origin,
+        description=taken_from(description, keys),
+        arrays={name: fit.spec for name, fit in fitted.items()},
+        rows=sum(episode.length for episode in used),
+        rows_are_known=False,
+        read=read,
+    )
+
+
+def _converted(
+    rows: Iterator[tuple[str, np.ndarray]], fitted: Mapping[str, Fitted]
+) -> Iterator[tuple[str, np.ndarray]]:
+    for name, block in rows:
+        yield name, fitted[name].convert(block)
+
+
+def _rows(
+    origin: str, episodes: Sequence[Episode], features: Features
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of a store, episode after episode, in blocks."""
+    videos = {key: _frames_of(origin, episodes, key) for key in sorted(features.videos)}
+    for episode, table in _tables(origin, episodes, features):
+        here = f'{origin}, episode {episode.number}'
+        numbers = {
+            name: _numbers(here, key, table[key], features.shapes[key])
+            for name, key in features.columns.items()
+            if key in features.shapes
+        }
+        dones = numbers.pop('dones', np.zeros(1)).reshape(-1)
+        extra = int(bool(dones[-1]))
+        terminals = np.arange(episode.length + extra) == episode.length + extra - 1
+        yield 'terminals', terminals
+        if 'rewards' in numbers:
+            rewards = numbers.pop('rewards').reshape(-1)
+            yield 'rewards', np.pad(rewards, (0, extra)).astype(np.float32)
+            masks = 1 - dones.astype(np.float32)
+            yield 'masks', np.pad(masks, (0, extra), constant_values=1)
+        actions = np.pad(numbers.pop('actions'), ((0, extra), (0, 0)))
+        yield 'actions', settle_last_actions(actions, terminals)
+        for name, key in features.columns.items():
+            if name in numbers:
+                blocks = iter([numbers[name]])
+            elif key in features.pictures:
+                blocks = _decoded(here, key, table[key])
+            elif key in features.videos:
+                blocks = next(videos[key])
+            else:
+                continue
+            block = np.zeros(0)
+            for block in blocks:
+                yield name, block
+            if extra:
+                yield name, block[-1:]
+
+
+def _tables(
+    origin: str, episodes: Sequence[Episode], features: Features
+) -> Iterator[tuple[Episode, pa.Table]]:
+    """The rows of each episode in the Parquet files; one file is in memory at a time."""
+    columns = [*features.shapes, *sorted(features.pictures), 'episode_index']
+    for path, group in itertools.groupby(episodes, lambda episode: episode.data):
+        table = _read_table(path, columns)
+        if missing := set(columns) - set(table.column_names):
+            raise DataError(f'{path}: no column {", ".join(sorted(missing))}')
+        for episode in group:
+            rows = table.filter(pc.equal(table['episode_index'], episode.number))
+            if len(rows) != episode.length:
+                raise DataError(
+                    f'{origin}, episode {episode.number}: {path} has {len(rows)} rows of it, '
+                    f'meta says {episode.length}'
+                )
+            yield episode, rows
+
+
+def _read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    with _faults(path):
+        path.open('rb').close()  # Of a missing file, the reader says less than the system does.
+        return pq.read_table(path, columns=columns)
+
+
+def _numbers(origin: str, key: str, column: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """A column as (rows, *shape)."""
+    array = column.combine_chunks()
+    try:
+        while not pa.types.is_primitive(array.type):
+            array = array.flatten()
+        return array.to_numpy(zero_copy_only=False).reshape(len(column), *shape)
+    except (AttributeError, TypeError, ValueError, pa.ArrowException) as error:
+        raise DataError(
+            f'{origin}: {key} is {column.type}, not {shape} numbers in every row: {error}'
+        ) from error
+
+
+def _decoded(origin: str, key: str, column: Any) -> Iterator[np.ndarray]:
+    """The images (n, h, w, c) of a column of encoded ones, in blocks."""
+    for start in range(0, len(column), _BLOCK_FRAMES):
+        images = []
+        for value in column[start : start + _BLOCK_FRAMES].to_pylist():
+            try:
+                with Image.open(io.BytesIO(value['bytes'])) as image:
+                    images.append(np.asarray(image if image.mode == 'L' else image.convert('RGB')))
+            except (OSError, TypeError, KeyError, ValueError) as error:
+                raise DataError(f'{origin}: {key} holds what is no image: {error}') from error
+        yield np.stack(images)
+
+
+def _frames_of(
+    origin: str, episodes: Sequence[Episode], key: str
+) -> Iterator[Iterator[np.ndarray]]:
+    """For each episode, its frames (n, h, w, 3) uint8 in blocks, to be read before the next's."""
+    for path, group in itertools.groupby(episodes, lambda episode: episode.videos[key][0]):
+        frames = _decode(path)
+        place = 0
+        for episode in group:
+            first = episode.videos[key][1]
+            if first < place:
+                frames, place = _decode(path), 0
+            for _ in itertools.islice(frames, first - place):
+                pass
+            place = first + episode.length
+            yield _blocks(f'{origin}, episode {episode.number}: {path}', frames, episode.length)
+
+
+def _blocks(origin: str, frames: Iterator[np.ndarray], length: int) -> Iterator[np.ndarray]:
+    """The next `length` frames, in blocks."""
+    for start in range(0, length, _BLOCK_FRAMES):
+        count = min(_BLOCK_FRAMES, length - start)
+        block = list(itertools.islice(frames, count))
+        if len(block) < count:
+            raise DataError(f'{origin} ends after {start + len(block)} of its {length} frames')
+        yield np.stack(block)
+
+
+def _decode(path: Path) -> Iterator[np.ndarray]:
+    """The frames (h, w, 3) uint8 of a video, one after the other."""
+    with _faults(path):
+        path.open('rb').close()  # ffmpeg's message would not be one line.
+        # Each frame once, whatever its time: the default fills gaps and drops what comes too early.
+        reader = imageio_ffmpeg.read_frames(
+            str(path), pix_fmt='rgb24', output_params=['-fps_mode', 'passthrough']
+        )
+        width, height = next(reader)['size']
+        for data in reader:
+            yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
+
+
+@contextmanager
+def _faults(path: Path) -> Iterator[None]:
+    """Turns what reading a file raises into a DataError."""
+    try:
+        yield
+    except DataError:
+        raise
+    except OSError as error:
+        place = error.filename or path
+        raise DataError(f'{place}: cannot be read: {error.strerror or _line(error)}') from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f'{path}: not as LeRobot has it: no {_line(error)}') from error
+    except (ValueError, RuntimeError, pa.ArrowException) as error:
+        raise DataError(f'{path}: cannot be read: {_line(error)}') from error
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().partition('\n')[0] or type(error).__name__
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """SHA-256 over the files."""
+    digests = []
+    for path in files:
+        with open(path, 'rb') as file:
+            digests.append(hashlib.file_digest(file, 'sha256').hexdigest())
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()

@@ -1,0 +1,201 @@
+"""Two cameras and proprioception through the program: prepare, train, resume, evaluate, act."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+from fql.envs.make import EnvSpec, make_env
+from fql.errors import FQLError
+from fql.training.loaded_policy import load_policy
+
+SMALL = (
+    *('--task', 'own', '--dataset', 'arm', '--env', 'robot_arm:Arm-v0', '--batch-size', 8),
+    *('--hidden-dims', 8, '--flow-steps', 2, '--encoder', 'impala_debug', '--frame-stack', 2),
+    *('--log-interval', 1, '--eval-interval', 20, '--eval-episodes', 2, '--eval-workers', 1),
+)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def arm():
+    """The module `robot_arm`, importable here and in workers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parent))
+        import robot_arm
+
+        yield robot_arm
+        sys.modules.pop('robot_arm')
+
+
+@pytest.fixture(scope='module')
+def run(run_fql, arm, tmp_path_factory):
+    """A run of 20 updates, and beside it one that has lost the last 10 and was resumed."""
+    folder = tmp_path_factory.mktemp('robot')
+    done = run_fql('prepare', 'arm', *arm.write_robomimic(folder, arm.roll_out(12)))
+    assert done.returncode == 0, done.stderr
+    shown = 'agentview_image 12x16x3 uint8, eef_pos 2 float32, wrist 8x9x3 uint8'
+    assert shown in done.stdout
+    settings = (*SMALL, '--steps', 20, '--save-interval', 10)
+    done = run_fql('train', *settings, '--run-dir', folder / 'whole')
+    assert done.returncode == 0, done.stderr
+    assert 'agentview_image 12x16x6 uint8, eef_pos 4 float32, wrist 8x9x6 uint8' in done.stdout
+    assert 'one for each camera' in done.stdout
+    assert 'videos: ' + str(folder) in done.stdout
+    shutil.copytree(folder / 'whole', folder / 'broken')
+    shutil.rmtree(folder / 'broken' / 'checkpoints' / '20')
+    done = run_fql('train', '--resume', folder / 'broken')
+    assert done.returncode == 0, done.stderr
+    assert 'updates 10 to 20' in done.stdout
+    return folder / 'whole'
+
+
+@pytest.fixture(scope='module')
+def policy(run):
+    return load_policy(run)
+
+
+def test_a_run_that_was_broken_off_ends_as_one_that_was_not(run_fql, run):
+    broken = run.parent / 'broken'
+    digests = [json.loads(run_fql('inspect', 'checkpoint', path).stdout) for path in (run, broken)]
+    assert digests[0] == digests[1]
+    assert (run / 'train.csv').read_bytes() == (broken / 'train.csv').read_bytes()
+    assert len((run / 'train.csv').read_text().splitlines()) == 21
+
+
+def test_a_loaded_policy_acts_as_in_evaluations(run, policy):
+    """Its episode, in an environment made here, is that of the run's own evaluation."""
+    episodes = json.loads((run / 'evaluations' / '20.json').read_text())
+    env = gymnasium.make('robot_arm:Arm-v0')
+    observation, _ = env.reset(seed=episodes[0]['seed'])
+    policy.reset(seed=10_000)
+    rewards, over = [], False
+    while not over:
+        observation, reward, terminated, truncated, _ = env.step(policy(observation))
+        rewards.append(reward)
+        over = terminated or truncated
+    assert (len(rewards), sum(rewards)) == (episodes[0]['length'], episodes[0]['return'])
+
+
+WRONG = {
+    'one array': (lambda seen: seen['wrist'], 'agentview_image, eef_pos, wrist; got one array'),
+    'no wrist': (lambda seen: {'eef_pos': seen['eef_pos']}, 'got eef_pos'),
+    'size': (lambda seen: {**seen, 'wrist': seen['wrist'][:-1]}, r'wrist .* got uint8 \(7, 9, 3\)'),
+    'type': (lambda seen: {**seen, 'wrist': seen['wrist'] / 255}, r'wrist .* got float64'),
+    'rows': (lambda seen: {**seen, 'wrist': seen['wrist'][None]}, 'batches of one size'),
+}
+
+
+@pytest.mark.parametrize('wrong', WRONG)
+def test_a_wrong_observation_is_told_in_one_line(arm, policy, wrong):
+    change, message = WRONG[wrong]
+    observation, _ = arm.Arm().reset(seed=0)
+    policy.reset()
+    with pytest.raises(ValueError, match=message):
+        policy(change(observation))
+
+
+def test_a_batch_is_as_many_episodes(arm, policy):
+    shown = [arm.Arm().reset(seed=seed)[0] for seed in range(2)]
+    batch = {name: np.stack([one[name] for one in shown]) for name in ('wrist', 'eef_pos')}
+    batch['agentview_image'] = np.stack([one['agentview_image'] for one in shown])
+    policy.reset()
+    together = policy(batch)
+    policy.reset()
+    np.testing.assert_allclose(together[0], policy(shown[0]), rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match='an episode of 1 rows goes on with 2'):
+        policy(batch)
+
+
+ENVIRONMENTS = {
+    'Blind': ('have no agentview_image, wrist, as the data have', 'they are eef_pos'),
+    'Plain': ('must be a Dict with agentview_image, eef_pos, wrist, not Box',),
+}
+
+
+@pytest.mark.parametrize('name', ENVIRONMENTS)
+def test_an_environment_that_lacks_an_array(arm, name):
+    spec = EnvSpec(f'robot_arm:{name}-v0', observations=('agentview_image', 'eef_pos', 'wrist'))
+    with pytest.raises(FQLError) as caught:
+        make_env(spec)
+    for words in ENVIRONMENTS[name]:
+        assert words in str(caught.value)
+    with pytest.raises(FQLError, match=r'not Dict.*prepare --observation-key NAME=KEY'):
+        make_env(EnvSpec('robot_arm:Arm-v0'))
+
+
+def test_an_environment_of_other_shapes(run_fql, assert_one_line, run):
+    done = run_fql('evaluate', run, '--env', 'robot_arm:Small-v0', '--episodes', 1)
+    words = 'observations wrist (stacked) are (8, 8, 6) uint8, those of the data (8, 9, 6) uint8'
+    assert_one_line(done, words)
+
+
+def test_what_takes_one_array_only(run_fql, assert_one_line, run, tmp_path):
+    encoder = ('--encoder.from', tmp_path, '--encoder.mode', 'frozen', '--steps', 1)
+    to = ('--run-dir', tmp_path / 'run')
+    wanted = ('of one array', 'these are agentview_image 12x16x6 uint8')
+    assert_one_line(run_fql('train', *SMALL, *encoder, *to), '--encoder.from', *wanted)
+    online = ('--online-steps', 10, '--steps', 1)
+    assert_one_line(run_fql('train', *SMALL, *online, *to), '--online-steps', *wanted)
+    assert_one_line(run_fql('export-encoder', run, '--out', tmp_path / 'e'), 'an encoder of one')
+    done = run_fql('pretrain', '--dataset', 'arm', '--run-dir', tmp_path / 'p')
+    assert_one_line(done, 'several arrays')
+
+
+def test_pictures_and_batches(run_fql, run, tmp_path):
+    png, out = tmp_path / 'batch.png', tmp_path / 'batch.npz'
+    batch = ('--task', 'own', '--dataset', 'arm', '--frame-stack', 2, '--batch-size', 8)
+    done = run_fql('inspect', 'batch', *batch, '--png', png, '--out', out)
+    assert done.returncode == 0, done.stderr
+    with np.load(out) as arrays:
+        assert arrays['observations.wrist'].shape[1:] == (8, 9, 6)
+        assert arrays['next_observations.eef_pos'].shape[1:] == (4,)
+        assert arrays['shifts.agentview_image'].shape[1:] == (2,)
+    done = run_fql('inspect', 'data', 'arm', '--png', tmp_path / 'data.png', '--verify')
+    assert done.returncode == 0, done.stderr
+    assert 'observations.wrist' in done.stdout
+    assert min(path.stat().st_size for path in tmp_path.glob('*.png')) > 5_000
+
+
+@pytest.mark.long
+def test_an_exported_policy_acts_as_the_run(arm, run_fql, run, tmp_path):
+    from jax import export
+
+    done = run_fql('export-policy', run, '--out', tmp_path / 'policy')
+    assert done.returncode == 0, done.stderr
+    observation, _ = arm.Arm().reset(seed=0)
+    policies = [load_policy(path, 'bc_flow') for path in (run, tmp_path / 'policy')]
+    actions = [policy(observation) for policy in policies]
+    np.testing.assert_array_equal(*actions)
+    program = export.deserialize((tmp_path / 'policy' / 'one_step.stablehlo').read_bytes())
+    stacked = {
+        name: np.concatenate([np.asarray(observation[name])] * 2, axis=-1)[None]
+        for name in ('agentview_image', 'eef_pos', 'wrist')
+    }
+    stacked['eef_pos'] = np.float32(stacked['eef_pos'])
+    assert program.call(stacked, np.zeros((1, 2), np.float32)).shape == (1, 1, 2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('source', ['rlds', 'lerobot'])
+def test_other_sources(run_fql, arm, tmp_path, source):
+    """Prepare, train, break off, resume, evaluate."""
+    (tmp_path / 'data').mkdir()
+    write = {'rlds': arm.write_rlds, 'lerobot': arm.write_lerobot}[source]
+    done = run_fql('prepare', source, *write(tmp_path / 'data', arm.roll_out(12)))
+    assert done.returncode == 0, done.stderr
+    settings = (*SMALL[:2], '--dataset', source, *SMALL[4:], '--steps', 20, '--save-interval', 10)
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    done = run_fql('train', *settings, '--run-dir', whole)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r'success: 20: [\d.]+%', done.stdout)
+    shutil.copytree(whole, broken)
+    shutil.rmtree(broken / 'checkpoints' / '20')
+    assert run_fql('train', '--resume', broken).returncode == 0
+    digests = [run_fql('inspect', 'checkpoint', path).stdout for path in (whole, broken)]
+    assert json.loads(digests[0]) == json.loads(digests[1])
+    assert (whole / 'train.csv').read_bytes() == (broken / 'train.csv').read_bytes()
