@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -30,7 +31,7 @@ from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_pr
 from fql.envs.tasks import find_task
 from fql.envs.workers import EnvWorkers
 from fql.errors import FQLError
-from fql.learner import Params, TrainState, count_parameters
+from fql.learner import Learner, Params, TrainState, count_parameters
 from fql.reports.measures import read_results
 from fql.reports.plots import plot_learning_curve
 from fql.reports.published import published_result
@@ -56,7 +57,7 @@ from fql.training.learning import (
     make_learner,
     validation_of,
 )
-from fql.training.loop import Trainer, rows_logged
+from fql.training.loop import Batches, Trainer, rows_logged
 from fql.training.memory import check_memory
 from fql.training.metrics_log import MetricsLog
 from fql.training.online import (
@@ -112,66 +113,24 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
         DamagedError: the data are not what was written. No checkpoint was written since that was
             found, nor before all were verified, unless at a signal.
     """
-    validate_config(config)
-    check_wandb(config)
-    mesh = make_mesh()
-    check_batch_size(config.batch_size, mesh)
-    folder = RunFolder(path.absolute())
-    check_run_folder(
-        folder,
-        config,
-        resume,
-        lambda run: read_spec(run).config,
-        'train',
-        config.total_updates,
-    )
-    check_online_resume(folder, config)
-    data = load_training_data(config)
-    store = store_of(data)
-    check_data(folder, store)
-    check_augmentation(config.augmentation, frame_shapes(data['train'].split))
-    spec = run_spec(data['train'], config)
-    check_several(spec)
-    learner = make_learner(spec)
-    abstract = abstract_state(learner, mesh, config.shard_params)
-    encoder = None
-    starts_fresh = not finished_steps(folder.checkpoints) and not config.online.source
-    if config.agent.encoder.source and starts_fresh:
-        encoder = read_starting_encoder(config, data['train'])
-        if uses_cache(config):
-            check_room(data, spec, encoder)
+    run = check_run(config, path, resume)
+    folder, spec, mesh = run.folder, run.spec, run.mesh
     is_main = jax.process_index() == 0
-    part = {'process_index': jax.process_index(), 'process_count': jax.process_count()}
-    loader = loader_config(data['train'], config, **part)
-    check_batches(data['train'].split, loader)
-    rows = 0 if uses_cache(config) else config.batch_size // jax.process_count()
-    check_memory(learner, abstract, rows * spec.observation_bytes)
     with ExitStack() as stack:
+        store = store_of(run.data)
         verification = stack.enter_context(Verification(store.path, verify_data))
         verification.add(store.stored_arrays)
-        workers = None
         interruption = Interruption()
+        workers = actors = None
         if config.eval_interval and is_main:
+            stops = interruption.raise_if_noted if jax.process_count() == 1 else lambda: None
             workers = stack.enter_context(
-                start_workers(
-                    spec,
-                    config,
-                    config.eval_episodes,
-                    config.eval_workers,
-                    interruption.raise_if_noted if jax.process_count() == 1 else lambda: None,
-                )
+                start_workers(spec, config, config.eval_episodes, config.eval_workers, stops)
             )
-        actors = None
         if config.online.online_steps:
             actors = stack.enter_context(start_actors(spec))
         stack.enter_context(claimed_folder(folder))
-        identity = read_identity(folder.spec) if folder.spec.exists() else None
-        state, notices = restore_newest(folder.checkpoints, abstract, folder.damaged, identity)
-        is_new = state is None
-        if state is None and config.online.source:
-            state = offline_state(config, abstract)
-        elif state is None:
-            state = initial_state(learner, config.seed, mesh, config.shard_params, encoder)
+        state, is_restored, notices = starting_state(run)
         describe_run(folder, store, lambda: write_spec(folder, spec))
         start = int(state.step)
         is_evaluation_missing = is_evaluation_due(config, start) and start not in recorded_steps(
@@ -188,37 +147,21 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
             )
         )
         metadata = {'versions': versions()}
-        if is_new and config.online.source:
+        if not is_restored and config.online.source:
             writer.save(state, metadata)  # At once, so that the other run is not needed any more.
             writer.wait()
         frozen = None
         if uses_cache(config):
             frozen = local_copy(state.params['encoders']['shared'], mesh)
-        train_log = timing_log = eval_log = None
+        logs = Logs()
         if is_main:
-            summary = start_summary(spec, data, state, folder, frozen)
+            summary = start_summary(spec, run.data, state, folder, frozen)
             print('\n'.join([*notices, summary]), flush=True)
-            mirror = wandb_mirror(config, folder) if config.wandb_project else None
-            train_log = stack.enter_context(
-                MetricsLog(folder.train_csv, folder.train_tensorboard, start, mirror)
-            )
-            timing_log = stack.enter_context(
-                MetricsLog(folder.timing_csv, folder.timing_tensorboard, start, mirror)
-            )
-            if config.eval_interval:
-                eval_log = stack.enter_context(
-                    MetricsLog(folder.eval_csv, folder.eval_tensorboard, start, mirror)
-                )
+            logs = open_logs(stack, run, start)
+        data = run.data
         if frozen is not None:
             data = cached_data(data, spec, frozen, lambda: finish_verification(verification))
             verification.add(stored_latents(data['train'].split.path.parent))
-        val_batches = None
-        # Chunks begin in fewer places than there are transitions.
-        if 'val' in data and num_starts(data['val'].split, loader) >= config.batch_size:
-            logged = rows_logged(config, start)
-            if start > config.steps:
-                logged = len(recorded_steps(folder.train_csv))
-            val_batches = training_batches(data['val'], config, logged, **part)
         has_convolutions = spec.images and frozen is None
         per_call = updates_per_call(config.updates_per_call, has_convolutions)
         stack.enter_context(interruption)
@@ -228,22 +171,23 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
             folder=folder,
             fields=loaded_fields(agent_of(spec)),
             train_step=make_train_step(
-                learner, batch_maker(spec), abstract, per_call, has_convolutions
+                run.learner, batch_maker(spec), run.abstract, per_call, has_convolutions
             ),
             validate=make_validation(validation_of(spec)),
-            evaluate=make_evaluation(spec, mesh, folder, workers, eval_log),
+            evaluate=make_evaluation(spec, mesh, folder, workers, logs.evaluations),
             metadata=metadata,
             writer=writer,
             verification=verification,
-            train_log=train_log,
-            timing_log=timing_log,
+            train_log=logs.updates,
+            timing_log=logs.timing,
             interruption=interruption,
             resume_command=command('train', '--resume', folder.path),
         )
         began = time.monotonic()
         code = 0
+        val_batches = validation_batches(run, data, start)
         if start <= config.steps:
-            batches = training_batches(data['train'], config, start, **part)
+            batches = training_batches(data['train'], config, start, **this_process())
             state, code = trainer.train(state, batches, val_batches, is_evaluation_missing)
             is_evaluation_missing = False
         if code == 0 and actors is not None:
@@ -263,6 +207,127 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
         updates = config.total_updates - start
         print(end_summary(folder, updates, time.monotonic() - began), flush=True)
     return code
+
+
+@dataclass(frozen=True)
+class CheckedRun:
+    """A run that can be made, as far as is known before anything is written.
+
+    Attributes:
+        config: its settings.
+        folder: where it writes.
+        mesh: the devices.
+        data: each split of the dataset, with labels.
+        spec: what determines its networks.
+        learner: agent and optimiser.
+        abstract: shapes and shardings of the training state.
+        encoder: the parameters of the saved encoder that it starts from, if it does.
+    """
+
+    config: TrainConfig
+    folder: RunFolder
+    mesh: Mesh
+    data: dict[str, LabelledSplit]
+    spec: RunSpec
+    learner: Learner
+    abstract: TrainState
+    encoder: Params | None
+
+
+def check_run(config: TrainConfig, path: Path, resume: Resume) -> CheckedRun:
+    """Finds out whether a run can be made, and what it is made of; see `train`."""
+    validate_config(config)
+    check_wandb(config)
+    mesh = make_mesh()
+    check_batch_size(config.batch_size, mesh)
+    folder = RunFolder(path.absolute())
+    check_run_folder(
+        folder,
+        config,
+        resume,
+        lambda run: read_spec(run).config,
+        'train',
+        config.total_updates,
+    )
+    check_online_resume(folder, config)
+    data = load_training_data(config)
+    check_data(folder, store_of(data))
+    check_augmentation(config.augmentation, frame_shapes(data['train'].split))
+    spec = run_spec(data['train'], config)
+    check_several(spec)
+    learner = make_learner(spec)
+    abstract = abstract_state(learner, mesh, config.shard_params)
+    encoder = None
+    starts_fresh = not finished_steps(folder.checkpoints) and not config.online.source
+    if config.agent.encoder.source and starts_fresh:
+        encoder = read_starting_encoder(config, data['train'])
+        if uses_cache(config):
+            check_room(data, spec, encoder)
+    check_batches(data['train'].split, loader_config(data['train'], config, **this_process()))
+    rows = 0 if uses_cache(config) else config.batch_size // jax.process_count()
+    check_memory(learner, abstract, rows * spec.observation_bytes)
+    return CheckedRun(config, folder, mesh, data, spec, learner, abstract, encoder)
+
+
+def this_process() -> dict[str, int]:
+    """Which part of each batch this process loads."""
+    return {'process_index': jax.process_index(), 'process_count': jax.process_count()}
+
+
+def starting_state(run: CheckedRun) -> tuple[TrainState, bool, list[str]]:
+    """The newest checkpoint's state, or the one before the first update.
+
+    Returns:
+        The state, whether it was restored, and what there is to say of damaged checkpoints.
+    """
+    folder, config = run.folder, run.config
+    identity = read_identity(folder.spec) if folder.spec.exists() else None
+    state, notices = restore_newest(folder.checkpoints, run.abstract, folder.damaged, identity)
+    if state is not None:
+        return state, True, notices
+    if config.online.source:
+        return offline_state(config, run.abstract), False, notices
+    state = initial_state(run.learner, config.seed, run.mesh, config.shard_params, run.encoder)
+    return state, False, notices
+
+
+@dataclass(frozen=True)
+class Logs:
+    """Where metrics go; None in processes that write none."""
+
+    updates: MetricsLog | None = None
+    timing: MetricsLog | None = None
+    evaluations: MetricsLog | None = None
+
+
+def open_logs(stack: ExitStack, run: CheckedRun, start: int) -> Logs:
+    """The logs of a run that goes on from update `start`, until `stack` is left."""
+    folder, config = run.folder, run.config
+    mirror = wandb_mirror(config, folder) if config.wandb_project else None
+
+    def open_log(csv: Path, tensorboard: Path) -> MetricsLog:
+        return stack.enter_context(MetricsLog(csv, tensorboard, start, mirror))
+
+    return Logs(
+        open_log(folder.train_csv, folder.train_tensorboard),
+        open_log(folder.timing_csv, folder.timing_tensorboard),
+        open_log(folder.eval_csv, folder.eval_tensorboard) if config.eval_interval else None,
+    )
+
+
+def validation_batches(
+    run: CheckedRun, data: dict[str, LabelledSplit], start: int
+) -> Batches | None:
+    """The batches of the `val` split from update `start` on; None where it has too few."""
+    config = run.config
+    # Chunks begin in fewer places than there are transitions.
+    loader = loader_config(run.data['train'], config, **this_process())
+    if 'val' not in data or num_starts(data['val'].split, loader) < config.batch_size:
+        return None
+    logged = rows_logged(config, start)
+    if start > config.steps:
+        logged = len(recorded_steps(run.folder.train_csv))
+    return training_batches(data['val'], config, logged, **this_process())
 
 
 def check_online_resume(folder: RunFolder, config: TrainConfig) -> None:
