@@ -107,6 +107,8 @@ class FQLConfig(AgentConfig):
     """Actions of the one-step policy, of which the critics' best is taken when acting."""
     target_candidates: int = 1
     """The same in the critic's target: the critics choose, the target critics evaluate."""
+    horizon: int = 1
+    """Steps of the return in the critic's target."""
     distillation: Literal['euler', 'velocity'] = 'euler'
     """Distil the flow's end after its Euler steps, or its velocity on the way to the policy's
     action, which needs one evaluation of the flow (alpha of some 100 on visual tasks)."""
@@ -238,9 +240,7 @@ class QCFQLConfig(AgentConfig):
     alpha: float = 100.0
     """Weight of the distillation loss."""
     horizon: int = 5
-    """Actions in a chunk, or steps of the return."""
-    action_chunking: bool = True
-    """Whether the policy gives the whole chunk, or its first action (FQL with n-step returns)."""
+    """Actions in a chunk, and steps of the return."""
     flow_steps: int = 10
     """Euler steps of the flow policy."""
     q_agg: Aggregation = 'mean'

@@ -17,6 +17,7 @@ from fql.agents.configs import FQLConfig
 from fql.agents.objectives import (
     FlowDraws,
     aggregate,
+    as_chunks,
     clip_actions,
     critics_best,
     flow_actions,
@@ -60,13 +61,23 @@ class FQL(Agent):
             'one_step_policy': False,
         }
 
+    @property
+    def horizon(self) -> int:
+        """Steps of the return in the critic's target."""
+        return self.config.horizon
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Which steps lie within the trajectory."""
+        return frozenset({'valid'} if self.horizon > 1 else ())
+
     def sample_draws(self, key: jax.Array, batch: Batch) -> FlowDraws:
         """`policy_noise` is shared by the distillation and Q terms.
 
         With several target candidates, `next_action_noise` is (b, candidates, a).
         """
-        draws = sample_flow_draws(key, batch.actions.shape)
         size, count = len(batch.actions), self.config.target_candidates
+        draws = sample_flow_draws(key, (size, self.spec.action_dim))
         if count > 1:
             shape = (size, count, self.spec.action_dim)
             noise = jax.random.normal(jax.random.fold_in(key, 0), shape)
@@ -83,14 +94,17 @@ class FQL(Agent):
         del step
         self.check(batch)
         config, stop = self.config, jax.lax.stop_gradient
+        chunks = as_chunks(batch, chunked=False)
         latents = self.encoding.latents(params, batch.observations)
         next_latents = self.encoding.target_latents(
             params, target_params, batch.next_observations, ('critic', 'one_step_policy')
         )
 
-        # mean((Q_k(o, a) - y)^2), y = r + discount * m * agg_k Qbar_k(o', clip(mu(o', z'))).
-        # With several, the online critics choose a', and read what the target critics read, so that
-        # o' is encoded once; with separate encoders they have only their own.
+        # mean((Q_k(o, a) - y)^2), y = r + discount * m * agg_k Qbar_k(o', clip(mu(o', z'))). With a
+        # horizon h: the return of h steps, discount^h, and o' after them; steps that cross the end
+        # of a trajectory are left out. With several candidates, the online critics choose a', and
+        # read what the target critics read, so that o' is encoded once; with separate encoders they
+        # have only their own.
         choosing_latents = next_latents['critic']
         if not self.encoding.shared:
             choosing_latents = self.encoding.encode(params, 'critic', batch.next_observations)
@@ -99,15 +113,16 @@ class FQL(Agent):
         )
         next_qs = self.qs(target_params, next_latents['critic'], next_actions)
         next_q = aggregate(next_qs, config.q_agg, config.critic_pessimism)
-        target = stop(batch.rewards + config.discount * batch.masks * next_q)
-        qs = self.qs(params, latents['critic'], batch.actions)
-        critic_loss = jnp.mean((qs - target) ** 2)
+        discount = config.discount**config.horizon
+        target = stop(chunks.rewards + discount * chunks.masks * next_q)
+        qs = self.qs(params, latents['critic'], chunks.actions)
+        critic_loss = jnp.mean(chunks.valid * (qs - target) ** 2)
 
         # mean((v(o, x_t, t) - (a - z))^2).
         bc_flow_loss = jnp.mean(
             flow_errors(
                 velocity(self, params, latents['bc_flow']),
-                batch.actions,
+                chunks.actions,
                 draws.flow_noise,
                 draws.flow_time,
             )

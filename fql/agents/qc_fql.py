@@ -3,7 +3,6 @@
 Differs from `fql.py`: the critic and both policies take h actions at once; the critic's target is
 the return of h steps and discount^h times the value after them; chunks that cross the end of a
 trajectory are left out of the critic's loss, and their actions beyond it out of the BC-flow loss.
-Without `action_chunking` it is FQL with returns of h steps.
 
 Source: Li, Zhou, Levine, 'Reinforcement Learning with Action Chunking', 2025, arXiv 2507.07969, and
 what its public implementation computes, whose `normalize_q_loss` has no effect.
@@ -71,7 +70,7 @@ class QCFQL(Agent):
     @property
     def action_horizon(self) -> int:
         """All actions of a chunk are executed, one after the other."""
-        return self.config.horizon if self.config.action_chunking else 1
+        return self.config.horizon
 
     @property
     def action_size(self) -> int:
@@ -94,7 +93,7 @@ class QCFQL(Agent):
         del step
         self.check(batch)
         config, stop = self.config, jax.lax.stop_gradient
-        chunks = as_chunks(batch, config.action_chunking)
+        chunks = as_chunks(batch, chunked=True)
         latents = self.encoding.latents(params, batch.observations)
         next_latents = self.encoding.target_latents(
             params, target_params, batch.next_observations, ('critic', 'one_step_policy')

@@ -93,13 +93,19 @@ CHUNKS = Reference(
     agent='',
     metrics={**Q_METRICS, 'bc_flow_loss': 'actor/bc_flow_loss'},
     settings={
-        **same('action_chunking', 'flow_steps', 'q_agg'),
+        **same('flow_steps', 'q_agg'),
         'horizon_length': 'horizon',
         'num_qs': 'num_critics',
     },
     fixed={'use_fourier_features': False, 'weight_decay': 0.0},
     without_effect=frozenset({'fourier_feature_dim', 'normalize_q_loss'}),
 )
+DISTILLED_METRICS = {
+    **CHUNKS.metrics,
+    'actor_loss': 'actor/loss',
+    'distill_loss': 'actor/distill_loss',
+    'q_loss': 'actor/q_loss',
+}
 
 REFERENCES = {
     'fql': Reference(
@@ -182,14 +188,17 @@ REFERENCES = {
     ),
     'acfql distill-ddpg': Reference(
         agent='qc_fql',
-        metrics={
-            **CHUNKS.metrics,
-            'actor_loss': 'actor/loss',
-            'distill_loss': 'actor/distill_loss',
-            'q_loss': 'actor/q_loss',
-        },
+        metrics=DISTILLED_METRICS,
         settings={**CHUNKS.settings, **same('alpha')},
-        fixed=CHUNKS.fixed,
+        fixed={**CHUNKS.fixed, 'action_chunking': True},
+        without_effect=CHUNKS.without_effect | {'actor_num_samples'},
+        policies={'actions': 'one_step'},
+    ),
+    'acfql distill-ddpg without chunks': Reference(
+        agent='fql',
+        metrics=DISTILLED_METRICS,
+        settings={**CHUNKS.settings, **same('alpha')},
+        fixed={**CHUNKS.fixed, 'action_chunking': False},
         without_effect=CHUNKS.without_effect | {'actor_num_samples'},
         policies={'actions': 'one_step'},
     ),
@@ -201,7 +210,11 @@ REFERENCES = {
             'distill_loss': 0.0,
             'q_loss': 0.0,
         },
-        settings={**CHUNKS.settings, 'actor_num_samples': 'num_samples'},
+        settings={
+            **CHUNKS.settings,
+            **same('action_chunking'),
+            'actor_num_samples': 'num_samples',
+        },
         fixed=CHUNKS.fixed,
         without_effect=CHUNKS.without_effect | {'alpha'},
         unmoved=frozenset({'one_step_policy'}),
@@ -220,6 +233,8 @@ class File:
         kind = [self.values.get('agent', 'fql')]
         if 'actor_type' in self.values:
             kind.append(self.values['actor_type'])
+        if kind[1:] == ['distill-ddpg'] and not self.values['action_chunking']:
+            kind.append('without chunks')
         self.reference = REFERENCES[' '.join(kind)]
         self.chunks = kind[0] == 'acfql'
         self.updates = self.values['updates']
