@@ -36,7 +36,8 @@ class Dot(gymnasium.Env):
 
 
 # Workers of evaluations import this file as a module, without the part below.
-gymnasium.register('Dot-v0', 'own_dataset:Dot', max_episode_steps=40)
+if 'Dot-v0' not in gymnasium.registry:
+    gymnasium.register('Dot-v0', 'own_dataset:Dot', max_episode_steps=40)
 
 
 def collect(path, episodes):

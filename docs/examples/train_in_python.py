@@ -41,7 +41,8 @@ def main(updates):
             break
 
     keys = jax.random.split(jax.random.key(1), 4)
-    print(agent.sample_actions(state.params, split.observations[:4], keys, 'one_step'))
+    actions = agent.sample_actions(state.params, split.observations[:4], keys, 'one_step')
+    print(actions[:, 0])
 
 
 if __name__ == '__main__':

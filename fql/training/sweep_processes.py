@@ -93,7 +93,7 @@ def run_processes(
         going.stopped_by_signals(),
         progress_bar('sweep', 'update', total, sum(made.values())) as bar,
     ):
-        while going or (waiting and not going.is_stopping):
+        while going.own or ((going.others or waiting) and not going.is_stopping):
             while waiting and len(going) < jobs and not going.is_stopping:
                 run = waiting.pop(0)
                 slot = next(slot for slot, name in slots.items() if name not in going.own)
@@ -116,11 +116,13 @@ def run_processes(
                     tqdm.write(f'done: {name}')
                 elif code is None:
                     waiting.append(run)
-                elif code == EXIT_CODE or (going.is_stopping and code == -signal.SIGTERM):
+                elif going.is_stopping and code in (EXIT_CODE, -signal.SIGTERM):
                     tqdm.write(f'stopped: {name}')
                 else:
                     failed[name] = failure(folder, run) or f'ended with exit code {code}'
                     tqdm.write(f'failed: {name}: {failed[name]}')
+    for name in going.others:
+        tqdm.write(f'goes on, started by an earlier sweep: {name}')
     return going.is_stopping, failed
 
 

@@ -63,6 +63,7 @@ def test_data_of_ones_own_a_policy_in_a_program_and_on_a_server(run_example, own
         thread.join()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures('prepared')
 def test_a_loop_in_python(run_example, monkeypatch, environment, capsys):
     monkeypatch.setenv('FQL_DATA_DIR', environment['FQL_DATA_DIR'])

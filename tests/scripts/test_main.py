@@ -206,7 +206,7 @@ def test_what_makes_no_sense_is_told_before_anything_heavy_is_imported(run_pytho
         '     "--encoder.from", "empty", "--encoder.mode", "frozen"],\n'
         '):\n'
         '    assert run(words) == 1, words\n'
-        'assert not {"jax", "tensorflow", "orbax", "matplotlib"} & set(sys.modules)\n',
+        'assert not {"jax", "tensorflow", "orbax", "matplotlib", "submitit"} & set(sys.modules)\n',
         tmp_path,
     )
     assert done.returncode == 0, done.stderr

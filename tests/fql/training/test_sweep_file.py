@@ -1,5 +1,8 @@
 """Which runs a sweep's file has, and what is wrong with one."""
 
+import re
+from pathlib import Path
+
 import pytest
 import tyro
 
@@ -62,7 +65,7 @@ def test_a_command_says_what_the_file_does(tmp_path, name):
     """`fql train` reads the same settings from a run's words."""
     runs = runs_of(tmp_path, FILE) if name == 'the one above' else read_sweep(find_sweep(name))
     different = {run.name.rpartition('/')[0]: run for run in runs}
-    for run in list(different.values())[::7]:
+    for run in list(different.values())[::13]:
         words = [*run.words, '--run-dir', 'x', '--resume', 'auto']
         args = tyro.cli(
             Train,
@@ -124,6 +127,15 @@ def test_what_is_wrong_is_named(tmp_path, text, message):
         runs_of(tmp_path, text.replace('A\n', 'tasks = ["antmaze-umaze-v2"]\n'))
     assert '\n' not in str(raised.value)
     assert str(raised.value).startswith(str(tmp_path / 'sweep.toml'))
+
+
+def test_the_example_of_the_docs(tmp_path):
+    text = (Path(__file__).parents[3] / 'docs' / 'sweeps.md').read_text()
+    (example,) = re.findall(r'```toml\n(.*?)```', text, re.DOTALL)
+    runs = {run.name: run.config for run in runs_of(tmp_path, example)}
+    assert len(runs) == 6 * 2 * 4 * 2
+    agent = runs[f'{CUBES.format(1)}/qc_fql/separate/seed-0'].agent
+    assert (agent.alpha, agent.horizon, agent.encoder.sharing) == (100, 5, 'separate')
 
 
 def test_a_name_that_is_no_file_is_answered_with_those_there_are():
