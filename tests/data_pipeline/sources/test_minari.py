@@ -88,7 +88,7 @@ def test_one_array(tmp_path):
 
 
 FAULTS = {
-    'actions': (lambda x: x[:-1], r'episode_3: observations/camera has 13 rows, of 11 actions'),
+    'actions': (lambda x: x[:-1], r'episode_3: rewards has 12 rows, of 11 actions'),
     'rewards': (lambda x: x[:-1], r'episode_3: rewards has 11 rows, of 12 actions'),
     'terminations': (lambda x: x + 2, 'terminations holds values other than 0 and 1'),
     'observations/joints': (
@@ -102,7 +102,8 @@ FAULTS = {
 def test_wrong_files_are_refused(tmp_path, key):
     change, message = FAULTS[key]
     episodes = make_episodes()
-    episodes[3][key] = change(episodes[3][key].astype(float))
+    for episode in episodes if key == 'terminations' else episodes[3:]:
+        episode[key] = change(episode[key].astype(float))
     with pytest.raises(DataError, match=message):
         prepared(tmp_path, episodes)
 
