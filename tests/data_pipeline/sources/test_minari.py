@@ -66,6 +66,7 @@ def test_every_step_is_a_transition(tmp_path):
     np.testing.assert_array_equal(split.labels['rewards'][starts], np.float32(rewards))
     masks = 1 - np.concatenate([episode['terminations'] for episode in episodes])
     np.testing.assert_array_equal(split.labels['masks'][starts], masks)
+    assert (split.labels['masks'][split.terminals] == 1).all()
 
 
 def test_one_array(tmp_path):
