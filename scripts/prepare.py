@@ -8,6 +8,7 @@ from data_pipeline.replay import is_replay
 from data_pipeline.sources.base import SourceSplit
 from data_pipeline.sources.download import download_dataset
 from data_pipeline.sources.files import file_splits
+from data_pipeline.sources.minari import download_minari, minari_splits
 from data_pipeline.sources.normalization import normalize_actions
 from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.sources.replay import replay_splits
@@ -23,7 +24,7 @@ from scripts.prepare_args import Prepare
 def run(args: Prepare) -> None:
     """Prepares the dataset and says what it holds and where it lies."""
     path = dataset_folder(args.data_dir, args.name)
-    if args.source is None and args.tfds is None and path.exists() and not args.overwrite:
+    if not args.sources and path.exists() and not args.overwrite:
         print(describe_store(open_store(path)))  # Nothing to download for.
         return
     splits = find_source(args)
@@ -52,6 +53,8 @@ def find_source(args: Prepare) -> Mapping[str, SourceSplit]:
 
         observations = unnamed(keys) if keys else 'observation'
         return rlds_splits(args.tfds, RldsKeys(observations, args.action_key, args.reward_key))
+    if args.minari is not None:
+        return minari_splits(download_minari(args.minari), keys)
     if args.source is not None:
         if is_replay(args.source):
             if keys:

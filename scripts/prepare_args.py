@@ -23,29 +23,32 @@ class Prepare:
     fql prepare my-robot --tfds ~/tensorflow_datasets/my_robot/1.0.0
         --observation-key observation/image
 
-    Without --source or --tfds, OGBench's file of that name is downloaded to DIR/downloads; a
-    download that was interrupted is continued.
+    Without --source, --tfds or --minari, OGBench's file of that name is downloaded to
+    DIR/downloads; a download that was interrupted is continued.
     """
 
     dataset: tyro.conf.Positional[str] = ''
     """Name to give the dataset; OGBench's or D4RL's, for their data; default the source's, without
     its ending."""
     source: Path | None = None
-    """An .npz file in OGBench's format, an HDF5 file in D4RL's or robomimic's, the folder of a
+    """An .npz file in OGBench's format, an HDF5 file of D4RL, robomimic or Minari, the folder of a
     LeRobot dataset, or that of a run's replay, RUN/replay; NAME-val.npz beside NAME.npz becomes the
     validation split. With rewards and masks (0: no value beyond this transition) in it, there is a
     task own; with timeouts beside terminals, these are D4RL's, and masks are 1 - terminals."""
     tfds: str | None = None
     """An RLDS dataset: a folder that TFDS has written, or name[/config] of a dataset that TFDS
     knows. Its actions have to be within [-1, 1]."""
+    minari: str | None = None
+    """A dataset by the name that Minari gives it, such as D4RL/door/human-v2; needs the extra
+    `minari`."""
     observation_key: Annotated[
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='[NAME=]KEY')
     ] = ()
     """Which images (uint8) or vectors to take: an array of an .npz or HDF5 file; which of obs/* of
-    a robomimic file; a feature of a LeRobot dataset; where an RLDS step holds them, such as
-    observation/image, default observation.
-    Given several times, an observation is all of these arrays, each by its NAME, by default the
-    KEY behind its last slash; an environment has them in its Dict under these names."""
+    a robomimic file, of observations/* of a Minari file; a feature of a LeRobot dataset; where an
+    RLDS step holds them, such as observation/image, default observation. Given several times, an
+    observation is all of these arrays, each by its NAME, by default the KEY behind its last slash;
+    an environment has them in its Dict under these names."""
     action_key: str = 'action'
     """Where an RLDS step holds the action."""
     reward_key: str = ''
@@ -62,17 +65,23 @@ class Prepare:
         """Name of the dataset."""
         return self.dataset or (self.source.stem if self.source else '')
 
+    @property
+    def sources(self) -> list[str]:
+        """The flags of the sources that are given."""
+        given = {'--source': self.source, '--tfds': self.tfds, '--minari': self.minari}
+        return [flag for flag, value in given.items() if value is not None]
+
     def check(self) -> None:
         """Raises FQLError if the arguments make no sense."""
-        if self.source is not None and self.tfds is not None:
-            raise FQLError('--source and --tfds exclude each other')
+        if len(self.sources) > 1:
+            raise FQLError(f'{" and ".join(self.sources)} exclude each other')
         if self.source is not None and not self.source.name:  # '', which is read as '.', or '/'.
             raise FQLError(f'--source {self.source} names no file')
         if not self.name:
             raise FQLError('name the dataset: fql prepare NAME')
         for name in ('observation_key', 'action_key', 'reward_key'):
             is_given = getattr(self, name) != getattr(Prepare, name)
-            if name == 'observation_key' and self.source:
+            if name == 'observation_key' and (self.source or self.minari):
                 continue
             if self.tfds is None and is_given:
                 flag = f'--{name.replace("_", "-")}'

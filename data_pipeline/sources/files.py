@@ -8,6 +8,7 @@ import h5py
 from data_pipeline.observations import NO_KEYS
 from data_pipeline.sources.base import SourceSplit
 from data_pipeline.sources.hdf5 import d4rl_splits, open_hdf5
+from data_pipeline.sources.minari import is_minari, minari_splits
 from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.sources.robomimic import robomimic_splits
 
@@ -15,7 +16,7 @@ from data_pipeline.sources.robomimic import robomimic_splits
 def file_splits(
     source: Path, dataset: str, keys: Mapping[str, str] = NO_KEYS
 ) -> dict[str, SourceSplit]:
-    """The splits of an `.npz` file, of D4RL's or robomimic's HDF5 file, or of a LeRobot folder.
+    """The splits of an `.npz` file, of D4RL's, robomimic's or Minari's HDF5, of a LeRobot folder.
 
     Args:
         source: the file or folder.
@@ -35,6 +36,9 @@ def file_splits(
         return npz_splits(source, keys)
     with open_hdf5(source) as file:
         is_robomimic = isinstance(file.get('data'), h5py.Group)
+        has_episodes = is_minari(file)
     if is_robomimic:
         return robomimic_splits(source, keys)
+    if has_episodes:
+        return minari_splits(source, keys)
     return d4rl_splits(source, dataset, keys)
