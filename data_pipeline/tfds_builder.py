@@ -58,8 +58,9 @@ def export_tfds(store: FrameStore, out: Path, progress: Progress | None = None) 
             _write(store, folder, progress or (lambda done, total: None))
     except FileExistsError as error:
         raise DataError(f'{target} exists; delete it or name another folder') from error
-    except OSError as error:
-        raise DataError(f'{target}: cannot be written: {error.strerror or error}') from error
+    except (OSError, RuntimeError) as error:  # ArrayRecord raises the latter over a full disk.
+        reason = getattr(error, 'strerror', None) or str(error).partition('\n')[0]
+        raise DataError(f'{target}: cannot be written: {reason}') from error
     return target
 
 
