@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipeline.environment import render_in_one_thread
 from data_pipeline.replay import Layout, Replay
 from data_pipeline.store.frame_store import Split
 from data_pipeline.store.verification import Verification
@@ -151,7 +152,11 @@ def fast_workers(config: TrainConfig) -> EnvWorkers:
 
 
 def compare_environments(args: BenchmarkOnline, folder: Path) -> dict[str, float]:
-    """Steps a second of one bare environment, and of all actors with their policy and replay."""
+    """Steps a second of one bare environment, and of all actors with their policy and replay.
+
+    Each renders in one thread, the bare one too: by itself it would take several cores.
+    """
+    render_in_one_thread()
     config = TrainConfig(task=OWN_TASK, frame_stack=1)
     env_spec = EnvSpec(args.env)
     steps = args.env_steps
