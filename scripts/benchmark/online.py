@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipeline.environment import render_in_one_thread
 from data_pipeline.replay import Layout, Replay
 from data_pipeline.store.frame_store import Split
 from data_pipeline.store.verification import Verification
@@ -29,7 +30,7 @@ from fql.training.actors import Actors
 from fql.training.checkpoints import CheckpointWriter
 from fql.training.config import OnlineConfig, TrainConfig
 from fql.training.data import LabelledSplit, run_spec, training_batches
-from fql.training.host_memory import watched_memory
+from fql.training.host_memory import GIVE_BACK_INTERVAL, watched_memory
 from fql.training.learning import (
     make_learner,
 )
@@ -151,7 +152,11 @@ def fast_workers(config: TrainConfig) -> EnvWorkers:
 
 
 def compare_environments(args: BenchmarkOnline, folder: Path) -> dict[str, float]:
-    """Steps a second of one bare environment, and of all actors with their policy and replay."""
+    """Steps a second of one bare environment, and of all actors with their policy and replay.
+
+    Each renders in one thread, the bare one too: by itself it would take several cores.
+    """
+    render_in_one_thread()
     config = TrainConfig(task=OWN_TASK, frame_stack=1)
     env_spec = EnvSpec(args.env)
     steps = args.env_steps
@@ -183,7 +188,11 @@ def compare_environments(args: BenchmarkOnline, folder: Path) -> dict[str, float
 
 
 def measure_growth(folder: Path, steps: int) -> dict[str, float]:
-    """Growth of anonymous memory, and disk, of so many online steps with small networks."""
+    """Growth of anonymous memory, and disk, of so many online steps with small networks.
+
+    It is the most that there is at any moment behind the warm-up, by what there is at its end. The
+    warm-up has seen the memory of compilation given back, which would hide growth.
+    """
     data = made_data(folder / 'data')
     agent = FQLConfig(hidden_dims=(32,), encoder=EncoderConfig(size='impala_debug'))
     config = TrainConfig(
@@ -205,20 +214,20 @@ def measure_growth(folder: Path, steps: int) -> dict[str, float]:
     ):
         trainer = make_trainer(spec, folder, writer, verification)
         state = initial_state(make_learner(spec), 0, trainer.mesh)
-        warm = max(steps // 20, 1)
+        warm = max(steps // 20, 2 * GIVE_BACK_INTERVAL)
+        settled: list[int] = []
 
         def note(state: object) -> None:
             del state
-            settled.append(growth[-1])
+            settled.append(len(growth) - 1)
 
-        settled: list[float] = []
         trainer = dataclasses.replace(trainer, evaluate=note)
         spec = dataclasses.replace(spec, config=dataclasses.replace(config, eval_interval=warm))
         train_online(trainer, state, spec, data, workers, None, None, is_evaluation_missing=False)
-        peak = max(growth)
+        counted = growth[settled[0] :]
     files = [path for path in (folder / 'replay').rglob('*') if path.is_file()]
     nbytes = sum(path.stat().st_blocks * 512 for path in files)
     return {
-        'memory_growth_mb': peak - settled[0],
+        'memory_growth_mb': max(counted) - counted[0],
         'disk_gb_per_million': nbytes / steps * 1e6 / 1e9,
     }

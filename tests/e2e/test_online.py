@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -34,13 +35,13 @@ def replay_of(run):
     }
 
 
-def assert_same_run(fql, run, other):
+def assert_same_run(fql, run, other, logs=('train.csv', 'online.csv')):
     assert digest(fql, run) == digest(fql, other)
     found, expected = replay_of(run), replay_of(other)
     assert found.keys() == expected.keys()
     for key, array in expected.items():
         np.testing.assert_array_equal(found[key], array, err_msg=str(key))
-    for name in ('train.csv', 'online.csv'):
+    for name in logs:
         assert (run / name).read_bytes() == (other / name).read_bytes(), name
 
 
@@ -168,6 +169,30 @@ def test_a_frozen_encoders_latents_grow_with_the_replay(fql, tmp_path):
         np.testing.assert_allclose(replay_of(cached)[key], array, atol=tolerance)
     latents = np.load(cached / 'replay' / 'train' / 'latents.npy')
     assert (latents != 0).any(axis=1).all()
+
+
+@pytest.mark.long
+def test_a_disk_that_is_full_in_the_middle_of_the_phase(
+    fql, run_fql, assert_one_line, small_disk, tmp_path
+):
+    settings = ('--batch-size', 8, '--hidden-dims', 8, '--eval-interval', 0, '--log-interval', 0)
+    settings += ('--task', QUICKSTART_TASK, '--steps', 5, '--online-workers', 2)
+    settings += ('--save-interval', 1_000, '--max-episode-steps', 9)
+    whole, stopped, ballast = tmp_path / 'whole', small_disk / 'stopped', small_disk / 'ballast'
+    done = run_fql('train', *settings, '--online-steps', 160, '--run-dir', whole)
+    assert done.returncode == 0, done.stderr
+    done = fql('train', *settings, '--online-steps', 20, '--run-dir', stopped)
+    assert done.returncode == 0, done.stderr
+    disk = os.statvfs(small_disk)
+    with ballast.open('wb') as file:
+        os.posix_fallocate(file.fileno(), 0, disk.f_bavail * disk.f_frsize - 200_000)
+    done = fql('train', '--resume', stopped, '--online-steps', 160)
+    assert_one_line(done, 'the replay cannot be written: No space left on device')
+    assert finished_steps(stopped / 'checkpoints')[-1] == 25
+    ballast.unlink()
+    done = fql('train', '--resume', stopped)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(fql, stopped, whole, logs=['online.csv'])
 
 
 def rows_of(path):

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline.replay import open_replay
+
 DOCS = Path(__file__).parents[2] / 'docs' / 'own-environment.md'
 SMALL = ('--batch-size', 8, '--hidden-dims', 8, '--flow-steps', 2, '--steps', 2)
 SMALL = (*SMALL, '--eval-episodes', 2, '--eval-workers', 1, '--log-interval', 1)
@@ -94,6 +96,27 @@ def test_a_run_without_an_environment_can_be_evaluated_and_watched_in_one(
     done = fql('evaluate', run, *flags, '--watch')
     assert done.returncode == 0, done.stderr
     assert len((run / 'eval.csv').read_text().splitlines()) == 3
+
+
+def test_the_environment_goes_online_and_on(fql, reach, tmp_path):
+    """As its episodes are: rewards and masks of success, which a time limit does not change."""
+    train, _ = reach
+    words = (*train, *SMALL, '--steps', 0, '--eval-interval', 0)
+    run = tmp_path / 'online'
+    for arguments in (
+        (*words, '--online-steps', 70, '--run-dir', run),
+        ('train', '--resume', run, '--online-steps', 130),
+    ):
+        done = fql(*arguments)
+        assert done.returncode == 0, done.stderr
+        assert 'does not repeat itself' not in done.stderr
+    split = open_replay(run / 'replay').splits['train']
+    rows = split.valid_rows
+    reached = np.linalg.norm(split.observations[rows + 1], axis=1) < 0.15
+    np.testing.assert_array_equal(split.labels['masks'][rows], 1 - reached)
+    np.testing.assert_array_equal(split.labels['rewards'][rows], reached - 1.0)
+    assert (split.lengths <= 51).all()
+    assert len(split.lengths) > 2
 
 
 @pytest.mark.parametrize(
