@@ -74,6 +74,8 @@ class InspectBatch:
     """As for fql train."""
     shift_probability: float | None = None
     """As for fql train."""
+    horizon: int | None = None
+    """As for fql train: steps from an observation to the next."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
     def check(self) -> None:

@@ -1,10 +1,12 @@
 """`fql inspect batch`: the arrays and a picture of the batch that one update sees."""
 
 import dataclasses
+from typing import cast
 
 import numpy as np
 
 from data_pipeline.observations import flattened
+from fql.agents.configs import FQLConfig
 from fql.batch import batch_from_frames
 from fql.envs.tasks import find_task
 from fql.reports.plots import plot_batch
@@ -26,9 +28,13 @@ def run(args: InspectBatch) -> None:
         default_config(find_task(args.task)),
         **{name: value for name, value in asked.items() if value is not None},
     )
+    agent = cast(FQLConfig, config.agent)
+    if args.horizon is not None:
+        agent = dataclasses.replace(agent, horizon=args.horizon)
+        config = dataclasses.replace(config, agent=agent)
     validate_config(config)
     arrays = batch_of_update(config, args.step)
-    fields = batch_from_frames(arrays)._asdict()
+    fields = batch_from_frames(arrays, agent.horizon)._asdict()
     batch = {name: value for name, value in fields.items() if value is not None}
     provenance = {'indices': arrays['indices'], 'shifts': arrays['shifts']}
     if args.out is not None:

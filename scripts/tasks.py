@@ -4,15 +4,21 @@ import dataclasses
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
-from fql.agents.configs import AGENT_CONFIGS
+from fql.agents.configs import AGENT_CONFIGS, AgentConfig
 from fql.envs.tasks import Task, find_task, task_names
 from fql.errors import FQLError
 from fql.reports.tables import format_table
-from fql.training.presets import ONLINE_PRESETS, PRESETS, Preset
+from fql.training.presets import (
+    ONLINE_PRESETS,
+    PRESETS,
+    Preset,
+    default_config,
+    has_preset,
+)
 from scripts.tasks_args import Tasks
 
 HEADER = ('task', 'dataset', 'observations', 'agent', 'settings', 'source')
-TUNED = ('alpha', 'alpha_actor', 'alpha_critic', 'num_samples', 'discount', 'q_agg')
+TUNED = ('alpha', 'alpha_actor', 'alpha_critic', 'num_samples', 'horizon', 'discount', 'q_agg')
 """The settings that are shown, of those that an agent has."""
 
 
@@ -41,22 +47,29 @@ def task_rows(task: Task, agents: list[str]) -> Iterator[tuple[str, ...]]:
         offline = PRESETS.get((agent, task.dataset))
         online = ONLINE_PRESETS.get((agent, task.dataset))
         shown = [
-            f'{phase} {settings_text(agent, preset)}'.strip()
+            f'{phase} {settings_text(config_of(agent, preset))}'.strip()
             for phase, preset in (('', offline), ('online:', online))
             if preset is not None and (phase == '' or preset != offline)
         ]
         if preset := offline or online:
             yield (*head, agent, '; '.join(shown), preset.source)
             found = True
-    if not found:
+    if not found and has_preset('fql', task):
+        yield (*head, 'fql', settings_text(default_config(task).agent), 'fql quickstart')
+    elif not found:
         yield (*head, agents[0] if len(agents) == 1 else '-', 'not tuned', '')
 
 
-def settings_text(agent: str, preset: Preset) -> str:
-    """The settings of a preset, and those of the agent's defaults that go with them."""
-    config = dataclasses.replace(AGENT_CONFIGS[agent](), **preset.settings)
+def config_of(agent: str, preset: Preset) -> AgentConfig:
+    """The agent's settings with a preset."""
+    return dataclasses.replace(AGENT_CONFIGS[agent](), **preset.settings)
+
+
+def settings_text(config: AgentConfig) -> str:
+    """The settings that are shown; of the horizon, one that is not 1."""
     values = {name: getattr(config, name) for name in TUNED if hasattr(config, name)}
     return ', '.join(
         f'{name.replace("_", "-")} ' + (f'{value:g}' if type(value) is float else str(value))
         for name, value in values.items()
+        if (name, value) != ('horizon', 1)
     )

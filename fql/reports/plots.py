@@ -96,7 +96,8 @@ def plot_batch(path: Path, arrays: Mapping[str, Any], title: str) -> None:
         path: the PNG to write.
         arrays: a batch of the loader: `frames` (b, stack + 1, h, w, c), uint8 or float in [0, 1],
             or (b, stack + 1, d) for vectors, or several of these by name; `actions`, `rewards`,
-            `masks`, `indices`, `shifts`.
+            `masks`, `indices`, `shifts`. Of several steps, rewards and masks are those up to the
+            last one.
         title: the figure's.
     """
     shown, frames = first_shown(arrays['frames'])
@@ -117,12 +118,13 @@ def plot_batch(path: Path, arrays: Mapping[str, Any], title: str) -> None:
                 axes.bar(range(frames.shape[-1]), frames[i, j])
             if i == 0:
                 axes.set_title(_frame_name(j, columns), fontsize=8)
+        reward, mask = (np.ravel(arrays[name][i])[-1] for name in ('rewards', 'masks'))
         actions = np.array2string(arrays['actions'][i], precision=2, suppress_small=True)
         grid[i, -1].text(
             1.06,
             0.5,
-            f'row {arrays["indices"][i]}\nreward {arrays["rewards"][i]:g}  '
-            f'mask {arrays["masks"][i]:g}\nshift {tuple(shifts[i].tolist())}\n'
+            f'row {arrays["indices"][i]}\nreward {reward:g}  mask {mask:g}\n'
+            f'shift {tuple(shifts[i].tolist())}\n'
             f'action\n{actions}',
             transform=grid[i, -1].transAxes,
             fontsize=7,

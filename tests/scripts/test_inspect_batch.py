@@ -30,7 +30,7 @@ def test_batch_is_what_the_source_gives(fql, maze_npz, tmp_path):
     for step in range(3):
         out = tmp_path / f'{step}.npz'
         done = fql(
-            *('inspect', 'batch', *arguments, '--shift-probability', 0.5),
+            *('inspect', 'batch', *arguments, '--shift-probability', 0.5, '--horizon', 1),
             *('--step', step, '--out', out, '--png', tmp_path / f'{step}.png'),
         )
         assert done.returncode == 0, done.stderr
