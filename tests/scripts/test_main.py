@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.main import COMMANDS, HELP
+from scripts.main import COMMANDS, HELP, SAME_DRAWS
 from scripts.shared_args import value_of
 
 PROGRAM = (sys.executable, '-m', 'scripts.main')
@@ -297,6 +297,13 @@ def test_the_home_folder_stands_behind_an_equals_sign(fql, assert_one_line, monk
         assert_one_line(done, f'{tmp_path}/x.npz')
     assert_one_line(fql('train', '--resume=~/run'), f'{tmp_path}/run is not a run folder')
     assert not Path('~').exists()
+
+
+@pytest.mark.parametrize('name', SAME_DRAWS)
+def test_no_variable_of_jax_makes_another_run(fql, monkeypatch, name):
+    monkeypatch.setenv(name, 'what another program wants')
+    assert fql('tasks', 'pointmaze').returncode == 0
+    assert os.environ[name] == SAME_DRAWS[name]
 
 
 def test_a_flag_is_read_before_the_words_are_parsed():

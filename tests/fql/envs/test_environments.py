@@ -271,13 +271,38 @@ def test_workers_end_when_the_parent_is_killed(parent):
     wait_until_gone(pids)
 
 
-def test_workers_that_are_stopped_end_when_the_parent_is_killed(parent):
-    process, pids = parent
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    process.kill()
-    process.wait(timeout=20)
-    wait_until_gone(pids)
+REAPER = """
+import ctypes, subprocess, sys
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+parent = subprocess.Popen([sys.executable, sys.argv[1]])
+print(parent.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='of Linux')
+def test_workers_that_are_stopped_end_when_the_parent_is_killed(tmp_path):
+    """With a reaper in their session, as under some job schedulers, Linux wakes them no more."""
+    script = tmp_path / 'parent.py'
+    script.write_text(PARENT)
+    reaper = subprocess.Popen(
+        [sys.executable, '-c', REAPER, str(script)],
+        env={**os.environ, 'PYTHONPATH': PYTHONPATH},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    parent, *pids = (int(reaper.stdout.readline()), *map(int, reaper.stdout.readline().split()))
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        os.kill(parent, signal.SIGKILL)
+        wait_until_gone(pids)
+    finally:
+        for pid in (pid for pid in pids if not gone(pid)):
+            os.kill(pid, signal.SIGKILL)
+        reaper.communicate()
 
 
 def test_workers_never_closed_do_not_keep_the_parent_from_ending(tmp_path):
