@@ -17,6 +17,7 @@ from fql.stopping import EXIT_CODE
 from fql.training.sweep_cluster import TrainJob
 from fql.training.sweep_file import read_sweep
 from fql.training.sweep_folder import SweepFolder, is_running, train_command
+from fql.training.sweep_processes import gpu_variables
 
 FILE = f"""
 tasks = ["{QUICKSTART_TASK}"]
@@ -119,6 +120,13 @@ def test_a_fault_is_told_before_anything_starts(fql, assert_one_line, tmp_path):
     assert_one_line(done, 'no dataset visual-pointmaze-quickstart-navigate-v0')
     assert_one_line(fql('sweep', file, *words, '--cluster-options', 'a=1'), 'needs --cluster')
     assert not (tmp_path / 'runs').exists()
+
+
+def test_processes_take_turns_on_gpus_and_share_their_memory():
+    seen = [gpu_variables(slot, 3, [4, 7]) for slot in range(3)]
+    assert [variables['CUDA_VISIBLE_DEVICES'] for variables in seen] == ['4', '7', '4']
+    assert {variables['XLA_PYTHON_CLIENT_MEM_FRACTION'] for variables in seen} == {'0.450'}
+    assert gpu_variables(0, 3, []) == {}
 
 
 def wait_until(holds, process=None):

@@ -110,7 +110,7 @@ def test_the_ready_sweeps_are_those_of_the_paper():
         ('A\nseeds = [true]', 'seeds must be a list of whole numbers'),
         ('A\nseeds = [-1]', 'seed must lie in'),
         ('A\n[settings]\nbatchsize = 8', "has no setting 'batchsize'; the nearest are batch-size"),
-        ('A\n[settings]\nhorizon = 5', "agent fql has no setting 'horizon'"),
+        ('A\n[settings]\nexpectile = 0.5', "agent fql has no setting 'expectile'"),
         ('A\n[settings]\nsteps = "many"', "fql: steps must be int, not 'many'"),
         ('A\n[settings]\nsteps = -1', 'steps must lie in'),
         ('A\n[settings]\nencoder.size = "big"', 'encoder.size must be one of'),
