@@ -24,14 +24,22 @@ def observations():
 
 
 def test_cameras_side_by_side_then_the_vectors(observations):
-    latents, variables = CameraEncoder(IMAGES).init_with_output(jax.random.key(0), observations)
-    params = variables['params']
+    @jax.jit  # All at once: each operation by itself would be compiled by itself.
+    def encode(observations):
+        latents, variables = CameraEncoder(IMAGES).init_with_output(jax.random.key(0), observations)
+        params = variables['params']
+        alone = [
+            IMAGES.apply({'params': params[f'camera_{name}']}, observations[name])
+            for name in ('main', 'wrist')
+        ]
+        return latents, params, alone
+
+    latents, params, alone = encode(observations)
     assert params.keys() == {'camera_main', 'camera_wrist', 'vectors'}
     size = IMAGES.hidden_dims[-1]
-    for place, name in enumerate(('main', 'wrist')):
-        alone = IMAGES.apply({'params': params[f'camera_{name}']}, observations[name])
+    for place, expected in enumerate(alone):
         part = latents[:, place * size : (place + 1) * size]
-        np.testing.assert_allclose(part, alone, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(part, expected, rtol=1e-5, atol=1e-6)
     dense = params['vectors']['dense_0']
     joined = np.concatenate([observations['gripper'], observations['pose']], axis=1)
     expected = nn.gelu(joined @ dense['kernel'] + dense['bias'])
@@ -42,6 +50,7 @@ def test_cameras_side_by_side_then_the_vectors(observations):
 
 def test_it_needs_no_vectors(observations):
     images = {name: observations[name] for name in ('wrist', 'main')}
-    latents, variables = CameraEncoder(IMAGES).init_with_output(jax.random.key(0), images)
+    init = CameraEncoder(IMAGES).init_with_output
+    latents, variables = jax.eval_shape(init, jax.random.key(0), images)
     assert latents.shape == (2, 2 * IMAGES.hidden_dims[-1])
     assert 'vectors' not in variables['params']

@@ -1,5 +1,7 @@
 """Agents on observations of several arrays."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,8 +36,16 @@ def batch_of(agent, size=4):
     )
 
 
-@pytest.mark.parametrize('sharing', ['shared', 'separate'])
-@pytest.mark.parametrize('name', AGENT_CONFIGS)
+QUICK = {('fql', 'separate'), ('qc_fql', 'shared')}
+
+
+@pytest.mark.parametrize(
+    ('name', 'sharing'),
+    [
+        case if case in QUICK else pytest.param(*case, marks=pytest.mark.long)
+        for case in itertools.product(AGENT_CONFIGS, ('shared', 'separate'))
+    ],
+)
 def test_every_agent_takes_them(name, sharing):
     config = AGENT_CONFIGS[name](
         hidden_dims=(8,), encoder=EncoderConfig('impala_debug', sharing=sharing)
@@ -69,14 +79,14 @@ def test_several_vectors_are_one():
             Spec((4,), 'float32', 2),
         )
     ]
-    several, joined = (agent.init_params(jax.random.key(0)) for agent in agents)
+    several, joined = (jax.jit(agent.init_params)(jax.random.key(0)) for agent in agents)
     assert tree_digest(several) == tree_digest(joined)
     rng = np.random.default_rng(0)
     shown = {name: rng.normal(size=(4, n)).astype('f') for name, n in (('pose', 3), ('gripper', 1))}
     one = np.concatenate([shown['gripper'], shown['pose']], axis=1)
     noise = rng.normal(size=(4, 2)).astype('f')
     found, expected = (
-        agent.act(joined, observations, noise, 'one_step')
+        jax.jit(agent.act, static_argnums=3)(joined, observations, noise, 'one_step')
         for agent, observations in zip(agents, (shown, one), strict=True)
     )
     np.testing.assert_array_equal(found, expected)
