@@ -7,8 +7,8 @@ import tyro
 
 from fql.errors import FQLError
 from fql.reports.tables import check_new
+from fql.sweeps.file import RECORD
 from fql.training.run_folder import RunFolder
-from fql.training.sweep_file import RECORD
 
 
 @dataclass(frozen=True)

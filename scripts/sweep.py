@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.data_dir import resolve_data_dir
-from fql.training.sweep import dry_run, sweep
-from fql.training.sweep_file import find_sweep
+from fql.sweeps.file import find_sweep
+from fql.sweeps.sweep import dry_run, sweep
 from scripts.sweep_args import Sweep
 
 

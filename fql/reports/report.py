@@ -9,8 +9,8 @@ from fql.reports.html_report import html_report
 from fql.reports.run_results import PROTOCOL_EVALUATIONS, Group, Run, group_runs, read_run
 from fql.reports.statistics import estimate, interquartile_mean, mean
 from fql.reports.tables import format_table
-from fql.training.sweep_file import read_sweep
-from fql.training.sweep_folder import SweepFolder, failure, state_of, updates_made
+from fql.sweeps.file import read_sweep
+from fql.sweeps.folder import SweepFolder, failure, state_of, updates_made
 
 
 def report(paths: Sequence[Path], out: Path) -> str:

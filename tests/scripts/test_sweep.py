@@ -14,10 +14,10 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.stopping import EXIT_CODE
-from fql.training.sweep_cluster import TrainJob
-from fql.training.sweep_file import read_sweep
-from fql.training.sweep_folder import SweepFolder, is_running, train_command
-from fql.training.sweep_processes import gpu_variables
+from fql.sweeps.cluster import TrainJob
+from fql.sweeps.file import read_sweep
+from fql.sweeps.folder import SweepFolder, is_running, train_command
+from fql.sweeps.processes import gpu_variables
 
 FILE = f"""
 tasks = ["{QUICKSTART_TASK}"]

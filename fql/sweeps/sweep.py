@@ -8,10 +8,9 @@ from data_pipeline.files import locked
 from fql.command import command
 from fql.errors import FQLError
 from fql.stopping import EXIT_CODE
-from fql.training.datasets import task_dataset_path
-from fql.training.sweep_cluster import queued_runs, submit
-from fql.training.sweep_file import SweepRun, read_sweep
-from fql.training.sweep_folder import (
+from fql.sweeps.cluster import queued_runs, submit
+from fql.sweeps.file import SweepRun, read_sweep
+from fql.sweeps.folder import (
     State,
     SweepFolder,
     failure,
@@ -20,7 +19,8 @@ from fql.training.sweep_folder import (
     train_command,
     write_record,
 )
-from fql.training.sweep_processes import run_processes
+from fql.sweeps.processes import run_processes
+from fql.training.datasets import task_dataset_path
 
 
 def dry_run(file: Path, path: Path, data_dir: str) -> None:
@@ -42,7 +42,7 @@ def sweep(
     """Runs, here or on a cluster, what a sweep lacks, and prints its table.
 
     Args:
-        file: see `fql.training.sweep_file`.
+        file: see `fql.sweeps.file`.
         path: the sweep's folder.
         data_dir: where the data are; empty for the default.
         jobs: runs that go on at the same time.

@@ -7,7 +7,7 @@ import pytest
 import tyro
 
 from fql.errors import FQLError
-from fql.training.sweep_file import find_sweep, read_sweep, ready_sweeps
+from fql.sweeps.file import find_sweep, read_sweep, ready_sweeps
 from scripts.train_args import Train
 
 CUBES = 'cube-double-play-singletask-task{}-v0'

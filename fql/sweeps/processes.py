@@ -12,9 +12,8 @@ from types import FrameType
 from tqdm import tqdm
 
 from fql.stopping import EXIT_CODE
-from fql.training.progress import progress_bar
-from fql.training.sweep_file import SweepRun
-from fql.training.sweep_folder import (
+from fql.sweeps.file import SweepRun
+from fql.sweeps.folder import (
     PROGRAM,
     SweepFolder,
     begin_attempt,
@@ -25,6 +24,7 @@ from fql.training.sweep_folder import (
     train_command,
     updates_made,
 )
+from fql.training.progress import progress_bar
 
 POLL_SECONDS = 0.5
 

@@ -14,7 +14,7 @@ from fql.errors import FQLError
 from fql.training.config import TrainConfig, with_settings
 from fql.training.presets import default_config
 
-READY = Path(__file__).parent / 'sweeps'
+READY = Path(__file__).parent / 'ready'
 RECORD = 'sweep.toml'
 """The file's name in a sweep's folder."""
 KEYS = ('tasks', 'agents', 'seeds', 'settings', 'task-settings', 'agent-settings', 'variants')

@@ -18,9 +18,9 @@ from data_pipeline.files import write_text
 from fql.errors import FQLError
 from fql.reports.measures import read_results
 from fql.reports.tables import format_table
+from fql.sweeps.file import RECORD, SweepRun, read_sweep
 from fql.training.metrics_log import read_csv
 from fql.training.run_folder import RunFolder, finished_steps
-from fql.training.sweep_file import RECORD, SweepRun, read_sweep
 
 State = Literal['done', 'running', 'queued', 'stopped', 'failed', 'not begun']
 PROGRAM = (sys.executable, '-m', 'scripts.main')

@@ -15,15 +15,15 @@ from typing import Any
 
 from data_pipeline.files import write_json
 from fql.errors import FQLError, first_line
-from fql.training.run_folder import read_object
-from fql.training.sweep_file import SweepRun
-from fql.training.sweep_folder import (
+from fql.sweeps.file import SweepRun
+from fql.sweeps.folder import (
     PROGRAM,
     SweepFolder,
     begin_attempt,
     claimed_log,
     train_command,
 )
+from fql.training.run_folder import read_object
 
 JOB_MINUTES = 24 * 60
 MAX_REQUEUES = 1000
