@@ -16,7 +16,7 @@ from fql.training.loaded_policy import load_policy
 
 SMALL = (
     *('--task', 'own', '--dataset', 'arm', '--env', 'robot_arm:Arm-v0', '--batch-size', 8),
-    *('--hidden-dims', 8, '--flow-steps', 2, '--encoder', 'impala_debug', '--frame-stack', 2),
+    *('--agent', 'bc', '--hidden-dims', 8, '--encoder', 'impala_debug', '--frame-stack', 2),
     *('--log-interval', 1, '--eval-interval', 20, '--eval-episodes', 2, '--eval-workers', 1),
 )
 
