@@ -168,10 +168,10 @@ def test_an_exported_policy_acts_as_the_run(arm, run_fql, run, tmp_path):
     done = run_fql('export-policy', run, '--out', tmp_path / 'policy')
     assert done.returncode == 0, done.stderr
     observation, _ = arm.Arm().reset(seed=0)
-    policies = [load_policy(path, 'bc_flow') for path in (run, tmp_path / 'policy')]
+    policies = [load_policy(path, 'flow') for path in (run, tmp_path / 'policy')]
     actions = [policy(observation) for policy in policies]
     np.testing.assert_array_equal(*actions)
-    program = export.deserialize((tmp_path / 'policy' / 'one_step.stablehlo').read_bytes())
+    program = export.deserialize((tmp_path / 'policy' / 'flow.stablehlo').read_bytes())
     stacked = {
         name: np.concatenate([np.asarray(observation[name])] * 2, axis=-1)[None]
         for name in ('agentview_image', 'eef_pos', 'wrist')
