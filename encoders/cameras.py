@@ -10,18 +10,18 @@ from jax.typing import DTypeLike
 from encoders.mlp import MLP
 
 VECTOR_FEATURES = 64
-"""Features that all vectors together become; as many as in SERL (Luo et al. 2024)."""
+"""Number of features of all vectors together; as in SERL (Luo et al. 2024)."""
 
 
 class CameraEncoder(nn.Module):
-    """An encoder for each camera, and a dense layer for the vectors; their outputs side by side.
+    """An encoder for each camera and a dense layer for the vectors, outputs concatenated.
 
-    Vectors pass Dense and GELU, which is what each camera's encoder ends with, so that the heads
-    read features of one kind. There is no LayerNorm: it takes the length from what it normalises,
-    and of a vector of one number, such as a gripper's opening, would leave the sign.
+    Vectors pass through Dense and GELU, as at the end of each camera's encoder, so that the heads
+    read features of one kind. There is no LayerNorm: it removes the scale of its input, and a
+    vector of one number, such as a gripper's opening, would keep only its sign.
 
     Attributes:
-        image_encoder: images (b, h, w, c) to latents; each camera has parameters of its own.
+        image_encoder: images (b, h, w, c) to latents; each camera has its own parameters.
         dtype: of the computation; parameters are float32.
     """
 
@@ -30,7 +30,7 @@ class CameraEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, observations: Mapping[str, jax.Array]) -> jax.Array:
-        """Encodes observations, arrays by name, in the order of the names.
+        """Encode observations, arrays by name, in the order of the names.
 
         Args:
             observations: images (b, h, w, c), as the image encoder takes them, of any sizes; and

@@ -1,13 +1,13 @@
 """The IMPALA encoder's 3x3 convolutions and max pooling, in a form that is fast on CPUs.
 
-There a convolution of few channels is bound by the number of positions, not by arithmetic, XLA's
-gradient of max pooling (select-and-scatter) runs on one thread, element by element, and a strided
-pooling reads memory in bits and pieces. All three go away when 2x2 blocks of pixels are taken as
-one position with four times the channels: the convolution is then one of 2x2 blocks, whose kernel
-is the 3x3 one in four places among zeros, and the pooling reads whole blocks.
+On CPUs a convolution of few channels is bound by the number of positions, not by arithmetic. XLA's
+gradient of max pooling (select-and-scatter) runs on one thread, element by element. Strided pooling
+reads memory in small pieces. All three problems disappear when each 2x2 block of pixels is one
+position with four times the channels: the convolution is then over 2x2 blocks, with the 3x3 kernel
+in four places among zeros, and the pooling reads whole blocks.
 
-Blocks cost 16/9 of the multiplications, those by zero included. GPUs and TPUs have kernels of their
-own for the plain forms.
+Blocks cost 16/9 of the multiplications, including those by zero. GPUs and TPUs have their own
+kernels for the plain forms.
 """
 
 import jax
@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 SIZE = 3
 LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 FEW_CHANNELS = 12
-"""Up to so many, a convolution in blocks is faster than a plain one."""
+"""Up to this many channels, a convolution in blocks is faster than a plain one."""
 
 
 class Convolution(nn.Module):
@@ -40,7 +40,7 @@ class Convolution(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Convolves.
+        """Convolve the input.
 
         Args:
             x: (b, h, w, c), float, or uint8 in [0, 255], which stands for [0, 1].
@@ -56,7 +56,7 @@ class Convolution(nn.Module):
             x = convolve(to_float(x, self.dtype), kernel) + bias
             return max_pool(x) if self.pooled else x
         if self.pooled:
-            # Adding a bias is monotone, rounding included: it may as well come last.
+            # Adding a bias is monotone, even with rounding, so it can come after the maximum.
             return add_bias(blocked_convolve_and_pool(x, kernel), bias)
         x = lax.optimization_barrier(to_float(x, self.dtype))
         convolve_here = blocked_convolve if x.shape[-1] <= FEW_CHANNELS else convolve
@@ -64,15 +64,15 @@ class Convolution(nn.Module):
 
 
 def to_float(x: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """`x` as `dtype`, bytes in [0, 255] as numbers in [0, 1]."""
+    """`x` as `dtype`; bytes in [0, 255] become numbers in [0, 1]."""
     return x.astype(dtype) / 255 if x.dtype == jnp.uint8 else x.astype(dtype)
 
 
 @jax.custom_vjp
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-    """`x + bias`, (b, h, w, c) + (c,), whose gradient in the bias sums over the batch first.
+    """`x + bias`, (b, h, w, c) + (c,); the bias's gradient sums over the batch first.
 
-    XLA's sum over all but the last axis at once takes some seven times as long on CPUs.
+    XLA's sum over all axes except the last at once takes about seven times as long on CPUs.
     """
     return x + bias
 
@@ -128,7 +128,7 @@ def blocked_convolve_and_pool(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _rows_before(x: jax.Array) -> tuple[int, int]:
-    """Rows and columns that a pooling's SAME padding puts before the first ones."""
+    """Rows and columns that a pooling's SAME padding adds before the first ones."""
     return x.shape[1] % 2, x.shape[2] % 2
 
 
@@ -137,7 +137,7 @@ def to_blocks(x: jax.Array, before: tuple[int, int], fill: float = 0) -> jax.Arr
 
     Args:
         x: (b, h, w, c).
-        before: rows and columns of `fill` before the first ones; behind the last ones comes what
+        before: rows and columns of `fill` before the first ones; after the last ones, `fill`
             completes the last blocks.
 
     Returns:
@@ -156,8 +156,8 @@ def convolve_blocks(blocks: jax.Array, kernel: jax.Array) -> jax.Array:
     """A 3x3 convolution from blocks to blocks.
 
     Args:
-        blocks: (b, r + 1, s + 1, 4 * c), the first one beginning one row and one column before the
-            result does.
+        blocks: (b, r + 1, s + 1, 4 * c), the first one starting one row and one column before the
+            result.
         kernel: (3, 3, c, o).
 
     Returns:
@@ -178,7 +178,7 @@ def pool_blocks(blocks: jax.Array) -> jax.Array:
     """The maxima of windows that begin at the first pixel of each block.
 
     A window of 3x3 pixels is its block, the first column of the block to the right, the first row
-    of that below, and the first pixel of that below to the right; there is nothing behind the last.
+    of that below, and the first pixel of that below to the right. Nothing follows the last block.
 
     Args:
         blocks: float (b, r, s, 4 * c), pixels in row order.
@@ -190,7 +190,7 @@ def pool_blocks(blocks: jax.Array) -> jax.Array:
 
 
 def _pool_forward(blocks: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """With the place, int8, of the first maximum of each window: one byte for the way back."""
+    """The maxima, and the place (int8) of each window's first one for the backward pass."""
 
     def from_next(x: jax.Array, axis: int) -> jax.Array:
         padding = [(0, int(i == axis)) for i in range(x.ndim)]
@@ -223,7 +223,7 @@ def _pool_backward(places: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
     cotangent = lax.optimization_barrier(cotangent)
 
     def share(place: int, up: int = 0, back: int = 0) -> jax.Array:
-        """What the window so many blocks before gives to the pixel that is its `place`."""
+        """The gradient from the window this many blocks before, for the pixel at `place`."""
         rows, columns = cotangent.shape[1:3]
         given = jnp.where(places == place, cotangent, 0)
         return jnp.pad(given, ((0, 0), (up, 0), (back, 0), (0, 0)))[:, :rows, :columns]

@@ -1,4 +1,4 @@
-"""What the folder of a saved encoder says of itself. Imports nothing that is slow."""
+"""The description that a saved encoder's folder contains. Imports nothing slow."""
 
 import dataclasses
 import json
@@ -15,13 +15,13 @@ DESCRIPTION = 'encoder.json'
 
 @dataclass(frozen=True)
 class SavedEncoder:
-    """What an encoder's folder says of it.
+    """The description of a saved encoder.
 
     Attributes:
         encoder: its size, a key of `ENCODERS`.
         image_shape: (h, w, c) of one frame.
         frame_stack: frames along the channels of its input.
-        objective: what it was trained for: a name of `encoders.pretraining`, or 'fql'.
+        objective: training objective: a name of `encoders.pretraining`, or 'fql'.
         dataset: the name of the data it was trained on.
         step: updates it was trained for.
         versions: of the packages it was trained with.
@@ -39,16 +39,16 @@ class SavedEncoder:
 
 
 def write_encoder(folder: Path, saved: SavedEncoder) -> None:
-    """Writes what the encoder in `folder` is."""
+    """Write the description of the encoder in `folder`."""
     values = {'format_version': FORMAT_VERSION, **dataclasses.asdict(saved)}
     (folder / DESCRIPTION).write_text(json.dumps(values, indent=2) + '\n')
 
 
 def read_encoder(folder: Path) -> SavedEncoder:
-    """What the encoder in `folder` is; reads no parameters.
+    """Read the description of the encoder in `folder`, without its parameters.
 
     Raises:
-        EncoderError: no encoder's folder, or one that this version cannot read.
+        EncoderError: the folder holds no encoder, or one that this version cannot read.
     """
     path = Path(folder) / DESCRIPTION
     try:

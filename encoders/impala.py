@@ -43,7 +43,7 @@ class ImpalaEncoder(nn.Module):
     Attributes:
         stack_sizes: channels of each stack; each stack halves height and width.
         num_blocks: residual blocks in each stack.
-        hidden_dims: widths of the dense layers (GELU after each) behind the convolutions; the
+        hidden_dims: widths of the dense layers (GELU after each) after the convolutions; the
             last one is the size of the latents.
         dtype: of the computation; parameters are float32.
         plain: compute convolutions and pooling with XLA's own operations on every backend.
@@ -57,7 +57,7 @@ class ImpalaEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Encodes images.
+        """Encode images.
 
         Args:
             images: (b, h, w, c), uint8 in [0, 255] or float in [0, 1]; frames of a stack lie
@@ -87,4 +87,4 @@ ENCODERS = {
     'impala': ImpalaEncoder(num_blocks=2),
     'impala_large': ImpalaEncoder(stack_sizes=(64, 128, 128), num_blocks=2, hidden_dims=(1024,)),
 }
-"""The named sizes. Their parameters are apart: a Flax module holds none."""
+"""The named sizes. They contain no parameters, as a Flax module holds none."""

@@ -1,4 +1,4 @@
-"""Trees of arrays as lists of leaves: what they are, how two differ, and a digest of all."""
+"""Trees of arrays as lists of leaves: description, comparison and digest."""
 
 import hashlib
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ def describe_leaves(tree: Any) -> dict[str, str]:
 
 
 def leaf_differences(saved: Mapping[str, str], expected: Mapping[str, str]) -> str:
-    """How the leaves of one `describe_leaves` differ from another's; empty if they do not."""
+    """How the leaves of one `describe_leaves` differ from another's; empty if they are equal."""
     differences = [
         f'{path}: saved {saved.get(path, "nothing")}, expected {expected.get(path, "nothing")}'
         for path in sorted(saved.keys() | expected.keys())

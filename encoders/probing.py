@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 PENALTIES = np.logspace(-7, 1, 17)
-"""Ridge penalties to choose from, for standardised features and a mean squared error."""
+"""Candidate ridge penalties, for standardised features and a mean squared error."""
 HELD_OUT = 0.2
-"""Part of the training rows, at the end, on which the penalty is chosen."""
+"""Fraction of the training rows, at the end, on which the penalty is chosen."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +33,8 @@ class Probe:
 def fit_probe(features: np.ndarray, targets: np.ndarray) -> Probe:
     """Ridge regression in closed form, float64.
 
-    Each target's penalty is the one, of `PENALTIES`, of least error on the last rows after a fit to
-    the others: neighbouring rows are nearly equal, so that rows drawn at random would tell nothing.
+    Each target gets the penalty of `PENALTIES` with the least error on the last rows after a fit to
+    the others. Rows drawn at random would show nothing, as neighbouring rows are nearly equal.
 
     Args:
         features: (n, d) float.
@@ -61,10 +61,10 @@ def r_squared(predicted: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def _fit_all(features: np.ndarray, targets: np.ndarray) -> list[Probe]:
-    """A probe for each of `PENALTIES`, of one decomposition."""
+    """A probe for each of `PENALTIES`, from one decomposition."""
     mean = features.mean(axis=0, dtype=np.float64)
     scale = features.std(axis=0, dtype=np.float64)
-    scale = np.where(scale > 1e-8, scale, 1.0)  # Of a dead feature, which is 0 after the shift.
+    scale = np.where(scale > 1e-8, scale, 1.0)  # A dead feature is 0 after the shift.
     x = _standardise(features, mean, scale)
     intercept = targets.mean(axis=0, dtype=np.float64)
     y = targets - intercept

@@ -3,7 +3,7 @@
     <folder>/encoder.json    what the encoder is, what it was trained on, and a digest
     <folder>/params/         its parameters, written by Orbax
 
-A folder stands whole or not at all where its maker renames it into its place when it is written
+A folder is complete or absent if its writer renames it into place after writing it
 (`fql.training.saved_encoders`).
 """
 
@@ -31,12 +31,12 @@ Params = dict[str, Any]
 
 
 def save_encoder(folder: Path, params: Params, saved: SavedEncoder) -> SavedEncoder:
-    """Writes an encoder into a folder.
+    """Write an encoder into a folder.
 
     Args:
-        folder: an empty one.
+        folder: an empty folder.
         params: of the encoder alone, float32.
-        saved: what it is; its digest is filled in.
+        saved: its description; the digest is filled in.
 
     Returns:
         `saved` with the digest.
@@ -55,7 +55,7 @@ def save_encoder(folder: Path, params: Params, saved: SavedEncoder) -> SavedEnco
 def load_encoder(
     folder: Path, encoder: str, image_shape: tuple[int, ...], frame_stack: int
 ) -> Params:
-    """The parameters of a saved encoder, if it is just the one that is expected.
+    """The parameters of a saved encoder, if it is exactly the expected one.
 
     Args:
         encoder: a key of `ENCODERS`.
@@ -66,7 +66,7 @@ def load_encoder(
         The tree that `ENCODERS[encoder].init` makes, of float32 NumPy arrays.
 
     Raises:
-        EncoderError: no saved encoder, a damaged one, or another one; names all that differs.
+        EncoderError: no saved encoder, a damaged one, or another one; names all differences.
     """
     folder = Path(folder).absolute()
     saved = read_encoder(folder)
@@ -79,13 +79,13 @@ def load_encoder(
     if differences:
         raise EncoderError(f'{folder} is another encoder: {"; ".join(differences)}')
     abstract = abstract_params(saved)
-    # Orbax raises whatever the damage leads to.
+    # The type of Orbax's error depends on the damage.
     try:
         with _checkpointer() as checkpointer:
             metadata = checkpointer.metadata(folder / PARAMS).item_metadata.tree
     except Exception as error:
         raise _damaged(folder, type(error).__name__) from error
-    # Orbax casts another dtype in silence, and reports other shapes without saying where.
+    # Orbax silently casts another dtype, and reports other shapes without saying where.
     _check_leaves(folder, describe_leaves(metadata), saved)
     try:
         with _checkpointer() as checkpointer:
@@ -112,7 +112,7 @@ def abstract_params(saved: SavedEncoder) -> Params:
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:
-    """One that waits for no other process: an encoder's folder is the work of one."""
+    """A checkpointer that waits for no other process: one process writes an encoder's folder."""
     own = jax.process_index()
     options = ocp.options.MultiprocessingOptions(
         primary_host=own, active_processes={own}, barrier_sync_key_prefix=f'encoder-{own}'
@@ -121,7 +121,7 @@ def _checkpointer() -> ocp.StandardCheckpointer:
 
 
 def _check_leaves(folder: Path, found: Mapping[str, str], saved: SavedEncoder) -> None:
-    """Raises EncoderError, naming the leaves, if they are not those of such an encoder."""
+    """Raise EncoderError, naming the leaves, if they are not those of such an encoder."""
     differences = leaf_differences(found, describe_leaves(abstract_params(saved)))
     if differences:
         raise EncoderError(f'{folder}: parameters are not those of {saved.encoder}: {differences}')

@@ -9,7 +9,7 @@ __all__ = ['LoadedPolicy', 'load_policy']
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is used only when it is: light modules of this package must stay light."""
+    """Import a public name on its first use: light modules of this package must stay light."""
     if name in __all__:
         from fql.training import loaded_policy
 

@@ -9,7 +9,7 @@ from einops import rearrange
 from fql.agents.configs import Spec
 
 LOADED_FIELDS = ('frames', 'actions', 'rewards', 'masks')
-"""What every agent reads of the loader's arrays."""
+"""The loader's arrays that every agent reads."""
 
 
 class Batch(NamedTuple):
@@ -60,7 +60,7 @@ def stack_frames(frames: jax.Array) -> jax.Array:
 
 
 def batch_from_frames(arrays: Mapping[str, Any], horizon: int = 1) -> Batch:
-    """Builds the two stacks, which may overlap, from the distinct frames that the loader delivers.
+    """Build the two stacks, which may overlap, from the distinct frames that the loader delivers.
 
     Args:
         arrays: of NumPy or JAX: `frames` (b, n, *frame shape), or several of them by name, whose

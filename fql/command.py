@@ -1,4 +1,4 @@
-"""How the user can call this program: for hints that work as they are typed."""
+"""The command line that calls this program, for hints that work as typed."""
 
 import shlex
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 def command(*words: object) -> str:
     """A command of this program, quoted for a shell: `fql train --resume runs/cube`.
 
-    Where no `fql` is on the search path, the program is named as the user has called it.
+    Where no `fql` is on the search path, the program is named as the user called it.
     """
     return shlex.join([*_program(), *map(str, words)])
 

@@ -14,7 +14,7 @@ from fql.learner import Learner, Metrics, Params, TrainState
 
 Arrays = dict[str, jax.Array]
 SHORT_UPDATES_PER_CALL = 20
-"""Updates in a call where an update has no convolutions: starting one takes as long as its work."""
+"""Updates per call if an update has no convolutions: starting one takes as long as its work."""
 Prepare = Callable[[Arrays, jax.Array, jax.Array], Any]
 """(the loader's arrays, the run's key, the update) -> the batch that the loss reads."""
 
@@ -52,8 +52,8 @@ def updates_per_call(asked: int, has_convolutions: bool) -> int:
     """How many updates one call of the compiled step makes.
 
     Args:
-        asked: the number; 0 for the one that is best.
-        has_convolutions: whether an update encodes images. On CPUs it is alone in its call then:
+        asked: the number; 0 for the best one.
+        has_convolutions: whether an update encodes images. Then a call on CPUs makes one update:
             inside a loop, convolutions run on one thread.
     """
     if has_convolutions:
@@ -65,9 +65,9 @@ def updates_per_call(asked: int, has_convolutions: bool) -> int:
 class TrainStep:
     """The compiled function (state, batches) -> (state, metrics): one update for each batch.
 
-    Several batches are several updates in one call, which saves the cost of starting each. However
-    many there are, up to `per_call`, one program makes them, so that the number does not change a
-    bit of the state. The state given is used up (donated).
+    Several batches are several updates in one call, which saves the cost of starting each. One
+    program makes any number of updates up to `per_call`, so that the number does not change a bit
+    of the state. The state given is donated.
 
     Attributes:
         jitted: (state, `per_call` batches, how many of them) -> (state, metrics (per_call,)).
@@ -85,7 +85,7 @@ class TrainStep:
         return state, metrics
 
     def arguments(self, state: TrainState, batches: Sequence[Arrays]) -> tuple[Any, ...]:
-        """What `jitted` is called with; the last batch fills up the places that are not used."""
+        """The arguments of `jitted`; the last batch fills the unused places."""
         assert 1 <= len(batches) <= self.per_call
         filled = [*batches, *[batches[-1]] * (self.per_call - len(batches))]
         return state, filled, np.int32(len(batches))
@@ -98,7 +98,7 @@ def make_train_step(
     per_call: int = 1,
     has_convolutions: bool = True,
 ) -> TrainStep:
-    """Compiles the updates of a learner.
+    """Compile the updates of a learner.
 
     Args:
         abstract: the state's shapes and shardings, which an update keeps.
@@ -130,7 +130,7 @@ def make_train_step(
 
         return jax.lax.fori_loop(0, count, body, (state, metrics))
 
-    # Left to XLA, a state spread over the devices would be spread in another way by every update.
+    # Left to XLA, every update would spread a state over the devices in another way.
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     is_alone = has_convolutions and jax.default_backend() == 'cpu'
     assert per_call == 1 or not is_alone

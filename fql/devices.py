@@ -24,7 +24,7 @@ Tree = TypeVar('Tree')
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
-    """The first `num_devices` in one row; all of them by default."""
+    """The mesh of the first `num_devices` in one row; of all by default."""
     devices = jax.devices()[:num_devices]
     # Padding, and so the encoder, does not work with JAX's default, explicit axes.
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
@@ -71,10 +71,10 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 def compiler_options() -> dict[str, str]:
     """Options for XLA when it compiles what runs an encoder many times.
 
-    On CPUs it would hand convolutions to YNNPACK, whose weight gradients take some twice as long
-    as Eigen's: of YNNPACK only the matrix products are kept. And optimisation barriers stay until
-    code is generated. Otherwise they are gone before operations are fused, and max pooling is
-    computed again, element by element in transposed order, by everything that reads it.
+    On CPUs XLA would compute convolutions by YNNPACK, whose weight gradients take about twice as
+    long as Eigen's: only YNNPACK's matrix products are kept. Optimisation barriers stay until code
+    is generated. Otherwise they are removed before operations are fused, and everything that reads
+    max pooling computes it again, element by element in transposed order.
     """
     if jax.default_backend() != 'cpu':
         return {}
@@ -85,7 +85,7 @@ def compiler_options() -> dict[str, str]:
 
 
 def run_once_options() -> dict[str, int]:
-    """Options for XLA when it compiles what runs once: on CPUs, to compile it in half the time."""
+    """Options for XLA when it compiles what runs once: on CPUs, to halve the compilation time."""
     return {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else {}
 
 
@@ -98,7 +98,7 @@ def put_batch(arrays: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
 
 
 def local_copy(tree: Tree, mesh: Mesh) -> Tree:
-    """A tree of arrays as this process alone can use it; all processes have to call this."""
+    """A tree of arrays that this process can use alone; all processes have to call this."""
     replicated = NamedSharding(mesh, PartitionSpec())
     gathered = jax.jit(lambda tree: tree, out_shardings=replicated)(tree)
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), gathered)
@@ -122,6 +122,6 @@ def not_finite(tree: Any) -> list[str]:
 
 
 def wait_for_all_processes(name: str) -> None:
-    """Returns when every process has come to the point of this name."""
+    """Wait until every process has come to the point of this name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

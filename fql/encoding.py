@@ -26,7 +26,7 @@ Latents = dict[str, jax.Array]
 
 
 def join_vectors(observations: Any) -> jax.Array:
-    """Vectors (b, d); of several, (b, d_i) by name, one vector in the order of the names."""
+    """Vectors (b, d) as they are; several (b, d_i) concatenated in the order of their names."""
     if isinstance(observations, Mapping):
         return jnp.concatenate([observations[name] for name in sorted(observations)], axis=-1)
     return cast(jax.Array, observations)
@@ -34,7 +34,7 @@ def join_vectors(observations: Any) -> jax.Array:
 
 @dataclass(frozen=True)
 class Encoding:
-    """The way from observations to the latents that each head reads.
+    """The encoding of observations into the latents that each head reads.
 
     Attributes:
         module: observations to latents; None where these are vectors, which are the latents then.
@@ -75,7 +75,7 @@ class Encoding:
     def latents(self, params: Params, observations: Any) -> Latents:
         """What every head reads, with the gradient that the table allows.
 
-        Where heads have encoders of their own, each trains its own.
+        Separate encoders are each trained by their own head.
         """
         heads = list(self.trains)
         if self.module is not None and not self.shared:
@@ -87,10 +87,10 @@ class Encoding:
     def target_latents(
         self, params: Params, target_params: Params, observations: Any, heads: Iterable[str]
     ) -> Latents:
-        """What heads read where a target is computed, without gradient.
+        """The latents that heads read where a target is computed, without gradient.
 
-        It comes from the averaged encoder where the target networks have the one of that head, and
-        else from the online one.
+        They come from the averaged encoder if the target networks have that head's encoder, else
+        from the online one.
         """
         encoded: Latents = {}
         for head in heads:

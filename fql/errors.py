@@ -1,10 +1,10 @@
-"""The error of this package that a user can mend, and other errors in one line."""
+"""The package's error for faults that a user can fix, and other errors in one line."""
 
 
 class FQLError(Exception):
     """A fault in what the user asked for or in the machine; its message is one clear line.
 
-    (Behind that of an environment that failed comes where it did.)
+    (For an environment that failed, the place of the failure follows.)
     """
 
 

@@ -17,7 +17,7 @@ Metrics = dict[str, jax.Array]
 
 
 class Learnable(Protocol):
-    """What a learner knows of an agent, or of a pretraining objective."""
+    """The interface of an agent, or of a pretraining objective, for the learner."""
 
     averages_after_step: ClassVar[bool]
     """Whether the target averages the parameters as they are after the step, or before it."""
@@ -138,7 +138,7 @@ class Learner:
         return self.agent.sample_draws(jax.random.fold_in(state.key, state.step), batch)
 
     def validate(self, state: TrainState, batch: Any) -> Metrics:
-        """The metrics of a batch that the state is not trained on, each `validation/NAME`."""
+        """The metrics of a batch that is not trained on, each `validation/NAME`."""
         loss, metrics = self.agent.loss(
             state.params, state.target_params, batch, self.draws(state, batch), state.step
         )
@@ -148,8 +148,8 @@ class Learner:
 def make_optimizer(lr: float, encoder: EncoderConfig) -> optax.GradientTransformation:
     """One Adam for all trained parameters; when fine-tuning, another one for the encoders.
 
-    The encoders' Adam has a learning rate of its own, and does nothing, moments included, in the
-    updates before `encoder.unfreeze_step`.
+    The encoders' Adam has its own learning rate. Before update `encoder.unfreeze_step` it does
+    nothing, moments included.
     """
     if encoder.mode != 'finetune':
         return optax.adam(lr)

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from encoders.mlp import MLP
 
 LOG_STD_RANGE = (-5.0, 2.0)
-"""Of Gaussian actors; outside, the gradient is zero."""
+"""Of Gaussian actors' log standard deviation; outside, the gradient is zero."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Leaving at once on SIGINT and SIGTERM, with the exit code of what can be run again.
+"""Immediate exit on SIGINT and SIGTERM, with the exit code of what can be run again.
 
 `fql.training.interruption` takes over while updates are made. Imports little: it comes first.
 """
@@ -17,8 +17,8 @@ EXIT_CODE = 42
 def leave_on_signals() -> None:
     """From here on, SIGINT and SIGTERM end this process, and what it started, with `EXIT_CODE`.
 
-    For a run's work before its first update, which may be cut off anywhere, as by a kill: the same
-    command does again what it lacks. An exception raised here instead could get lost in a library.
+    For a run's work before its first update, which may be interrupted anywhere, as by a kill: the
+    same command does the missing part. An exception raised here could get lost in a library.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)

@@ -1,6 +1,6 @@
-"""What a pretraining objective is: an encoder, heads and a loss on windows of trajectories.
+"""The interface of a pretraining objective: an encoder, heads, a loss on trajectory windows.
 
-`params` is `{'encoder': ..., 'heads': {name: ...}}`; `target_params` has the averaged part of the
+`params` is `{'encoder': ..., 'heads': {name: ...}}`; `target_params` holds the averaged part of the
 same tree for the objectives with a momentum target, and is empty for the others. No loss sends a
 gradient into `target_params`.
 """
@@ -17,7 +17,7 @@ from flax import linen as nn
 from encoders.mlp import KERNEL_INIT, MLP
 
 CODE_SIZE = 128
-"""Width of what temporal contrast and self-prediction compare, and of a patch's code."""
+"""Width of the codes in temporal contrast and self-prediction, and of a patch's code."""
 
 Params = dict[str, Any]
 Metrics = dict[str, jax.Array]
@@ -41,7 +41,7 @@ class Windows(NamedTuple):
 
 @dataclass(frozen=True)
 class Head:
-    """A module from vectors (b, inputs), and the width of these."""
+    """A module that takes vectors (b, inputs), and their width."""
 
     module: nn.Module
     inputs: int
@@ -49,7 +49,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Objective(ABC):
-    """What an encoder is pretrained for.
+    """A pretraining objective.
 
     Attributes:
         encoder: images to latents.
@@ -68,7 +68,7 @@ class Objective(ABC):
     tau: float = 0.01
 
     averaged_heads: ClassVar[tuple[str, ...]] = ()
-    """Heads of the momentum target, which averages the encoder too where there are any."""
+    """Heads of the momentum target; if there are any, it averages the encoder too."""
     averages_after_step: ClassVar[bool] = True
     """The momentum target averages the parameters as they are after the step."""
     frozen: ClassVar[frozenset[str]] = frozenset()
@@ -116,7 +116,7 @@ class Objective(ABC):
         }
 
     def sample_draws(self, key: jax.Array, windows: Windows) -> jax.Array:
-        """The key itself, from which a loss draws."""
+        """The key itself; a loss draws from it."""
         del windows
         return key
 
@@ -137,7 +137,7 @@ class Objective(ABC):
         return cast(jax.Array, self.encoder.apply({'params': params['encoder']}, images))
 
     def head(self, params: Params, name: str, *inputs: jax.Array) -> jax.Array:
-        """The output of a head for vectors (b, n), which are joined."""
+        """The output of a head for vectors (b, n), which are concatenated."""
         variables = {'params': params['heads'][name]}
         joined = jnp.concatenate(inputs, axis=-1)
         return cast(jax.Array, self.heads[name].module.apply(variables, joined))

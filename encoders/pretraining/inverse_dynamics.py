@@ -23,7 +23,7 @@ class InverseDynamics(Objective):
 
     Sources: Lamb et al. 2022, 'Guaranteed Discovery of Control-Endogenous Latent States with
     Multi-Step Inverse Models' (AC-State, arXiv 2207.08229); Islam et al. 2022, 'Agent-Controller
-    Representations' (ACRO, arXiv 2211.00164), who do so on offline data. No bottleneck.
+    Representations' (ACRO, arXiv 2211.00164), on offline data. There is no bottleneck.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""The images themselves; an autoencoder, as a baseline."""
+"""Reconstruction of the images; an autoencoder, as a baseline."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ PATCH = 8
 
 
 class PatchDecoder(nn.Module):
-    """Latents to images, patch by patch: an MLP to a vector for each patch, a layer to its pixels.
+    """Decoder of latents to images: an MLP to a vector for each patch, a layer to its pixels.
 
     Attributes:
         hidden_dims: widths of the hidden layers.
@@ -50,13 +50,13 @@ class PatchDecoder(nn.Module):
 class Reconstruction(Objective):
     """`mean((decoder(z_t) - o_t)^2)` over all pixels, in [0, 1]: an autoencoder, as a baseline.
 
-    With `mask_ratio` above 0, the encoder sees images of which patches, drawn for each sample and
-    the same for all its frames, are black: He et al. 2022, 'Masked Autoencoders' (arXiv
-    2111.06377), with another encoder and decoder.
+    With `mask_ratio` above 0, some patches of the encoder's images are black, drawn for each sample
+    and the same for all its frames: He et al. 2022, 'Masked Autoencoders' (arXiv 2111.06377), with
+    another encoder and decoder.
     """
 
     mask_ratio: float = 0.0
-    """Part of the patches that the encoder does not see."""
+    """Fraction of the patches that the encoder does not see."""
 
     @property
     def heads(self) -> Mapping[str, Head]:
@@ -83,7 +83,7 @@ class Reconstruction(Objective):
 
 
 def mask_patches(key: jax.Array, images: jax.Array, ratio: float) -> jax.Array:
-    """Images (b, h, w, c) of which each patch is black with probability `ratio`."""
+    """Images (b, h, w, c) in which each patch is black with probability `ratio`."""
     count, height, width, _ = images.shape
     grid = (count, -(-height // PATCH), -(-width // PATCH))
     is_seen = jax.random.uniform(key, grid) >= ratio

@@ -1,4 +1,4 @@
-"""Later latents, predicted from the actions in between."""
+"""Prediction of later latents from the actions in between."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ class SelfPrediction(Objective):
     """`1 - cos(q(g(z_t + f(z_t, a_t .. a_{t+k-1}, k))), gbar(zbar_{t+k}))`, mean over the batch.
 
     f predicts the later latents, g projects them and q predicts the averaged encoder's projection.
-    Both sides of the cosine are standardised over the batch. What all observations have in common
-    would otherwise give a cosine near 1 before anything is learned; the batch normalisation in
-    BYOL's projector and predictor prevents that.
+    Both sides of the cosine are standardised over the batch. Otherwise, what all observations share
+    would give a cosine near 1 before anything is learned. In BYOL, the batch normalisation in
+    projector and predictor prevents that.
 
     Sources: Schwarzer et al. 2021, 'Data-Efficient Reinforcement Learning with Self-Predictive
     Representations' (SPR, arXiv 2007.05929), equation 4, with one transition of k steps in place of

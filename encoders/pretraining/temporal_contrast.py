@@ -1,4 +1,4 @@
-"""Of all later observations of the batch, the one that follows this one."""
+"""Identification of the later observation that follows, among all those of the batch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

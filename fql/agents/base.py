@@ -1,4 +1,4 @@
-"""What every agent is: settings and modules, a loss, and ways to act. It holds no arrays."""
+"""The interface of an agent: settings and modules, a loss, and policies. It holds no arrays."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -24,14 +24,14 @@ class Agent(ABC):
     """An algorithm: what is learnt, by which loss, and how it acts. Static under `jit`.
 
     `params` is `{'encoders': {name: ...}, head: ...}`, one entry for each of `heads`;
-    `target_params` has the averaged part of it.
+    `target_params` holds the averaged part of it.
     """
 
     config: AgentConfig
     spec: Spec
 
     policies: ClassVar[tuple[str, ...]]
-    """What it can act with; the first one is the default."""
+    """Names of its policies; the first one is the default."""
     averaged_heads: ClassVar[tuple[str, ...]] = ('critic',)
     """Heads that have a target network, which averages them and the encoders they read."""
     averages_after_step: ClassVar[bool] = False
@@ -59,7 +59,7 @@ class Agent(ABC):
 
         Args:
             draws: of `sample_draws`.
-            step: () int32, updates made before.
+            step: () int32, updates made so far.
         """
 
     @abstractmethod
@@ -78,7 +78,7 @@ class Agent(ABC):
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """Shape of the noise that acting takes for one observation."""
+        """Shape of the noise for acting on one observation."""
         return (self.spec.action_dim,)
 
     def sample_actions(
@@ -133,7 +133,7 @@ class Agent(ABC):
         return frozenset({'encoders'} if self.encoding.frozen else ())
 
     def apply(self, params: Params, head: str, *inputs: jax.Array) -> Any:
-        """What a head makes of its inputs, the latents first."""
+        """The output of a head for its inputs, the latents first."""
         return self.heads[head].module.apply({'params': params[head]}, *inputs)
 
     def qs(self, params: Params, latents: jax.Array, actions: jax.Array) -> jax.Array:
@@ -192,9 +192,9 @@ class Agent(ABC):
 
 
 class PlainEncoder(Agent):
-    """Before another agent among a class's bases: its encoder with XLA's own operations.
+    """First base class of an agent whose encoder uses XLA's own operations.
 
-    Every platform has these, where `encoders.cpu_convolution` is for CPUs.
+    These run on every platform; `encoders.cpu_convolution` is for CPUs.
     """
 
     @property

@@ -16,7 +16,7 @@ Precision = Literal['float32', 'bfloat16']
 
 @dataclass(frozen=True)
 class Spec:
-    """Shapes of what an agent sees and does.
+    """Shapes of an agent's observations and actions.
 
     Attributes:
         observation_shape: of one stacked observation, (h, w, c) or (d,); of several arrays, such
@@ -31,7 +31,7 @@ class Spec:
 
     @property
     def images(self) -> bool:
-        """Whether observations are images, or there are images among them."""
+        """Whether observations are images, or include images."""
         shapes = self.observation_shape
         several = shapes.values() if isinstance(shapes, Mapping) else (shapes,)
         return any(len(shape) == 3 for shape in several)
@@ -50,9 +50,9 @@ class EncoderConfig:
     sharing: Annotated[EncoderSharing, _flag('sharing')] = 'shared'
     """One encoder for all networks, or one each as in the reference implementation."""
     mode: Annotated[EncoderMode, _flag('mode')] = 'scratch'
-    """Train a fresh encoder, train the saved one on, or leave that one as it is."""
+    """Train a fresh encoder, train the saved one further, or keep the saved one unchanged."""
     source: Annotated[str, _flag('from', 'DIR')] = ''
-    """Folder of a saved encoder to start from; read when the run starts, never afterwards."""
+    """Folder of a saved encoder to start from; read only when the run starts."""
     lr_multiplier: Annotated[float, _flag('lr-multiplier')] = 1.0
     """Finetune: the encoder's learning rate is this times lr."""
     unfreeze_step: Annotated[int, _flag('unfreeze-step')] = 0
@@ -61,10 +61,10 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """What all agents have in common. Defaults are the reference implementation's."""
+    """Settings common to all agents. Defaults are the reference implementation's."""
 
     name: ClassVar[str]
-    """What --agent calls it."""
+    """The name that --agent takes."""
 
     lr: float = 3e-4
     """Adam's learning rate."""
@@ -79,7 +79,7 @@ class AgentConfig:
     actor_layer_norm: bool = False
     """LayerNorm in the policies."""
     precision: Precision = 'float32'
-    """Of the networks' computation; parameters, losses and optimiser are float32 always."""
+    """Type of the networks' computation; parameters, losses and optimiser are always float32."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
 
@@ -102,16 +102,16 @@ class FQLConfig(AgentConfig):
     num_critics: int = 2
     """Critics in the ensemble."""
     critic_pessimism: float = 0.0
-    """With q-agg mean: standard deviations of the ensemble subtracted from its mean."""
+    """With q-agg mean: how many standard deviations of the ensemble to subtract from its mean."""
     candidates: int = 1
-    """Actions of the one-step policy, of which the critics' best is taken when acting."""
+    """When acting, the critics choose the best of this many actions of the one-step policy."""
     target_candidates: int = 1
     """The same in the critic's target: the critics choose, the target critics evaluate."""
     horizon: int = 1
     """Steps of the return in the critic's target."""
     distillation: Literal['euler', 'velocity'] = 'euler'
-    """Distil the flow's end after its Euler steps, or its velocity on the way to the policy's
-    action, which needs one evaluation of the flow (alpha of some 100 on visual tasks)."""
+    """Distil the flow's result after its Euler steps, or its velocity on the way to the policy's
+    action, which needs one evaluation of the flow (alpha of about 100 on visual tasks)."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class IFQLConfig(AgentConfig):
     expectile: float = 0.9
     """Expectile of the value loss."""
     num_samples: int = 32
-    """Actions sampled from the flow, of which the critics' best is taken."""
+    """The critics choose the best of this many actions sampled from the flow."""
     flow_steps: int = 10
     """Euler steps of the flow policy."""
     bc_flow_trains_encoder: bool = True
@@ -228,7 +228,7 @@ class SACConfig(AgentConfig):
     backup_entropy: bool = False
     """Whether the critic's target contains the next action's entropy."""
     target_entropy_multiplier: float = 0.5
-    """Entropy that the temperature aims at: minus this times the size of an action."""
+    """Target entropy of the temperature: minus this times the size of an action."""
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,7 @@ class QCConfig(AgentConfig):
     action_chunking: bool = True
     """Whether the policy gives the whole chunk, or its first action (n-step returns)."""
     num_samples: int = 32
-    """Chunks sampled from the flow, of which the critics' best is taken."""
+    """The critics choose the best of this many chunks sampled from the flow."""
     flow_steps: int = 10
     """Euler steps of the flow policy."""
     q_agg: Aggregation = 'mean'
@@ -280,4 +280,4 @@ AGENT_CONFIGS: dict[str, type[AgentConfig]] = {
         *(BCConfig, SACConfig, QCFQLConfig, QCConfig),
     )
 }
-"""By the name that --agent takes."""
+"""Configurations, by the name that --agent takes."""

@@ -56,7 +56,7 @@ class FAWAC(Agent):
         return {'critic': True, 'bc_flow': self.config.bc_flow_trains_encoder}
 
     def sample_draws(self, key: jax.Array, batch: Batch) -> FlowDraws:
-        """`policy_noise` is that of the flow's own action in the advantage."""
+        """`policy_noise` is for the flow's own action in the advantage."""
         return sample_flow_draws(key, batch.actions.shape)
 
     def loss(

@@ -48,11 +48,11 @@ class FBRAC(Agent):
 
     @property
     def trains_encoder(self) -> Mapping[str, bool]:
-        """The BC-flow loss may; the Q term follows a moving critic and never does."""
+        """The BC-flow loss may train a shared one; the Q term follows a moving critic and never does."""
         return {'critic': True, 'bc_flow': self.config.bc_flow_trains_encoder}
 
     def sample_draws(self, key: jax.Array, batch: Batch) -> FlowDraws:
-        """`policy_noise` is that of the Q term."""
+        """`policy_noise` is for the Q term."""
         return sample_flow_draws(key, batch.actions.shape)
 
     def loss(
@@ -85,7 +85,7 @@ class FBRAC(Agent):
         )
 
         # -mean_k Q_k(o, Flow(o, z)), gradient into the flow through all Euler steps; a shared
-        # encoder gets none of it, an encoder of the flow's own does.
+        # encoder gets none of it; a separate encoder of the flow does.
         shared = self.encoding.shared
         flow_latents = stop(latents['bc_flow']) if shared else latents['bc_flow']
         actions = self.flow(params, flow_latents, draws.policy_noise)

@@ -102,9 +102,9 @@ class FQL(Agent):
 
         # mean((Q_k(o, a) - y)^2), y = r + discount * m * agg_k Qbar_k(o', clip(mu(o', z'))). With a
         # horizon h: the return of h steps, discount^h, and o' after them; steps that cross the end
-        # of a trajectory are left out. With several candidates, the online critics choose a', and
-        # read what the target critics read, so that o' is encoded once; with separate encoders they
-        # have only their own.
+        # of a trajectory are left out. With several candidates, the online critics choose a'. They
+        # read the target critics' latents, so that o' is encoded once; with separate encoders they
+        # read their own.
         choosing_latents = next_latents['critic']
         if not self.encoding.shared:
             choosing_latents = self.encoding.encode(params, 'critic', batch.next_observations)

@@ -83,7 +83,7 @@ class IFQL(Agent):
     def act(
         self, params: Params, observations: jax.Array, noise: jax.Array, policy: str
     ) -> jax.Array:
-        """`best_of_n`: the flow's sample of largest min_k Q_k; `bc_flow`: its first sample."""
+        """`best_of_n`: the sample with the largest min_k Q_k; `bc_flow`: its first sample."""
         size, count = noise.shape[0], 1 if policy == 'bc_flow' else noise.shape[1]
         latents = tile(self.encoding.encode(params, 'bc_flow', observations), count)
         candidates = flow_actions(

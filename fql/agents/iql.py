@@ -107,7 +107,7 @@ class IQL(Agent):
     def clone_metrics(
         self, mean: jax.Array, log_std: jax.Array, log_prob: jax.Array, batch: Batch
     ) -> Metrics:
-        """How near the actor is to the data's actions."""
+        """Metrics of the actor's distance to the data's actions."""
         return {
             'actor/bc_log_prob': log_prob.mean(),
             'actor/mse': jnp.mean((mean - batch.actions) ** 2),

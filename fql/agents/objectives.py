@@ -19,7 +19,7 @@ Velocity = Callable[[jax.Array, jax.Array], jax.Array]
 """(x (b, a), t (b, 1)) -> (b, a): a vector field with parameters and latents bound."""
 
 Combine = Callable[[jax.Array], jax.Array]
-"""(critics, b) -> (b,): one value of an ensemble's."""
+"""(critics, b) -> (b,): combines an ensemble's values into one."""
 
 
 class FlowDraws(NamedTuple):
@@ -63,7 +63,7 @@ def clip_actions(actions: jax.Array) -> jax.Array:
 
 
 def aggregate(qs: jax.Array, how: Aggregation, pessimism: float = 0.0) -> jax.Array:
-    """One value (b,) of an ensemble's (critics, b): `min`, or mean - pessimism * std."""
+    """An ensemble's values (critics, b) combined to (b,): `min`, or mean - pessimism * std."""
     if how == 'min':
         return qs.min(axis=0)
     mean = qs.mean(axis=0)
@@ -157,11 +157,11 @@ def gaussian_log_prob(mean: jax.Array, log_std: jax.Array, actions: jax.Array) -
 def critics_best(
     agent: Agent, params: Params, latents: jax.Array, candidates: jax.Array, combine: Combine
 ) -> jax.Array:
-    """Of candidates (b, n, a), those (b, a) of largest value.
+    """The best by value, (b, a), of candidates (b, n, a).
 
     Args:
         latents: (b, d), what the critics read.
-        combine: the value (b * n,) of the critics' (critics, b * n).
+        combine: the critics' values (critics, b * n) to one each, (b * n,).
     """
     size, count = candidates.shape[:2]
     qs = agent.qs(params, tile(latents, count), rearrange(candidates, 'b n a -> (b n) a'))
@@ -170,12 +170,12 @@ def critics_best(
 
 
 def tile(latents: jax.Array, count: int) -> jax.Array:
-    """(b, d) -> (b * count, d): each row `count` times, one after the other."""
+    """(b, d) -> (b * count, d): each row `count` times in succession."""
     return jnp.repeat(latents, count, axis=0)
 
 
 class Chunks(NamedTuple):
-    """What agents on chunks of h actions read of a batch.
+    """The parts of a batch that agents on chunks of h actions read.
 
     Attributes:
         actions: (b, n) what the policy gives: the h actions in a row, or the first one.

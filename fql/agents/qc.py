@@ -149,7 +149,7 @@ class QC(Agent):
     def act(
         self, params: Params, observations: jax.Array, noise: jax.Array, policy: str
     ) -> jax.Array:
-        """`best_of_n`: the flow's chunk of largest agg_k Q_k; `bc_flow`: its first sample."""
+        """`best_of_n`: the flow's chunk with the largest agg_k Q_k; `bc_flow`: its first sample."""
         latents = self.encoding.encode(params, 'bc_flow', observations)
         if policy == 'bc_flow':
             actions = self.flow(params, latents, noise[:, :1])[:, 0]

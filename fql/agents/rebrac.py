@@ -1,6 +1,6 @@
 """ReBRAC: TD3 with behaviour cloning in the actor's loss and in the critic's target.
 
-Differs from `fql.py`: a deterministic actor with a target network of its own; noise on the target
+Differs from `fql.py`: a deterministic actor with its own target network; noise on the target
 actor's actions; the distance to the data's actions is a penalty on both sides; the actor and both
 targets move only every `actor_freq` updates.
 

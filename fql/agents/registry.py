@@ -25,7 +25,7 @@ AGENTS: dict[str, type[Agent]] = {
     'qc_fql': QCFQL,
     'qc': QC,
 }
-"""By the name of their configuration."""
+"""Agents, by the name of their configuration."""
 
 
 def make_agent(config: AgentConfig, spec: Spec) -> Agent:

@@ -1,7 +1,7 @@
 """Soft actor-critic; RLPD where half of each batch is data and there is no offline phase.
 
-Differs from `fql.py`: a tanh-Gaussian actor that is paid for entropy, with a learnt temperature, in
-place of the flow and the one-step policy; nothing ties it to the data.
+Differs from `fql.py`: a tanh-Gaussian actor that is rewarded for entropy, with a learnt
+temperature, in place of the flow and the one-step policy; nothing ties it to the data.
 
 Source: Haarnoja et al., 'Soft Actor-Critic Algorithms and Applications', 2018, arXiv 1812.05905;
 Ball et al., 'Efficient Online Reinforcement Learning with Offline Data' (RLPD), ICML 2023, arXiv

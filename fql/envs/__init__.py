@@ -1,1 +1,1 @@
-"""Environments in processes of their own. Imports neither JAX nor TensorFlow."""
+"""Environments in separate processes. Imports neither JAX nor TensorFlow."""

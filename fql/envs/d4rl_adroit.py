@@ -1,8 +1,9 @@
 """D4RL's Adroit tasks on today's MuJoCo: a hand opens a door, hammers, turns a pen, moves a ball.
 
-The models are gymnasium-robotics' files, which equal D4RL's. Its rewards and ends do not: releases
-1.2.1 to 1.4.2 reward the hand's distance from the object in place of its nearness, and no episode
-ends with the pen dropped. So all but the models is stated here. Source of the facts: D4RL 1.1.
+The models are gymnasium-robotics' files, which equal D4RL's. Its rewards and terminations do not:
+releases 1.2.1 to 1.4.2 reward the hand's distance from the object in place of its nearness, and no
+episode ends when the pen is dropped. So this module states everything except the models. Source of
+the facts: D4RL 1.1.
 
 Importing this module registers them, so gymnasium finds them by 'fql.envs.d4rl_adroit:<name>'.
 """
@@ -30,7 +31,7 @@ Step = tuple[np.ndarray, np.float64, bool, bool, dict[str, np.float64]]
 
 
 class Outcome(NamedTuple):
-    """What a step led to."""
+    """Outcome of a step."""
 
     reward: float
     success: bool
@@ -58,14 +59,14 @@ class Adroit(MujocoEnv):
         self.action_space = spaces.Box(-1, 1, (self.model.nu,), np.float32)
         low, high = self.model.actuator_ctrlrange.T
         self._centre, self._half_range = (high + low) / 2, (high - low) / 2
-        # The wrist and the fingers have other gains than the files say.
+        # The gains of the wrist and the fingers differ from those in the files.
         for first, last, gain in (('A_WRJ1', 'A_WRJ0', 10), ('A_FFJ3', 'A_THJ0', 1)):
             joints = slice(self.model.actuator(first).id, self.model.actuator(last).id + 1)
             self.model.actuator_gainprm[joints, :3] = [gain, 0, 0]
             self.model.actuator_biasprm[joints, :3] = [0, -gain, 0]
 
     def step(self, action: np.ndarray) -> Step:
-        """Moves the hand; `info['success']` tells whether the goal is reached in this step."""
+        """Move the hand; `info['success']` says whether this step reaches the goal."""
         self.do_simulation(
             self._centre + np.clip(action, -1, 1) * self._half_range, self.frame_skip
         )
@@ -92,7 +93,7 @@ class Adroit(MujocoEnv):
         raise NotImplementedError
 
     def outcome(self) -> Outcome:
-        """What the present state is worth."""
+        """Outcome of the current state."""
         raise NotImplementedError
 
     def place(self) -> None:
@@ -107,7 +108,7 @@ class Door(Adroit):
     observation_size = 39
 
     def observation(self) -> np.ndarray:
-        """Joints of the hand, latch, hinge, palm, handle, the way between, whether it is open."""
+        """Joints of the hand, latch, hinge, palm, handle, their difference, whether it is open."""
         joints = self.data.qpos
         hinge = self.data.joint('door_hinge').qpos
         palm, handle = self.site('S_grasp'), self.site('S_handle')
@@ -181,7 +182,7 @@ class Pen(Adroit):
         return pen / np.linalg.norm(pen), target / np.linalg.norm(target)
 
     def observation(self) -> np.ndarray:
-        """Joints of the hand, the pen and its velocity, both directions, what is left to go."""
+        """Joints of the hand, the pen and its velocity, both directions, their differences."""
         pen, goal = self.body('Object'), self.site('eps_ball')
         direction, wanted = self.directions()
         return np.concatenate(
@@ -215,7 +216,7 @@ class Relocate(Adroit):
     observation_size = 39
 
     def observation(self) -> np.ndarray:
-        """Joints of the hand, and the ways between palm, ball and target."""
+        """Joints of the hand, and the differences between palm, ball and target."""
         palm, ball, target = self.site('S_grasp'), self.body('Object'), self.site('target')
         return np.concatenate([self.data.qpos[:-6], palm - ball, palm - target, ball - target])
 

@@ -1,4 +1,4 @@
-"""D4RL's antmaze-v2 on today's MuJoCo: the original ant, reward, goals and ends.
+"""D4RL's antmaze-v2 on today's MuJoCo: the original ant, reward, goals and terminations.
 
 The environments of this name in gymnasium-robotics are others: their control step is half as long,
 their motors are stronger, and an episode goes on at the goal. Source of the facts: D4RL 1.1.
@@ -93,7 +93,7 @@ class AntMaze(MujocoEnv):
         return model, mujoco.MjData(model)
 
     def step(self, action: np.ndarray) -> Step:
-        """Applies the torques for 0.1 s; `info['success']` tells whether the goal is reached."""
+        """Apply the torques for 0.1 s; `info['success']` says whether the goal is reached."""
         self.do_simulation(MAX_TORQUE * np.clip(action, -1, 1), self.frame_skip)
         distance = np.linalg.norm(self.data.qpos[:2] - self.goal)
         reached = bool(distance <= GOAL_RADIUS)

@@ -19,15 +19,15 @@ class Painter:
     """Draws the current state of an environment, with the goal where images do not show it."""
 
     def __init__(self, env: Any) -> None:
-        """Opens nothing before the first picture."""
+        """Store the environment; the first picture opens the renderer."""
         self._env = env
         self._renderer: Any = None
 
     def draw(self) -> np.ndarray:
         """A picture (h, w, 3) uint8.
 
-        Of a maze, larger than its images are, with a red disc for the goal. Raises what rendering
-        does.
+        A maze's picture is larger than its images and shows a red disc for the goal. Raises the
+        renderer's errors.
         """
         if not hides_goal(self._env):
             return self._env.render()

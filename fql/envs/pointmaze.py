@@ -4,7 +4,7 @@ Importing this module registers them, so gymnasium finds them by 'fql.envs.point
 
     visual-pointmaze-quickstart-v0                     pixels, no fixed task: for data collection
     visual-pointmaze-quickstart-singletask-v0          pixels, the first task: for evaluation
-    visual-pointmaze-quickstart-singletask-task2-v0    pixels, a way of 160 steps in place of 60
+    visual-pointmaze-quickstart-singletask-task2-v0    pixels, a path of 160 steps in place of 60
 
 and, without `visual-`, their state-based twins, which need no OpenGL: for relabelling.
 """

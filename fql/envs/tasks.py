@@ -1,4 +1,4 @@
-"""The tasks: OGBench's, D4RL's of the FQL paper, the quickstart's, and one of one's own data."""
+"""The tasks: OGBench's, D4RL's of the FQL paper, the quickstart's, and one for a user's data."""
 
 import difflib
 import functools
@@ -10,11 +10,11 @@ from types import MappingProxyType
 from fql.errors import FQLError
 
 OWN_TASK = 'own'
-"""The task whose rewards and masks are part of the dataset, of an environment of one's own."""
+"""The task of a user's environment, whose rewards and masks are part of the dataset."""
 
 LOCOMOTION_TYPES = ('navigate', 'stitch', 'explore')
 MANIPULATION_TYPES = ('play', 'noisy')
-"""How OGBench's datasets were collected. Not every environment has an official one of each."""
+"""How OGBench's datasets were collected. Some environments lack official ones of some kinds."""
 
 QUICKSTART_ENV = 'pointmaze-quickstart'
 QUICKSTART_TASK = f'visual-{QUICKSTART_ENV}-navigate-singletask-v0'
@@ -43,7 +43,7 @@ ADROIT_TASKS = tuple(
 
 @dataclass(frozen=True)
 class Task:
-    """A single task on one dataset; of `OWN_TASK`, all but the name is empty.
+    """A single task on one dataset; for `OWN_TASK`, everything except the name is empty.
 
     Attributes:
         name: OGBench's, `[visual-]ENV-TYPE-singletask[-taskN]-v0`, or D4RL's.
@@ -64,7 +64,7 @@ class Task:
 
     @property
     def has_images(self) -> bool:
-        """Whether observations are images; of `OWN_TASK` the data decide."""
+        """Whether observations are images; for `OWN_TASK` the data decide."""
         return self.name.startswith('visual-')
 
     @property
@@ -85,14 +85,14 @@ class Task:
 
 
 def task_names() -> list[str]:
-    """Every known task but `OWN_TASK`."""
+    """Every known task except `OWN_TASK`."""
     return list(_known_tasks())
 
 
 def find_task(name: str) -> Task:
     """The task of a name.
 
-    Raises:
+    FQLError: there is none; names the nearest ones.
         FQLError: when there is none, with the nearest names.
     """
     if name == OWN_TASK:

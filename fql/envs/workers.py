@@ -1,4 +1,4 @@
-"""Environments in processes of their own, one each, which never import TensorFlow or JAX."""
+"""Environments in worker processes, one in each, which never import TensorFlow or JAX."""
 
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -47,14 +47,14 @@ class EnvWorkers:
     """Spawned worker processes, each with one environment; a context manager.
 
     Methods take and give one item per worker, by the worker's index, and all the workers named
-    work at the same time. One that hangs is killed and another started in its place, which has no
-    episode until it is reset: it is left out of what the method gives. After an exception the
-    workers are of no further use.
+    work at the same time. A worker that hangs is killed and replaced. The new one has no episode
+    until it is reset: the method's result leaves it out. After an exception the workers cannot be
+    used any more.
 
     Attributes:
         spec: what each worker made.
         num_workers: how many there are.
-        step_seconds: after which a worker hangs that has not answered.
+        step_seconds: time without an answer after which a worker hangs.
         observation_shape: of one (stacked) observation: (h, w, c) or (d,); of several, by name.
         observation_dtype: uint8 for images, float32 for vectors; of several, by name.
         action_dim: the width of an action.
@@ -124,9 +124,9 @@ class EnvWorkers:
                 self._group.connections[index].send(('step', action))
 
     def finish_steps(self, indices: Iterable[int]) -> dict[int, Step]:
-        """What the steps begun gave.
+        """The results of the steps begun.
 
-        Workers that have died are replaced and left out, as those that hang.
+        Workers that have died are replaced and left out, like those that hang.
         """
         return self._collect(list(indices), may_die=True)
 
@@ -135,7 +135,7 @@ class EnvWorkers:
         return self._call('render', dict.fromkeys(indices))
 
     def close(self) -> None:
-        """Lets the workers close their environments and ends them; may be called twice."""
+        """Let the workers close their environments, and end them; may be called twice."""
         self._group.close(_CLOSE_SECONDS)
 
     def _call(self, command: str, arguments: Mapping[int, Any]) -> dict[int, Any]:
@@ -147,7 +147,7 @@ class EnvWorkers:
         return self._collect(list(arguments))
 
     def _collect(self, indices: list[int], *, may_die: bool = False) -> dict[int, Any]:
-        """What the workers answer; those that do not are replaced and left out."""
+        """The workers' answers; those that do not answer are replaced and left out."""
         answers = self._answers(indices, self.step_seconds, may_die=may_die)
         lost = [index for index in indices if index not in answers]
         for index in lost:
@@ -167,7 +167,7 @@ class EnvWorkers:
     def _answers(
         self, indices: Iterable[int], seconds: float, *, may_die: bool = False
     ) -> dict[int, Any]:
-        """What the workers answer, without those that take longer or, if they may, have died."""
+        """The workers' answers, without those that take longer or, if they may, have died."""
         awaited = {self._group.connections[index]: index for index in indices}
         answers = {}
         left = seconds
@@ -206,7 +206,7 @@ class EnvWorkers:
 
 
 def _run_worker(connection: Connection, spec: EnvSpec, is_one_of_several: bool) -> None:
-    """A worker's life: make the environment, serve commands, end when the pipe does.
+    """Run a worker: make the environment, serve commands, end when the pipe does.
 
     Each reply is (fault, result), the first one with the environment's spaces.
     """

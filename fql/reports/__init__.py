@@ -1,1 +1,1 @@
-"""What is drawn and printed of runs."""
+"""Figures, tables and pages of runs."""

@@ -1,4 +1,4 @@
-"""What a frame store holds, in words."""
+"""A text report of what a frame store holds."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from fql.envs.tasks import find_task, task_names
 
 
 def describe_data(store: FrameStore) -> Iterator[str]:
-    """Everything that `fql inspect data` tells of a store, a line at a time."""
+    """Everything that `fql inspect data` prints about a store, line by line."""
     yield from describe_manifest(store)
     for split in store.splits.values():
         yield from describe_trajectories(split)
@@ -23,7 +23,7 @@ def describe_data(store: FrameStore) -> Iterator[str]:
 
 
 def describe_store(store: FrameStore) -> str:
-    """Some lines on a store: where it lies and what it holds."""
+    """Some lines on a store: its place and its contents."""
     lines = [f'{store.manifest.dataset}: {store.path}']
     for name, split in store.splits.items():
         shapes = map_named(lambda array: array.shape[1:], split.observations)
@@ -38,12 +38,12 @@ def describe_store(store: FrameStore) -> str:
 
 
 def notes_of(store: FrameStore, split: str) -> list[str]:
-    """What was converted, skipped or ignored when a split was made; older stores do not say."""
+    """What was converted, skipped or ignored when a split was made; older stores lack this."""
     return store.manifest.sources[split].get('notes', [])
 
 
 def describe_manifest(store: FrameStore) -> Iterator[str]:
-    """What the store was made of, when and with what, and the arrays in it."""
+    """What the store was made from, when and with what, and the arrays in it."""
     manifest = store.manifest
     versions = ', '.join(f'{name} {version}' for name, version in manifest.versions.items())
     yield f'{manifest.dataset}: {store.path}'
@@ -58,7 +58,7 @@ def describe_manifest(store: FrameStore) -> Iterator[str]:
 
 
 def describe_trajectories(split: Split) -> Iterator[str]:
-    """How many there are and how long, in transitions."""
+    """Number of trajectories, and their lengths in transitions."""
     lengths = split.lengths - 1
     yield (
         f'{split.name}: {lengths.sum():,} transitions in {len(lengths):,} trajectories of '
@@ -67,7 +67,7 @@ def describe_trajectories(split: Split) -> Iterator[str]:
 
 
 def describe_actions(split: Split) -> Iterator[str]:
-    """Ranges of the actions that lead somewhere, by dimension."""
+    """Ranges of the actions of valid transitions, by dimension."""
     actions = split.actions[split.valid_rows]
     columns = zip(actions.min(axis=0), actions.mean(axis=0), actions.max(axis=0), strict=True)
     for i, (low, mean, high) in enumerate(columns):
@@ -90,7 +90,7 @@ def describe_tasks(store: FrameStore, split: Split) -> Iterator[str]:
 
 
 def describe_labels(split: Split, rewards: np.ndarray, masks: np.ndarray) -> str:
-    """Successes, which are where no value is beyond a transition, and rewards."""
+    """Successes, which are transitions with mask 0, and rewards."""
     valid = split.valid_rows
     successes = valid[masks[valid] == 0]
     trajectories = len(np.unique(split.first_rows[successes]))

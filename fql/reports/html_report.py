@@ -1,4 +1,4 @@
-"""Runs as one HTML page that needs nothing but itself: no script, no network, pictures inside."""
+"""Runs as one self-contained HTML page: no script, no network, pictures inside."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -26,13 +26,13 @@ from fql.training.presets import default_config
 
 STYLE = Path(__file__).with_name('report.css')
 VIDEO_BYTES, ALL_VIDEO_BYTES = 3_000_000, 40_000_000
-"""The largest video that is put into the page, and the most of all of them together."""
+"""Limits for one embedded video, and for all of them together."""
 
 
 def html_report(title: str, groups: Sequence[Group], not_run: Mapping[str, str]) -> str:
     """The page.
 
-    Args:
+    groups: all groups to compare.
         groups: all that is compared.
         not_run: why a run is missing, by its name.
     """
@@ -67,7 +67,7 @@ def header(
     by_task: Mapping[str, Sequence[Group]],
     missing: Mapping[str, str],
 ) -> str:
-    """What the page is of, and links to the tasks where there are several."""
+    """The page's subject, and links to the tasks where there are several."""
     runs = sum(len(group.runs) for group in groups)
     facts = [
         f'{_count(runs, "run")} compared',
@@ -113,7 +113,7 @@ def overview(by_task: Mapping[str, Sequence[Group]], colour_of: Mapping[str, str
 def improvement_section(
     by_task: Mapping[str, Sequence[Group]], colour_of: Mapping[str, str]
 ) -> str:
-    """Which agent is better how often."""
+    """How often each agent is better than another."""
     shared = shared_results(by_task)
     if len(shared) < 2:
         return ''
@@ -222,7 +222,7 @@ def newest_video(folder: Path) -> Path | None:
 
 
 def settings_section(groups: Sequence[Group]) -> str:
-    """In which settings the groups differ from each other, and from the published ones."""
+    """Settings in which the groups differ from each other, and from the published ones."""
     rows = []
     for group in groups:
         differences = differences_from_defaults(group)
@@ -270,7 +270,7 @@ def differences_from_defaults(group: Group) -> dict[str, tuple[str, str]]:
 
 
 def missing_runs(groups: Sequence[Group], not_run: Mapping[str, str]) -> dict[str, str]:
-    """Why runs are not in the numbers: `not_run`, and what is behind others of its group."""
+    """Why runs are not in the numbers: `not_run`, and runs behind others of their group."""
     behind = {
         f'{group.task}/{group.label}/seed-{run.seed}': (
             f'left out of the tables: evaluated up to update {max(run.results):,} only'
@@ -282,7 +282,7 @@ def missing_runs(groups: Sequence[Group], not_run: Mapping[str, str]) -> dict[st
 
 
 def missing_section(missing: Mapping[str, str]) -> str:
-    """What is not in the numbers above; runs that miss the same are in one line."""
+    """What is not in the numbers above; runs that lack the same share a line."""
     seeds: dict[tuple[str, str], list[str]] = {}
     for name, why in missing.items():
         setting, _, seed = name.rpartition('/seed-')

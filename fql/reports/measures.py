@@ -1,4 +1,4 @@
-"""In which number a run's evaluations are compared: D4RL's score, success, or the return."""
+"""The number by which evaluations are compared: D4RL's score, success, or the return."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -19,7 +19,7 @@ LOSSES = (
     *('critic/loss', 'value/loss', 'actor/bc_flow_loss', 'actor/distill_loss'),
     *('actor/mse', 'actor/squared_error'),
 )
-"""Those that are never negative; each agent has some of them."""
+"""Losses that are never negative; each agent has some of them."""
 
 
 def plot_learning_curve(
@@ -68,7 +68,7 @@ def learning_curve(
 
 
 def _show_equal_lines(axes: Axes) -> None:
-    """Makes each labelled line thinner than those that it is drawn upon."""
+    """Make each labelled line thinner than those drawn below it."""
     handles, _ = axes.get_legend_handles_labels()
     lines = [line for line in handles if isinstance(line, Line2D)]
     for i, line in enumerate(reversed(lines)):
@@ -76,7 +76,7 @@ def _show_equal_lines(axes: Axes) -> None:
 
 
 def _limit(axes: Axes, measure: Measure) -> None:
-    """Shows all that success can be."""
+    """Show the whole range of success."""
     if measure == SUCCESS:
         axes.set_ylim(-0.03, 1.03)
 

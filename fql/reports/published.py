@@ -1,4 +1,4 @@
-"""What papers report, beside which a run's result stands. What is not known here is left out."""
+"""Published results, to compare a run's with. Results that are not known here are left out."""
 
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ class PublishedResult:
 
 
 def published_result(agent: str, task: str) -> PublishedResult | None:
-    """What was published of an agent on a task, if it is known here."""
+    """The published result of an agent on a task, if it is known here."""
     if task not in _PIXELS or agent not in _AGENTS:
         return None
     return PublishedResult(*_PIXELS[task][_AGENTS.index(agent)], FQL_PAPER)

@@ -39,7 +39,7 @@ def report(paths: Sequence[Path], out: Path) -> str:
 
 
 def sweep_runs(folder: SweepFolder) -> tuple[list[Run], dict[str, str]]:
-    """The runs of a sweep that have evaluations, and what is missing of all others, by name."""
+    """The runs of a sweep that have evaluations, and what all others lack, by name."""
     found, missing = [], {}
     for run in read_sweep(folder.record):
         state = state_of(folder, run)
@@ -57,7 +57,7 @@ def sweep_runs(folder: SweepFolder) -> tuple[list[Run], dict[str, str]]:
 def format_groups(groups: Sequence[Group]) -> str:
     """A line for each task and agent: its runs' last results, their means, the paper's.
 
-    Where any is known, a last column has the published ones, and lines below their sources.
+    If any published results are known, a last column has them, and lines below have the sources.
     """
     tasks = list(dict.fromkeys(group.task for group in groups))
     lines = []

@@ -18,7 +18,7 @@ COLOURS = (
     *('#3b82c4', '#e07b28', '#3f9e57', '#d9534f'),
     *('#9a6fc0', '#2a9d9a', '#d1619c', '#8f8f2b'),
 )
-"""Of the agents; seen well on white and on black."""
+"""Colours of the agents; readable on white and on black."""
 _INK = '#010203'
 """Stands for the colour of the text, until the SVG is written."""
 STRIP = (180, 22)
@@ -26,7 +26,7 @@ STRIP = (180, 22)
 
 
 def colours(labels: Sequence[str]) -> dict[str, str]:
-    """A colour for each label; after the last one they begin again."""
+    """A colour for each label; after the last one the colours repeat."""
     return {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)}
 
 
@@ -114,7 +114,7 @@ def strip(
 
 
 def strip_ends(groups: Sequence[Group]) -> tuple[float, float]:
-    """The values at the ends of a task's strips: all that success or a score can be, or is."""
+    """The ends of a task's strips: the possible range of success or score, or the observed one."""
     measure = groups[0].measure
     if measure == SUCCESS:
         return 0.0, 1.0

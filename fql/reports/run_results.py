@@ -1,4 +1,4 @@
-"""The evaluations of runs, read from their folders; runs that differ in the seed alone are one."""
+"""Evaluations of runs, read from their folders; runs that differ only in the seed form a group."""
 
 import itertools
 import re
@@ -18,7 +18,7 @@ from fql.training.run_folder import RunFolder, read_spec
 
 _NUMBER = re.compile(r'[-_.]?\d+(?=/|$)')
 PROTOCOL_EVALUATIONS = 3
-"""Of the last so many evaluations the FQL paper reports the mean."""
+"""The FQL paper reports the mean over this many last evaluations."""
 NOT_COMPARED = {'seed', 'task', 'agent', 'dataset'} | {
     name.replace('_', '-') for name in RESUMABLE_FIELDS - {'steps', 'online_steps'}
 }
@@ -29,7 +29,7 @@ class Run:
     """A run and its evaluations.
 
     Attributes:
-        folder: its own.
+        folder: of the run.
         settings: by flag; `agent` is its name.
         measure: of its results.
         results: by step.
@@ -48,10 +48,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seeds alone.
+    """Runs that differ only in their seeds.
 
     Attributes:
-        label: the agent, and what tells the group from others of its task and agent.
+        label: the agent, and what distinguishes the group from others of its task and agent.
         runs: by seed, those whose last evaluation is the latest.
         behind: the others, which do not count.
     """
@@ -105,7 +105,7 @@ def read_run(path: Path) -> Run:
     """A run folder.
 
     Raises:
-        FQLError: it is none, or has no evaluations.
+        FQLError: it is no run folder, or has no evaluations.
     """
     folder = RunFolder(path)
     settings = settings_of(read_spec(folder).config)
@@ -163,8 +163,8 @@ def varying_settings(groups: Sequence[Group]) -> dict[str, list[Any]]:
 
 
 def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What two runs of a group have in common; of the folder they start from, its name without a
-    number at the end, since each seed may have an encoder of its own.
+    """The settings that the runs of a group share. Folders to start from lose the number at the
+    end of their names, since each seed may have its own encoder.
     """
     return {
         flag: _NUMBER.sub('', str(value)) if flag.endswith('.from') else value

@@ -1,7 +1,7 @@
 """Results of several seeds in a few numbers, as Agarwal et al. 2021 (arXiv 2108.13264) advise.
 
-All of it is SciPy's. rliable, that paper's own library, draws from NumPy's global state and pins
-packages that are otherwise not needed here.
+SciPy computes all of it. That paper's library, rliable, draws from NumPy's global state and pins
+packages that are not needed here.
 """
 
 from collections.abc import Callable, Sequence

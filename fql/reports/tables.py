@@ -1,4 +1,4 @@
-"""What a command reports beside a run: a table, a JSON file, a picture; nothing is overwritten."""
+"""Output of a command beside a run: a table, a JSON file, a picture; nothing is overwritten."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from fql.errors import FQLError
 
 def check_new(path: Path | None) -> None:
     """Raises FQLError if a file that is to be written exists."""
-    if path is not None and os.path.lexists(path):  # A link to nothing too.
+    if path is not None and os.path.lexists(path):  # Also a broken link.
         raise FQLError(f'{path} exists; delete it or name another file')
 
 
@@ -50,5 +50,5 @@ def write_json(path: Path | None, report: Mapping[str, Any]) -> None:
 
 
 def tell(notice: str) -> None:
-    """Says what the user should know beside the result, which has standard output to itself."""
+    """Print a note for the user to standard error; standard output is for the result alone."""
     print(notice, file=sys.stderr)

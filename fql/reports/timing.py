@@ -1,4 +1,4 @@
-"""How long ways to do something take, compared fairly."""
+"""Fair comparison of the times that several ways to do something take."""
 
 import statistics
 import sys
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 WARM_UP = 2
-"""Turns that are not counted."""
+"""Warm-up turns, not counted."""
 
 
 def take_turns(
@@ -22,7 +22,7 @@ def take_turns(
         before: what some ways do before each of their turns, not timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    # No bar of tqdm's: `fql benchmark update` runs where little more than JAX is installed.
+    # Not tqdm's bar: `fql benchmark update` runs where little more than JAX is installed.
     for turn in range(rounds + WARM_UP):
         started = time.perf_counter()
         for name, way in ways.items():

@@ -1,4 +1,4 @@
-"""Recorded episodes as moving pictures."""
+"""Videos of recorded episodes."""
 
 import warnings
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ def save_video(path: Path | str, recordings: list[Recording], fps: float) -> Non
     length = max(len(recording.frames) for recording in recordings) + round(fps * _HOLD_SECONDS)
     columns = [_column(recording, length) for recording in recordings]
     for column in columns[:-1]:
-        column[:, :, -1] = 0  # A dark line parts the episodes.
+        column[:, :, -1] = 0  # A dark line separates the episodes.
     tiled = np.concatenate(columns, axis=2)
     if Path(path).suffix == '.mp4':
         even = [(0, 0), *((0, size % 2) for size in tiled.shape[1:3]), (0, 0)]

@@ -1,1 +1,1 @@
-"""Many runs from one file: which there are, how each stands, and how they are started."""
+"""Many runs from one file: which there are, their states, and how they are started."""

@@ -1,6 +1,6 @@
 """A sweep on a cluster, through submitit: a job for each run, which continues when it is requeued.
 
-submitit hands a job over as a file that it pickles, of `TrainJob` with plain words alone.
+submitit passes a job as a pickled file of `TrainJob`, which holds plain words alone.
 """
 
 import os
@@ -27,14 +27,14 @@ from fql.training.run_folder import read_object
 
 JOB_MINUTES = 24 * 60
 MAX_REQUEUES = 1000
-"""How often a run may go on in another job when the time of its job is over."""
+"""How often a run may continue in another job when the time of its job is over."""
 
 
 class TrainJob:
-    """What a job does: one `fql train` with its own log.
+    """A job: one `fql train` with its own log.
 
     Attributes:
-        words: behind `fql`.
+        words: the arguments of `fql`.
         log: the file that the process prints into.
     """
 
@@ -66,7 +66,7 @@ class TrainJob:
             raise RuntimeError(f'exit code {process.returncode}; see {self.log}')
 
     def checkpoint(self) -> Any:
-        """Called before a preemption, or at the end of the job's time: saves, and is to go on."""
+        """Save before a preemption or at the end of the job's time; return the job to requeue."""
         from submitit.helpers import DelayedSubmission
 
         if self._pid is not None:
@@ -82,7 +82,7 @@ class TrainJob:
 
 
 def _ignore_user_signals() -> None:
-    """Of which one announces the end of a job's time, to all of its processes: see above."""
+    """Ignore SIGUSR1 and SIGUSR2: one announces the end of a job's time to all its processes."""
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
@@ -99,7 +99,7 @@ def submit(
 
     Args:
         cluster: submitit's name: 'slurm', or 'local' for processes of this machine.
-        jobs: how many of an array may go on at the same time.
+        jobs: how many of an array may run at the same time.
         options: of submitit's `update_parameters`.
 
     Raises:
@@ -128,7 +128,7 @@ def submit(
 
 
 def queued_runs(folder: SweepFolder) -> set[str]:
-    """Names of the runs whose job waits, or goes on where its log's lock is not seen."""
+    """Names of the runs whose job waits, or runs where its log's lock is not seen."""
     stored = _stored(folder)
     if not stored:
         return set()

@@ -28,7 +28,7 @@ class SweepRun:
     Attributes:
         name: TASK/AGENT/seed-N, or TASK/AGENT/VARIANT/seed-N: its folder in that of the sweep.
         config: its settings.
-        words: how `fql train` is told them.
+        words: the settings as arguments of `fql train`.
     """
 
     name: str
@@ -42,7 +42,7 @@ def ready_sweeps() -> list[str]:
 
 
 def find_sweep(name: str) -> Path:
-    """The file of a ready sweep, or the one of this path.
+    """The file of a ready-made sweep, or the one of this path.
 
     Raises:
         FQLError: there is neither.
@@ -166,7 +166,7 @@ def _tables(values: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
 
 
 def _settings(table: Any, place: str) -> dict[str, Any]:
-    """Settings by flag: of `encoder.size = ...`, TOML makes a table in a table."""
+    """Settings by flag: TOML reads `encoder.size = ...` as a table in a table."""
     if not isinstance(table, dict):
         raise FQLError(f'{place} must be a table of settings')
     flat: dict[str, Any] = {}

@@ -1,8 +1,8 @@
-"""A sweep's folder: the record of what it is, its runs, and how far each of them is.
+"""A sweep's folder: its record, its runs, and how far each of them is.
 
 <folder>/sweep.toml                     the record
 <folder>/TASK/AGENT/seed-N/             a run folder
-<folder>/TASK/AGENT/seed-N.log          what its process has printed
+<folder>/TASK/AGENT/seed-N.log          the output of its process
 """
 
 import fcntl
@@ -24,7 +24,7 @@ from fql.training.run_folder import RunFolder, finished_steps
 
 State = Literal['done', 'running', 'queued', 'stopped', 'failed', 'not begun']
 PROGRAM = (sys.executable, '-m', 'scripts.main')
-"""This program, as another process is started with it."""
+"""The command that starts this program in another process."""
 STATES: tuple[State, ...] = ('done', 'running', 'queued', 'stopped', 'failed', 'not begun')
 _ATTEMPT = '\n$ fql '
 
@@ -42,7 +42,7 @@ class SweepFolder:
 
     @property
     def lock(self) -> Path:
-        """Held by the process that starts its runs."""
+        """Lock that the process that starts the runs holds."""
         return self.path / 'sweep.lock'
 
     @property
@@ -55,14 +55,14 @@ class SweepFolder:
         return RunFolder(self.path / run.name)
 
     def log(self, run: SweepRun) -> Path:
-        """What a run's processes have printed."""
+        """The output of a run's processes."""
         return self.path / f'{run.name}.log'
 
 
 def write_record(folder: SweepFolder, source: Path, runs: list[SweepRun]) -> None:
     """Copies the sweep's file into its folder.
 
-    A file may replace one whose runs it has all, with the same settings: runs can be added.
+    A new file must have all runs of the old one, with the same settings; it can add runs.
 
     Raises:
         FQLError: a run of the sweep there is missing in the new file, or has other settings.
@@ -83,13 +83,13 @@ def write_record(folder: SweepFolder, source: Path, runs: list[SweepRun]) -> Non
 
 
 def train_command(folder: SweepFolder, run: SweepRun, data_dir: str) -> list[str]:
-    """The words behind `fql` that start or continue a run."""
+    """The arguments of `fql` that start or continue a run."""
     words = ['train', *run.words, '--run-dir', str(folder.run(run).path), '--resume', 'auto']
     return [*words, '--data-dir', data_dir] if data_dir else words
 
 
 def is_done(folder: RunFolder, run: SweepRun) -> bool:
-    """Whether a run has made all its updates and, as the last it does, drawn its curve."""
+    """Whether a run has made all its updates and, as its last step, drawn its curve."""
     latest = max(finished_steps(folder.checkpoints), default=-1)
     return latest >= run.config.total_updates and folder.learning_curve.exists()
 
@@ -106,10 +106,10 @@ def updates_made(folder: RunFolder) -> int:
 
 @contextmanager
 def claimed_log(path: Path) -> Iterator[IO[bytes] | None]:
-    """The log of a run, to be given to its process as output; None while another one has it.
+    """The log of a run, for the output of its process; None while another process has it.
 
-    The lock belongs to the open file: it lasts until the last process that has it as its output has
-    ended, however that ends. So a process that outlives the sweep which started it is known.
+    The lock belongs to the open file: it lasts until the last process with this output has ended,
+    however that ends. So a process that outlives its sweep is known.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('ab') as file:
@@ -122,13 +122,13 @@ def claimed_log(path: Path) -> Iterator[IO[bytes] | None]:
 
 
 def begin_attempt(log: IO[bytes], words: Sequence[str]) -> None:
-    """Writes the command that is about to be started into its log."""
+    """Write the command that is about to be started into its log."""
     log.write(f'{_ATTEMPT}{shlex.join(words)}\n'.encode())
     log.flush()
 
 
 def is_running(folder: SweepFolder, run: SweepRun) -> bool:
-    """Whether a process of the run is there, on this machine or where the file's lock is seen."""
+    """Whether a process of the run exists, on this machine or where the file's lock is seen."""
     log = folder.log(run)
     if not log.exists():
         return False
@@ -154,7 +154,7 @@ def state_of(folder: SweepFolder, run: SweepRun, queued: bool = False) -> State:
 
 
 def failure(folder: SweepFolder, run: SweepRun) -> str:
-    """The line that a run which failed has ended with; empty if it was stopped or killed."""
+    """The last line that a failed run printed; empty if it was stopped or killed."""
     try:
         tail = folder.log(run).read_bytes()[-4000:].decode('utf-8', errors='replace')
     except FileNotFoundError:
@@ -169,7 +169,7 @@ def failure(folder: SweepFolder, run: SweepRun) -> str:
 def sweep_table(folder: SweepFolder, runs: list[SweepRun], states: Mapping[str, State]) -> str:
     """A line for each task, agent and variant: how many of its runs are in which state.
 
-    Behind them stands the mean of their last evaluations.
+    The mean of their last evaluations follows.
     """
     groups: dict[str, list[SweepRun]] = {}
     for run in runs:

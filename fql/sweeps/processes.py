@@ -31,11 +31,11 @@ POLL_SECONDS = 0.5
 
 @dataclass
 class Processes:
-    """The runs that go on, and a request to stop them.
+    """The runs in progress, and a request to stop them.
 
     Attributes:
-        own: processes that were started here.
-        others: runs whose process an earlier sweep has left.
+        own: processes started here.
+        others: runs whose process an earlier sweep left.
         is_stopping: whether no run is to be started any more.
     """
 
@@ -47,7 +47,7 @@ class Processes:
         return len(self.own) + len(self.others)
 
     def stop(self, number: int, frame: FrameType | None) -> None:
-        """Hands a signal on: at the first one a run saves and ends, at the second one it ends."""
+        """Pass a signal on: at the first one a run saves and ends, at the second one it ends."""
         self.is_stopping = True
         for process in self.own.values():
             process.send_signal(signal.SIGTERM)
@@ -71,7 +71,7 @@ def run_processes(
     jobs: int,
     gpus: Sequence[int] = (),
 ) -> tuple[bool, dict[str, str]]:
-    """Runs those of the sweep that are not done, `jobs` at a time; a failed one stops no other.
+    """Run the unfinished runs of a sweep, `jobs` at a time; a failed one does not stop others.
 
     Args:
         gpus: the processes take turns on these; none: each sees all.
@@ -131,7 +131,7 @@ def start(
 ) -> 'subprocess.Popen[bytes] | None':
     """Starts a run's process; None if another one is there.
 
-    It is not of the terminal's group, so that Ctrl-C comes to it through `Processes.stop` alone.
+    It is not in the terminal's process group: Ctrl-C reaches it through `Processes.stop` alone.
     """
     with claimed_log(folder.log(run)) as log:
         if log is None:
@@ -149,7 +149,7 @@ def start(
 
 
 def ended(folder: SweepFolder, going: Processes) -> dict[str, int | None]:
-    """Takes the runs that have ended out of those that go on; their exit codes, None if unknown."""
+    """Remove ended runs from those in progress; return their exit codes, None if unknown."""
     codes: dict[str, int | None] = {
         name: process.poll() for name, process in going.own.items() if process.poll() is not None
     }
@@ -161,7 +161,7 @@ def ended(folder: SweepFolder, going: Processes) -> dict[str, int | None]:
 
 
 def gpu_variables(slot: int, jobs: int, gpus: Sequence[int]) -> dict[str, str]:
-    """Variables that give the process of a place its GPU, and its share of that one's memory."""
+    """Environment variables that give a process its GPU, and its share of that GPU's memory."""
     if not gpus:
         return {}
     sharing = -(-jobs // len(gpus))

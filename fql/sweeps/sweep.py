@@ -1,4 +1,4 @@
-"""Many runs as one: those of a sweep's file, in one folder."""
+"""The runs of a sweep's file, in one folder."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,13 +39,13 @@ def sweep(
     cluster: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> int:
-    """Runs, here or on a cluster, what a sweep lacks, and prints its table.
+    """Run, here or on a cluster, the missing runs of a sweep; print its table.
 
     Args:
         file: see `fql.sweeps.file`.
         path: the sweep's folder.
         data_dir: where the data are; empty for the default.
-        jobs: runs that go on at the same time.
+        jobs: runs at the same time.
         gpus: see `run_processes`.
         cluster, options: see `submit`; without a cluster, the runs are processes of this machine.
 
