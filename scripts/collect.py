@@ -19,7 +19,7 @@ from scripts.collect_args import Collect
 
 
 def run(args: Collect) -> None:
-    """Collects what is not there yet, and says what to do with it."""
+    """Collect what is missing, and say what to do with it."""
     recipe, episodes = recipe_of(args)
     name = dataset_name(recipe)
     out = args.out or resolve_data_dir(args.data_dir) / 'collected' / f'{name}.npz'

@@ -21,18 +21,18 @@ class Collect:
     The result is an .npz file of OGBench's format. Environments are OGBench's cube-single,
     cube-double, cube-triple, cube-quadruple, scene, puzzle-3x3, puzzle-4x4, puzzle-4x5, puzzle-4x6,
     and pointmaze-medium, pointmaze-large, pointmaze-giant, pointmaze-teleport. With visual- before
-    the name, observations are images. (fql train has no task for point mazes; their data serve fql
-    pretrain and fql export-tfds.)
+    the name, observations are images. (fql train has no task for point mazes; use their data with
+    fql pretrain and fql export-tfds.)
 
-    What is not given has the number of OGBench's dataset of that name. That is a day's work for a
-    million images on two cores without a GPU (about 10 a second; without images 1,000), so begin
+    Numbers that are not given are those of OGBench's dataset of that name. A million images take
+    a day on two cores without a GPU (about 10 a second; without images 1,000), so begin
     with few episodes. An interrupted collection goes on when the command is repeated, also with
     another number of episodes.
     """
 
     env: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='ENV')]
     """The environment, such as visual-cube-single-v0, or 'module:id' for one that `module`
-    registers: the way to another camera. An id of your own has to contain cube, scene, puzzle or
+    registers: the way to another camera. A custom id has to contain cube, scene, puzzle or
     pointmaze, and to begin with visual- if observations are images."""
     dataset_type: Literal['play', 'noisy', 'navigate', 'stitch', 'explore', 'roam'] | None = None
     """Cube, scene and puzzle: play (follows plans; the default) or noisy (reacts to the state, with
@@ -57,13 +57,13 @@ class Collect:
     """More arguments of the environment, as JSON: '{"pixel_transparent_arm": false}' shows the
     arm."""
     seed: int = 0
-    """Trajectory i depends on the seed, on i and on the settings above, but the numbers of
-    episodes; not on the number of workers."""
+    """Trajectory i depends on the seed, on i and on the settings above, except the numbers of
+    episodes; it does not depend on the number of workers."""
     workers: int = 0
     """Processes that collect (0: one for each processor)."""
     env_step_seconds: float = 300.0
     """Longest time that a step of an environment may take. One that takes longer hangs: its process
-    is replaced and the episode repeated, once."""
+    is replaced and the episode is repeated once."""
     out: Path | None = None
     """The file to write; default: collected/NAME.npz in the data folder."""
     overwrite: bool = False

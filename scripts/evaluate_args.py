@@ -31,11 +31,11 @@ class Evaluate:
     """One of the agent's policies (fql: one_step, bc_flow), or random for uniform actions; default:
     the agent's first one."""
     candidates: tuple[int, ...] = ()
-    """Take the critics' best of so many actions of the policy; of each number in turn."""
+    """Let the critics choose the best of this many actions of the policy; each number in turn."""
     workers: int = 0
     """Processes that run environments (0: one for each processor, at most 16)."""
     env: str = ''
-    """Of task own: the Gymnasium environment, MODULE:ID; default: the run's."""
+    """For task own: the Gymnasium environment, MODULE:ID; default: the run's."""
     max_episode_steps: int | None = None
     """Longest episode (0: the environment's own limit); default: the run's."""
     env_step_seconds: float | None = None

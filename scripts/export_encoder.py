@@ -1,11 +1,11 @@
-"""`fql export-encoder`: the encoder of a run's checkpoint, as a folder of its own."""
+"""`fql export-encoder`: the encoder of a run's checkpoint, written to a folder."""
 
 from fql.training.export_encoder import export_encoder
 from scripts.export_encoder_args import ExportEncoder
 
 
 def run(args: ExportEncoder) -> None:
-    """Writes the folder; says what is in it."""
+    """Write the folder; say what is in it."""
     saved = export_encoder(args.run, args.step, args.out)
     print(
         f'{args.out}: {saved.encoder}, {saved.frame_stack} frame(s) of '

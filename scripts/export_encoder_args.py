@@ -11,12 +11,12 @@ from fql.training.run_folder import RunFolder, read_spec, steps_to_read
 
 @dataclass(frozen=True)
 class ExportEncoder:
-    """Write the encoder of a run as a folder of its own.
+    """Write the encoder of a run to a folder.
 
     fql export-encoder runs/cube --out encoders/cube
 
-    The folder is for fql train --encoder.from. Of an agent with --encoder.sharing separate it is
-    the critic's. Of a pretraining, the encoder of an earlier checkpoint can be had.
+    The folder is for fql train --encoder.from. With --encoder.sharing separate it holds the
+    critic's encoder. For a pretraining, it can hold the encoder of an earlier checkpoint.
     """
 
     run: tyro.conf.Positional[Path]

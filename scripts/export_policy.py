@@ -1,10 +1,10 @@
-"""`fql export-policy`: the policies of a run's checkpoint, as a folder of its own."""
+"""`fql export-policy`: the policies of a run's checkpoint, written to a folder."""
 
 from fql.training.exported_policy import export_policy
 from scripts.export_policy_args import ExportPolicy
 
 
 def run(args: ExportPolicy) -> None:
-    """Writes the folder; says what is in it."""
+    """Write the folder; say what is in it."""
     description = export_policy(args.run, args.step, args.out)
     print(f'{args.out}: {", ".join(description.policies)} of update {description.step:,}')

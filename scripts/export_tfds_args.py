@@ -20,8 +20,8 @@ class ExportTfds:
 
     tfds.data_source('ogbench/visual-cube-single-play-v0')
 
-    Rewards are 0 and discounts 1, as the data are free of goals, but where the dataset has rewards
-    of its own.
+    Rewards are 0 and discounts 1, as the data have no goal, except where the dataset has its own
+    rewards.
     """
 
     dataset: tyro.conf.Positional[str]

@@ -1,4 +1,4 @@
-"""What `--help` prints, in plain text: most used first, examples on lines of their own."""
+"""What `--help` prints, in plain text: most used first, examples on separate lines."""
 
 import argparse
 import inspect
@@ -41,7 +41,7 @@ that fit one, the longest decides."""
 
 
 class Formatter(argparse.HelpFormatter):
-    """One that does not break the names of options."""
+    """A formatter that does not break the names of options."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(' '.join(text.split()), width, break_on_hyphens=False)
@@ -101,7 +101,7 @@ def declared_actions(declared: Any, default: Any) -> list[argparse.Action]:
 
 
 def tidied(action: argparse.Action) -> argparse.Action:
-    """The option without what only Python's words would say."""
+    """The option without words that mean something in Python only."""
     text = re.sub(r'\x1b\[[\d;]*m', '', str(action.help))
     action.help = re.sub(r" \(default: (None|''|\"\"|)\)$", '', text)
     if action.metavar:

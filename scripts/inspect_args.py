@@ -21,7 +21,7 @@ class InspectData:
 
     fql inspect data visual-cube-single-play-v0 --verify --png cube.png
 
-    Rewards are those of all tasks of a known dataset, and of every other task of which a run has
+    Rewards are those of all tasks of a known dataset, and of every other task for which a run has
     used it.
     """
 
@@ -109,12 +109,12 @@ class InspectCheckpoint:
 
 @dataclass(frozen=True)
 class InspectCritic:
-    """Print what a run's critics say of its data, and draw it.
+    """Print and draw how a run's critics value its data.
 
     fql inspect critic runs/maze --png critic.png
 
     Where the action gap, by which the best of some actions exceeds their mean, is smaller than the
-    critics' disagreement, their ranking of actions is not to be relied upon. In mazes the picture
+    critics' disagreement, their ranking of actions is unreliable. In mazes the picture
     maps values and best directions.
     """
 

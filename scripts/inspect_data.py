@@ -14,7 +14,7 @@ from scripts.inspect_args import InspectData
 def run(args: InspectData) -> None:
     """Prints the report and writes what was asked for."""
     store = open_data(args.data_dir, args.dataset)
-    if args.verify:  # First: labels that are missing would be computed from these arrays.
+    if args.verify:  # First: missing labels would be computed from these arrays.
         if is_replay(store.path):
             verify_replay(store.path)
         else:

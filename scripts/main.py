@@ -1,7 +1,7 @@
 """The `fql` program: reads the arguments and hands them to the command's own file.
 
-Spawned processes import this module again, and `--help` must answer at once, so that nothing heavy
-may be imported here, nor where arguments are declared.
+Spawned processes import this module again, and `--help` must answer at once. So nothing heavy may
+be imported here or where arguments are declared.
 """
 
 # ruff: noqa: E402
@@ -102,27 +102,27 @@ SAME_DRAWS = {
     'JAX_NUMPY_RANK_PROMOTION': 'allow',
     'JAX_DISABLE_JIT': '0',
 }
-"""JAX's own defaults of what, set for another program, would make every draw, and so every run,
-another one, or fail."""
+"""JAX's defaults of settings that may be set for another program. Other values would change every
+draw, and so every run, or fail."""
 
 
 def main() -> NoReturn:
     """Runs a command and exits.
 
-    0: done; 1: a fault the user can mend; 2: bad arguments; 42: a run was asked to stop and can be
+    0: done; 1: a fault the user can fix; 2: bad arguments; 42: a run was asked to stop and can be
     resumed; 130: interrupted; 141: what reads the output has ended, as `head` does.
     """
     open_standard_streams()
     keep_freed_memory()
     sys.unraisablehook = report_unraisable
     for stream in (sys.stdout, sys.stderr):
-        # In the C locale, of cron and of minimal containers, no text must be a fault.
+        # In the C locale (cron, minimal containers) no text may cause a fault.
         stream.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes once more at its exit; to nowhere.
+        # Python flushes once more at its exit; that output is discarded.
         for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         code = 141
@@ -130,9 +130,9 @@ def main() -> NoReturn:
 
 
 def open_standard_streams() -> None:
-    """Gives standard streams that are closed, as some daemons leave them, a file to go to.
+    """Give standard streams that are closed, as by some daemons, a file to use.
 
-    Otherwise the next file that is opened would be in their place, and get what is printed.
+    Otherwise the next file that is opened would take their place and get the printed text.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
@@ -143,9 +143,9 @@ def open_standard_streams() -> None:
 
 
 def report_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
-    """Python's own report, but for reads that Orbax gave up when another one failed.
+    """Python's own report, except for reads that Orbax gave up when another one failed.
 
-    They end after its event loop has, and a traceback of that would hide the reported fault.
+    These end after its event loop; their traceback would hide the reported fault.
     """
     if str(unraisable.exc_value) != 'Event loop is closed':
         sys.__unraisablehook__(unraisable)
@@ -192,7 +192,7 @@ def run(words: list[str]) -> int:
             raise
         print(f'fql: {error}', file=sys.stderr)
         return 1
-    except RuntimeError as error:  # JAX's, where $JAX_PLATFORMS names what is not there.
+    except RuntimeError as error:  # JAX's, where $JAX_PLATFORMS names a missing platform.
         if 'initialize backend' not in str(error):
             raise
         print(f'fql: {first_line(error)}', file=sys.stderr)

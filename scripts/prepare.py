@@ -22,10 +22,10 @@ from scripts.prepare_args import Prepare
 
 
 def run(args: Prepare) -> None:
-    """Prepares the dataset and says what it holds and where it lies."""
+    """Prepare the dataset; say what it holds and where it is."""
     path = dataset_folder(args.data_dir, args.name)
     if not args.sources and path.exists() and not args.overwrite:
-        print(describe_store(open_store(path)))  # Nothing to download for.
+        print(describe_store(open_store(path)))  # Needs no download.
         return
     splits = find_source(args)
     if args.normalize_actions:

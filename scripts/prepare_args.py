@@ -47,7 +47,7 @@ class Prepare:
     """Which images (uint8) or vectors to take: an array of an .npz or HDF5 file; which of obs/* of
     a robomimic file, of observations/* of a Minari file; a feature of a LeRobot dataset; where an
     RLDS step holds them, such as observation/image, default observation. Given several times, an
-    observation is all of these arrays, each by its NAME, by default the KEY behind its last slash;
+    observation is all of these arrays, each by its NAME, by default the KEY after its last slash;
     an environment has them in its Dict under these names."""
     action_key: str = 'action'
     """Where an RLDS step holds the action."""

@@ -26,7 +26,7 @@ class Pretrain:
     fql pretrain --resume runs/cube-encoder
     fql train --task ... --encoder.from runs/cube-encoder/encoder --encoder.mode frozen
 
-    It ends as a folder, RUN/encoder, from which the last of these commands starts.
+    Its result is the folder RUN/encoder, from which the last of these commands starts.
     """
 
     config: Annotated[PretrainConfig, tyro.conf.arg(name='')]

@@ -1,4 +1,4 @@
-"""`fql quickstart`: the main job on a small pixel task, from collection to a compared policy."""
+"""`fql quickstart`: the main workflow on a small pixel task, from data to a compared policy."""
 
 from data_pipeline.data_dir import resolve_data_dir
 from fql.training.quickstart import quickstart

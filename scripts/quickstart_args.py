@@ -11,8 +11,8 @@ from scripts.shared_args import DataDir
 class Quickstart:
     """Try it: collect a small task, train on it, compare the policy.
 
-    The task is one of pixels; the policy is compared with behaviour cloning and with chance. Takes
-    some minutes on two processor cores. A second call reuses the collected data.
+    The task has pixel observations; the policy is compared with behaviour cloning and with chance.
+    It takes some minutes on two processor cores. A second call reuses the collected data.
     """
 
     data_dir: DataDir = ''
@@ -22,7 +22,7 @@ class Quickstart:
     """Seed of the training run."""
 
     def check(self) -> None:
-        """Raises FQLError if the folder is in use: told before the data are collected."""
+        """Raise FQLError if the folder is in use, before the data are collected."""
         run = self.run_dir
         if run is not None and run.exists() and (run.is_file() or any(run.iterdir())):
             raise FQLError(f'{run} exists; name another --run-dir')

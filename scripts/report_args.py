@@ -18,8 +18,8 @@ class Report:
     fql report runs/small --out small.html
     fql report runs/scratch-* runs/frozen-*
 
-    Runs that differ in their seed alone are taken together. The page is one file, which opens
-    without a network: results with intervals, learning curves, rollouts, the paper's numbers.
+    Runs that differ only in their seed form a group. The page is one file, which opens without a
+    network: results with intervals, learning curves, rollouts, the paper's numbers.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]

@@ -34,7 +34,7 @@ JsonOut = Annotated[
 
 
 def check_values(args: Any) -> None:
-    """Raises FQLError for a number out of its bounds, or a device or pipe in place of a file."""
+    """Raise FQLError for a number out of its bounds, or a device or pipe instead of a file."""
     check_bounds(args)
     for path in _paths(args):
         is_odd = False
@@ -45,7 +45,7 @@ def check_values(args: Any) -> None:
 
 
 def _paths(args: Any) -> Iterator[Path]:
-    """All that may name a file in the arguments, or in what is nested in them."""
+    """All fields that may name a file in the arguments, or in what is nested in them."""
     for entry in dataclasses.fields(args):
         value = getattr(args, entry.name)
         if dataclasses.is_dataclass(value):
@@ -56,7 +56,7 @@ def _paths(args: Any) -> Iterator[Path]:
 
 
 def value_of(words: list[str], flag: str) -> str | None:
-    """What a flag is given, read before the words are parsed; None without it."""
+    """The value of a flag, read before the words are parsed; None without the flag."""
     for word, following in itertools.zip_longest(words, words[1:]):
         if word == flag:
             return following

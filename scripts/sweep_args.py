@@ -18,8 +18,8 @@ class Sweep:
     fql sweep mine.toml --dir runs/mine --dry-run
     fql sweep paper-pixels --cluster slurm --cluster-options slurm_partition=gpu gpus_per_node=1
 
-    Runs what is not there yet and continues what was interrupted: repeat the command after a stop,
-    a kill, or a fault that you have mended. With nothing left to do, it only prints the table.
+    Runs what is missing and continues what was interrupted: repeat the command after a stop, a
+    kill, or a fault that you have fixed. With nothing left to do, it only prints the table.
     """
 
     file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='FILE|NAME')]
@@ -27,16 +27,16 @@ class Sweep:
     dir: Path | None = None
     """The sweep's folder, with a copy of the file; default: runs/NAME."""
     jobs: int = 1
-    """Runs that go on at the same time."""
+    """Runs at the same time."""
     gpus: tuple[int, ...] = ()
     """Numbers of the GPUs that the runs take turns on; default: each run uses all."""
     dry_run: bool = False
     """Print the commands, and start none."""
     cluster: Literal['slurm', 'local'] | None = None
     """Submit the runs through submitit (needs the extra `slurm`) and return; the same command shows
-    the table later. local: jobs of this machine, for a try."""
+    the table later. local: jobs on this machine, for a trial."""
     cluster_options: Annotated[tuple[str, ...], tyro.conf.arg(metavar='NAME=VALUE')] = ()
-    """Of submitit's executor, such as timeout_min=600 slurm_partition=gpu gpus_per_node=1."""
+    """Options for submitit, such as timeout_min=600 slurm_partition=gpu gpus_per_node=1."""
     data_dir: DataDir = ''
 
     def check(self) -> None:

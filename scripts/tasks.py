@@ -19,7 +19,7 @@ from scripts.tasks_args import Tasks
 
 HEADER = ('task', 'dataset', 'observations', 'agent', 'settings', 'source')
 TUNED = ('alpha', 'alpha_actor', 'alpha_critic', 'num_samples', 'horizon', 'discount', 'q_agg')
-"""The settings that are shown, of those that an agent has."""
+"""The settings to show, of those that an agent has."""
 
 
 def run(args: Tasks) -> None:
@@ -66,7 +66,7 @@ def config_of(agent: str, preset: Preset) -> AgentConfig:
 
 
 def settings_text(config: AgentConfig) -> str:
-    """The settings that are shown; of the horizon, one that is not 1."""
+    """The settings to show; the horizon only if it is not 1."""
     values = {name: getattr(config, name) for name in TUNED if hasattr(config, name)}
     return ', '.join(
         f'{name.replace("_", "-")} ' + (f'{value:g}' if type(value) is float else str(value))

@@ -41,10 +41,10 @@ class Train:
     --keep-latest, --keep-interval, --shard-params and --wandb-project may be given again. `auto`:
     continue --run-dir if it holds a run, else start it (for job schedulers)."""
     source: Annotated[Path | None, tyro.conf.arg(name='from', metavar='RUN')] = None
-    """Finished offline run, which stays as it is: this run has its settings and goes on with
+    """Finished offline run, which is not changed: this run takes its settings and continues with
     --online-steps."""
     step: int | None = None
-    """Of --from: the checkpoint to start from; default: its newest."""
+    """With --from: the checkpoint to start from; default: its newest."""
     verify_data: VerifyData = 'once'
     processes: Processes = field(default_factory=Processes)
 
@@ -75,7 +75,7 @@ class Train:
         """The words with `--encoder NAME` as `--encoder.size NAME`.
 
         Raises:
-            SystemExit: one is a flag of other agents; says of which.
+            SystemExit: one is a flag of other agents; names these.
         """
         agent = AGENT_CONFIGS.get(value_of(words, '--agent') or 'fql', FQLConfig)
         if not value_of(words, '--resume') and not value_of(words, '--from'):

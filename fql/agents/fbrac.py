@@ -48,7 +48,7 @@ class FBRAC(Agent):
 
     @property
     def trains_encoder(self) -> Mapping[str, bool]:
-        """The BC-flow loss may train a shared one; the Q term follows a moving critic and never does."""
+        """The BC-flow loss may train it; the Q term follows a moving critic and never does."""
         return {'critic': True, 'bc_flow': self.config.bc_flow_trains_encoder}
 
     def sample_draws(self, key: jax.Array, batch: Batch) -> FlowDraws:

@@ -16,7 +16,7 @@ from fql.learner import Params
 from fql.training.policy import Act
 
 MAX_REPLACED = 10
-"""Workers that may die or hang, in one run of the program, before it gives up."""
+"""Workers that may die or hang, in one run of the program, before it stops."""
 
 Encode = Callable[[np.ndarray], np.ndarray]
 Report = Callable[[Mapping[str, float]], None]
@@ -24,14 +24,14 @@ Report = Callable[[Mapping[str, float]], None]
 
 @dataclass
 class _Episode:
-    """An episode that goes on.
+    """An episode in progress.
 
     Attributes:
-        number: how many the environment had before.
+        number: episodes of the environment before it.
         observation: the newest one, a stack.
         latents: of the observation, where they are stored.
         success: of the last step; NaN before the first.
-        queue: actions that are still to be executed before the policy is asked again.
+        queue: actions still to execute before the policy is called again.
     """
 
     number: int
@@ -83,12 +83,12 @@ class Actors:
         self._begin_episodes(range(len(self._streams)))
 
     def bring_back(self, queues: Sequence[Sequence[Sequence[float]]]) -> None:
-        """Brings the environments to where the replay ends: reset and step as recorded there.
+        """Bring the environments to where the replay ends: reset and step as recorded there.
 
-        An environment that does not show the same again is told of, and begins a new episode.
+        An environment that does not repeat its record is reported, and begins a new episode.
 
         Args:
-            queues: of `queues`, when the replay ended there.
+            queues: what `queues` gave when the replay ended there.
         """
         recorded = {}
         for index, stream in enumerate(self._streams):
@@ -131,14 +131,14 @@ class Actors:
 
     @property
     def queues(self) -> list[list[list[float]]]:
-        """The actions still to be executed of each environment, as JSON values."""
+        """The actions still to execute in each environment, as JSON values."""
         return [
             [action.tolist() for action in self._episodes[index].queue]
             for index in range(len(self._streams))
         ]
 
     def choose(self, params: Params) -> jax.Array | None:
-        """Has the policy computed, (W, h, a), if any environment needs it; does not wait for it."""
+        """Start computing the policy, (W, h, a), if any environment needs it; do not wait."""
         episodes = [self._episodes[index] for index in range(len(self._streams))]
         if all(episode.queue for episode in episodes):
             return None
@@ -232,7 +232,7 @@ class Actors:
         """The latents of some environments' observations; nothing where none are stored."""
         if self._encode is None or not observations:
             return {}
-        # Always of as many as there are environments, so that one program computes all.
+        # Always for all environments, so that one program computes all.
         filler = next(iter(observations.values()))
         rows = [observations.get(index, filler) for index in range(len(self._streams))]
         latents = self._encode(np.stack(rows))

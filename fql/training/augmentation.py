@@ -1,7 +1,7 @@
 """Photometric augmentation of a batch's images, on the device, inside the training step.
 
-Every sample gets changes of its own, the same for all its frames, so that the observation and the
-next one stay of one world. (The random shift is the data pipeline's.)
+Every sample gets its own changes, the same for all its frames, so that the observation and the
+next one match. (The random shift is the data pipeline's.)
 """
 
 from collections.abc import Mapping
@@ -21,9 +21,9 @@ BLUR_SIGMA = (0.1, 1.0)
 BLUR_RADIUS = 3
 """Half the width of the blur's kernel, in pixels."""
 CUTOUT_SIZE = 0.25
-"""Height and width of what is cut out, as a part of the image's."""
+"""Height and width of what is cut out, as a fraction of the image's."""
 
-# Large, so that it is none of the numbers by which agents split the same key.
+# Large, so that it differs from the numbers by which agents split the same key.
 _STREAM = 0x617567
 
 
@@ -56,7 +56,7 @@ def augment_frames(
 
     Args:
         frames: (b, t, h, w, c) uint8; or several by name, of which the images are augmented, each
-            with draws of its own.
+            with its own draws.
         key: () of the run, `TrainState.key`.
         step: () the update that the batch is for; (key, step) determine every draw.
 
@@ -128,8 +128,8 @@ def _blur(key: jax.Array, frames: jax.Array, probability: float) -> jax.Array:
 def gaussian_blur(frames: jax.Array, sigma: jax.Array | float) -> jax.Array:
     """Frames (t, h, w, c) convolved with a Gaussian of 2 * BLUR_RADIUS + 1 pixels, edge-padded.
 
-    As sums of shifted images: a sigma for each sample makes dm-pix's convolution one for each
-    channel of each image, which takes several times longer on CPU.
+    Computed as sums of shifted images: with a sigma for each sample, dm-pix convolves each channel
+    of each image separately, which takes several times longer on CPU.
     """
     offsets = jnp.arange(-BLUR_RADIUS, BLUR_RADIUS + 1)
     weights = jax.nn.softmax(-(offsets**2) / (2 * sigma**2))

@@ -38,7 +38,7 @@ logging.getLogger('absl').setLevel(logging.CRITICAL)
 
 CHECKSUMS = 'checksums.json'
 _UNFINISHED = '.unfinished-'
-"""Begins the names of folders that are being written or deleted."""
+"""Prefix of the names of folders that are being written or deleted."""
 
 
 class SaveError(FQLError):
@@ -54,13 +54,13 @@ class _Checksums:
 
 @dataclass(frozen=True)
 class _Metadata:
-    """What a checkpoint says of itself.
+    """The description of a checkpoint.
 
     Attributes:
         step: its update.
         identity: of its run.
         leaves: `describe_leaves` of its state.
-        given: what `CheckpointWriter.save` was given.
+        given: the metadata given to `CheckpointWriter.save`.
     """
 
     step: int
@@ -71,7 +71,7 @@ class _Metadata:
 
 @dataclass(frozen=True)
 class _Versions:
-    """Of packages, by name."""
+    """Versions of packages, by name."""
 
     versions: Mapping[str, str]
 
@@ -79,9 +79,9 @@ class _Versions:
 class CheckpointWriter:
     """Saves training states; a context manager, which waits for the last save when left.
 
-    Kept are the latest `keep_latest`, the best, and those of every `keep_interval` updates (0: none
-    for ever). The online parameters are an item of their own (`params`), so that
-    evaluation reads no optimiser state; the rest of the state is `training`.
+    It keeps the latest `keep_latest`, the best, and those of every `keep_interval` updates (0: none
+    for ever). The online parameters are a separate item (`params`), so that evaluation reads no
+    optimiser state; the rest of the state is `training`.
     """
 
     def __init__(
@@ -92,13 +92,13 @@ class CheckpointWriter:
         successes: Callable[[], Mapping[int, float]] = dict,
         identity: Mapping[str, Any] | None = None,
     ) -> None:
-        """Opens `folder`, which is made if need be; what a killed process left there is removed.
+        """Open `folder`, creating it if needed; remove what a killed process left there.
 
         Args:
-            successes: gives the success of each step that was evaluated so far, NaN where there is
-                none. Asked whenever a checkpoint may have to go, since an evaluation can end after
-                its checkpoint was saved: one made again at a resume, or one of a watcher. Called
-                in a thread of the writer.
+            successes: returns the success of each step evaluated so far, NaN where there is none.
+                Called, in a thread of the writer, whenever a checkpoint may be deleted: an
+                evaluation can end after its checkpoint was saved, if a resumed run repeats it or a
+                watcher makes it.
             identity: JSON values that say whose checkpoints these are; see `CheckpointReader`.
         """
         self._folder = folder.absolute()
@@ -112,7 +112,7 @@ class CheckpointWriter:
                     shutil.rmtree(leftover)
             wait_for_all_processes('checkpoints')
             self._steps = set(finished_steps(self._folder))
-        # Made in the background, a folder that cannot be made leaves threads that wait for it for
+        # In the background, a failure to make the folder would leave threads that wait for it for
         # minutes.
         options = ocp.AsyncOptions(create_directories_asynchronously=False)
         handler = ocp.CompositeCheckpointHandler(
@@ -193,7 +193,7 @@ class CheckpointWriter:
         return self._folder / f'{_UNFINISHED}{step}'
 
     def _out_of_date(self) -> list[int]:
-        """Steps whose checkpoints are to be kept no longer."""
+        """Steps whose checkpoints are no longer kept."""
         steps = finished_steps(self._folder)
         kept = set(steps[-self._keep_latest :])
         if self._keep_interval:
@@ -202,7 +202,7 @@ class CheckpointWriter:
         ranks = {
             step: (found[step], step) for step in steps if math.isfinite(found.get(step, math.nan))
         }
-        if ranks:  # Of equal ones the latest.
+        if ranks:  # The latest of equal ones.
             kept.add(max(ranks, key=lambda step: ranks[step]))
         return [step for step in steps if step not in kept]
 
@@ -224,7 +224,7 @@ class CheckpointWriter:
             self.wait()
             self._checkpointer.close()
         except Exception:
-            # An error that is on its way out must not be replaced by one met in closing.
+            # An error that is already being raised must not be replaced by one from closing.
             if kind is None:
                 raise
         finally:
@@ -232,10 +232,10 @@ class CheckpointWriter:
 
 
 def find_damage(step_folder: Path) -> str | None:
-    """What is wrong with a checkpoint, as its checksums tell; None if nothing.
+    """What is wrong with a checkpoint according to its checksums; None if nothing.
 
     Raises:
-        FQLError: its files cannot be read, which tells nothing of what is in them.
+        FQLError: its files cannot be read, so that their content is unknown.
     """
     path = step_folder / CHECKSUMS
     try:
@@ -299,7 +299,7 @@ class CheckpointReader:
         return found
 
     def search(self, step: int | None) -> tuple[int, dict[int, str]]:
-        """What `find` gives, and what is wrong with each newer checkpoint.
+        """The result of `find`, and what is wrong with each newer checkpoint.
 
         Raises:
             FQLError: as `find`.
@@ -321,7 +321,7 @@ class CheckpointReader:
         """The state saved at `step`, with the shapes, dtypes and shardings of `abstract`.
 
         Raises:
-            FQLError: its leaves are others than those of `abstract`; names them. Or Orbax cannot
+            FQLError: its leaves differ from those of `abstract`; names them. Or Orbax cannot
                 read it.
         """
         self._check_leaves(abstract, step)
@@ -347,7 +347,7 @@ class CheckpointReader:
         return self._described(step).given
 
     def versions(self, step: int) -> Mapping[str, str]:
-        """Of the packages that the checkpoint was made with.
+        """Versions of the packages that the checkpoint was made with.
 
         Raises:
             FQLError: it does not name them.
@@ -397,7 +397,7 @@ class CheckpointReader:
             )
 
     def _check_leaves(self, abstract: TrainState, step: int) -> None:
-        # Orbax casts another dtype in silence, and reports other shapes without saying where.
+        # Orbax silently casts another dtype, and reports other shapes without saying where.
         differences = leaf_differences(self._described(step).leaves, describe_leaves(abstract))
         if differences:
             raise FQLError(
@@ -413,8 +413,8 @@ def restore_newest(
 ) -> tuple[TrainState | None, list[str]]:
     """The state of the newest sound checkpoint, for a run that goes on writing there.
 
-    Damaged checkpoints that are newer are moved into the folder `damaged`, once that one was read:
-    the run will write those steps again.
+    Newer, damaged checkpoints are moved into the folder `damaged` once that one was read: the run
+    will write those steps again.
 
     Args:
         identity: see `CheckpointReader`.
@@ -446,7 +446,7 @@ def _move_away(folder: Path, step: int, fault: str, damaged: Path) -> str:
 
 
 def _check_writable(folder: Path, nbytes: int) -> None:
-    """Raises OSError if `nbytes` can surely not be written, before a part of them is."""
+    """Raise OSError early if `nbytes` can surely not be written."""
     free = shutil.disk_usage(folder).free
     if free < nbytes:
         raise OSError(f'disk full: {nbytes:,} bytes to write, {free:,} free')

@@ -1,4 +1,4 @@
-"""Whether a score can stand beside D4RL's: with its model, reward, horizon and data."""
+"""Whether a score is comparable with D4RL's: with its model, reward, horizon and data."""
 
 from data_pipeline.errors import DataError
 from fql.envs.tasks import find_task
@@ -22,7 +22,7 @@ D4RL_FILES = {
     'hammer-cloned-v1': 'e48d75b159bdd72f51d3f01448d3eca4d38275714e11e995c14a36f6cf159db3',
     'hammer-expert-v1': '1c069a0f6e4852493023c77dc3b3a12d8d5ac2e3a034827fea3ab8a161e7185f',
 }
-"""SHA-256 of D4RL's own files, as TensorFlow Datasets states them; it has none of relocate."""
+"""SHA-256 of D4RL's own files, as TensorFlow Datasets states them; it has none for relocate."""
 
 COMPARABLE = 'comparable with D4RL'
 
@@ -30,8 +30,8 @@ COMPARABLE = 'comparable with D4RL'
 def comparability(config: TrainConfig) -> str:
     """`COMPARABLE`, or why the score of a run is not.
 
-    The models and the rewards are D4RL's always; the horizon is with the environment's own limit,
-    and the data are where they were made of D4RL's own file.
+    Models and rewards are always D4RL's. The horizon is D4RL's with the environment's own limit,
+    and the data are D4RL's if they were made from its own file.
 
     Args:
         config: of a task that has a score; its dataset is looked at where it lies.

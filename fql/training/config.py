@@ -45,7 +45,7 @@ class AugmentationConfig:
 
 @dataclass(frozen=True)
 class OnlineConfig:
-    """The online phase, behind the `steps` offline updates."""
+    """The online phase, after the `steps` offline updates."""
 
     online_steps: int = 0
     """Environment steps after the offline updates (0: no online phase)."""
@@ -54,15 +54,15 @@ class OnlineConfig:
     offline_ratio: Annotated[
         float | Literal['uniform'], tyro.conf.arg(metavar='{uniform,SHARE}')
     ] = 'uniform'
-    """uniform: batches are drawn from data and replay as one. Else the share of each batch that
-    comes from the data, the rest from the replay; 0.5 is RLPD's."""
+    """uniform: draw batches from data and replay together. Else the share of each batch that comes
+    from the data, the rest from the replay; 0.5 is RLPD's."""
     online_warmup: int = 0
     """Environment steps before the first online update."""
     online_workers: int = 1
-    """Environments that are stepped together, each in a process of its own."""
+    """Environments that are stepped together, each in its own process."""
     exploration: Literal['none', 'ucb'] = 'none'
-    """none: the policy's own noise. ucb: of several actions of the one-step policy, the one with
-    the largest mean + ucb-beta * std of the critics."""
+    """none: only the policy's own noise. ucb: of several actions of the one-step policy, the one
+    with the largest mean + ucb-beta * std of the critics."""
     ucb_candidates: int = 32
     """Actions that ucb chooses from."""
     ucb_beta: float = 1.0
@@ -72,10 +72,10 @@ class OnlineConfig:
     encoder_lr_multiplier: Annotated[float, tyro.conf.arg(name='online.encoder-lr-multiplier')] = (
         1.0
     )
-    """In the online phase the encoder's steps are this times those of its optimiser."""
+    """Factor on the encoder's optimiser steps in the online phase."""
     source: tyro.conf.SuppressFixed[str] = ''
-    """The offline run that the online phase starts from, of --from. It is read when the run starts,
-    never afterwards."""
+    """The offline run that the online phase starts from, set by --from. It is read only when the
+    run starts."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,10 @@ class TrainConfig:
 
     task: str
     """The task, by OGBench's or D4RL's name (fql tasks lists them), such as
-    visual-cube-single-play-singletask-task1-v0. Or `own`: that of the rewards in --dataset itself,
-    evaluated in --env if there is one."""
+    visual-cube-single-play-singletask-task1-v0. Or `own`: the one of the rewards in --dataset
+    itself, evaluated in --env if there is one."""
     env: str = ''
-    """Of task own: the Gymnasium environment to evaluate in, MODULE:ID; importing MODULE, from the
+    """For task own: the Gymnasium environment to evaluate in, MODULE:ID; importing MODULE, from the
     current folder or installed, registers ID."""
     dataset: str = ''
     """Name of the prepared dataset; by default the one the task's name implies."""
@@ -104,7 +104,7 @@ class TrainConfig:
     shift_probability: float = 0.5
     """Probability that a batch's images are randomly shifted (up to 3 pixels)."""
     latent_cache: Literal['off', 'float32', 'float16'] = 'float32'
-    """Of a frozen encoder: compute the latents of all rows once and train on these, in files of
+    """With a frozen encoder: compute the latents of all rows once and train on these, in files of
     this type beside the data; only where images are not changed at random."""
     updates_per_call: int = 0
     """Updates that one call of the compiled step makes; more save time where updates are short. 0:
@@ -118,14 +118,14 @@ class TrainConfig:
     eval_workers: int = 0
     """Processes that run environments (0: one for each processor, at most 16)."""
     eval_videos: int = 2
-    """Episodes of an evaluation that are recorded as a video, the first ones (0: none)."""
+    """How many of the first episodes of an evaluation to record as a video (0: none)."""
     eval_seed: int = 10_000
     """Episode i of every evaluation is reset with this seed plus i."""
     max_episode_steps: int = 0
     """Longest episode (0: the environment's own limit)."""
     env_step_seconds: float = 300.0
     """Longest time that a step of an environment may take. One that takes longer hangs: its process
-    is replaced and the episode repeated, once."""
+    is replaced and the episode is repeated once."""
     success_timing: Literal['pre', 'post'] = 'post'
     """When success is judged in evaluations: after a step as in the paper, or before it as in the
     data, and so in the online phase."""
@@ -145,7 +145,7 @@ class TrainConfig:
 
     @property
     def total_updates(self) -> int:
-        """Those of the offline and the online phase."""
+        """Updates of the offline and the online phase together."""
         online = self.online
         return self.steps + online.updates_per_env_step * max(
             0, online.online_steps - online.online_warmup
@@ -162,7 +162,7 @@ class Processes:
     num_processes: int = 1
     """How many processes train together."""
     process_id: int = 0
-    """Which of them this is, from 0."""
+    """The index of this process, from 0."""
 
 
 RESUMABLE_FIELDS = frozenset(
@@ -270,7 +270,7 @@ FLAGS = {
     'unfreeze_step': 'encoder.unfreeze-step',
     'encoder_lr_multiplier': 'online.encoder-lr-multiplier',
 }
-"""Flags that are not named as their fields."""
+"""Flags whose names differ from their fields'."""
 
 
 def validate_config(config: TrainConfig) -> None:
@@ -346,7 +346,7 @@ def check_online(config: TrainConfig) -> None:
 
 
 def check_environment(config: TrainConfig) -> None:
-    """Raises FQLError if the environment that is named cannot be one of the task's."""
+    """Raises FQLError if the named environment cannot belong to the task."""
     checks = {
         'env is for --task own; other tasks have their environment': (
             config.env == '' or config.task == OWN_TASK
@@ -367,14 +367,14 @@ def check_bounds(config: Any) -> None:
         elif entry.name in BOUNDS and value is not None:
             low, high = BOUNDS[entry.name]
             values = value if isinstance(value, tuple) else (value,)
-            if not all(low <= number <= high for number in values):  # NaN is nowhere within.
+            if not all(low <= number <= high for number in values):  # NaN fails both comparisons.
                 shown = ' '.join(map(_text, values))
                 flag = FLAGS.get(entry.name, entry.name.replace('_', '-'))
                 raise FQLError(f'{flag} must lie in [{_text(low)}, {_text(high)}], not {shown}')
 
 
 def _text(number: float) -> str:
-    """The number in short, unless that is another one."""
+    """The number in short form if that is exact, else in full."""
     short = f'{number:g}'
     return short if float(short) == number or math.isnan(number) else repr(number)
 
@@ -444,7 +444,7 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
         raise FQLError(f'agent {config.agent.name} has no setting {unknown[0]!r}{hint}')
     values = config_to_dict(_replaced(config, settings))
     agent = {name: value for name, value in values.pop('agent').items() if name != 'name'}
-    # As after JSON: what is a tuple is a list there.
+    # As after JSON, which turns tuples into lists.
     values, agent = json.loads(json.dumps([values, agent]))
     try:
         agent_config = from_json(type(config.agent), agent)
@@ -486,7 +486,7 @@ def _flat(config: Any) -> dict[str, Any]:
 
 
 def _name_of(config: Any, field_name: str) -> str:
-    """How a field's flag is called, with _ for -."""
+    """The name of a field's flag, with _ for -."""
     name = 'from' if field_name == 'source' else field_name
     if isinstance(config, EncoderConfig):
         return f'encoder.{name}'

@@ -1,4 +1,4 @@
-"""What a run's critics say of states and actions of its data: values, action gaps, disagreement."""
+"""The critics of a run on states and actions of its data: values, action gaps, disagreement."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class CriticView:
         step: the update.
         values: (n,) mean over the critics of Q at the policy's action, its noise zero.
         disagreements: (n,) standard deviation over the critics of the same.
-        actions: (m, a) those that are compared.
+        actions: (m, a) the actions that are compared.
         advantages: (n, m) mean over the critics of Q, less its mean over these actions.
         positions: (n, 2) where the agent is, in mazes; None elsewhere.
     """
@@ -56,7 +56,7 @@ def view_critic(path: Path, step: int | None, states: int, data_dir: str = '') -
     Args:
         step: which checkpoint; None for the newest that is sound.
         states: how many.
-        data_dir: where the data lie, if they do not where the run has found them.
+        data_dir: where the data are, if not where the run found them.
 
     Raises:
         FQLError: no run, no sound checkpoint, an agent without critics, or other data than the
@@ -126,7 +126,7 @@ def maze_positions(task: str, info: dict[str, np.ndarray], rows: np.ndarray) -> 
 
 
 def describe_view(path: Path, view: CriticView) -> str:
-    """A table of what the critics say."""
+    """A table of the critics' results."""
     count = len(view.actions)
     rows = {
         "value of the policy's action": view.values,

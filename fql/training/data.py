@@ -73,7 +73,7 @@ def load_training_data(config: TrainConfig) -> dict[str, LabelledSplit]:
 
 
 def batch_of_update(config: TrainConfig, step: int) -> dict[str, Any]:
-    """The loader's batch for one update of a run, its frames augmented as the update has them."""
+    """The loader's batch for one update of a run, augmented for that update."""
     data = load_training_data(config)['train']
     check_augmentation(config.augmentation, frame_shapes(data.split))
     arrays = next(training_batches(data, config, step))
@@ -88,7 +88,7 @@ def frame_shapes(split: Split) -> Any:
 
 
 def store_of(data: Mapping[str, LabelledSplit]) -> FrameStore:
-    """The store that splits with frames are from."""
+    """The store that holds splits with frames."""
     return open_store(data['train'].split.path.parent)
 
 
@@ -130,7 +130,7 @@ def training_batches(
 def loader_config(
     data: LabelledSplit, config: TrainConfig, process_index: int = 0, process_count: int = 1
 ) -> LoaderConfig:
-    """What the batches of a run on these data are made of."""
+    """The loader's settings for a run on these data."""
     agent = agent_of(run_spec(data, config))
     return LoaderConfig(
         batch_size=config.batch_size,

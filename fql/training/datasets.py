@@ -1,4 +1,4 @@
-"""Which prepared dataset a run is trained on, and where it lies. Imports nothing that is slow."""
+"""The prepared dataset of a run, and where it is. Imports nothing slow."""
 
 from pathlib import Path
 

@@ -21,7 +21,7 @@ Policy = Callable[[Any, np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class EvaluationResult:
-    """What a number of episodes gave, in the order of the episodes.
+    """The results of a number of episodes, in the order of the episodes.
 
     Attributes:
         success: the mean of `successes`; NaN where the environment reports no success.
@@ -66,11 +66,11 @@ def evaluate(
 ) -> EvaluationResult:
     """Runs episodes 0 .. episodes - 1, episode i from the seed `seed + i`.
 
-    The workers go in lock-step, and one that ends its episode takes the next. The policy always
+    The workers step together, and one that ends its episode takes the next. The policy always
     gets one row per worker, so that it is compiled once; the rows of idle workers repeat
     another's, and their actions are dropped. A policy that gives several actions for an
-    observation is asked again when all of them are executed, or the episode has ended. An episode
-    whose worker hangs is repeated, once.
+    observation is called again when all of them are executed, or the episode has ended. An
+    episode whose worker hangs is repeated, once.
 
     Args:
         workers: the environments.
@@ -91,7 +91,7 @@ def evaluate(
     running: dict[int, int] = {}  # worker -> its episode
     repeated: set[int] = set()  # episodes whose worker hung
     undrawn: list[str] = []  # why nothing is recorded
-    queues: dict[int, deque[np.ndarray]] = {}  # worker -> actions that it has still to execute
+    queues: dict[int, deque[np.ndarray]] = {}  # worker -> actions that it still has to execute
     observations = map_named(
         lambda shape, dtype: np.empty((workers.num_workers, *shape), dtype),
         workers.observation_shape,
@@ -216,7 +216,7 @@ def _shows_images(workers: EnvWorkers) -> bool:
 def _frames(
     workers: EnvWorkers, observations: Any, indices: list[int]
 ) -> Mapping[int, np.ndarray | str]:
-    """Pictures of the workers' states, or why there is none.
+    """Pictures of the workers' states, or why there are none.
 
     The newest image they sent, if that shows all there is to see; else one is rendered.
     """

@@ -1,4 +1,4 @@
-"""The encoder of a run's checkpoint, as a folder of its own."""
+"""Export of the encoder of a run's checkpoint to a folder."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from fql.training.saved_encoders import save_encoder_folder
 
 
 def export_encoder(path: Path, step: int | None, out: Path) -> SavedEncoder:
-    """Writes the encoder of a run; returns what it is.
+    """Write the encoder of a run; return its description.
 
     Args:
         path: of the run, a training or a pretraining.
@@ -44,7 +44,7 @@ def export_encoder(path: Path, step: int | None, out: Path) -> SavedEncoder:
 def read_pretrained(
     folder: RunFolder, spec: PretrainSpec, step: int | None
 ) -> tuple[Params, SavedEncoder]:
-    """The encoder in a pretraining's checkpoint, and what it is."""
+    """The encoder in a pretraining's checkpoint, and its description."""
     reader = CheckpointReader(folder.checkpoints, read_identity(folder.pretrain_spec))
     step = reader.find(step, tell)
     abstract = abstract_state(make_pretraining_learner(spec), one_device_mesh())
@@ -53,7 +53,7 @@ def read_pretrained(
 
 
 def read_trained(folder: RunFolder, spec: RunSpec, step: int | None) -> tuple[Params, SavedEncoder]:
-    """The encoder of an agent's critic, which with sharing is the only one, and what it is."""
+    """The encoder of an agent's critic, the only one with sharing, and its description."""
     config = spec.config
     if not spec.images:
         raise FQLError(f'{folder.path}: its observations are vectors, so that it has no encoder')

@@ -1,4 +1,4 @@
-"""A policy as a folder of its own: small, without dataset, checkpoints or optimiser.
+"""A policy in its own small folder: without dataset, checkpoints or optimiser.
 
 <folder>/config.json     settings and shapes, as in a run folder
 <folder>/policy.json     from which run and update, its evaluations, a digest of the parameters
@@ -45,7 +45,7 @@ class Description:
         run: name of the run's folder.
         step: the update.
         policies: what the agent can act with.
-        measure: what its evaluations gave: success, score or return.
+        measure: what its evaluations measure: success, score or return.
         results: of the evaluations up to this update, by their updates.
         data: sha256 of the observations, by split.
         files: sha256 of the settings and of the programs, by the files' names.
@@ -78,7 +78,7 @@ def export_policy(run: Path, step: int | None, out: Path) -> Description:
     spec = read_spec(folder)
     step, params = restore_params(folder, spec, step)
     params = jax.tree.map(np.asarray, params)
-    # Where things lay is of no use to others.
+    # The paths of this machine are of no use to others.
     encoder = spec.config.agent.encoder
     encoder = dataclasses.replace(encoder, source=Path(encoder.source).name)
     config = dataclasses.replace(
@@ -103,7 +103,7 @@ def export_policy(run: Path, step: int | None, out: Path) -> Description:
         write_spec(RunFolder(target), dataclasses.replace(spec, config=config))
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(target.absolute() / PARAMS, params)
-        # Names the folder in which it was written, and is needed on object stores only.
+        # It names the folder in which it was written; only object stores need it.
         (target / PARAMS / 'commit_success.txt').unlink(missing_ok=True)
         for policy in agent_of(spec).policies:
             program = export_program(agent_of(spec), params, policy)
@@ -150,7 +150,7 @@ def export_program(agent: Agent, params: Params, policy: str) -> bytes:
 
     `jax.export.deserialize(program).call(observations, noise)` takes stacked observations
     (b, h, w, c) uint8 or (b, d) float32, or a dictionary of such arrays, and standard normal noise
-    (b, ...) float32, b of any size, and gives actions (b, horizon, a) float32.
+    (b, ...) float32, b of any size, and returns actions (b, horizon, a) float32.
     """
     plain = type('Plain', (PlainEncoder, type(agent)), {})
     agent = plain(agent.config, agent.spec)
@@ -178,7 +178,7 @@ def _data_checksums(folder: RunFolder) -> dict[str, str]:
 
 
 def model_card(spec: RunSpec, description: Description, measure: Measure) -> str:
-    """What the policy is, for a reader who has the folder alone."""
+    """The model card, for a reader who has only the folder."""
     config = spec.config
     results = ', '.join(
         f'{measure.text(value)} at {int(at):,}' for at, value in description.results.items()

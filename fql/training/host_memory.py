@@ -1,4 +1,4 @@
-"""How a process keeps memory for its own next use, and how much it has."""
+"""How a process keeps freed memory for reuse, and how much memory it has."""
 
 import ctypes
 import platform
@@ -14,18 +14,18 @@ _TOP_PAD = 64 << 20
 _POLL_SECONDS = 0.01
 
 GIVE_BACK_INTERVAL = 1_000
-"""Batches or updates after which to give back what is free."""
+"""Batches or updates after which to give free memory back."""
 
 
 def keep_freed_memory() -> None:
-    """Has glibc use memory that is freed again, rather than give it back to the system at once.
+    """Make glibc reuse freed memory rather than give it back to the system at once.
 
-    Updates and batches need blocks of the same sizes again and again. Left to itself, glibc maps
+    Updates and batches need blocks of the same sizes again and again. By default, glibc maps
     and unmaps the large ones each time, and every page of them costs a fault: on CPUs a tenth of an
     update with an encoder, a third of one on cached latents, half of a batch. One arena holds all,
-    since those of threads cannot keep blocks of more than 64 MB.
+    since the arenas of threads cannot keep blocks of more than 64 MB.
 
-    To be called before threads are started. Nothing is done where there is no glibc.
+    Call it before threads are started. It does nothing where there is no glibc.
     """
     if _has_glibc():
         libc = ctypes.CDLL(None)
@@ -36,10 +36,10 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Gives the system all pages that hold nothing, after `keep_freed_memory`, once.
+    """Give all unused pages back to the system once, after `keep_freed_memory`.
 
-    Groups of a batch have ever other sizes and leave gaps: without this, some hundred thousand
-    batches made the process 50 MB larger. It takes some 10 ms, and the pages are faulted in again.
+    The groups of a batch vary in size and leave gaps: without this, some hundred thousand batches
+    made the process 50 MB larger. It takes about 10 ms, and the pages are faulted in again.
     """
     if _has_glibc():
         ctypes.CDLL(None).malloc_trim(0)
@@ -51,7 +51,7 @@ def _has_glibc() -> bool:
 
 @contextmanager
 def watched_memory() -> Iterator[list[float]]:
-    """A list that gets the growth of anonymous memory (MB) again and again while active."""
+    """A list that repeatedly gets the growth of anonymous memory (MB) while active."""
     before = anonymous_megabytes()
     growth = [0.0]
     done = threading.Event()
@@ -70,7 +70,7 @@ def watched_memory() -> Iterator[list[float]]:
 
 
 def anonymous_megabytes() -> float:
-    """This process's anonymous memory (RssAnon); NaN where the system does not tell."""
+    """This process's anonymous memory (RssAnon); NaN where the system does not report it."""
     status = Path('/proc/self/status')
     found = re.search(r'RssAnon:\s+(\d+) kB', status.read_text()) if status.exists() else None
     return int(found.group(1)) / 1e3 if found else float('nan')

@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 
 
 class Interrupted(Exception):
-    """Raised inside long work, at a place where it can be left, after a stop was requested."""
+    """Raised inside long work, where it can be left, after a stop was requested."""
 
 
 class Interruption:

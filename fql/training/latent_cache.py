@@ -36,7 +36,7 @@ from fql.training.progress import count_from, progress_bar
 from fql.training.run_folder import RunSpec
 
 AHEAD = 2
-"""Blocks that the devices have to compute while the host reads the next and writes the last."""
+"""Blocks queued on the devices while the host reads the next and writes the last."""
 
 Encode = Callable[[Params, jax.Array, jax.Array], jax.Array]
 
@@ -52,7 +52,7 @@ def uses_cache(config: TrainConfig) -> bool:
 
 
 def cache_place(data: dict[str, LabelledSplit], spec: RunSpec, encoder: Params) -> tuple[Path, str]:
-    """The folder where the latents of these data lie, or will, and their recipe."""
+    """The folder of the latents of these data, which need not exist yet, and their recipe."""
     config = spec.config
     encoding = {
         'encoder': config.agent.encoder.size,
@@ -67,7 +67,7 @@ def cache_place(data: dict[str, LabelledSplit], spec: RunSpec, encoder: Params) 
 
 
 def check_room(data: dict[str, LabelledSplit], spec: RunSpec, encoder: Params) -> None:
-    """Raises DataError if the disk has no room for the latents that are not there yet."""
+    """Raises DataError if the disk has no room for the missing latents."""
     folder, _ = cache_place(data, spec, encoder)
     needed = cache_bytes(data, spec)
     there = sum(file.stat().st_size for file in folder.glob('*/observations.npy'))
@@ -88,7 +88,7 @@ def cache_bytes(data: dict[str, LabelledSplit], spec: RunSpec) -> int:
 
 
 def describe_cache(data: dict[str, LabelledSplit], spec: RunSpec, encoder: Params | None) -> str:
-    """Where a run with a frozen encoder gets its latents from.
+    """The source of the latents of a run with a frozen encoder.
 
     Args:
         encoder: its parameters, if the run reads latents.
@@ -117,9 +117,9 @@ def cached_data(
     encoder: Params,
     before: Callable[[], None] = lambda: None,
 ) -> dict[str, LabelledSplit]:
-    """The splits with latents in place of frames; what the cache lacks of these is computed.
+    """The splits with latents in place of frames; missing latents are computed.
 
-    Of several processes, the first to come computes, with its own devices, and the others wait;
+    Of several processes, the first one computes, with its own devices, and the others wait;
     where their disks are not shared, each computes its own.
 
     Args:

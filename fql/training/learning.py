@@ -37,7 +37,7 @@ def make_online_learner(spec: RunSpec) -> Learner:
 
 
 def loaded_fields(agent: Agent) -> tuple[str, ...]:
-    """What an update reads of the loader's arrays."""
+    """The loader's arrays that an update reads."""
     return (*LOADED_FIELDS, *sorted(agent.needs))
 
 

@@ -28,7 +28,7 @@ class LoadedPolicy:
     """
 
     def __init__(self, spec: RunSpec, params: Params, policy: str = '') -> None:
-        """Compiles nothing yet.
+        """Set the policy up; compile nothing yet.
 
         Args:
             params: of the run's agent.
@@ -54,7 +54,7 @@ class LoadedPolicy:
         """Begins an episode, or one in each row of a batch.
 
         Args:
-            seed: what is drawn depends on it, the row, and the steps since the reset alone.
+            seed: draws depend only on it, the row, and the steps since the reset.
         """
         self._key = jax.random.key(seed)
         self._frames.clear()
@@ -66,8 +66,8 @@ class LoadedPolicy:
 
         Args:
             observation: what the environment gave last, not stacked: (h, w, c) uint8 in [0, 255],
-                or (d,) float; or a dictionary of such arrays, of which others than the policy's are
-                ignored; or a batch of them, as many rows as at the episode's first step.
+                or (d,) float; or a dictionary of such arrays, which may have more than the policy
+                reads; or a batch of them, as many rows as at the episode's first step.
 
         Raises:
             ValueError: another shape or dtype, or an array is missing.

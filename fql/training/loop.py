@@ -38,7 +38,7 @@ MUST_BE_FINITE = ('loss', 'update/grad_norm')
 Arrays = dict[str, Any]
 Batches = Iterator[Arrays]
 InFlight = deque[tuple[int, Metrics, list[Arrays]]]
-"""Calls whose losses were not looked at yet: the step before, metrics, batches."""
+"""Calls whose losses were not checked yet: the step before, metrics, batches."""
 
 
 class NotFiniteError(FQLError):
@@ -46,7 +46,7 @@ class NotFiniteError(FQLError):
 
 
 class Stopwatch:
-    """Updates a second, without what is done between them: logs, evaluations, saves."""
+    """Updates a second, without the work between them: logs, evaluations, saves."""
 
     def __init__(self) -> None:
         self._updates, self._seconds = 0, 0.0
@@ -71,7 +71,7 @@ class Stopwatch:
 
 
 class Schedule(Protocol):
-    """The settings that say what is due when; intervals are in updates, 0 for never."""
+    """The settings that determine when something is due; intervals are in updates, 0 for never."""
 
     @property
     def steps(self) -> int:
@@ -95,7 +95,7 @@ Update = Callable[[TrainState, list[Arrays]], TrainState]
 
 
 class Phase(Protocol):
-    """What a run does turn by turn: updates alone, or environment steps with updates.
+    """The turns of a run: updates alone, or environment steps with updates.
 
     Attributes:
         label, unit: for the progress bar.
@@ -114,12 +114,12 @@ class Phase(Protocol):
         """Makes one turn, its updates by `update`."""
 
     def metadata(self) -> Mapping[str, Any]:
-        """JSON values from which the phase goes on behind the last turn."""
+        """JSON values from which the phase continues after the last turn."""
 
 
 @dataclass
 class Updates:
-    """Updates on batches that are there, so many in a turn as one call makes."""
+    """Updates on existing batches, as many in a turn as one call makes."""
 
     schedule: Schedule
     batches: Batches
@@ -141,7 +141,7 @@ class Updates:
         return state
 
     def metadata(self) -> Mapping[str, Any]:
-        """The step of the state says it all."""
+        """Nothing: the state's step is enough."""
         return {}
 
 
@@ -152,7 +152,7 @@ class Trainer:
     Attributes:
         schedule: what is due when.
         mesh: the devices.
-        folder: where a batch is written whose loss is not finite.
+        folder: where a batch with a loss that is not finite is written.
         fields: the loader's arrays that an update reads.
         train_step: see `fql.compiled.TrainStep`.
         validate: metrics of a batch of the validation split.
@@ -162,8 +162,8 @@ class Trainer:
         verification: of the data; the first checkpoint waits for it.
         train_log: of metrics; None in all processes but the first.
         timing_log: of the updates a second; likewise.
-        interruption: tells when to stop.
-        resume_command: what the user is to run after a stop.
+        interruption: says when to stop.
+        resume_command: the user's command after a stop.
     """
 
     schedule: Schedule
@@ -190,7 +190,7 @@ class Trainer:
     ) -> tuple[TrainState, int]:
         """Updates until `schedule.steps`, on `batches` from the state's step on; see `run`.
 
-        The state before the first update is saved too, and that waited for: a fault of the disk
+        The state before the first update is saved too, and the save is waited for: a disk fault
         shows at once, and where there are metrics, there is a checkpoint to continue from.
         """
         phase = Updates(self.schedule, batches, self.train_step.per_call, int(state.step))
@@ -206,7 +206,7 @@ class Trainer:
         val_batches: Batches | None,
         is_evaluation_missing: bool,
     ) -> tuple[TrainState, int]:
-        """Makes all turns of a phase; returns the state and the exit code, 0 when it got there.
+        """Make all turns of a phase; return the state and the exit code, 0 if it reached the end.
 
         Args:
             state: where to start.
@@ -216,7 +216,7 @@ class Trainer:
         Raises:
             NotFiniteError: a loss, a gradient or the state became NaN or infinite; the state is not
                 saved then.
-            DamagedError: the data are not what was written; nor then.
+            DamagedError: the data are not what was written; the state is not saved then either.
             FQLError: a save failed, or an environment's worker.
         """
         schedule = self.schedule
@@ -297,8 +297,8 @@ class Trainer:
         except (DamagedError, SaveError):
             raise
         except Exception:
-            # What can be saved is saved; the first fault is the one to report. A save needs all
-            # processes, of which the others know nothing of the fault.
+            # What can be saved is saved; the first fault is reported. A save needs all
+            # processes, and the others do not know of the fault.
             if jax.process_count() == 1:
                 with suppress(Exception):
                     self._check_all(in_flight)
@@ -324,7 +324,7 @@ class Trainer:
     def _check_state(self, state: TrainState) -> None:
         """Raises NotFiniteError if a number in the state is NaN or infinite.
 
-        The metrics of an update do not tell: they are of the state before it.
+        The metrics of an update do not show this: they are of the state before it.
         """
         wrong = not_finite(state)
         if wrong:
@@ -392,7 +392,7 @@ def updates_in_call(schedule: Schedule, step: int, most: int) -> int:
 
 
 def was_due(before: int, step: int, interval: int, last: int) -> bool:
-    """Whether `is_due` after one of the updates behind `before`, up to `step`."""
+    """Whether `is_due` after one of the updates after `before`, up to `step`."""
     passed = interval > 0 and step // interval > before // interval
     return step > before and (passed or is_due(step, interval, last))
 

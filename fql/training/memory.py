@@ -1,4 +1,4 @@
-"""Whether a run fits into memory, estimated from shapes before anything is made."""
+"""Whether a run fits into memory, estimated from shapes before anything is allocated."""
 
 import math
 
@@ -10,10 +10,10 @@ from fql.learner import Learner, TrainState
 
 
 def check_memory(learner: Learner, abstract: TrainState, batch_bytes: int) -> None:
-    """Raises FQLError if a run needs more memory than there is; says how much of both.
+    """Raise FQLError if a run needs more memory than there is; give both amounts.
 
-    Counted is what no run can do without: parameters, target and optimiser, a gradient, and a
-    batch where it is made and on the device.
+    It counts what every run needs: parameters, target and optimiser, a gradient, and a batch
+    where it is made and on the device.
 
     Args:
         abstract: shapes and shardings of the state.
@@ -41,7 +41,7 @@ def check_memory(learner: Learner, abstract: TrainState, batch_bytes: int) -> No
 
 
 def _bytes(tree: object) -> int:
-    """Of one device's part of the leaves."""
+    """Bytes of one device's part of the leaves."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)

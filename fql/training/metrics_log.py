@@ -1,4 +1,4 @@
-"""Metrics of a run: a CSV file, which is the record, and TensorBoard event files made of it."""
+"""Metrics of a run: a CSV file, which is the record, and TensorBoard event files made from it."""
 
 import csv
 import io
@@ -57,7 +57,7 @@ class MetricsLog:
             print(f'{path} is damaged and was cut off; its last step is {steps}', flush=True)
         rows = [row for row in found if step is None or int(row['step']) <= step]
         self._columns = list(rows[0]) if rows else []
-        # At once, since another process may be reading: it must not find the rows gone.
+        # At once, since another process may be reading: it must always find the rows.
         if rows:
             write_text(path, _as_csv(rows))
         else:
@@ -89,7 +89,7 @@ class MetricsLog:
         self._write_events(row)
 
     def sync(self) -> None:
-        """Has the system write the rows to the disk."""
+        """Make the system write the rows to the disk."""
         if self._path.exists():
             sync_path(self._path)
             sync_path(self._path.parent)
@@ -108,13 +108,13 @@ class MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # The event files are made of the CSV file when the run is resumed.
+        # The event files are made from the CSV file when the run is resumed.
         with suppress(OSError):
             self._events.close()
 
 
 def _as_csv(rows: Sequence[Mapping[str, str]]) -> str:
-    """The rows with a header; nothing if there are none."""
+    """The rows with a header; empty without rows."""
     if not rows:
         return ''
     buffer = io.StringIO()

@@ -1,4 +1,4 @@
-"""The online phase: environment steps and updates in turn, behind the updates on the data alone.
+"""The online phase: environment steps and updates in turn, after the updates on the data alone.
 
 Turn t with W environments and U updates a step:
 
@@ -43,7 +43,7 @@ from fql.training.policy import Act, make_act
 from fql.training.rollouts import VIDEO_FPS, start_workers
 from fql.training.run_folder import RunFolder, RunSpec
 
-# Large, so that it is no update's number, by which the same key is split.
+# Large, so that it differs from the updates' numbers, by which the same key is split.
 _ACTING = 2**31 + 0x616374
 
 MAX_VIDEO_FRAMES = 300
@@ -68,7 +68,7 @@ class OnlinePhase:
         per_call: int,
         done: int,
     ) -> None:
-        """The phase behind `done` environment steps, whose rows the replay holds."""
+        """The phase after `done` environment steps, whose rows the replay holds."""
         self._config, self._replay, self._actors = config, replay, actors
         self._batches, self._per_call = batches, per_call
         self.done = done
@@ -109,7 +109,7 @@ class OnlinePhase:
         }
 
     def _ask(self) -> None:
-        """Has the batches of the next turn made, of the rows that there are now."""
+        """Start making the batches of the next turn, from the rows that there are now."""
         online = self._config.online
         behind = self.done - online.online_warmup
         has_updates = behind >= 0 and self.done < online.online_steps
@@ -147,11 +147,11 @@ def train_online(
     val_batches: Batches | None,
     is_evaluation_missing: bool,
 ) -> tuple[TrainState, int]:
-    """Makes the online phase of a run, or goes on with it; see `fql.training.loop.Trainer.run`.
+    """Make or continue the online phase of a run; see `fql.training.loop.Trainer.run`.
 
     Args:
         trainer: of the offline updates.
-        state: behind these, or that of a checkpoint of the online phase.
+        state: after these, or that of a checkpoint of the online phase.
         data: frames and labels that the run was trained on.
         workers: of `start_actors`.
         record: what `OnlinePhase.metadata` gave for that checkpoint; None to begin.
@@ -222,7 +222,7 @@ def train_online(
 def offline_state(config: TrainConfig, abstract: TrainState) -> TrainState:
     """The state that the offline run `online.source` had after `steps` updates.
 
-    What is drawn behind it is that of this run's seed.
+    Later draws depend on this run's seed.
 
     Raises:
         FQLError: there is no such checkpoint, it is damaged, or of another agent.
@@ -249,7 +249,7 @@ def is_evaluation_due(config: TrainConfig, step: int) -> bool:
 
 
 def replay_layout(data: LabelledSplit, spec: RunSpec) -> Layout:
-    """What a row of a run's replay is: as of its data."""
+    """The layout of a row of a run's replay, as of its data."""
     *leading, last = spec.observation_shape
     frame_shape = (*leading, last // spec.config.frame_stack)
     latents = None
@@ -259,10 +259,10 @@ def replay_layout(data: LabelledSplit, spec: RunSpec) -> Layout:
 
 
 def make_encode(spec: RunSpec, params: Params) -> Encode:
-    """The function from observations to what a frozen encoder makes of them, in the cache's type.
+    """The function from observations to a frozen encoder's latents, in the cache's type.
 
     Args:
-        params: of a state; they are copied, as updates use them up.
+        params: of a state; they are copied, as updates donate them.
     """
     encoding, dtype = agent_of(spec).encoding, spec.config.latent_cache
     frozen = {'encoders': jax.tree.map(jnp.copy, params['encoders'])}
@@ -305,7 +305,7 @@ def save_last_episode(folder: RunFolder, replay: Replay, step: int) -> None:
 
 
 def describe_online(config: TrainConfig) -> str:
-    """What the online phase is, in a line."""
+    """A line that describes the online phase."""
     online = config.online
     ratio = online.offline_ratio
     parts = [

@@ -25,7 +25,7 @@ Act = Callable[[Params, jax.Array, Any, jax.Array, jax.Array], jax.Array]
 def make_act(agent: Agent, name: str = '') -> Act:
     """The jitted function (params, key, observations, episodes, timesteps) -> actions (b, h, a).
 
-    What is drawn for a sample depends on (key, episode, timestep) only, so that an episode does not
+    Draws for a sample depend on (key, episode, timestep) only, so that an episode does not
     depend on which others run beside it.
 
     Args:
@@ -90,7 +90,7 @@ def restore_params(
 
 
 def with_candidates(spec: RunSpec, count: int) -> RunSpec:
-    """The run with another number of actions of which the critics' best is taken.
+    """The run with another number of actions from which the critics choose.
 
     Raises:
         FQLError: the agent does not choose, or the number is out of bounds.

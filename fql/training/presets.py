@@ -2,7 +2,7 @@
 
 Sources: the README and the configuration defaults of the FQL repository at commit 719d044 (Park,
 Li, Levine 2025), those of the Q-chunking repository at 48283b4 (Li, Zhou, Levine 2025), and, where
-said, the README of Value Flows. What none of them gives is not tuned.
+said, the README of Value Flows. Settings that none of them gives are not tuned.
 """
 
 import dataclasses
@@ -195,7 +195,7 @@ ONLINE_PRESETS: dict[tuple[str, str], Preset] = {
     **{(agent, _HUMANOID): PRESETS[agent, _HUMANOID] for agent in ('iql', 'rebrac', 'ifql')},
     **_published(FQL, 'sac', {_HUMANOID: {'discount': 0.995}}),
 }
-"""The same for runs that go on online; of OGBench's, tuned on the default task."""
+"""The same for runs that go on online; for OGBench, tuned on the default task."""
 
 
 UNTUNED: dict[str, dict[str, Any]] = {'fql': {'normalize_q_loss': True, 'alpha': 1.0}}
@@ -209,8 +209,8 @@ FQL's authors advise to normalise Q there, whose scale is not known, and to try 
 def online_defaults(task: Task, agent: str) -> OnlineConfig:
     """The settings of an online phase: RLPD's halves for SAC, else data and replay as one.
 
-    alpha is that of `ONLINE_PRESETS` where the offline updates have another one. (Its source has it
-    in its offline updates too: --alpha gives it to these.)
+    alpha is that of `ONLINE_PRESETS` where the offline updates have another one. (Its source uses
+    it in its offline updates too; --alpha sets it there.)
     """
     offline, online = (
         presets[agent, task.dataset].settings.get('alpha')
@@ -235,7 +235,7 @@ def default_config(task: Task, agent: str = 'fql', env: str = '') -> TrainConfig
     """The published settings for a task; where there are none, those for tasks that nobody tuned.
 
     Args:
-        env: that `OWN_TASK` is evaluated in; without, there are no evaluations.
+        env: where `OWN_TASK` is evaluated; without it, there are no evaluations.
     """
     if task.name == QUICKSTART_TASK:
         return quickstart_config(agent)
@@ -264,7 +264,7 @@ def quickstart_config(agent: str = 'fql') -> TrainConfig:
     """Small enough for two processor cores and a few minutes: 32x32 frames, 60 steps to the goal.
 
     Fewer shifts than the paper's, since 3 pixels are almost a cell of this maze. FQL has returns of
-    5 steps: with those of one, success rises and falls along a run (docs/steadiness.md).
+    5 steps: with returns of one, success rises and falls along a run (docs/steadiness.md).
     """
     return TrainConfig(
         task=QUICKSTART_TASK,
@@ -283,7 +283,7 @@ def quickstart_config(agent: str = 'fql') -> TrainConfig:
 
 
 def _far_config(agent: str) -> TrainConfig:
-    """The quickstart's data, and a goal of which 160 steps are farther than its discount sees."""
+    """The quickstart's data, and a goal 160 steps away, which is farther than its discount sees."""
     near = quickstart_config(agent)
     return dataclasses.replace(
         near,

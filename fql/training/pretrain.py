@@ -175,7 +175,7 @@ def loader_config(config: PretrainConfig) -> LoaderConfig:
 def describe_encoder(
     spec: PretrainSpec, step: int, package_versions: Mapping[str, str]
 ) -> SavedEncoder:
-    """What the encoder of a run is after `step` updates."""
+    """The description of a run's encoder after `step` updates."""
     return SavedEncoder(
         encoder=spec.config.encoder,
         image_shape=spec.image_shape,
@@ -202,7 +202,7 @@ def write_final_encoder(folder: RunFolder, spec: PretrainSpec, encoder: Params) 
 def start_summary(
     spec: PretrainSpec, store: FrameStore, state: TrainState, folder: RunFolder
 ) -> str:
-    """What is about to happen, on one screen."""
+    """What the run is about to do, on one screen."""
     config, split = spec.config, store.splits['train']
     size = 'x'.join(str(n) for n in spec.stack_shape)
     lines = {

@@ -1,4 +1,4 @@
-"""Every setting of a pretraining, as frozen dataclasses, and the file that says what one is."""
+"""Every setting of a pretraining, as frozen dataclasses, and the file that describes one."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class PretrainConfig:
     dataset: str
     """Name of the prepared dataset, of images."""
     objective: ObjectiveName = 'inverse_dynamics'
-    """What the encoder is trained for: the action on the way to a later observation, telling
+    """What the encoder is trained for: the action on the way to a later observation, identifying
     observations that follow from others, predicting later latents, the flow policy of behaviour
     cloning, or the images themselves."""
     encoder: EncoderName = 'impala_small'
@@ -49,10 +49,10 @@ class PretrainConfig:
     hidden_dims: tuple[int, ...] = (512, 512)
     """Widths of the hidden layers of the objective's heads."""
     mask_ratio: float = 0.0
-    """Part of the 8x8 patches that the encoder does not see in reconstruction (0: it sees all)."""
+    """Fraction of the 8x8 patches hidden from the encoder in reconstruction (0: it sees all)."""
     shift_probability: float = 0.5
     """Probability that a batch's images are randomly shifted (up to 3 pixels); the two
-    observations of a window are shifted apart."""
+    observations of a window are shifted independently."""
     updates_per_call: int = 1
     """Updates that one call of the compiled step makes; more save time where updates are short. On
     CPUs it is always one."""

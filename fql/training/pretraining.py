@@ -20,7 +20,7 @@ from fql.training.augmentation import augment_frames
 from fql.training.pretrain_config import PretrainSpec
 
 WINDOW_FIELDS = ('frames', 'later_frames', 'actions', 'offsets')
-"""What an update reads of the loader's arrays."""
+"""The loader's arrays that an update reads."""
 
 
 def objective_of(spec: PretrainSpec) -> Objective:
@@ -50,7 +50,7 @@ def window_maker(spec: PretrainSpec) -> Prepare:
     def prepare(arrays: Arrays, key: jax.Array, step: jax.Array) -> Windows:
         if not augmentation.is_on:
             return windows_from_frames(arrays)
-        # The stacks at t and at t + k are augmented apart.
+        # The stacks at t and at t + k are augmented independently.
         both = jnp.concatenate([arrays['frames'], arrays['later_frames']])
         frames, later = jnp.split(augment_frames(both, augmentation, key, step), 2, axis=0)
         return windows_from_frames({**arrays, 'frames': frames, 'later_frames': later})
@@ -61,7 +61,7 @@ def window_maker(spec: PretrainSpec) -> Prepare:
 def pretraining_validation(spec: PretrainSpec) -> Callable[[TrainState, Arrays], Metrics]:
     """The function (state, the loader's arrays) -> metrics, without augmentation.
 
-    They have the effective rank of the latents besides, which with their standard deviation tells
+    They also have the effective rank of the latents, which with their standard deviation shows
     a collapse.
     """
     learner, objective = make_pretraining_learner(spec), objective_of(spec)

@@ -28,7 +28,7 @@ BLOCK = 256
 PIXELS = 16
 """Height and width to which images are averaged for the probe of pixels, at most."""
 STILL = 0.01
-"""Columns of a smaller standard deviation (radians, metres) do not enter a group's mean."""
+"""Columns of a smaller standard deviation (radians, metres) are left out of a group's mean."""
 
 Features = Callable[[np.ndarray], np.ndarray]
 

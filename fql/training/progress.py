@@ -9,7 +9,7 @@ TERMINAL_SECONDS, LOG_SECONDS = 0.5, 30.0
 
 
 def progress_bar(desc: str, unit: str, total: int | None = None, initial: int = 0) -> tqdm:
-    """A bar on standard error: lively on a terminal, a line now and then in a log file."""
+    """A bar on standard error: live on a terminal, an occasional line in a log file."""
     is_terminal = sys.stderr.isatty()
     return tqdm(
         desc=desc,
@@ -24,7 +24,7 @@ def progress_bar(desc: str, unit: str, total: int | None = None, initial: int = 
 
 
 def count_from(bar: tqdm, done: int) -> None:
-    """Tells rate and time left from now on, when `done` is done: without what it took to begin."""
+    """Measure rate and time left from now on, at `done` units: excludes the time to start."""
     bar.initial = bar.n = bar.last_print_n = done
     bar.unpause()
 

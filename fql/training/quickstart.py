@@ -1,4 +1,4 @@
-"""The main job on a small pixel task, from collection to a compared policy."""
+"""The main workflow on a small pixel task, from collection to a compared policy."""
 
 import dataclasses
 import time
@@ -73,11 +73,11 @@ def free_run_dir() -> Path:
 
 
 def prepare_data(dataset: str, data_dir: Path) -> None:
-    """Collects the quickstart's dataset into `data_dir` and prepares it, each unless done.
+    """Collect the quickstart's dataset into `data_dir` and prepare it, unless already done.
 
     Raises:
-        DataError: among others, a store that stands there is not of these data, or damaged; says
-            which command replaces it.
+        DataError: among others, the existing store is not of these data, or damaged; names the
+            command that replaces it.
     """
     path = data_dir / dataset
     source = data_dir / 'collected' / f'{dataset}.npz'

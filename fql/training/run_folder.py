@@ -1,4 +1,4 @@
-"""What lies where in a run's folder, and the file that says what the run is."""
+"""The layout of a run's folder, and the file that describes the run."""
 
 import dataclasses
 import importlib.metadata
@@ -62,7 +62,7 @@ class RunFolder:
 
     @property
     def wandb_id(self) -> Path:
-        """Under which Weights & Biases knows the run."""
+        """The run's id at Weights & Biases."""
         return self.path / 'wandb-id.txt'
 
     @property
@@ -72,7 +72,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """One folder a step, written by Orbax."""
+        """One folder for each step, written by Orbax."""
         return self.path / 'checkpoints'
 
     @property
@@ -82,12 +82,12 @@ class RunFolder:
 
     @property
     def lock(self) -> Path:
-        """Held by the trainer."""
+        """The trainer's lock."""
         return self.path / 'trainer.lock'
 
     @property
     def watch_lock(self) -> Path:
-        """Held by `fql evaluate --watch`."""
+        """The lock of `fql evaluate --watch`."""
         return self.path / 'watcher.lock'
 
     @property
@@ -107,7 +107,7 @@ class RunFolder:
 
     @property
     def timing_csv(self) -> Path:
-        """Updates a second, which no two runs have the same."""
+        """Updates a second, which differ in any two runs."""
         return self.path / 'timing.csv'
 
     @property
@@ -127,7 +127,7 @@ class RunFolder:
 
     @property
     def replay(self) -> Path:
-        """What the environments of the online phase have shown, see `data_pipeline.replay`."""
+        """The record of the environments of the online phase, see `data_pipeline.replay`."""
         return self.path / 'replay'
 
     @property
@@ -165,7 +165,7 @@ class RunSpec:
         observation_shape: of one stacked observation, (h, w, c) or (d,); of several, by name.
         observation_dtype: 'uint8' or 'float32'; of several, by name.
         action_dim: size of an action.
-        action_range: what the actions of the environment are, where it is not [-1, 1].
+        action_range: range of the environment's actions, where it is not [-1, 1].
     """
 
     config: TrainConfig
@@ -190,7 +190,7 @@ class RunSpec:
 
     @property
     def shapes(self) -> Spec:
-        """What the agent sees and does."""
+        """The agent's observations and actions."""
         return Spec(self.observation_shape, self.observation_dtype, self.action_dim)
 
 
@@ -205,7 +205,7 @@ def finished_steps(folder: Path) -> list[int]:
 def steps_to_read(folder: Path, step: int | None) -> list[int]:
     """`finished_steps`, of which there must be some, and `step` among them if it is given.
 
-    Raises:
+    FQLError: there is no such checkpoint; names the existing steps.
         FQLError: there is no such checkpoint; names the steps there are.
     """
     if not folder.is_dir():
@@ -222,7 +222,7 @@ def choose_folder(run_dir: Path | None, resume: Path | None, name: str) -> tuple
     """The run folder that `--run-dir` and `--resume` ask for, and whether to continue it.
 
     Args:
-        name: begins the name of a folder of which neither says anything.
+        name: prefix of the folder's name if neither names one.
 
     Returns:
         The folder; and to continue the run there ('always'), to refuse if there is one ('never'),
@@ -243,9 +243,9 @@ def choose_folder(run_dir: Path | None, resume: Path | None, name: str) -> tuple
 
 
 def check_processes(processes: Processes, run_dir: Path | None, resume: Path | None) -> None:
-    """Raises FQLError if the settings of several processes make no sense.
+    """Raise FQLError if the settings of several processes make no sense.
 
-    That is also so where no folder is named that all of them would take.
+    This includes that no folder is named which all of them would take.
     """
     number, count = processes.process_id, processes.num_processes
     if not processes.coordinator:
@@ -267,7 +267,7 @@ def versions() -> dict[str, str]:
     """Versions of Python, of the installed packages that numbers depend on, and of this code."""
     packages = {}
     for name in PACKAGES:
-        with suppress(importlib.metadata.PackageNotFoundError):  # TensorFlow goes by two names.
+        with suppress(importlib.metadata.PackageNotFoundError):  # TensorFlow has two names.
             packages[name] = importlib.metadata.version(name)
     return {'python': platform.python_version(), **packages, 'git': _git_revision()}
 
@@ -324,7 +324,7 @@ def read_spec(run: RunFolder) -> RunSpec:
 
 
 def write_stored(path: Path, format_version: int, values: Mapping[str, Any]) -> None:
-    """Writes what a run is; the id that the file has, or else a new one, is added to `values`."""
+    """Write what a run is; add to `values` the id that the file has, or a new one."""
     run_id = read_object(path)['run_id'] if path.exists() else secrets.token_hex(8)
     stored = {'format_version': format_version, 'run_id': run_id, **values, 'versions': versions()}
     write_json(path, stored)
@@ -334,9 +334,9 @@ def read_stored(path: Path, format_version: int, cls: type[T], without: str) -> 
     """The values of a file that `write_stored` has written.
 
     Args:
-        format_version: the one that they have to name.
+        format_version: the one that they must have.
         cls: the dataclass of all others.
-        without: what is said of a folder that has no such file.
+        without: the message for a folder that has no such file.
 
     Raises:
         FQLError: no such file, or one that cannot be understood.
@@ -354,7 +354,7 @@ def read_stored(path: Path, format_version: int, cls: type[T], without: str) -> 
 
 
 def read_identity(path: Path) -> dict[str, Any]:
-    """What no resume may change of a run, by name, JSON values: its id, settings and shapes.
+    """What a resume must not change in a run, by name, JSON values: its id, settings and shapes.
 
     Args:
         path: of a file that `read_stored` takes.

@@ -16,7 +16,7 @@ def lock_run(path: Path, holder: str) -> Iterator[None]:
         holder: what the process is, for the message to another one.
 
     Raises:
-        FQLError: another process holds it; names that.
+        FQLError: another process holds it; names its kind.
     """
     with ExitStack() as stack:
         try:

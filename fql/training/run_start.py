@@ -1,4 +1,4 @@
-"""How a run of updates is started or continued: the folder, and what must not be overwritten."""
+"""Starting and continuing a run of updates: the folder, and what must not be overwritten."""
 
 import os
 import socket
@@ -34,13 +34,13 @@ def check_run_folder(
     name: str,
     last: int,
 ) -> None:
-    """Raises FQLError if a run there would be overwritten, begun again, or continued otherwise.
+    """Raise FQLError if a run there would be overwritten, restarted, or continued differently.
 
     Args:
-        config: of the run that is asked for.
+        config: of the requested run.
         read_config: the stored one of a folder.
         name: of the command that continues a run, 'train' or 'pretrain'.
-        last: the last update that is asked for.
+        last: the last requested update.
     """
     # A run that was killed in its first moments leaves no more than this.
     is_new = not folder.path.exists() or all(
@@ -85,8 +85,8 @@ def check_data(folder: RunFolder, store: FrameStore) -> None:
 
 @contextmanager
 def claimed_folder(folder: RunFolder) -> Iterator[None]:
-    """Inside, the run folder is there, and locked by the first process."""
-    # The first process makes the folder that all have looked at before.
+    """Inside, the run folder exists and is locked by the first process."""
+    # All have looked at the folder before the first process makes it.
     wait_for_all_processes('checks')
     with ExitStack() as stack:
         if jax.process_index() == 0:
@@ -109,7 +109,7 @@ def describe_run(folder: RunFolder, store: FrameStore, write_spec: Callable[[], 
 
 
 def connect_processes(processes: Processes, run_dir: Path | None, resume: Path | None) -> None:
-    """Makes this process one of several that train together, if it is meant to be.
+    """Make this process one of several that train together, if the settings say so.
 
     Raises:
         FQLError: the settings of the processes make no sense, no folder is named that all of them
@@ -134,7 +134,7 @@ def connect_processes(processes: Processes, run_dir: Path | None, resume: Path |
 
 
 def check_address(place: str, *, is_own: bool) -> None:
-    """Raises OSError if HOST:PORT is unknown, or if nothing can listen there that `is_own`.
+    """Raise OSError if HOST:PORT is unknown or, if `is_own`, nothing can listen there.
 
     JAX ends the process where it cannot listen.
     """

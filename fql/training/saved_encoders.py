@@ -14,7 +14,7 @@ def save_encoder_folder(
     """`encoders.saved.save_encoder` into a new folder.
 
     Args:
-        replace: whether an encoder that stands there makes way for this one.
+        replace: whether this encoder may replace an existing one.
 
     Raises:
         EncoderError: the folder exists and is not to be replaced, or the parameters are not those

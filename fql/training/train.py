@@ -109,9 +109,9 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
 
     Raises:
         FQLError, DataError, EncoderError: what the user asked for cannot be done. Nothing was
-            written then, unless it is only that latents are not finite.
-        DamagedError: the data are not what was written. No checkpoint was written since that was
-            found, nor before all were verified, unless at a signal.
+            written then, except if latents are not finite.
+        DamagedError: the data are not what was written. No checkpoint was written after that was
+            found. Before all data were verified, one was written only at a signal.
     """
     run = check_run(config, path, resume)
     folder, spec, mesh = run.folder, run.spec, run.mesh
@@ -211,7 +211,7 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
 
 @dataclass(frozen=True)
 class CheckedRun:
-    """A run that can be made, as far as is known before anything is written.
+    """A run that can be started, as far as is known before anything is written.
 
     Attributes:
         config: its settings.
@@ -235,7 +235,7 @@ class CheckedRun:
 
 
 def check_run(config: TrainConfig, path: Path, resume: Resume) -> CheckedRun:
-    """Finds out whether a run can be made, and what it is made of; see `train`."""
+    """Find out whether a run can be started, and from which parts; see `train`."""
     validate_config(config)
     check_wandb(config)
     mesh = make_mesh()
@@ -278,7 +278,7 @@ def starting_state(run: CheckedRun) -> tuple[TrainState, bool, list[str]]:
     """The newest checkpoint's state, or the one before the first update.
 
     Returns:
-        The state, whether it was restored, and what there is to say of damaged checkpoints.
+        The state, whether it was restored, and notes about damaged checkpoints.
     """
     folder, config = run.folder, run.config
     identity = read_identity(folder.spec) if folder.spec.exists() else None
@@ -301,7 +301,7 @@ class Logs:
 
 
 def open_logs(stack: ExitStack, run: CheckedRun, start: int) -> Logs:
-    """The logs of a run that goes on from update `start`, until `stack` is left."""
+    """The logs of a run that continues from update `start`, until `stack` is left."""
     folder, config = run.folder, run.config
     mirror = wandb_mirror(config, folder) if config.wandb_project else None
 
@@ -331,7 +331,7 @@ def validation_batches(
 
 
 def check_online_resume(folder: RunFolder, config: TrainConfig) -> None:
-    """Raises FQLError if other --steps are asked for behind which an online phase has begun."""
+    """Raise FQLError if --steps differs in a run whose online phase has begun."""
     if folder.replay.exists() and (stored := read_spec(folder).config.steps) != config.steps:
         raise FQLError(
             f'{folder.path}: its online phase has begun behind {stored:,} offline updates; '
@@ -340,7 +340,7 @@ def check_online_resume(folder: RunFolder, config: TrainConfig) -> None:
 
 
 def check_several(spec: RunSpec) -> None:
-    """Raises FQLError if observations are several arrays where only one is known yet."""
+    """Raise FQLError if observations are several arrays where only one is supported."""
     if not isinstance(spec.observation_shape, dict):
         return
     shown = describe(spec.observation_shape, spec.observation_dtype)
@@ -361,8 +361,8 @@ def make_evaluation(
 ) -> Callable[[TrainState], None]:
     """The function that evaluates a state, in the first process, and writes the results.
 
-    All processes have to call it. Those without `workers` and `log` do nothing but give their part
-    of the parameters.
+    All processes have to call it. Those without `workers` and `log` only give their part of the
+    parameters.
     """
     config = spec.config
     act = make_act(agent_of(spec))
@@ -403,7 +403,7 @@ def read_starting_encoder(config: TrainConfig, data: LabelledSplit) -> Params:
 
 
 def describe_encoder(spec: RunSpec, state: TrainState) -> str:
-    """Its size, and where it comes from."""
+    """The encoder's size, and where it comes from."""
     encoder = spec.config.agent.encoder
     if not spec.images:
         return 'none'
@@ -420,7 +420,7 @@ def describe_encoder(spec: RunSpec, state: TrainState) -> str:
 
 
 def describe_agent(agent: AgentConfig) -> str:
-    """Its name, and the settings that only some agents have."""
+    """The agent's name, and the settings that only some agents have."""
     common = {entry.name for entry in dataclasses.fields(AgentConfig)}
     settings = {
         entry.name: getattr(agent, entry.name)
@@ -444,7 +444,7 @@ def start_summary(
     folder: RunFolder,
     frozen: Params | None,
 ) -> str:
-    """What is about to happen, on one screen.
+    """What the run is about to do, on one screen.
 
     Args:
         frozen: parameters of the frozen encoder whose latents are cached, if there is one.
@@ -495,7 +495,7 @@ def start_summary(
 
 
 def end_summary(folder: RunFolder, updates: int, seconds: float) -> str:
-    """What was done, what is published beside it, and where it lies."""
+    """What was done, the published results, and where the files are."""
     config = read_spec(folder).config
     task = find_task(config.task)
     measure, results = read_results(folder.eval_csv)

@@ -1,4 +1,4 @@
-"""What a run waits for before it believes its data."""
+"""Verification that a run waits for before it trusts its data."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ def finish_verification(
     """Waits, with a bar, until this process has verified the data.
 
     Args:
-        between: called some times a second meanwhile.
+        between: called several times a second while waiting.
 
     Raises:
         DamagedError: they are not what was written.
@@ -30,7 +30,7 @@ def agree_on_verification(verification: Verification, between: Callable[[], None
     """`finish_verification` in all processes: all have to call it, and all raise or none.
 
     Args:
-        between: as there, where there is one process; several are not left alone.
+        between: as there, with one process; not called with several.
     """
     if jax.process_count() == 1:
         finish_verification(verification, between)

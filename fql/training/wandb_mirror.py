@@ -26,7 +26,7 @@ def wandb_mirror(config: TrainConfig, folder: RunFolder) -> Mirror:
     have one name. Neither the machine's name nor paths are sent.
 
     Raises:
-        FQLError: Weights & Biases takes none; says why.
+        FQLError: Weights & Biases accepts none; says why.
     """
     import wandb
 
@@ -41,7 +41,7 @@ def wandb_mirror(config: TrainConfig, folder: RunFolder) -> Mirror:
             config=shareable(config_to_dict(config)),
             resume='allow',
             settings=wandb.Settings(
-                # No machine's name, no folders, nothing of what is printed, which names folders.
+                # No machine name, no folders, and none of the printed output, which names folders.
                 host='fql',
                 program='fql',
                 console='off',
@@ -61,7 +61,7 @@ def wandb_mirror(config: TrainConfig, folder: RunFolder) -> Mirror:
 
 
 def shareable(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings without the places of files: of a path, only its last name is left."""
+    """The settings without the places of files: only the last name of a path is left."""
     shown: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, dict):

@@ -30,7 +30,7 @@ POLL_SECONDS = 2.0
 def watch(folder: RunFolder, episodes: int, num_workers: int, env: str = '') -> None:
     """Evaluates every checkpoint that has no evaluation yet, and each new one, up to the last.
 
-    Only `eval.csv` and what comes of evaluations is written; the trainer leaves that alone.
+    It writes only `eval.csv` and other results of evaluations, which the trainer leaves alone.
 
     Args:
         env: see `TrainConfig.env`; the run's own if empty.

@@ -38,9 +38,9 @@ class BenchmarkUpdate:
     pooling, one update per call). separate, shared: --encoder.sharing. plain: shared, with XLA's
     own convolutions and max pooling. frozen: no gradient into the encoder; latents: the same on
     cached latents; states: vectors in place of images; on_device: frames kept on the device, which
-    are sampled, gathered and shifted there. The first one is what others are compared with."""
+    are sampled, gathered and shifted there. The others are compared with the first one."""
     agent: AgentName = 'fql'
-    """Whose update is timed, with its default settings."""
+    """The agent whose update is timed, with its default settings."""
     against: tuple[str, ...] = ()
     """Compare two configurations instead: A as given here, B with these NAME=VALUE settings of
     fql train changed."""
@@ -97,7 +97,7 @@ class BenchmarkData:
     The loader works on all cores; what is compared is the time until the host has a batch. Also:
     memory and start-up time with a sparse store of a million frames (a file of 12.3 GB that takes
     hardly any disk); the dataset's own frames prepared and exported again; how long training waits
-    for data. What is written is removed from the data folder again. Takes some minutes.
+    for data. What is written is removed from the data folder again. It takes some minutes.
     """
 
     task: PreparedTask = CUBE_TASK
@@ -119,13 +119,13 @@ class BenchmarkData:
 class BenchmarkLatents:
     """Time the caching of a frozen encoder's latents against the encoder alone, in turns.
 
-    The encoder is a fresh one. Alone, it encodes one batch again and again, which lies on the
-    devices; to cache, frames are read, put on the devices and encoded, and latents are checked and
-    written, to the folder for temporary files. Both have compiled before.
+    The encoder is a fresh one. Alone, it encodes one batch that lies on the devices repeatedly. To
+    cache, frames are read, put on the devices and encoded; latents are checked and written to the
+    folder for temporary files. Compilation is done before both.
     """
 
     task: str = 'visual-cube-single-play-singletask-task1-v0'
-    """A task whose dataset is prepared; its batch size, frame stack and encoder are taken."""
+    """A task whose dataset is prepared; its batch size, frame stack and encoder are used."""
     rows: int = 20_000
     """Rows of a turn: the dataset's first trajectories that have no more."""
     rounds: Rounds = 5
@@ -152,7 +152,7 @@ class BenchmarkOnline:
         'environments',
         'memory',
     )
-    """What is measured."""
+    """What to measure."""
     updates: int = 10
     """Updates of a turn, offline and online."""
     env: str = 'visual-cube-single-singletask-task1-v0'
@@ -173,7 +173,7 @@ class BenchmarkOnline:
 
 @dataclass(frozen=True)
 class BenchmarkFaults:
-    """Kill a run again and again and see that it ends in the same state as one left alone.
+    """Kill a run again and again; check that it ends in the same state as one left alone.
 
     Small networks on a prepared dataset; evaluation is off. Then the time that saving takes from
     training is measured with the paper's networks.
@@ -185,11 +185,11 @@ class BenchmarkFaults:
     updates: int = 6_000
     """Updates of the run."""
     online: bool = False
-    """The first 100 updates are offline ones, the others those of an online phase."""
+    """Make the first 100 updates offline, the others in an online phase."""
     seed: int = 0
-    """Of the moments."""
+    """Seed of the moments."""
     folder: Path = Path('runs/benchmark-faults')
-    """Where the runs are made; must not exist."""
+    """Where to make the runs; must not exist."""
     data_dir: DataDir = ''
 
     def check(self) -> None:

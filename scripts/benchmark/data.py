@@ -72,7 +72,7 @@ def run(args: BenchmarkData) -> None:
 
 
 def format_report(report: Report) -> str:
-    """What was measured, beside the reference implementation's way where that was measured too."""
+    """The results, beside the reference implementation's way where that was measured too."""
     times, faster = report['ms_per_batch'], report['times_faster']
     million, bytes_ratio = report['million_frames'], report['bytes_to_device_ratio']
     growth = million['anonymous_growth_mb']
@@ -111,7 +111,7 @@ def compare_samplers(data: LabelledSplit, config: TrainConfig, rounds: int) -> R
         for probability in (0.5, 0.0)
     )
     loaders = {'loader': shifted.__next__, 'loader_without_shift': plain.__next__}
-    # They are made several at once, in bursts: so many are timed as are drawn before.
+    # Batches are made in bursts, several at once: as many are timed as were drawn before.
     ways = {
         'reference': partial(repeat, reference_sampler(data, config), TIMED),
         **{name: partial(repeat, draw, TIMED + MAX_PREFETCHED) for name, draw in loaders.items()},
@@ -129,7 +129,7 @@ def compare_samplers(data: LabelledSplit, config: TrainConfig, rounds: int) -> R
 
 
 def repeat(draw: Callable[[], object], count: int) -> None:
-    """Draws so many batches."""
+    """Draw `count` batches."""
     for _ in range(count):
         draw()
 
@@ -220,7 +220,7 @@ def measure_million_frames(config: TrainConfig, batches: int, folder: Path) -> R
 
 
 def measure_waiting(data: LabelledSplit, config: TrainConfig, updates: int) -> float:
-    """The share of the time of training that passes in waiting for the next batch."""
+    """The share of training time that is spent waiting for the next batch."""
     mesh = make_mesh()
     spec = run_spec(data, config)
     learner = make_learner(spec)

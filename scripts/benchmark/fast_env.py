@@ -1,4 +1,4 @@
-"""An environment of images that takes no time: what is left are updates and the way around them.
+"""An environment of images that takes no time: only updates and the code around them remain.
 
 Importing this module registers it as 'scripts.benchmark.fast_env:FastImages-v0'.
 """

@@ -58,7 +58,7 @@ def run(args: BenchmarkFaults) -> int:
     with progress_bar('kills', 'kill', args.kills) as bar:
         for _ in range(args.kills):
             resumed_at.append(max(finished_steps(killed.checkpoints), default=0))
-            # Rows up to there may be left of an update that has to be made again.
+            # Rows up to there may remain of an update that has to be repeated.
             logged = max(recorded_steps(killed.train_csv), default=0)
             seconds = moments.uniform(0, KILL_WITHIN_SECONDS)
             _start_and_kill(command, killed, logged, seconds)
@@ -79,7 +79,7 @@ def run(args: BenchmarkFaults) -> int:
 
 
 def _start_and_kill(command: list[str], folder: RunFolder, start: int, seconds: float) -> None:
-    """Starts the trainer, and kills it so long after it has logged an update past `start`."""
+    """Start the trainer; kill it `seconds` after it has logged an update past `start`."""
     nothing = subprocess.DEVNULL
     process = subprocess.Popen([*FQL, *command], cwd=ROOT, stdout=nothing, stderr=nothing)
     while max(recorded_steps(folder.train_csv), default=0) <= start and process.poll() is None:

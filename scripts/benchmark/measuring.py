@@ -29,19 +29,19 @@ from fql.training.presets import default_config
 from fql.training.run_folder import RunFolder, RunSpec
 
 FQL = (sys.executable, '-m', 'scripts.main')
-"""The program, to be run in a process of its own from `ROOT`."""
+"""The program, to be run in a separate process from `ROOT`."""
 
 ROOT = Path(__file__).parents[2]
 
 
 def task_config(task: str, data_dir: str, **changes: Any) -> TrainConfig:
-    """The settings of a task, but for the changes."""
+    """The settings of a task, with the changes."""
     config = default_config(find_task(task))
     return dataclasses.replace(config, data_dir=str(resolve_data_dir(data_dir)), **changes)
 
 
 def run_fql(*arguments: str, environment: Mapping[str, str] = os.environ) -> None:
-    """Runs the program in a process of its own, silently.
+    """Run the program silently in a separate process.
 
     Raises:
         FQLError: it failed; with the last line that it printed.

@@ -41,7 +41,7 @@ from scripts.benchmark.fast_env import ACTION_DIM, EPISODE_STEPS, SIZE
 from scripts.benchmark.measuring import make_trainer
 
 ROWS = 4_096
-"""Of the data that are made for the measurement."""
+"""Number of rows of the data made for the measurement."""
 
 
 def run(args: BenchmarkOnline) -> None:
@@ -101,8 +101,8 @@ def compare_phases(
 ) -> dict[str, list[float]]:
     """Seconds of so many updates in the offline and in the online phase, which take turns.
 
-    The online phase has an environment that takes no time. It stands still, in the place of an
-    evaluation, while the offline phase has its turn.
+    The online phase has an environment that takes no time. It pauses, as for an evaluation, while
+    the offline phase has its turn.
     """
     data = made_data(folder / 'data')
     config = dataclasses.replace(
@@ -190,8 +190,8 @@ def compare_environments(args: BenchmarkOnline, folder: Path) -> dict[str, float
 def measure_growth(folder: Path, steps: int) -> dict[str, float]:
     """Growth of anonymous memory, and disk, of so many online steps with small networks.
 
-    It is the most that there is at any moment behind the warm-up, by what there is at its end. The
-    warm-up has seen the memory of compilation given back, which would hide growth.
+    Growth is the maximum at any moment after the warm-up, less the memory at the warm-up's end. In
+    the warm-up the memory of compilation is given back, which would otherwise hide growth.
     """
     data = made_data(folder / 'data')
     agent = FQLConfig(hidden_dims=(32,), encoder=EncoderConfig(size='impala_debug'))

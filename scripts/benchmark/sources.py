@@ -1,6 +1,6 @@
 """How fast, and in how much memory, a frame store is prepared and exported.
 
-For processes of their own, so that nothing but the work is in their memory.
+To be run in separate processes, so that nothing but the work is in their memory.
 """
 
 import multiprocessing
@@ -19,7 +19,7 @@ from data_pipeline.store.writer import write_store
 from fql.training.host_memory import keep_freed_memory, watched_memory
 
 RUNS = 3
-"""Of each kind; the median is taken, as the disk may be busy with what was written before."""
+"""Runs of each kind; the median is taken, as the disk may be busy with earlier writes."""
 
 
 def measure_sources(split: Split, folder: Path) -> dict[str, dict[str, float]]:

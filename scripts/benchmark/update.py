@@ -53,7 +53,7 @@ HostArrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """A way of making updates, ready to run.
+    """A way to make updates, ready to run.
 
     Attributes:
         run: makes `updates` updates and returns when they are done.
@@ -101,7 +101,7 @@ def run(args: BenchmarkUpdate) -> None:
 
 
 def check_memory_of_variants(config: TrainConfig, image_size: int) -> None:
-    """Raises FQLError if there is not the memory that an update needs."""
+    """Raise FQLError if there is too little memory for an update."""
     spec = image_spec(config, image_size)
     learner = make_learner(spec)
     batch_bytes = config.batch_size * spec.observation_bytes
@@ -216,7 +216,7 @@ def host_variant(
 def on_device_variant(config: TrainConfig, image_size: int) -> Variant:
     """The step on frames that stay on the device: sampled, gathered and shifted there.
 
-    It is the limit that a pipeline on the host is to be compared with.
+    A pipeline on the host is to be compared with this limit.
     """
     spec, mesh = image_spec(config, image_size), make_mesh()
     agent = agent_of(spec)
