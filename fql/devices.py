@@ -63,7 +63,7 @@ def abstract_on(shapes: Tree, mesh: Mesh, shard_params: bool) -> Tree:
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises FQLError if a batch cannot be split evenly over the devices."""
+    """Raise FQLError if a batch cannot be split evenly over the devices."""
     if batch_size % mesh.size:
         raise FQLError(f'batch-size {batch_size} is no multiple of the {mesh.size} devices')
 

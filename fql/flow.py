@@ -14,7 +14,7 @@ def interpolate(noise: jax.Array, actions: jax.Array, time: jax.Array) -> jax.Ar
 def euler_integrate(
     velocity: Callable[[jax.Array, jax.Array], jax.Array], noise: jax.Array, steps: int
 ) -> jax.Array:
-    """Follows a velocity field from t = 0 to t = 1 in equal Euler steps.
+    """Follow a velocity field from t = 0 to t = 1 in equal Euler steps.
 
     Args:
         velocity: (x (b, a), t (b, 1)) -> (b, a).

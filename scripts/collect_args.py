@@ -71,6 +71,6 @@ class Collect:
     data_dir: DataDir = ''
 
     def check(self) -> None:
-        """Raises FQLError if the arguments make no sense."""
+        """Raise FQLError if the arguments make no sense."""
         if self.out is not None and self.out.suffix != '.npz':
             raise FQLError(f'the file to collect into must end in .npz: {self.out}')

@@ -20,7 +20,7 @@ VIDEO_FPS = 20
 
 
 def run(args: Evaluate) -> None:
-    """Evaluates one checkpoint and prints, or watches a run (see `fql.training.watch`)."""
+    """Evaluate one checkpoint and print, or watch a run (see `fql.training.watch`)."""
     if args.watch:
         watch(RunFolder(args.run), args.episodes, args.workers, args.env)
         return

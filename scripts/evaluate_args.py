@@ -49,7 +49,7 @@ class Evaluate:
     write the results into its folder; ends with the run's last step."""
 
     def check(self) -> None:
-        """Raises FQLError if the arguments make no sense."""
+        """Raise FQLError if the arguments make no sense."""
         others = (
             *(self.step, self.seed, self.max_episode_steps, self.env_step_seconds),
             *(self.success_timing, self.video, self.candidates or None),

@@ -27,7 +27,7 @@ class ExportEncoder:
     """Which checkpoint; default: the newest that is sound."""
 
     def check(self) -> None:
-        """Raises FQLError if the arguments make no sense."""
+        """Raise FQLError if the arguments make no sense."""
         check_new(self.out)
         folder = RunFolder(self.run)
         if not folder.pretrain_spec.exists():

@@ -6,7 +6,7 @@ from scripts.export_tfds_args import ExportTfds
 
 
 def run(args: ExportTfds) -> None:
-    """Writes the dataset and says how to read it."""
+    """Write the dataset and say how to read it."""
     store = open_data(args.data_dir, args.dataset)
     if is_replay(store.path):
         verify_replay(store.path)

@@ -31,6 +31,6 @@ class ExportTfds:
     data_dir: DataDir = ''
 
     def check(self) -> None:
-        """Raises DataError if there is no such dataset."""
+        """Raise DataError if there is no such dataset."""
         if not is_replay(Path(self.dataset)):
             dataset_path(self.dataset, self.data_dir)

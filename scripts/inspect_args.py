@@ -40,7 +40,7 @@ class InspectData:
         return self.png and self.png.with_name(f'{self.png.stem}-histograms{self.png.suffix}')
 
     def check(self) -> None:
-        """Raises FQLError if the arguments make no sense."""
+        """Raise FQLError if the arguments make no sense."""
         check_new_picture(self.png)
         check_new_picture(self.histograms)
         if not is_replay(Path(self.dataset)):
@@ -79,7 +79,7 @@ class InspectBatch:
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
     def check(self) -> None:
-        """Raises FQLError if the arguments make no sense."""
+        """Raise FQLError if the arguments make no sense."""
         if self.out is None and self.png is None:
             raise FQLError('nothing to write: give --out batch.npz, --png batch.png, or both')
         check_new(self.out)
@@ -101,7 +101,7 @@ class InspectCheckpoint:
     """Which checkpoint; default: the newest that is sound."""
 
     def check(self) -> None:
-        """Raises FQLError if the arguments make no sense."""
+        """Raise FQLError if the arguments make no sense."""
         folder = RunFolder(self.run)
         read_spec(folder)
         steps_to_read(folder.checkpoints, self.step)
@@ -130,7 +130,7 @@ class InspectCritic:
     """Data folder; default: the run's."""
 
     def check(self) -> None:
-        """Raises FQLError if the arguments make no sense."""
+        """Raise FQLError if the arguments make no sense."""
         check_new_picture(self.png)
         folder = RunFolder(self.run)
         config = read_spec(folder).config

@@ -22,7 +22,7 @@ CONFIG_FIELDS = (
 
 
 def run(args: InspectBatch) -> None:
-    """Makes the batch and writes what was asked for."""
+    """Make the batch and write what was asked for."""
     asked = {name: getattr(args, name) for name in CONFIG_FIELDS}
     config = dataclasses.replace(
         default_config(find_task(args.task)),

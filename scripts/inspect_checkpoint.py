@@ -14,7 +14,7 @@ from scripts.inspect_args import InspectCheckpoint
 
 
 def run(args: InspectCheckpoint) -> None:
-    """Prints step, parameter count and digest of one checkpoint of a run."""
+    """Print step, parameter count and digest of one checkpoint of a run."""
     run_folder = RunFolder(args.run)
     spec = read_spec(run_folder)
     reader = CheckpointReader(run_folder.checkpoints, read_identity(run_folder.spec))

@@ -6,7 +6,7 @@ from scripts.inspect_args import InspectCritic
 
 
 def run(args: InspectCritic) -> None:
-    """Prints the table and draws what was asked for."""
+    """Print the table and draw what was asked for."""
     view = view_critic(args.run, args.step, args.states, args.data_dir)
     print(describe_view(args.run, view))
     if args.png is not None:

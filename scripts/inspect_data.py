@@ -12,7 +12,7 @@ from scripts.inspect_args import InspectData
 
 
 def run(args: InspectData) -> None:
-    """Prints the report and writes what was asked for."""
+    """Print the report and write what was asked for."""
     store = open_data(args.data_dir, args.dataset)
     if args.verify:  # First: missing labels would be computed from these arrays.
         if is_replay(store.path):
@@ -31,7 +31,7 @@ def run(args: InspectData) -> None:
 
 
 def verify_all(store: FrameStore) -> None:
-    """Raises DamagedError if an array, labels or cached latents are not what was written."""
+    """Raise DamagedError if an array, label or cached latents are not what was written."""
     arrays = [*store.stored_arrays, *stored_labels(store)]
     for folder in sorted((store.path / 'latents').glob('*')):
         arrays += stored_latents(folder)

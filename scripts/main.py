@@ -107,7 +107,7 @@ draw, and so every run, or fail."""
 
 
 def main() -> NoReturn:
-    """Runs a command and exits.
+    """Run a command and exit.
 
     0: done; 1: a fault the user can fix; 2: bad arguments; 42: a run was asked to stop and can be
     resumed; 130: interrupted; 141: what reads the output has ended, as `head` does.
@@ -152,7 +152,7 @@ def report_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
 
 
 def run(words: list[str]) -> int:
-    """Runs a command and returns its exit code."""
+    """Run a command and return its exit code."""
     try:
         words = [expand_home(word) for word in words]
         name = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
@@ -203,7 +203,7 @@ def run(words: list[str]) -> int:
 
 
 def answer(words: list[str]) -> int:
-    """Answers words that name no command: help, the version, or the nearest names."""
+    """Answer words that name no command: help, the version, or the nearest names."""
     first = words[0] if words else ''
     if first == '--version':
         print(f'fql {importlib.metadata.version("fql-pixels")}')

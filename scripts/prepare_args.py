@@ -72,7 +72,7 @@ class Prepare:
         return [flag for flag, value in given.items() if value is not None]
 
     def check(self) -> None:
-        """Raises FQLError if the arguments make no sense."""
+        """Raise FQLError if the arguments make no sense."""
         if len(self.sources) > 1:
             raise FQLError(f'{" and ".join(self.sources)} exclude each other')
         if self.source is not None and not self.source.name:  # '', which is read as '.', or '/'.

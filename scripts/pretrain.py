@@ -10,7 +10,7 @@ from scripts.pretrain_args import Pretrain
 
 
 def run(args: Pretrain) -> int:
-    """Starts or resumes a pretraining; returns the exit code."""
+    """Start or resume a pretraining; return the exit code."""
     connect_processes(args.processes, args.run_dir, args.resume)
     # Stored as an absolute path, so that the run can be resumed from any folder.
     data_dir = str(resolve_data_dir(args.config.data_dir))

@@ -54,7 +54,7 @@ class Pretrain:
         return cls(dataclasses.replace(PretrainConfig(dataset=''), dataset=tyro.MISSING))
 
     def check(self) -> None:
-        """Raises FQLError if the arguments make no sense."""
+        """Raise FQLError if the arguments make no sense."""
         choose_folder(self.run_dir, self.resume, '')
         check_processes(self.processes, self.run_dir, self.resume)
         validate_pretrain_config(self.config)

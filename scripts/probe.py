@@ -5,5 +5,5 @@ from scripts.probe_args import Probe
 
 
 def run(args: Probe) -> None:
-    """Prints the table."""
+    """Print the table."""
     print(probe_encoder(args.encoder, args.dataset, args.data_dir, args.target, args.rows))

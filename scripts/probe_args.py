@@ -32,6 +32,6 @@ class Probe:
     data_dir: DataDir = ''
 
     def check(self) -> None:
-        """Raises EncoderError or DataError if the arguments make no sense."""
+        """Raise EncoderError or DataError if the arguments make no sense."""
         saved = read_encoder(self.encoder)
         dataset_path(self.dataset or saved.dataset, self.data_dir)

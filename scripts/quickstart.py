@@ -6,5 +6,5 @@ from scripts.quickstart_args import Quickstart
 
 
 def run(args: Quickstart) -> int:
-    """Collects (once), trains, compares; returns the exit code."""
+    """Collect (once), train, compare; return the exit code."""
     return quickstart(resolve_data_dir(args.data_dir), args.run_dir, args.seed)

@@ -5,6 +5,6 @@ from scripts.report_args import Report
 
 
 def run(args: Report) -> None:
-    """Prints a table and writes the page."""
+    """Print a table and write the page."""
     print(report(args.runs, args.out))
     print(f'written: {args.out}')

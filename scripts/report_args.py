@@ -30,7 +30,7 @@ class Report:
     """Replace the page that is there."""
 
     def check(self) -> None:
-        """Raises FQLError if the arguments make no sense."""
+        """Raise FQLError if the arguments make no sense."""
         if not self.runs:
             raise FQLError('name run folders, or the folder of a sweep')
         if self.out.suffix != '.html':

@@ -11,7 +11,7 @@ from scripts.sweep_args import Sweep
 
 
 def run(args: Sweep) -> int:
-    """Runs a sweep, or prints its commands; returns the exit code."""
+    """Run a sweep, or print its commands; return the exit code."""
     file = find_sweep(args.file)
     path = (args.dir or Path('runs') / file.stem).absolute()
     data_dir = str(resolve_data_dir(args.data_dir)) if args.data_dir else ''

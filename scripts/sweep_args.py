@@ -40,7 +40,7 @@ class Sweep:
     data_dir: DataDir = ''
 
     def check(self) -> None:
-        """Raises FQLError if the arguments make no sense."""
+        """Raise FQLError if the arguments make no sense."""
         if self.cluster_options and self.cluster is None:
             raise FQLError('--cluster-options needs --cluster')
         if self.gpus and self.cluster is not None:

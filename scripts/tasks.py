@@ -23,7 +23,7 @@ TUNED = ('alpha', 'alpha_actor', 'alpha_critic', 'num_samples', 'horizon', 'disc
 
 
 def run(args: Tasks) -> None:
-    """Prints a table.
+    """Print a table.
 
     Raises:
         FQLError: no such task or agent.

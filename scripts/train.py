@@ -14,7 +14,7 @@ from scripts.train_args import Train
 
 
 def run(args: Train) -> int:
-    """Starts or resumes a run; returns the exit code."""
+    """Start or resume a run; return the exit code."""
     connect_processes(args.processes, args.run_dir, args.resume)
     # Stored as absolute paths, so that the run can be resumed from any folder.
     data_dir = str(resolve_data_dir(args.config.data_dir))

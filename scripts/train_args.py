@@ -95,7 +95,7 @@ class Train:
         return [re.sub('^--encoder(?==|$)', '--encoder.size', word) for word in words]
 
     def check(self) -> None:
-        """Raises FQLError, DataError or EncoderError if the arguments make no sense."""
+        """Raise FQLError, DataError or EncoderError if the arguments make no sense."""
         if self.agent != self.config.agent.name:
             raise FQLError(
                 f'{self.resume} trains agent {self.config.agent.name}, not {self.agent}: '

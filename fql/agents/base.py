@@ -181,7 +181,7 @@ class Agent(ABC):
         return self.config.tau
 
     def check(self, batch: Batch) -> None:
-        """Asserts that a batch has the shapes that the loss reads."""
+        """Assert that a batch has the shapes that the loss reads."""
         size = len(batch.actions)
         steps = () if self.horizon == 1 else (self.horizon,)
         chex.assert_shape(batch.actions, (size, *steps, self.spec.action_dim))

@@ -46,7 +46,7 @@ class Adroit(MujocoEnv):
     observation_size: int
 
     def __init__(self, **kwargs: Any) -> None:
-        """Loads the model.
+        """Load the model.
 
         Args:
             **kwargs: those of gymnasium's MujocoEnv, such as `render_mode`.
@@ -75,7 +75,7 @@ class Adroit(MujocoEnv):
         return self.observation(), np.float64(reward), bool(terminated), False, info
 
     def reset_model(self) -> np.ndarray:
-        """Places the object and the goal at random."""
+        """Place the object and the goal at random."""
         self.place()
         self.set_state(self.init_qpos, self.init_qvel)
         return self.observation()
@@ -97,7 +97,7 @@ class Adroit(MujocoEnv):
         raise NotImplementedError
 
     def place(self) -> None:
-        """Draws where object and goal are."""
+        """Draw where object and goal are."""
         raise NotImplementedError
 
 
@@ -127,7 +127,7 @@ class Door(Adroit):
         return Outcome(reward, hinge >= 1.35)
 
     def place(self) -> None:
-        """Moves the door's frame."""
+        """Move the door's frame."""
         self.model.body('frame').pos = self.np_random.uniform(
             (-0.3, 0.25, 0.252), (-0.2, 0.35, 0.35)
         )
@@ -165,7 +165,7 @@ class Hammer(Adroit):
         return Outcome(reward, depth_left < 0.01)
 
     def place(self) -> None:
-        """Moves the board up or down."""
+        """Move the board up or down."""
         self.model.body('nail_board').pos[2] = self.np_random.uniform(0.1, 0.25)
 
 
@@ -204,7 +204,7 @@ class Pen(Adroit):
         return Outcome(reward, is_near and cosine > 0.95, is_dropped)
 
     def place(self) -> None:
-        """Turns the target about x and y."""
+        """Turn the target about x and y."""
         angles = np.append(self.np_random.uniform(-1, 1, 2), 0)
         mujoco.mju_euler2Quat(self.model.body('target').quat, angles, 'xyz')
 
@@ -231,7 +231,7 @@ class Relocate(Adroit):
         return Outcome(reward, left < 0.1)
 
     def place(self) -> None:
-        """Moves the ball on the table, and the target above it."""
+        """Move the ball on the table, and the target above it."""
         random = self.np_random
         self.model.body('Object').pos[:2] = random.uniform((-0.15, -0.15), (0.15, 0.3))
         self.model.site('target').pos = random.uniform((-0.2, -0.2, 0.15), (0.2, 0.2, 0.35))

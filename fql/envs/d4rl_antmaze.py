@@ -74,7 +74,7 @@ class AntMaze(MujocoEnv):
     metadata = {'render_modes': ['rgb_array']}  # noqa: RUF012  (as gymnasium declares it)
 
     def __init__(self, maze: str, **kwargs: Any) -> None:
-        """Builds the maze.
+        """Build the maze.
 
         Args:
             maze: one of MAZES.
@@ -101,7 +101,7 @@ class AntMaze(MujocoEnv):
         return self.state_vector(), value, reached, False, {'success': value}
 
     def reset_model(self) -> np.ndarray:
-        """Draws the goal, and a state near that of an ant at rest."""
+        """Draw the goal, and a state near that of an ant at rest."""
         random = self.np_random
         # D4RL adds noise to the goal twice.
         noise = random.uniform(0, CELL / 4, 2) + random.uniform(0, 0.5, 2) * CELL / 4

@@ -49,7 +49,7 @@ class EnvSpec:
 
 
 def make_env(spec: EnvSpec) -> 'gymnasium.Env':
-    """Makes the environment, its observations stacked along their last axis.
+    """Make the environment, its observations stacked along their last axis.
 
     Observations are (h, w, c * frame_stack) uint8 for images, channels oldest to newest, and
     (d * frame_stack,) float32 for vectors; of a `Dict` such arrays by name. Before the first step

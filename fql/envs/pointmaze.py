@@ -26,7 +26,7 @@ BALL_RGBA = (1.0, 1.0, 0.0, 1.0)
 
 
 def make_pointmaze(**kwargs: Any) -> gymnasium.Env:
-    """Makes OGBench's medium point maze with a larger ball and, for pixels, a cheap renderer.
+    """Make OGBench's medium point maze with a larger ball and, for pixels, a cheap renderer.
 
     Pixel observations are (height, width, 3) uint8, seen from above; states are (2,) float64, the
     ball's x and y. The single-task mode (`reward_task_id=1` or 2) has those of `TASKS`.
@@ -64,7 +64,7 @@ def _replace_tasks(env: Any) -> None:
 
 
 def _enlarge_ball(model: Any) -> None:
-    """Changes the ball in the picture and in collisions, so that both twins move alike."""
+    """Change the ball in the picture and in collisions, so that both twins move alike."""
     ball = model.geom('pointbody').id
     model.geom_size[ball, 0] = BALL_RADIUS
     model.geom_rbound[ball] = BALL_RADIUS
@@ -75,7 +75,7 @@ def _enlarge_ball(model: Any) -> None:
 
 
 def _cheapen_renderer(env: Any) -> None:
-    """Drops shadows and multisampling: with Mesa's software OpenGL, 36 ms a frame become 2."""
+    """Drop shadows and multisampling: with Mesa's software OpenGL, 36 ms a frame become 2."""
     env.model.light_castshadow[:] = 0
     env.model.vis.quality.offsamples = 0
     env.custom_renderer.close()

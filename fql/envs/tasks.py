@@ -92,8 +92,8 @@ def task_names() -> list[str]:
 def find_task(name: str) -> Task:
     """The task of a name.
 
-    FQLError: there is none; names the nearest ones.
-        FQLError: when there is none, with the nearest names.
+    Raises:
+        FQLError: there is none; names the nearest ones.
     """
     if name == OWN_TASK:
         return Task(name)

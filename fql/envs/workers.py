@@ -68,7 +68,7 @@ class EnvWorkers:
         step_seconds: float = STEP_SECONDS,
         while_waiting: Callable[[], None] = lambda: None,
     ) -> None:
-        """Starts the workers and waits until all have made their environment.
+        """Start the workers and wait until all have made their environment.
 
         Args:
             spec: what each worker makes.
@@ -107,14 +107,14 @@ class EnvWorkers:
             self._group.kill()
 
     def reset(self, seeds: Mapping[int, int]) -> dict[int, Any]:
-        """Starts an episode in each worker named and gives the first observations.
+        """Start an episode in each worker named and give the first observations.
 
         The same seed (in [0, 2**32)) starts the same episode, whatever the worker did before.
         """
         return self._call('reset', seeds)
 
     def step(self, actions: Mapping[int, np.ndarray]) -> dict[int, Step]:
-        """Steps each worker named with its action (action_dim,)."""
+        """Step each worker named with its action (action_dim,)."""
         return self._call('step', actions)
 
     def begin_steps(self, actions: Mapping[int, np.ndarray]) -> None:

@@ -18,7 +18,7 @@ def plot_critic(
     best: np.ndarray | None,
     title: str,
 ) -> None:
-    """Draws action gaps against disagreement; in mazes also a map of values and of best actions.
+    """Draw action gaps against disagreement; in mazes also a map of values and of best actions.
 
     Args:
         path: the PNG to write.

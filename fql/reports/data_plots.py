@@ -13,7 +13,7 @@ _MAX_ACTION_PLOTS = 24
 
 
 def plot_frames(path: Path, split: Split, title: str) -> None:
-    """Draws some trajectories, one a row, from their first to their last observation.
+    """Draw some trajectories, one a row, from their first to their last observation.
 
     Images are shown as they are; vectors as lines over the rows of the trajectory. Of several
     observations, the first image is shown.
@@ -44,7 +44,7 @@ def plot_frames(path: Path, split: Split, title: str) -> None:
 
 
 def plot_histograms(path: Path, split: Split, title: str) -> None:
-    """Draws histograms of the trajectories' lengths and of each dimension of the actions."""
+    """Draw histograms of the trajectories' lengths and of each dimension of the actions."""
     actions = split.actions[split.valid_rows]
     dims = min(actions.shape[1], _MAX_ACTION_PLOTS)
     columns = 4

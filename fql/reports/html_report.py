@@ -32,8 +32,8 @@ VIDEO_BYTES, ALL_VIDEO_BYTES = 3_000_000, 40_000_000
 def html_report(title: str, groups: Sequence[Group], not_run: Mapping[str, str]) -> str:
     """The page.
 
-    groups: all groups to compare.
-        groups: all that is compared.
+    Args:
+        groups: all groups to compare.
         not_run: why a run is missing, by its name.
     """
     labels = list(dict.fromkeys(group.label for group in groups))

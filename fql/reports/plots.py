@@ -25,7 +25,7 @@ LOSSES = (
 def plot_learning_curve(
     run: RunFolder, title: str, baselines: Mapping[str, float] | None = None
 ) -> None:
-    """Draws `learning_curve` into `run.learning_curve`."""
+    """Draw `learning_curve` into `run.learning_curve`."""
     learning_curve(run, title, baselines).savefig(run.learning_curve, dpi=110)
 
 
@@ -68,7 +68,7 @@ def learning_curve(
 
 
 def _show_equal_lines(axes: Axes) -> None:
-    """Make each labelled line thinner than those drawn below it."""
+    """Make each labelled line thinner than those that it covers."""
     handles, _ = axes.get_legend_handles_labels()
     lines = [line for line in handles if isinstance(line, Line2D)]
     for i, line in enumerate(reversed(lines)):
@@ -88,7 +88,7 @@ def _line(axes: Axes, rows: list[dict[str, str]], name: str, label: str, marker:
 
 
 def plot_batch(path: Path, arrays: Mapping[str, Any], title: str) -> None:
-    """Draws the first transitions of a batch, one a row: the stack, then what follows.
+    """Draw the first transitions of a batch, one a row: the stack, then what follows.
 
     Of several observations, the first image is shown.
 

@@ -14,7 +14,7 @@ from fql.sweeps.folder import SweepFolder, failure, state_of, updates_made
 
 
 def report(paths: Sequence[Path], out: Path) -> str:
-    """Writes the page of run folders and sweeps; returns the table.
+    """Write the page of run folders and sweeps; return the table.
 
     Raises:
         FQLError: a folder is neither, there is no run with evaluations, or runs cannot be compared.

@@ -11,13 +11,13 @@ from fql.errors import FQLError
 
 
 def check_new(path: Path | None) -> None:
-    """Raises FQLError if a file that is to be written exists."""
+    """Raise FQLError if a file that is to be written exists."""
     if path is not None and os.path.lexists(path):  # Also a broken link.
         raise FQLError(f'{path} exists; delete it or name another file')
 
 
 def check_new_picture(path: Path | None) -> None:
-    """Raises FQLError if a picture that is to be drawn exists, or is not named as a PNG.
+    """Raise FQLError if a picture that is to be drawn exists, or is not named as a PNG.
 
     Matplotlib would take the format, and even another name, from the ending.
     """
@@ -42,7 +42,7 @@ def format_table(
 
 
 def write_json(path: Path | None, report: Mapping[str, Any]) -> None:
-    """Writes a report and says where, if a path is given."""
+    """Write a report and say where, if a path is given."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report, indent=2) + '\n')

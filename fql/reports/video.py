@@ -33,7 +33,7 @@ class Recording:
 
 
 def save_video(path: Path | str, recordings: list[Recording], fps: float) -> None:
-    """Writes episodes side by side, each under its number and, at its end, its outcome.
+    """Write episodes side by side, each under its number and, at its end, its outcome.
 
     Small frames are enlarged. The last frame of a shorter episode stays until the longest ends,
     and all of them a second longer.

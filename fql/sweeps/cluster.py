@@ -45,7 +45,7 @@ class TrainJob:
         self._had_sigterm = False
 
     def __call__(self) -> None:
-        """Runs to the end.
+        """Run to the end.
 
         Raises:
             RuntimeError: it failed, or was stopped.
@@ -95,7 +95,7 @@ def submit(
     jobs: int,
     options: Mapping[str, Any],
 ) -> None:
-    """Submits a job for each of the runs, on Slurm as one array.
+    """Submit a job for each of the runs, on Slurm as one array.
 
     Args:
         cluster: submitit's name: 'slurm', or 'local' for processes of this machine.

@@ -60,7 +60,7 @@ class SweepFolder:
 
 
 def write_record(folder: SweepFolder, source: Path, runs: list[SweepRun]) -> None:
-    """Copies the sweep's file into its folder.
+    """Copy the sweep's file into its folder.
 
     A new file must have all runs of the old one, with the same settings; it can add runs.
 

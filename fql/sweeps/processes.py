@@ -129,7 +129,7 @@ def run_processes(
 def start(
     folder: SweepFolder, run: SweepRun, data_dir: str, variables: Mapping[str, str]
 ) -> 'subprocess.Popen[bytes] | None':
-    """Starts a run's process; None if another one is there.
+    """Start a run's process; None if another one is there.
 
     It is not in the terminal's process group: Ctrl-C reaches it through `Processes.stop` alone.
     """

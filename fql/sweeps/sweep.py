@@ -24,7 +24,7 @@ from fql.training.datasets import task_dataset_path
 
 
 def dry_run(file: Path, path: Path, data_dir: str) -> None:
-    """Prints the command of each run of a sweep."""
+    """Print the command of each run of a sweep."""
     folder = SweepFolder(path)
     for run in read_sweep(file):
         print(command(*train_command(folder, run, data_dir)))

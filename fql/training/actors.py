@@ -62,7 +62,7 @@ class Actors:
         reward_offset: float = 0.0,
         encode: Encode | None = None,
     ) -> None:
-        """Takes over `workers`, one for each stream of the replay.
+        """Take over `workers`, one for each stream of the replay.
 
         Args:
             key: of the policy's draws.
@@ -79,7 +79,7 @@ class Actors:
         self._replaced = 0
 
     def start(self) -> None:
-        """Begins the first episode of every environment."""
+        """Begin the first episode of every environment."""
         self._begin_episodes(range(len(self._streams)))
 
     def bring_back(self, queues: Sequence[Sequence[Sequence[float]]]) -> None:
@@ -156,7 +156,7 @@ class Actors:
         )
 
     def begin(self, chosen: jax.Array | None) -> None:
-        """Waits for the policy, and has every environment step."""
+        """Wait for the policy, and have every environment step."""
         if chosen is not None:
             # Sent as a JAX array, an action would make the worker import JAX.
             actions = np.asarray(chosen)
@@ -167,7 +167,7 @@ class Actors:
         self._workers.begin_steps(self._acting)
 
     def finish(self) -> None:
-        """Waits for the environments, appends their steps, and resets those that have ended.
+        """Wait for the environments, append their steps, and reset those that have ended.
 
         Raises:
             FQLError: an environment raised an exception or gave what is not finite or of another
@@ -283,7 +283,7 @@ class Actors:
         return f'{text})'
 
     def _drop(self, index: int) -> None:
-        """Ends an episode whose worker has died or hung, and was replaced."""
+        """End an episode whose worker has died or hung, and was replaced."""
         episode = self._episodes[index]
         self._replaced += 1
         place = f'{self._place(index)} died, or took longer than {self._workers.step_seconds:g} s'

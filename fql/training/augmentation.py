@@ -28,7 +28,7 @@ _STREAM = 0x617567
 
 
 def check_augmentation(config: AugmentationConfig, frame_shapes: Any) -> None:
-    """Raises FQLError if these frames, (h, w, c) or (d,), cannot be augmented as asked.
+    """Raise FQLError if these frames, (h, w, c) or (d,), cannot be augmented as asked.
 
     Args:
         frame_shapes: a shape, or several by name.
@@ -52,7 +52,7 @@ def check_augmentation(config: AugmentationConfig, frame_shapes: Any) -> None:
 def augment_frames(
     frames: Any, config: AugmentationConfig, key: jax.Array, step: jax.Array | int
 ) -> Any:
-    """Augments the unique frames of a batch; returns them untouched if nothing is on here.
+    """Augment the unique frames of a batch; return them untouched if nothing is on here.
 
     Args:
         frames: (b, t, h, w, c) uint8; or several by name, of which the images are augmented, each

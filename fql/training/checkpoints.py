@@ -77,10 +77,10 @@ class _Versions:
 
 
 class CheckpointWriter:
-    """Saves training states; a context manager, which waits for the last save when left.
+    """Writer of training states; a context manager, which waits for the last save when left.
 
-    It keeps the latest `keep_latest`, the best, and those of every `keep_interval` updates (0: none
-    for ever). The online parameters are a separate item (`params`), so that evaluation reads no
+    It keeps the latest `keep_latest`, the best, and for ever those of every `keep_interval` updates
+    (0: none). The online parameters are a separate item (`params`), so that evaluation reads no
     optimiser state; the rest of the state is `training`.
     """
 
@@ -123,7 +123,7 @@ class CheckpointWriter:
         self._finishing: Future[None] | None = None
 
     def save(self, state: TrainState, metadata: Mapping[str, Any]) -> None:
-        """Saves a state under its step, in the background, unless that was done already.
+        """Save a state under its step, in the background, unless that was done already.
 
         Args:
             state: may be donated to the next update as soon as this returns.
@@ -162,7 +162,7 @@ class CheckpointWriter:
             self.wait()
 
     def wait(self) -> None:
-        """Waits until the save under way is finished.
+        """Wait until the save under way is finished.
 
         Raises:
             SaveError: it failed.
@@ -173,7 +173,7 @@ class CheckpointWriter:
                 finishing.result()
 
     def _finish(self, step: int) -> None:
-        """Waits for Orbax, puts the checkpoint into its place, and deletes those out of date."""
+        """Wait for Orbax, put the checkpoint into its place, and delete those out of date."""
         self._checkpointer.wait_until_finished()
         if jax.process_index() != 0:
             return
@@ -193,7 +193,7 @@ class CheckpointWriter:
         return self._folder / f'{_UNFINISHED}{step}'
 
     def _out_of_date(self) -> list[int]:
-        """Steps whose checkpoints are no longer kept."""
+        """Steps of the checkpoints to delete."""
         steps = finished_steps(self._folder)
         kept = set(steps[-self._keep_latest :])
         if self._keep_interval:
@@ -268,10 +268,10 @@ def _checksums(step_folder: Path) -> dict[str, str]:
 
 
 class CheckpointReader:
-    """Finds and reads checkpoints, also while another process writes them."""
+    """Reader of checkpoints, also while another process writes them."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any] | None = None) -> None:
-        """Opens `folder`.
+        """Open `folder`.
 
         Args:
             identity: what was given to the `CheckpointWriter` of the run; a checkpoint of another
@@ -435,7 +435,7 @@ def restore_newest(
 
 
 def _move_away(folder: Path, step: int, fault: str, damaged: Path) -> str:
-    """Moves a damaged checkpoint out of the way of the one that will be written; says so."""
+    """Move a damaged checkpoint out of the way of the one that will be written; say so."""
     target = damaged / f'{step}-{time.strftime("%Y%m%d-%H%M%S")}'
     wait_for_all_processes(f'judged checkpoint {step}')
     if jax.process_index() == 0:

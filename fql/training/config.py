@@ -72,7 +72,7 @@ class OnlineConfig:
     encoder_lr_multiplier: Annotated[float, tyro.conf.arg(name='online.encoder-lr-multiplier')] = (
         1.0
     )
-    """Factor on the encoder's optimiser steps in the online phase."""
+    """Factor for the encoder's optimiser steps in the online phase."""
     source: tyro.conf.SuppressFixed[str] = ''
     """The offline run that the online phase starts from, set by --from. It is read only when the
     run starts."""
@@ -274,7 +274,7 @@ FLAGS = {
 
 
 def validate_config(config: TrainConfig) -> None:
-    """Raises FQLError, naming the field, when a value makes no sense."""
+    """Raise FQLError, naming the field, when a value makes no sense."""
     check_bounds(config)
     check_environment(config)
     encoder = config.agent.encoder
@@ -318,7 +318,7 @@ def validate_config(config: TrainConfig) -> None:
 
 
 def check_online(config: TrainConfig) -> None:
-    """Raises FQLError when the settings of an online phase make no sense."""
+    """Raise FQLError when the settings of an online phase make no sense."""
     online, agent = config.online, config.agent
     ratio = online.offline_ratio
     checks = {
@@ -346,7 +346,7 @@ def check_online(config: TrainConfig) -> None:
 
 
 def check_environment(config: TrainConfig) -> None:
-    """Raises FQLError if the named environment cannot belong to the task."""
+    """Raise FQLError if the named environment cannot belong to the task."""
     checks = {
         'env is for --task own; other tasks have their environment': (
             config.env == '' or config.task == OWN_TASK
@@ -359,7 +359,7 @@ def check_environment(config: TrainConfig) -> None:
 
 
 def check_bounds(config: Any) -> None:
-    """Raises FQLError if a number of a dataclass, or of one nested in it, is out of `BOUNDS`."""
+    """Raise FQLError if a number of a dataclass, or of one nested in it, is out of `BOUNDS`."""
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
         if dataclasses.is_dataclass(value):
@@ -380,7 +380,7 @@ def _text(number: float) -> str:
 
 
 def raise_unless(checks: dict[str, bool]) -> None:
-    """Raises FQLError with the first message whose check does not hold."""
+    """Raise FQLError with the first message whose check does not hold."""
     for message, holds in checks.items():
         if not holds:
             raise FQLError(message)

@@ -51,7 +51,7 @@ class CriticView:
 
 
 def view_critic(path: Path, step: int | None, states: int, data_dir: str = '') -> CriticView:
-    """Evaluates the critics of a run on transitions of its training data, drawn by its seed.
+    """Evaluate the critics of a run on transitions of its training data, drawn by its seed.
 
     Args:
         step: which checkpoint; None for the newest that is sound.

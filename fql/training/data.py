@@ -43,7 +43,7 @@ class LabelledSplit:
 
 
 def open_dataset(dataset: str, data_dir: str) -> FrameStore:
-    """Opens the store of a prepared dataset.
+    """Open the store of a prepared dataset.
 
     Raises:
         DataError: there is none; says how to make it.
@@ -52,7 +52,7 @@ def open_dataset(dataset: str, data_dir: str) -> FrameStore:
 
 
 def load_training_data(config: TrainConfig) -> dict[str, LabelledSplit]:
-    """Opens the store of a run's dataset and labels its splits, `train` and perhaps `val`.
+    """Open the store of a run's dataset and label its splits, `train` and perhaps `val`.
 
     Raises:
         DataError: no store, or data that are not of the task's environment.

@@ -64,7 +64,7 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     notify: Callable[[str], None] = lambda notice: None,
 ) -> EvaluationResult:
-    """Runs episodes 0 .. episodes - 1, episode i from the seed `seed + i`.
+    """Run episodes 0 .. episodes - 1, episode i from the seed `seed + i`.
 
     The workers step together, and one that ends its episode takes the next. The policy always
     gets one row per worker, so that it is compiled once; the rows of idle workers repeat

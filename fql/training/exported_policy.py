@@ -63,7 +63,7 @@ class Description:
 
 
 def export_policy(run: Path, step: int | None, out: Path) -> Description:
-    """Writes the policies of a run's checkpoint as a folder, whole or not at all.
+    """Write the policies of a run's checkpoint as a folder, whole or not at all.
 
     Args:
         step: which checkpoint; None for the newest that is sound.

@@ -25,7 +25,7 @@ class Interruption:
         self._previous: dict[int, object] = {}
 
     def raise_if_requested(self, step: int) -> None:
-        """Raises Interrupted after a first signal; with several processes, all call it.
+        """Raise Interrupted after a first signal; with several processes, all call it.
 
         Args:
             step: updates made, more than at the last call.
@@ -39,7 +39,7 @@ class Interruption:
         self.raise_if_noted()
 
     def raise_if_noted(self) -> None:
-        """Raises Interrupted after a first signal to this process, which must be the only one."""
+        """Raise Interrupted after a first signal to this process, which must be the only one."""
         if self._requested:
             raise Interrupted
 

@@ -67,7 +67,7 @@ def cache_place(data: dict[str, LabelledSplit], spec: RunSpec, encoder: Params) 
 
 
 def check_room(data: dict[str, LabelledSplit], spec: RunSpec, encoder: Params) -> None:
-    """Raises DataError if the disk has no room for the missing latents."""
+    """Raise DataError if the disk has no room for the missing latents."""
     folder, _ = cache_place(data, spec, encoder)
     needed = cache_bytes(data, spec)
     there = sum(file.stat().st_size for file in folder.glob('*/observations.npy'))
@@ -161,7 +161,7 @@ def write_latents(
     encoder: Params,
     mesh: Mesh,
 ) -> None:
-    """Computes and writes the rows that `writer` still lacks.
+    """Compute and write the rows that `writer` still lacks.
 
     Devices, disk and host work at the same time: the next blocks are given to the devices before
     the last one is waited for.

@@ -18,7 +18,7 @@ from fql.training.run_folder import RunFolder, RunSpec, read_spec
 
 
 class LoadedPolicy:
-    """Acts on observations as they come; keeps the frame stack and the actions still to execute.
+    """A policy for observations as they come; keeps the frame stack and the actions to execute.
 
     Attributes:
         observation_shape: of one observation, not stacked: (h, w, c) or (d,); of several arrays, by
@@ -51,7 +51,7 @@ class LoadedPolicy:
         self.reset()
 
     def reset(self, seed: int = 0) -> None:
-        """Begins an episode, or one in each row of a batch.
+        """Begin an episode, or one in each row of a batch.
 
         Args:
             seed: draws depend only on it, the row, and the steps since the reset.

@@ -111,7 +111,7 @@ class Phase(Protocol):
         """Units to be done."""
 
     def advance(self, state: TrainState, update: Update) -> TrainState:
-        """Makes one turn, its updates by `update`."""
+        """Make one turn, its updates by `update`."""
 
     def metadata(self) -> Mapping[str, Any]:
         """JSON values from which the phase continues after the last turn."""
@@ -188,7 +188,7 @@ class Trainer:
         val_batches: Batches | None,
         is_evaluation_missing: bool,
     ) -> tuple[TrainState, int]:
-        """Updates until `schedule.steps`, on `batches` from the state's step on; see `run`.
+        """Update until `schedule.steps`, on `batches` from the state's step on; see `run`.
 
         The state before the first update is saved too, and the save is waited for: a disk fault
         shows at once, and where there are metrics, there is a checkpoint to continue from.
@@ -310,19 +310,19 @@ class Trainer:
         return state, 0
 
     def _check_data(self) -> None:
-        """Raises DamagedError if the data are known to be damaged."""
+        """Raise DamagedError if the data are known to be damaged."""
         if jax.process_count() == 1:  # Several stop together: see `agree_on_verification`.
             self.verification.check()
 
     def _save(self, state: TrainState, phase: Phase) -> None:
-        """Saves a state, after the rows of metrics that lead to it."""
+        """Save a state, after the rows of metrics that lead to it."""
         self._check_state(state)
         if self.train_log is not None:
             self.train_log.sync()
         self.writer.save(state, {**self.metadata, **phase.metadata()})
 
     def _check_state(self, state: TrainState) -> None:
-        """Raises NotFiniteError if a number in the state is NaN or infinite.
+        """Raise NotFiniteError if a number in the state is NaN or infinite.
 
         The metrics of an update do not show this: they are of the state before it.
         """
@@ -334,12 +334,12 @@ class Trainer:
             )
 
     def _check_all(self, in_flight: InFlight) -> None:
-        """Waits for all calls that were given to the device."""
+        """Wait for all calls that were given to the device."""
         while in_flight:
             self._check_finite(*in_flight.popleft())
 
     def _check_finite(self, step: int, metrics: Metrics, batches: list[Arrays]) -> None:
-        """Waits for the updates from `step` on; stops the run if one was not finite."""
+        """Wait for the updates from `step` on; stop the run if one was not finite."""
         checked = np.stack([np.asarray(metrics[name]) for name in MUST_BE_FINITE])
         are_finite = np.isfinite(checked).all(axis=0)
         if are_finite.all():

@@ -21,7 +21,7 @@ Mirror = Callable[[int, Mapping[str, float]], None]
 
 
 class MetricsLog:
-    """Appends rows to a CSV file, and the same scalars to TensorBoard.
+    """Writer of rows to a CSV file, and of the same scalars to TensorBoard.
 
     A log opened at step n first drops the rows of later steps, which a killed run may have
     written after its last checkpoint, and writes new event files of the rows that remain: a resumed
@@ -34,7 +34,7 @@ class MetricsLog:
     def __init__(
         self, path: Path, tensorboard: Path, step: int | None, mirror: Mirror | None = None
     ) -> None:
-        """Opens the log `path` of a run that continues (or starts, 0) at `step`.
+        """Open the log `path` of a run that continues (or starts, 0) at `step`.
 
         Args:
             path: the CSV file.
@@ -66,7 +66,7 @@ class MetricsLog:
             self._write_events(row)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds a row.
+        """Add a row.
 
         Raises:
             FQLError: the rows that are there have other columns.

@@ -125,7 +125,7 @@ class OnlinePhase:
 
 
 def start_actors(spec: RunSpec) -> EnvWorkers:
-    """Starts the environments of an online phase, which judge success as the data do.
+    """Start the environments of an online phase, which judge success as the data do.
 
     Raises:
         FQLError: see `fql.training.rollouts.start_workers`; or there are several processes.
@@ -291,7 +291,7 @@ def make_acting(spec: RunSpec) -> Act:
 
 
 def save_last_episode(folder: RunFolder, replay: Replay, step: int) -> None:
-    """Writes a video of the first environment's last whole episode, if there is one."""
+    """Write a video of the first environment's last whole episode, if there is one."""
     stream = replay.streams[0]
     ends = stream.episodes.ends
     if len(ends) == 0:

@@ -56,7 +56,7 @@ from fql.training.saved_encoders import save_encoder_folder
 def pretrain(
     config: PretrainConfig, path: Path, resume: Resume, verify_data: VerifyMode = 'once'
 ) -> int:
-    """Pretrains to `config.steps` in the run folder `path`, then writes the encoder there.
+    """Pretrain to `config.steps` in the run folder `path`, then write the encoder there.
 
     Args:
         resume: see `fql.training.run_folder.choose_folder`.
@@ -188,7 +188,7 @@ def describe_encoder(
 
 
 def write_final_encoder(folder: RunFolder, spec: PretrainSpec, encoder: Params) -> None:
-    """Writes the encoder of a finished run into its folder.
+    """Write the encoder of a finished run into its folder.
 
     A run that was extended replaces the one it had.
     """

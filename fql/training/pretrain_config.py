@@ -24,9 +24,9 @@ class PretrainConfig:
     dataset: str
     """Name of the prepared dataset, of images."""
     objective: ObjectiveName = 'inverse_dynamics'
-    """What the encoder is trained for: the action on the way to a later observation, identifying
-    observations that follow from others, predicting later latents, the flow policy of behaviour
-    cloning, or the images themselves."""
+    """What the encoder is trained for: the action on the way to a later observation, separating
+    observations that follow from those that do not, predicting later latents, the flow policy
+    of behaviour cloning, or the images themselves."""
     encoder: EncoderName = 'impala_small'
     """Size of the encoder."""
     frame_stack: int = 3
@@ -94,7 +94,7 @@ class PretrainSpec:
 
 
 def validate_pretrain_config(config: PretrainConfig) -> None:
-    """Raises FQLError, naming the field, when a value makes no sense."""
+    """Raise FQLError, naming the field, when a value makes no sense."""
     check_bounds(config)
     raise_unless(
         {
@@ -121,7 +121,7 @@ class _StoredSpec:
 
 
 def write_pretrain_spec(run: RunFolder, spec: PretrainSpec) -> None:
-    """Writes `pretraining.json` whole or not at all."""
+    """Write `pretraining.json` whole or not at all."""
     values = {
         'config': dataclasses.asdict(spec.config),
         'image_shape': list(spec.image_shape),
@@ -131,7 +131,7 @@ def write_pretrain_spec(run: RunFolder, spec: PretrainSpec) -> None:
 
 
 def read_pretrain_spec(run: RunFolder) -> PretrainSpec:
-    """Reads `pretraining.json`.
+    """Read `pretraining.json`.
 
     Raises:
         FQLError: when the folder is no pretraining, or its file cannot be understood.

@@ -76,7 +76,7 @@ def pretraining_validation(spec: PretrainSpec) -> Callable[[TrainState, Arrays],
 
 
 def windows_from_frames(arrays: Arrays) -> Windows:
-    """Stacks the frames of the loader's windows, NumPy or JAX."""
+    """Stack the frames of the loader's windows, NumPy or JAX."""
     return Windows(
         observations=stack_frames(arrays['frames']),
         later_observations=stack_frames(arrays['later_frames']),

@@ -84,7 +84,7 @@ def probe_encoder(
 def probe(
     store: FrameStore, saved: SavedEncoder, params: Params, columns: tuple[int, ...], rows: int
 ) -> ProbeResult:
-    """Probes a saved encoder, a random one of its architecture, and pixels.
+    """Probe a saved encoder, a random one of its architecture, and pixels.
 
     Args:
         columns: of qpos; all if empty.

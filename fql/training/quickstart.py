@@ -34,7 +34,7 @@ GIF_FPS = 20
 
 
 def quickstart(data_dir: Path, run_dir: Path | None, seed: int) -> int:
-    """Collects (once), trains, compares; returns the exit code."""
+    """Collect (once), train, compare; return the exit code."""
     began = time.monotonic()
     folder = RunFolder((run_dir or free_run_dir()).absolute())
     config = dataclasses.replace(quickstart_config(), data_dir=str(data_dir), seed=seed)
@@ -114,7 +114,7 @@ def prepare_data(dataset: str, data_dir: Path) -> None:
 
 
 def compare(config: TrainConfig, folder: RunFolder) -> dict[str, EvaluationResult]:
-    """Evaluates FQL's policy, the flow policy it was distilled from, and random actions."""
+    """Evaluate FQL's policy, the flow policy it was distilled from, and random actions."""
     spec = read_spec(folder)
     _, params = restore_params(folder, spec, config.steps)
     agent, seed = agent_of(spec), config.eval_seed

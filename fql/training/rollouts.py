@@ -33,7 +33,7 @@ def start_workers(
     num_workers: int,
     while_waiting: Callable[[], None] = lambda: None,
 ) -> EnvWorkers:
-    """Starts environments of a run, in at most as many processes as there are episodes.
+    """Start environments of a run, in at most as many processes as there are episodes.
 
     Args:
         num_workers: how many processes; 0: one for each processor that this process may use, at
@@ -128,7 +128,7 @@ def describe_result(task: Task, result: EvaluationResult) -> str:
 def record_evaluation(
     folder: RunFolder, log: MetricsLog, step: int, result: EvaluationResult, task: Task
 ) -> None:
-    """Writes an evaluation into the run's folder: video, episodes, and last the metrics' row."""
+    """Write an evaluation into the run's folder: video, episodes, and last the metrics' row."""
     if result.recordings:
         folder.videos.mkdir(exist_ok=True)
         save_video(folder.videos / f'{step}.gif', result.recordings, VIDEO_FPS)

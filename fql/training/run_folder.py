@@ -205,8 +205,8 @@ def finished_steps(folder: Path) -> list[int]:
 def steps_to_read(folder: Path, step: int | None) -> list[int]:
     """`finished_steps`, of which there must be some, and `step` among them if it is given.
 
-    FQLError: there is no such checkpoint; names the existing steps.
-        FQLError: there is no such checkpoint; names the steps there are.
+    Raises:
+        FQLError: there is no such checkpoint; names the existing steps.
     """
     if not folder.is_dir():
         raise FQLError(f'no checkpoints in {folder}')
@@ -245,7 +245,7 @@ def choose_folder(run_dir: Path | None, resume: Path | None, name: str) -> tuple
 def check_processes(processes: Processes, run_dir: Path | None, resume: Path | None) -> None:
     """Raise FQLError if the settings of several processes make no sense.
 
-    This includes that no folder is named which all of them would take.
+    They must also name a folder that all of them take.
     """
     number, count = processes.process_id, processes.num_processes
     if not processes.coordinator:
@@ -296,7 +296,7 @@ class _StoredSpec:
 
 
 def write_spec(run: RunFolder, spec: RunSpec) -> None:
-    """Writes `config.json` whole or not at all."""
+    """Write `config.json` whole or not at all."""
     values = {
         'config': config_to_dict(spec.config),
         'observation_shape': map_named(list, spec.observation_shape),
@@ -308,7 +308,7 @@ def write_spec(run: RunFolder, spec: RunSpec) -> None:
 
 
 def read_spec(run: RunFolder) -> RunSpec:
-    """Reads `config.json`.
+    """Read `config.json`.
 
     Raises:
         FQLError: when the folder is no run, or its file cannot be understood.

@@ -10,7 +10,7 @@ from fql.errors import FQLError
 
 @contextmanager
 def lock_run(path: Path, holder: str) -> Iterator[None]:
-    """Holds the lock file `path` while active; the system frees it when the process dies.
+    """Hold the lock file `path` while active; the system frees it when the process dies.
 
     Args:
         holder: what the process is, for the message to another one.

@@ -68,7 +68,7 @@ def check_run_folder(
 
 
 def check_data(folder: RunFolder, store: FrameStore) -> None:
-    """Raises FQLError if a run there was trained on other data than the store now holds."""
+    """Raise FQLError if a run there was trained on other data than the store now holds."""
     if not folder.spec.exists() and not folder.pretrain_spec.exists():
         return
     if not folder.data.exists():
@@ -97,7 +97,7 @@ def claimed_folder(folder: RunFolder) -> Iterator[None]:
 
 
 def describe_run(folder: RunFolder, store: FrameStore, write_spec: Callable[[], None]) -> None:
-    """Writes what the run is and what data it is trained on; all processes call it.
+    """Write what the run is and what data it is trained on; all processes call it.
 
     Args:
         write_spec: writes what the run is; the folder is a run from then on.

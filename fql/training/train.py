@@ -98,7 +98,7 @@ from fql.training.wandb_mirror import check_wandb, wandb_mirror
 
 
 def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMode = 'once') -> int:
-    """Trains to `config.steps` in the run folder `path`.
+    """Train to `config.steps` in the run folder `path`.
 
     Args:
         resume: see `fql.training.run_folder.choose_folder`.

@@ -14,7 +14,7 @@ from fql.training.progress import progress_bar, progress_callback
 def finish_verification(
     verification: Verification, between: Callable[[], None] = lambda: None
 ) -> None:
-    """Waits, with a bar, until this process has verified the data.
+    """Wait, with a bar, until this process has verified the data.
 
     Args:
         between: called several times a second while waiting.

@@ -14,13 +14,13 @@ from fql.training.run_folder import RunFolder
 
 
 def check_wandb(config: TrainConfig) -> None:
-    """Raises FQLError if a run wants the package and it is not installed."""
+    """Raise FQLError if a run wants the package and it is not installed."""
     if config.wandb_project and importlib.util.find_spec('wandb') is None:
         raise FQLError("--wandb-project needs: pip install 'fql-pixels[wandb]'")
 
 
 def wandb_mirror(config: TrainConfig, folder: RunFolder) -> Mirror:
-    """Sends rows of metrics to Weights & Biases, under the run folder's name.
+    """Send rows of metrics to Weights & Biases, under the run folder's name.
 
     The run is known there by an id that the folder keeps, since folders of several experiments may
     have one name. Neither the machine's name nor paths are sent.

@@ -28,7 +28,7 @@ POLL_SECONDS = 2.0
 
 
 def watch(folder: RunFolder, episodes: int, num_workers: int, env: str = '') -> None:
-    """Evaluates every checkpoint that has no evaluation yet, and each new one, up to the last.
+    """Evaluate every checkpoint that has no evaluation yet, and each new one, up to the last.
 
     It writes only `eval.csv` and other results of evaluations, which the trainer leaves alone.
 

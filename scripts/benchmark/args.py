@@ -62,7 +62,7 @@ class BenchmarkUpdate:
     json: JsonOut = None
 
     def check(self) -> None:
-        """Raises FQLError if the arguments make no sense."""
+        """Raise FQLError if the arguments make no sense."""
         check_new(self.json)
 
 
@@ -83,7 +83,7 @@ class BenchmarkTrain:
     data_dir: DataDir = ''
 
     def check(self) -> None:
-        """Raises FQLError if the arguments make no sense."""
+        """Raise FQLError if the arguments make no sense."""
         check_new(self.json)
         if self.updates_per_call and self.updates % self.updates_per_call:
             raise FQLError('updates must be a multiple of updates-per-call')
@@ -110,7 +110,7 @@ class BenchmarkData:
     data_dir: DataDir = ''
 
     def check(self) -> None:
-        """Raises FQLError if the arguments make no sense."""
+        """Raise FQLError if the arguments make no sense."""
         check_new(self.json)
         task_dataset_path(self.task, '', self.data_dir)
 
@@ -133,7 +133,7 @@ class BenchmarkLatents:
     data_dir: DataDir = ''
 
     def check(self) -> None:
-        """Raises FQLError if the arguments make no sense."""
+        """Raise FQLError if the arguments make no sense."""
         check_new(self.json)
         task_dataset_path(self.task, '', self.data_dir)
 
@@ -167,7 +167,7 @@ class BenchmarkOnline:
     json: JsonOut = None
 
     def check(self) -> None:
-        """Raises FQLError if the arguments make no sense."""
+        """Raise FQLError if the arguments make no sense."""
         check_new(self.json)
 
 
@@ -193,7 +193,7 @@ class BenchmarkFaults:
     data_dir: DataDir = ''
 
     def check(self) -> None:
-        """Raises FQLError if the arguments make no sense."""
+        """Raise FQLError if the arguments make no sense."""
         if self.folder.exists():
             raise FQLError(f'{self.folder} exists; delete it or name another --folder')
         task_dataset_path(self.task, '', self.data_dir)

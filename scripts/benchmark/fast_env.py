@@ -12,13 +12,13 @@ SIZE, ACTION_DIM, EPISODE_STEPS = 64, 5, 200
 
 
 class FastImages(gymnasium.Env):
-    """Shows 64 random images again and again."""
+    """An environment that shows 64 random images repeatedly."""
 
     observation_space = gymnasium.spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)
     action_space = gymnasium.spaces.Box(-1, 1, (ACTION_DIM,), np.float32)
 
     def __init__(self) -> None:
-        """Draws the images."""
+        """Draw the images."""
         shape = (64, SIZE, SIZE, 3)
         self._images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         self._step = 0

@@ -39,7 +39,7 @@ IMAGE_SIZE = 64
 
 
 def run(args: BenchmarkFaults) -> int:
-    """Prints a report; the exit code is 0 only if the states agree."""
+    """Print a report; the exit code is 0 only if the states agree."""
     data_dir = str(resolve_data_dir(args.data_dir))
     command = ['train', '--task', args.task, '--data-dir', data_dir, *SETTINGS]
     if args.online:

@@ -23,7 +23,7 @@ RUNS = 3
 
 
 def measure_sources(split: Split, folder: Path) -> dict[str, dict[str, float]]:
-    """Writes a split as files and measures the way from each to a store and on to TFDS.
+    """Write a split as files and measure the way from each to a store and on to TFDS.
 
     Returns:
         For `prepare` from `.npz`, `prepare_hdf5` (arrays that are not compressed) and `export`,
@@ -51,12 +51,12 @@ def measure_sources(split: Split, folder: Path) -> dict[str, dict[str, float]]:
 
 
 def prepare(source: Path, target: Path) -> FrameStore:
-    """Makes a store of a file."""
+    """Make a store of a file."""
     return write_store(target, 'benchmark', file_splits(source, 'benchmark'))
 
 
 def export(source: Path, target: Path) -> FrameStore:
-    """Writes a store as a TFDS dataset."""
+    """Write a store as a TFDS dataset."""
     from data_pipeline.tfds_builder import export_tfds
 
     export_tfds(open_store(source), target)
