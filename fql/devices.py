@@ -105,7 +105,7 @@ def local_copy(tree: Tree, mesh: Mesh) -> Tree:
 
 
 def not_finite(tree: Any) -> list[str]:
-    """Paths of the arrays that hold a number which is NaN or infinite; all processes call this."""
+    """Paths of the arrays that hold a NaN or infinite number; all processes call this."""
     found = {
         jax.tree_util.keystr(path, simple=True, separator='/'): not all(
             np.isfinite(np.asarray(shard.data)).all()

@@ -1,7 +1,7 @@
 """Which encoder each head reads, and which losses train it.
 
 `shared` (default): one encoder. Each agent has a table that says which heads' losses train it. The
-target networks have an averaged encoder of their own, whose latents every head reads wherever a
+target networks have their own averaged encoder, whose latents every head reads wherever a
 target is computed: each observation is encoded once.
 
 `separate`: an encoder for each head, as in the reference implementation.

@@ -17,7 +17,7 @@ LOG_STD_RANGE = (-5.0, 2.0)
 
 @dataclass(frozen=True)
 class Head:
-    """A network behind the encoder.
+    """A network after the encoder.
 
     Attributes:
         module: (latents (b, d), *inputs (b, n)) -> output.

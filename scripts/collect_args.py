@@ -26,7 +26,7 @@ class Collect:
 
     Numbers that are not given are those of OGBench's dataset of that name. A million images take
     a day on two cores without a GPU (about 10 a second; without images 1,000), so begin
-    with few episodes. An interrupted collection goes on when the command is repeated, also with
+    with few episodes. To continue an interrupted collection, repeat the command, also with
     another number of episodes.
     """
 

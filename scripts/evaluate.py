@@ -58,7 +58,7 @@ def run(args: Evaluate) -> None:
 
 
 def make_policies(args: Evaluate, folder: RunFolder, spec: RunSpec, seed: int) -> dict[str, Policy]:
-    """What is to be evaluated, by the name that is printed.
+    """What to evaluate, by its printed name.
 
     Raises:
         FQLError: there is no such policy or checkpoint, or the agent chooses among no candidates.

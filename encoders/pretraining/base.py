@@ -77,7 +77,7 @@ class Objective(ABC):
     @property
     @abstractmethod
     def heads(self) -> Mapping[str, Head]:
-        """The networks behind the encoder, in the order in which they get their random keys."""
+        """The networks after the encoder, in the order in which they get their random keys."""
 
     @abstractmethod
     def loss(

@@ -73,7 +73,7 @@ class AgentConfig:
     tau: float = 0.005
     """Rate at which the target networks follow."""
     hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
-    """Widths of the hidden layers of every network behind the encoder."""
+    """Widths of the hidden layers of every network after the encoder."""
     critic_layer_norm: bool = True
     """LayerNorm in the critic, and in the value function where there is one."""
     actor_layer_norm: bool = False

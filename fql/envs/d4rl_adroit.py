@@ -182,7 +182,7 @@ class Pen(Adroit):
         return pen / np.linalg.norm(pen), target / np.linalg.norm(target)
 
     def observation(self) -> np.ndarray:
-        """Joints of the hand, the pen and its velocity, both directions, their differences."""
+        """Joints of the hand, the pen and its velocity, both directions, remaining differences."""
         pen, goal = self.body('Object'), self.site('eps_ball')
         direction, wanted = self.directions()
         return np.concatenate(

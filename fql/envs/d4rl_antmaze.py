@@ -1,7 +1,7 @@
 """D4RL's antmaze-v2 on today's MuJoCo: the original ant, reward, goals and terminations.
 
-The environments of this name in gymnasium-robotics are others: their control step is half as long,
-their motors are stronger, and an episode goes on at the goal. Source of the facts: D4RL 1.1.
+The environments of this name in gymnasium-robotics differ: their control step is half as long,
+their motors are stronger, and an episode continues at the goal. Source of the facts: D4RL 1.1.
 
 Importing this module registers them, so gymnasium finds them by 'fql.envs.d4rl_antmaze:<name>'.
 """

@@ -183,7 +183,7 @@ class EnvWorkers:
                     if not may_die:
                         raise
             if not ready:
-                # Not by the clock, which goes on while workers and this process are stopped.
+                # Not by the clock, which continues while workers and this process are stopped.
                 left -= pause
             self._while_waiting()
         return answers

@@ -13,7 +13,7 @@ class Measure:
     """A number of an evaluation.
 
     Attributes:
-        name: what it is called.
+        name: its printed name.
         column: of `eval.csv`.
         format_spec: how it is printed.
     """

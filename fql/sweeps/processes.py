@@ -77,7 +77,7 @@ def run_processes(
         gpus: the processes take turns on these; none: each sees all.
 
     Returns:
-        Whether a signal has stopped them, in good order; and why runs failed, by their names.
+        Whether a signal has stopped them in good order; and why runs failed, by their names.
     """
     waiting = [run for run in runs if not is_done(folder.run(run), run)]
     going = Processes(others={run.name: run for run in waiting if is_running(folder, run)})

@@ -185,7 +185,7 @@ class CheckpointWriter:
         os.rename(unfinished, self._folder / str(step))
         sync_path(self._folder)
         for old in self._out_of_date():
-            # Renamed first, so that what is half deleted is no checkpoint.
+            # Renamed first, so that a half-deleted folder is no checkpoint.
             os.rename(self._folder / str(old), self._unfinished(old))
             shutil.rmtree(self._unfinished(old))
 
@@ -411,7 +411,7 @@ def restore_newest(
     damaged: Path,
     identity: Mapping[str, Any] | None = None,
 ) -> tuple[TrainState | None, list[str]]:
-    """The state of the newest sound checkpoint, for a run that goes on writing there.
+    """The state of the newest sound checkpoint, for a run that continues there.
 
     Newer, damaged checkpoints are moved into the folder `damaged` once that one was read: the run
     will write those steps again.

@@ -34,7 +34,7 @@ def comparability(config: TrainConfig) -> str:
     and the data are D4RL's if they were made from its own file.
 
     Args:
-        config: of a task that has a score; its dataset is looked at where it lies.
+        config: of a task that has a score; its dataset is read in place.
     """
     task = find_task(config.task)
     reasons = []

@@ -88,7 +88,7 @@ def frame_shapes(split: Split) -> Any:
 
 
 def store_of(data: Mapping[str, LabelledSplit]) -> FrameStore:
-    """The store that holds splits with frames."""
+    """The store of these splits, which have frames."""
     return open_store(data['train'].split.path.parent)
 
 

@@ -53,18 +53,18 @@ class Stopwatch:
         self._step, self._began = 0, math.nan
 
     def start(self, step: int) -> None:
-        """After `step` updates, the next one begins."""
+        """Start timing: `step` updates are made, the next one begins."""
         self._step, self._began = step, time.perf_counter()
 
     def stop(self, step: int) -> None:
-        """`step` updates are made; nothing is counted where none was begun."""
+        """Stop timing: `step` updates are made. Without a start, nothing is counted."""
         if not math.isnan(self._began):
             self._updates += step - self._step
             self._seconds += time.perf_counter() - self._began
             self._began = math.nan
 
     def take_rate(self) -> float | None:
-        """Of the updates since the last call; None if there were none."""
+        """The rate of the updates since the last call; None if there were none."""
         rate = self._updates / self._seconds if self._updates else None
         self._updates, self._seconds = 0, 0.0
         return rate
@@ -160,7 +160,7 @@ class Trainer:
         metadata: JSON values kept with each checkpoint.
         writer: of checkpoints.
         verification: of the data; the first checkpoint waits for it.
-        train_log: of metrics; None in all processes but the first.
+        train_log: of metrics; None in all processes except the first.
         timing_log: of the updates a second; likewise.
         interruption: says when to stop.
         resume_command: the user's command after a stop.

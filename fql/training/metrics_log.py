@@ -47,7 +47,7 @@ class MetricsLog:
         self._mirror = mirror
         shutil.rmtree(tensorboard, ignore_errors=True)
         tensorboard.mkdir(parents=True)
-        # The plain writer: tensorboardX's usual one writes in a process and a thread of its own,
+        # The plain writer: tensorboardX's usual one writes in a separate process and thread,
         # whose faults cannot be caught, into a file named after the machine.
         self._events = RecordWriter(str(tensorboard / f'events.out.tfevents.{int(time.time())}'))
         self._write_event(file_version='brain.Event:2')

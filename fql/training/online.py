@@ -86,7 +86,7 @@ class OnlinePhase:
         chosen = self._actors.choose(state.params)
         most = self._per_call
         counts = [min(most, self._asked - made) for made in range(0, self._asked, most)]
-        # A first call before the policy is waited for: the device goes on with it at once.
+        # A first call before waiting for the policy: the device continues with it at once.
         state = self._update(state, update, counts[:1])
         self._actors.begin(chosen)
         state = self._update(state, update, counts[1:])

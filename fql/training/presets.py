@@ -207,7 +207,7 @@ FQL's authors advise to normalise Q there, whose scale is not known, and to try 
 
 
 def online_defaults(task: Task, agent: str) -> OnlineConfig:
-    """The settings of an online phase: RLPD's halves for SAC, else data and replay as one.
+    """The settings of an online phase: RLPD's halves for SAC, else data and replay together.
 
     alpha is that of `ONLINE_PRESETS` where the offline updates have another one. (Its source uses
     it in its offline updates too; --alpha sets it there.)

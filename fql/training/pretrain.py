@@ -160,7 +160,7 @@ def pretrain(
 
 
 def loader_config(config: PretrainConfig) -> LoaderConfig:
-    """What the batches of a run are made of, in this process."""
+    """The settings of a run's batches in this process."""
     return LoaderConfig(
         batch_size=config.batch_size,
         frame_stack=config.frame_stack,

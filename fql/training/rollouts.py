@@ -86,7 +86,7 @@ def start_workers(
 
 
 def _described(shapes: Any, dtypes: Any) -> dict[str, str]:
-    """Shape and type of each array, by its name with a space behind it."""
+    """Shape and type of each array, by its name followed by a space."""
     return {
         f'{name} '.lstrip(): f'{shape} {named(dtypes)[name]}'
         for name, shape in named(shapes).items()

@@ -102,7 +102,7 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
 
     Args:
         resume: see `fql.training.run_folder.choose_folder`.
-        verify_data: whether the data are compared with their checksums, while training goes on.
+        verify_data: whether to compare the data with their checksums during training.
 
     Returns:
         0 when done, `EXIT_CODE` after SIGINT or SIGTERM, when the state was saved.

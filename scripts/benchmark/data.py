@@ -39,13 +39,13 @@ PAD = 3
 TIMED = 8
 MAX_PREFETCHED = 20
 """More batches than the loader can have ready from the other ways' turns (one for each core, up to
-16, and one behind); not timed."""
+16, plus one); not timed."""
 
 Report = dict[str, Any]
 
 
 def run(args: BenchmarkData) -> None:
-    """Measures, prints a table and writes the numbers as JSON if asked to."""
+    """Measure, print a table, and write the numbers as JSON if asked to."""
     config = task_config(args.task, args.data_dir)
     data = load_training_data(config)['train']
     with tempfile.TemporaryDirectory(prefix='benchmark-', dir=config.data_dir) as folder:
@@ -137,7 +137,7 @@ def repeat(draw: Callable[[], object], count: int) -> None:
 def reference_sampler(data: LabelledSplit, config: TrainConfig) -> Callable[[], object]:
     """The reference implementation's way: eight fancy indexings of frames, and a jitted crop.
 
-    Observations and next observations are arrays of their own, in memory. All arrays are indexed;
+    Observations and next observations are separate arrays in memory. All arrays are indexed;
     then the frames of the stacks, which take the place of the observations, and are concatenated.
     With probability 0.5 both stacks are padded and cropped under `jax.jit` and copied back.
     """

@@ -33,7 +33,7 @@ from scripts.benchmark.measuring import task_config
 
 
 def run(args: BenchmarkLatents) -> None:
-    """Measures, prints a table and writes the numbers as JSON if asked to."""
+    """Measure, print a table, and write the numbers as JSON if asked to."""
     config = task_config(args.task, args.data_dir)
     data = load_training_data(config)['train']
     split = first_trajectories(data.split, args.rows)

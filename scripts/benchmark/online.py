@@ -45,7 +45,7 @@ ROWS = 4_096
 
 
 def run(args: BenchmarkOnline) -> None:
-    """Measures, prints a table and writes the numbers as JSON if asked to."""
+    """Measure, print a table, and write the numbers as JSON if asked to."""
     report: dict[str, Any] = {}
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +99,7 @@ def made_data(folder: Path) -> LabelledSplit:
 def compare_phases(
     config: TrainConfig, folder: Path, updates: int, rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of so many updates in the offline and in the online phase, which take turns.
+    """Seconds of `updates` updates in the offline and in the online phase, which take turns.
 
     The online phase has an environment that takes no time. It pauses, as for an evaluation, while
     the offline phase has its turn.
@@ -188,7 +188,7 @@ def compare_environments(args: BenchmarkOnline, folder: Path) -> dict[str, float
 
 
 def measure_growth(folder: Path, steps: int) -> dict[str, float]:
-    """Growth of anonymous memory, and disk, of so many online steps with small networks.
+    """Growth of anonymous memory, and disk, of `steps` online steps with small networks.
 
     Growth is the maximum at any moment after the warm-up, less the memory at the warm-up's end. In
     the warm-up the memory of compilation is given back, which would otherwise hide growth.

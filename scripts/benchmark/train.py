@@ -29,7 +29,7 @@ from scripts.benchmark.measuring import make_trainer, run_fql, task_config
 
 
 def run(args: BenchmarkTrain) -> None:
-    """Measures, prints a table and writes the numbers as JSON if asked to."""
+    """Measure, print a table, and write the numbers as JSON if asked to."""
     config = task_config(
         args.task,
         args.data_dir,

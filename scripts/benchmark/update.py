@@ -81,7 +81,7 @@ class ReferenceFQL(PlainFQL):
 
 
 def run(args: BenchmarkUpdate) -> None:
-    """Measures, prints a table and writes the numbers as JSON if asked to."""
+    """Measure, print a table, and write the numbers as JSON if asked to."""
     config = base_config(args)
     validate_config(config)
     check_memory_of_variants(config, args.image_size)
@@ -298,7 +298,7 @@ def make_variant(
     compiled: Any,
     updates: int,
 ) -> Variant:
-    """A variant whose state goes on from call to call."""
+    """A variant whose state continues from call to call."""
     # XLA counts the body of a loop once, however often it runs.
     costs = compiled.cost_analysis()
     states = [state]
