@@ -1,4 +1,4 @@
-"""Actions of a range of their own: [-1, 1] in stores and policies, the user's units outside."""
+"""Scaling of actions: [-1, 1] in stores and policies, the user's units elsewhere."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from data_pipeline.schema import from_json
 
 @dataclass(frozen=True)
 class ActionRange:
-    """The smallest and the largest value of each dimension, which -1 and 1 stand for."""
+    """The smallest and the largest value of each dimension, stored as -1 and 1."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -21,7 +21,7 @@ class ActionRange:
             raise ValueError(f'no range of actions: {self.low} to {self.high}')
 
     def to_unit(self, actions: np.ndarray) -> np.ndarray:
-        """Actions (..., a) of the user, scaled; 0 where a dimension has one value only."""
+        """The user's actions (..., a) scaled to [-1, 1]; 0 where a dimension has only one value."""
         low, high = np.array(self.low), np.array(self.high)
         span = np.where(high > low, high - low, 1)
         return np.where(high > low, (actions - low) / span * 2 - 1, 0)

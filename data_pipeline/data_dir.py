@@ -1,33 +1,33 @@
-"""Where prepared datasets and compiled programs lie, and what datasets may be called."""
+"""The folders of prepared datasets and compiled programs, and the valid names of datasets."""
 
 import os
 from pathlib import Path
 
 from data_pipeline.errors import DataError
 
-_LONGEST_NAME = 200  # of 255 that file systems take, as locks and temporary folders add to it
+_LONGEST_NAME = 200  # less than the usual 255, as locks and temporary folders add to it
 
 
 def resolve_data_dir(flag: str) -> Path:
-    """The folder a user chose by `--data-dir`, by `$FQL_DATA_DIR`, or a cache folder of theirs."""
+    """The folder chosen by `--data-dir` or `$FQL_DATA_DIR`, else the user's cache folder."""
     chosen = flag or os.environ.get('FQL_DATA_DIR')
     return Path(chosen).expanduser().absolute() if chosen else _user_cache_dir()
 
 
 def dataset_folder(flag: str, name: str) -> Path:
-    """The folder of a dataset's store within that of `resolve_data_dir`.
+    """The folder of a dataset's store, inside `resolve_data_dir(flag)`.
 
     Raises:
-        DataError: the name is not that of a dataset.
+        DataError: the name is not valid; see `check_name`.
     """
     return resolve_data_dir(flag) / check_name(name)
 
 
 def check_name(name: str) -> str:
-    """The name of a dataset, split or array, which becomes that of a folder or file.
+    """Returns the name of a dataset, split or array if it is valid as the name of a folder or file.
 
     Raises:
-        DataError: it would lead elsewhere, be hidden, or be no file's name.
+        DataError: it would lead to another folder, be hidden, or not be a valid file name.
     """
     is_sound = (
         name.isprintable()
@@ -44,14 +44,14 @@ def check_name(name: str) -> str:
 
 
 def compilation_cache_dir() -> Path:
-    """Where JAX keeps compiled programs: in the user's own cache folder.
+    """The folder of JAX's compiled programs, in the user's cache folder.
 
-    They are machine code. Others may be able to write a data folder.
+    They are machine code, and other users may be able to write to a data folder.
     """
     return _user_cache_dir() / 'compilation-cache'
 
 
 def _user_cache_dir() -> Path:
-    import platformdirs  # Here, so that benchmarks run where it is not installed.
+    import platformdirs  # Here, so that benchmarks run without it.
 
     return Path(platformdirs.user_cache_dir('fql')).absolute()

@@ -1,7 +1,7 @@
-"""How environments are constructed, and which OpenGL renders them: for all that make one.
+"""Construction of environments, and the choice of the OpenGL that renders them.
 
-MuJoCo, gymnasium and OGBench are imported inside: for processes that never import TensorFlow, which
-crashes beside Mesa's software OpenGL.
+MuJoCo, gymnasium and OGBench are imported inside functions. Processes that call these never import
+TensorFlow, which crashes in one process with Mesa's software OpenGL.
 """
 
 import importlib
@@ -16,10 +16,10 @@ _OPENGL_TRACE = re.compile(r'MUJOCO_GL|OpenGL|gladLoadGL|EGL|mujoco/(egl|glfw|os
 
 
 def choose_opengl(*, is_rendering: bool = True) -> None:
-    """Has MuJoCo render without a screen where there is none; to be called before its import.
+    """Makes MuJoCo render without a screen where there is none; call it before MuJoCo's import.
 
     Args:
-        is_rendering: whether anything is drawn; if nothing is, machines without OpenGL will do.
+        is_rendering: whether anything is drawn; if not, no OpenGL is needed.
     """
     if not is_rendering:
         os.environ['MUJOCO_GL'] = 'disable'
@@ -28,18 +28,18 @@ def choose_opengl(*, is_rendering: bool = True) -> None:
 
 
 def render_in_one_thread() -> None:
-    """For one of several rendering processes; to be called before MuJoCo is imported.
+    """Makes software OpenGL render in the calling thread; call it before MuJoCo's import.
 
-    Software OpenGL starts as many threads as there are cores in every process; two processes on two
-    cores render twice as fast without.
+    Otherwise every process starts as many threads as there are cores. Two processes on two cores
+    render twice as fast without these threads.
     """
     os.environ.setdefault('LP_NUM_THREADS', '0')
 
 
 def construct(env_id: str, **kwargs: Any) -> Any:
-    """`gymnasium.make` of an id of OGBench, or of 'module:id', which importing `module` registers.
+    """`gymnasium.make` of OGBench's ids, or of 'module:id' after importing `module`.
 
-    The module is looked for where Python looks, then in the current folder.
+    The module is searched on Python's path, then in the current folder.
 
     Raises whatever the import or the constructor does.
     """
@@ -57,5 +57,5 @@ def construct(env_id: str, **kwargs: Any) -> Any:
 
 
 def is_opengl_fault(error: Exception) -> bool:
-    """Whether an environment could not be made for want of OpenGL."""
+    """Whether an environment could not be made because OpenGL is missing."""
     return bool(_OPENGL_TRACE.search(''.join(traceback.format_exception(error))))

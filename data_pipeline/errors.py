@@ -1,4 +1,4 @@
-"""The errors of this package that a user can mend."""
+"""The errors of this package that a user can resolve."""
 
 
 class DataError(Exception):
@@ -6,4 +6,4 @@ class DataError(Exception):
 
 
 class DamagedError(DataError):
-    """Stored data are not what was written."""
+    """Stored data differ from what was written."""

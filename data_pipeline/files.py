@@ -1,7 +1,7 @@
-"""Files and folders that stand whole or not at all, on the disk; and locks.
+"""Atomic writes of files and folders, synced to the disk; and locks.
 
-What is written lies beside its place under another name until it is on the disk, and is then
-renamed into it. Imports nothing that is slow or that may not be where environments are rendered.
+A file or folder is written under a temporary name beside its target, synced, and then renamed.
+Imports nothing that is slow or forbidden in processes that render.
 """
 
 import errno
@@ -27,10 +27,10 @@ _TEMPORARY = '.tmp'
 
 
 class LockedError(DataError):
-    """Another process does what one alone may do.
+    """Another process holds the lock.
 
     Attributes:
-        holder: which process that is, as it says itself.
+        holder: the content of the lock file, which names that process.
     """
 
     def __init__(self, message: str, holder: str) -> None:
@@ -40,13 +40,13 @@ class LockedError(DataError):
 
 @contextmanager
 def locked(path: Path, work: str, *, wait: bool = False) -> Iterator[None]:
-    """Holds the lock file `path` while active; the system frees it when the process dies.
+    """Holds the lock file `path` while active; the system releases it when the process dies.
 
-    The file stays: were it removed, two processes could hold locks on two files of its name.
+    The file is not removed: else two processes could lock two different files of the same name.
 
     Args:
-        work: what the process that holds it does, for messages to others.
-        wait: whether to wait for another process that holds it, saying so.
+        work: what the holder of the lock does, for messages of other processes.
+        wait: whether to print a message and wait while another process holds the lock.
 
     Raises:
         LockedError: another process holds it, and `wait` is not set.
@@ -60,7 +60,7 @@ def locked(path: Path, work: str, *, wait: bool = False) -> Iterator[None]:
                 holder = file.read().strip()
                 message = f'{path}: another process {work}; wait for it'
                 raise LockedError(message, holder) from None
-            from tqdm import tqdm  # Here, so that benchmarks run where it is not installed.
+            from tqdm import tqdm  # Here, so that benchmarks run without it.
 
             tqdm.write(f'another process {work}; waiting for it')
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -72,10 +72,10 @@ def locked(path: Path, work: str, *, wait: bool = False) -> Iterator[None]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Faults of the system inside name the file `path`, as those of a write by themselves do not.
+    """Adds the file name `path` to an OSError that has none, such as that of a write.
 
     Raises:
-        OSError: as it was raised inside, with a file's name.
+        OSError: the one raised inside, with a file name.
     """
     try:
         yield
@@ -87,12 +87,12 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
-    """A path to write to, which becomes `path` when that succeeds and vanishes when it fails.
+    """A temporary path to write to, renamed to `path` on success and removed on failure.
 
-    What it becomes is on the disk when this ends. Any number of processes may do the same.
+    The file is synced before and after the renaming. Any number of processes may write one `path`.
 
     Args:
-        folder: where it lies until then, of the same file system; default beside `path`.
+        folder: folder of the temporary file, on the same file system; default that of `path`.
     """
     name = f'.{path.name}.{secrets.token_hex(4)}{_TEMPORARY}'
     temporary = (folder or path.parent) / name
@@ -109,33 +109,33 @@ def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file, synced, whole or not at all, in place of what is there."""
+    """Writes a file atomically and synced, replacing an existing one."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding='utf-8')
 
 
 def write_json(path: Path, values: Any, indent: int = 2) -> None:
-    """`write_text` of JSON, a value a line."""
+    """`write_text` of JSON, one value per line."""
     write_text(path, json.dumps(values, indent=indent) + '\n')
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a file is what a killed process has left of one that it was writing."""
+    """Whether a file is a temporary one, such as a killed process leaves behind."""
     return path.name.startswith('.') and path.name.endswith(_TEMPORARY)
 
 
 @contextmanager
 def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A new folder that becomes `target` when the block ends, and vanishes when the block raises.
+    """A new folder, renamed to `target` when the block ends and removed when the block raises.
 
-    All that is in it is on the disk before it has its name.
+    All its files are synced before the renaming.
 
-    One process at a time writes a target: others wait. What killed ones have left beside it is
-    removed, and an old target that was on its way out is put back.
+    One process at a time writes a target; others wait. Leftovers of killed processes are removed.
+    If one was killed between the two renamings of a replacement, the old target is restored.
 
     Raises:
         FileExistsError: `target` exists already, and `replace` is not set.
-        FileNotFoundError: it is a link that leads nowhere, as to a disk that is not mounted.
+        FileNotFoundError: it is a broken link, for example to a disk that is not mounted.
     """
     if target.is_symlink():
         target = target.resolve(strict=True)
@@ -162,16 +162,16 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it, as far as they are missing, and syncs their names.
+    """Makes a folder and its missing parents, and syncs their names.
 
     Raises:
-        NotADirectoryError: something else, or a link to nothing, is in the place of one.
+        NotADirectoryError: in the place of one is something else, or a broken link.
         OSError: one cannot be made.
     """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:  # Which would say that there is a folder.
+    except FileExistsError as error:  # Its message would say that the folder exists.
         raise NotADirectoryError(
             errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename
         ) from error
@@ -180,13 +180,13 @@ def make_folder(path: Path) -> None:
 
 
 def sync_file(file: IO[Any]) -> None:
-    """Has the system write an open file to the disk."""
+    """Syncs an open file to the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_path(path: Path) -> None:
-    """Has the system write a file, or what a folder's names mean, to the disk."""
+    """Syncs a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -215,13 +215,13 @@ def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
         (2, 0): npy_format.read_array_header_2_0,
     }
     try:
-        # NumPy warns of headers that it has to guess at, and Python of odd escapes in them.
+        # NumPy warns of ambiguous headers, and Python of odd escapes in them.
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             shape, is_fortran, dtype = readers[npy_format.read_magic(file)](file)
     except OSError:
         raise
-    except Exception as error:  # NumPy lets pass whatever the damage leads to.
+    except Exception as error:  # NumPy may raise any exception on damaged headers.
         raise ValueError(f'the .npy header is damaged: {_first_line(error)}') from error
     if any(type(length) is not int or length < 0 for length in shape):
         raise ValueError(f'the .npy header is damaged: shape {shape}')
@@ -229,12 +229,11 @@ def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def load_array(path: Path, *, mapped: bool = False) -> np.ndarray:
-    """The array of a `.npy` file, read into memory or as a read-only map of the file.
+    """The array of a `.npy` file, read into memory or as a read-only memory map.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it holds something other than numbers in C order, or more or fewer of them than
-            its header says.
+        ValueError: it does not hold numbers in C order, or not as many as its header says.
     """
     with open(path, 'rb') as file:
         shape, is_fortran, dtype = read_npy_header(file)
@@ -253,7 +252,7 @@ def load_array(path: Path, *, mapped: bool = False) -> np.ndarray:
 
 
 def load_arrays(path: Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-    """Arrays of an `.npz` file by name; all of them, unless some are named.
+    """The named arrays of an `.npz` file, by name; all of them if no name is given.
 
     Raises:
         OSError: the file cannot be read.
@@ -264,7 +263,7 @@ def load_arrays(path: Path, names: Iterable[str] | None = None) -> dict[str, np.
             return {name: arrays[name] for name in names or arrays}
     except OSError:
         raise
-    except Exception as error:  # NumPy and zipfile let pass whatever the damage leads to.
+    except Exception as error:  # NumPy and zipfile may raise any exception on damaged files.
         raise ValueError(_first_line(error)) from error
 
 
@@ -273,7 +272,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _exchange(folder: Path, target: Path, old: Path) -> None:
-    """Puts `folder` in the place of `target`; what stands there is `old` in between."""
+    """Renames `folder` to `target`; an existing target is called `old` in between."""
     with suppress(FileNotFoundError):
         os.rename(target, old)
     try:

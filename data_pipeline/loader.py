@@ -3,14 +3,14 @@
     step -> transitions drawn with (seed, step) -> rows of both stacks and of the steps between
          -> frames, randomly shifted -> prefetch
 
-With k = 1 that is a transition, with k = h a chunk of h actions (`make_batches`), with k drawn from
-1..h a window that encoders are pretrained on (`make_windows`).
+With k = 1 a sample is a transition, with k = h a chunk of h actions (`make_batches`), with k drawn
+from 1..h a window for the pretraining of encoders (`make_windows`).
 
-Where an observation is several arrays by name, `frames` and `shifts` are such dictionaries too: all
-arrays of the same rows, each image shifted by offsets of its own.
+Where an observation is several arrays by name, `frames` and `shifts` are dictionaries of the same
+names. All arrays are of the same rows; each image has its own shifts.
 
-Nothing depends on what was drawn before, so a run continues at any step. Frames are gathered from
-the memory-mapped file itself, and only by TensorFlow's own ops (Python ones hang at exit).
+No draw depends on an earlier one, so that a run can continue at any step. Frames are gathered from
+the memory-mapped file, and only by TensorFlow's ops (Python ones hang at exit).
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from data_pipeline.files import load_array
 from data_pipeline.observations import array_name, map_named, named, unnamed
 from data_pipeline.store.frame_store import ALIGNMENT, Split
 
-tf.config.set_visible_devices([], 'GPU')  # GPU memory is JAX's.
+tf.config.set_visible_devices([], 'GPU')  # Leaves GPU memory to JAX.
 
 ACTION_LIMIT = 1 - 1e-5
 
@@ -40,12 +40,12 @@ ACTION_LIMIT = 1 - 1e-5
 _ROWS, _SHIFTS, _COIN = range(3)
 _STREAMS = 4
 
-# Seeds of runs lie below it: with it added, a step has random numbers that no run's loader draws.
-# Twice it is added for the offsets of windows, and more for the shifts of further images.
+# Seeds of runs are below it: with it added, a step has random numbers that no run's loader draws.
+# The offsets of windows add it twice, the shifts of further images more often.
 _MORE_SEEDS = 2**31
 
-# Linux reads no more for one call than the device reads ahead, by default 128 KB, drops the rest,
-# and says nothing.
+# In one call, Linux reads no more than the device's read-ahead size, by default 128 KB, and drops
+# the rest silently.
 _READ_AHEAD_BYTES = 128 << 10
 
 # Without it, a private mapping larger than memory is refused. Python names it from 3.13 on.
@@ -54,16 +54,16 @@ _MAP_NORESERVE = getattr(mmap, 'MAP_NORESERVE', 0x4000 if sys.platform == 'linux
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    """What a batch is made of.
+    """Settings of the batches.
 
     batch_size: samples per batch, over all processes
     frame_stack: frames per observation
-    horizon: actions between the two observations; of windows, the largest number of them
-    discount: factor by step of the rewards that are summed over a horizon of more than one
+    horizon: actions between the two observations; for windows, the largest number of them
+    discount: factor per step of the rewards that are summed over a horizon of more than one
     next_actions: whether the action of the next transition is loaded; for a horizon of one
     shift_pad: largest random shift, in pixels
     shift_probability: probability that a batch is shifted at all
-    seed: of all that is drawn
+    seed: of all random draws
     process_index, process_count: which equal part of each batch this process loads; the parts of
         all processes, in order, are the batch that one process alone would load
     """
@@ -109,10 +109,10 @@ def make_batches(
     config: LoaderConfig,
     start_step: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """Endless batches, the first one that of `start_step`; batch n depends on (seed, n) only.
+    """Endless batches from `start_step` on; batch n depends on (seed, n) only.
 
-    A transition is drawn uniformly, with replacement, from all but the last `horizon - 1` of the
-    split. A chunk begins there, wherever its trajectory ends: what would lie behind that end is not
+    A transition is drawn uniformly, with replacement, from all except the last `horizon - 1` of the
+    split. A chunk begins there even if its trajectory ends sooner: places behind that end are not
     valid.
 
     Args:
@@ -122,7 +122,7 @@ def make_batches(
         Read-only arrays, for b = batch_size / process_count samples that begin in row t:
         frames: (b, number of `frame_offsets`, *observation shape) as in the store: the stack at t
             is the first `frame_stack` of them, that at t + horizon the last ones, both oldest
-            first. In place of rows before or behind t's trajectory stands its first or last one.
+            first. Rows before or behind t's trajectory are replaced by its first or last one.
         actions: (b, a) float32, clipped to +-(1 - 1e-5).
         rewards, masks: (b,) float32.
         indices: (b,) int64: t, a row of the split.
@@ -132,12 +132,12 @@ def make_batches(
         With a horizon h of more than one, place j being row t + j:
         actions: (b, h, a), zeros where not valid.
         rewards: (b, h), the discounted sum of those up to j; none is added where not valid.
-        masks: (b, h), the least of those up to j; as before where not valid.
+        masks: (b, h), the minimum of those up to j; unchanged where not valid.
         valid: (b, h) float32: 1 where t + j begins a transition of t's trajectory, else 0.
 
         With `next_actions`, of the next transition of the split (of the last one: its own):
         next_actions: (b, a), clipped.
-        next_actions_valid: (b,) float32: 0 where it is none of t's trajectory, else 1.
+        next_actions_valid: (b,) float32: 1 where it belongs to t's trajectory, else 0.
 
     Raises:
         DataError: see `check_batches`.
@@ -154,25 +154,25 @@ def make_batches(
 def make_windows(
     split: Split, config: LoaderConfig, start_step: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches of windows, the first one that of `start_step`; batch n depends on (seed, n).
+    """Endless batches of windows from `start_step` on; batch n depends on (seed, n) only.
 
-    A row t is drawn uniformly, with replacement, from all but the trajectories' last ones; then an
-    offset k, uniformly from 1 to `horizon`, or to the number of rows that the trajectory has left
-    where these are fewer.
+    A row t is drawn uniformly, with replacement, from all except the trajectories' last ones. Then
+    an offset k is drawn uniformly from 1 to `horizon`, or to the number of rows left in the
+    trajectory where these are fewer.
 
     Args:
-        split: of images.
+        split: its observations are images.
 
     Yields:
         Read-only arrays, for b = batch_size / process_count windows:
-        frames: (b, frame_stack, h, w, c) uint8, the stack at t: oldest first, filled up with the
+        frames: (b, frame_stack, h, w, c) uint8, the stack at t: oldest first, padded with the
             first frame of the trajectory.
         later_frames: the same at t + k.
         actions: (b, horizon, a) float32: a_t .. a_{t+k-1}, clipped to +-(1 - 1e-5); then zeros.
         offsets: (b,) int32: k.
         indices: (b,) int64: t.
-        shifts, later_shifts: (b, 2) int32: rows and columns of the two stacks' crops, drawn apart,
-            as in `make_batches`; whether there are any is drawn for the batch.
+        shifts, later_shifts: (b, 2) int32: rows and columns of the two stacks' crops, drawn
+            separately, as in `make_batches`; one draw decides whether the batch is shifted.
 
     Raises:
         DataError: see `check_windows`.
@@ -225,8 +225,8 @@ def as_batches(
     """The batches of all requests, as read-only arrays, in order."""
     options = tf.data.Options()
     options.experimental_optimization.apply_default_optimizations = False  # They copy the frames.
-    # Nothing in it needs AutoGraph, whose conversion would take longer than all else before the
-    # first batch.
+    # Nothing in it needs AutoGraph, whose conversion would take longer than the rest of the time
+    # before the first batch.
     dataset = requests.map(
         tf.autograph.experimental.do_not_convert(make_batch),
         num_parallel_calls=tf.data.AUTOTUNE,
@@ -236,9 +236,9 @@ def as_batches(
 
 
 def check_batches(split: Split, config: LoaderConfig) -> None:
-    """Raises DataError if there are no such batches.
+    """Raises DataError if such batches cannot be made.
 
-    There are fewer transitions where a chunk may begin than `batch_size`, or images not larger than
+    Chunks may begin in fewer transitions than `batch_size`, or images are not larger than
     `shift_pad`.
     """
     if config.batch_size > num_starts(split, config):
@@ -254,9 +254,9 @@ def check_batches(split: Split, config: LoaderConfig) -> None:
 
 
 def check_windows(split: Split, config: LoaderConfig) -> None:
-    """Raises DataError if there are no such windows.
+    """Raises DataError if such windows cannot be made.
 
-    Observations are several arrays, or no images, or see `check_batches`; a window may begin in
+    Observations are several arrays, or not images; or see `check_batches`. A window may begin in
     every transition.
     """
     if isinstance(split.observations, dict):
@@ -270,15 +270,15 @@ def check_windows(split: Split, config: LoaderConfig) -> None:
 
 
 def num_starts(split: Split, config: LoaderConfig) -> int:
-    """The transitions where a chunk may begin, the first ones of the split."""
+    """The number of transitions where a chunk may begin, which are the first ones of the split."""
     return split.num_transitions - config.horizon + 1
 
 
 def frame_offsets(frame_stack: int, horizon: int) -> tuple[int, ...]:
-    """The rows, counted from t, of a sample's `frames`: those of both stacks, each once, in order.
+    """The rows, relative to t, of a sample's `frames`: those of both stacks, each once, in order.
 
-    The first `frame_stack` are the stack at t, the last ones that at t + horizon; `stack_places`
-    says so. There are frame_stack + min(frame_stack, horizon) of them.
+    The first `frame_stack` are the stack at t, the last ones that at t + horizon; see
+    `stack_places`. There are frame_stack + min(frame_stack, horizon) of them.
     """
     now = range(1 - frame_stack, 1)
     return tuple(sorted({*now, *(offset + horizon for offset in now)}))
@@ -297,9 +297,9 @@ def batch_maker(
     masks: np.ndarray,
     config: LoaderConfig,
 ) -> Callable[[tf.Tensor, tf.Tensor], Batch]:
-    """The function (transitions (b,) int64, step) -> the batch of these; see `make_batches`.
+    """The function (transitions (b,) int64, step) -> their batch; see `make_batches`.
 
-    Transitions are counted over the whole split. The step is that of the random shifts.
+    Transitions are counted over the whole split. The step determines the random shifts.
     """
     rows = len(split.terminals)
     if len(rewards) != rows or len(masks) != rows:
@@ -320,7 +320,7 @@ def batch_maker(
 
 
 def split_source(split: Split, rewards: np.ndarray, masks: np.ndarray) -> 'Source':
-    """The rows of a split, labelled, as tensors."""
+    """The rows of a split and their labels as tensors."""
     columns = Columns(
         as_tensor(split.actions),
         tf.constant(rewards, tf.float32),
@@ -337,7 +337,7 @@ def gather_samples(
     shifts: Any,
     config: LoaderConfig,
 ) -> Batch:
-    """What a batch has of these samples (b,); see `make_batches`.
+    """The part of a batch that comes from the samples (b,); see `make_batches`.
 
     Args:
         following: (b,) int64, the rows of the transitions after these; None where their actions
@@ -361,7 +361,7 @@ def gather_samples(
 
 
 def shifts_images(shape: tuple[int, ...], config: LoaderConfig) -> bool:
-    """Whether there are batches whose observations, of this shape, are shifted."""
+    """Whether observations of this shape are shifted in some batches."""
     return len(shape) == 3 and config.shift_pad > 0 and config.shift_probability > 0
 
 
@@ -377,16 +377,16 @@ def as_tensor(array: np.ndarray) -> tf.Tensor:
 def map_file(path: Path, *, growing: bool = False) -> tf.Tensor:
     """A `.npy` file as a tensor (n, values per row), without reading or copying it.
 
-    The tensor holds the array and so the mapping. DLPack takes writable arrays only: the mapping is
-    a private one, which can never alter the file.
+    The tensor keeps the array and its mapping alive. DLPack takes only writable arrays, so that the
+    mapping is a private one, which can never change the file.
 
-    Around every page that is touched for the first time, the system would read as much as it does
-    for files read in order, up to 8 MB on some disks: gigabytes for one batch of random rows. It
-    reads single pages instead, and `read_ahead` the whole file in the background.
+    By default the system would read ahead around every page on its first use, up to 8 MB on some
+    disks: gigabytes for one batch of random rows. It is advised to read single pages instead, and
+    `read_ahead` reads the whole file in the background.
 
     Args:
-        growing: whether this process goes on writing the file, a replay's: then the mapping is a
-            shared one, which is sure to show what is written.
+        growing: whether this process continues to write the file, as for a replay. Then the mapping
+            is a shared one, in which new rows are visible.
     """
     layout = load_array(path, mapped=True)
     flags = mmap.MAP_SHARED if growing else mmap.MAP_PRIVATE | _MAP_NORESERVE
@@ -402,7 +402,7 @@ def map_file(path: Path, *, growing: bool = False) -> tf.Tensor:
 
 
 def read_ahead(path: Path) -> None:
-    """Has the system read a file into its cache, if it fills no more than half of what is free."""
+    """Makes the system read a file into its cache, if it takes at most half of the free memory."""
     if not hasattr(os, 'posix_fadvise') or path.stat().st_size > available_memory() / 2:
         return
     with open(path, 'rb') as file:
@@ -411,7 +411,7 @@ def read_ahead(path: Path) -> None:
 
 
 def available_memory() -> int:
-    """Bytes that the system could give to processes and its cache; 0 where it does not tell."""
+    """Bytes of memory available to processes and the file cache; 0 where this is unknown."""
     try:
         lines = Path('/proc/meminfo').read_text(encoding='ascii').splitlines()
     except OSError:
@@ -420,14 +420,14 @@ def available_memory() -> int:
 
 
 class Frames(NamedTuple):
-    """One array of observations: its file as a tensor (n, values per row), a row's shape."""
+    """One array of observations: its file as a tensor (n, values per row), and a row's shape."""
 
     values: tf.Tensor
     shape: tuple[int, ...]
 
 
 def map_frames(split: Split) -> Any:
-    """The observations of a split, mapped: `Frames`, or several by name."""
+    """The memory-mapped observations of a split: `Frames`, or several by name."""
     return unnamed(
         {
             name: Frames(map_file(split.path / f'{array_name(name)}.npy'), array.shape[1:])
@@ -437,7 +437,7 @@ def map_frames(split: Split) -> Any:
 
 
 class Columns(NamedTuple):
-    """What a split's rows have besides observations: (n, a), (n,) and (n,) float32."""
+    """The other columns of a split besides observations: (n, a), (n,) and (n,) float32."""
 
     actions: tf.Tensor
     rewards: tf.Tensor
@@ -445,17 +445,17 @@ class Columns(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Rows that batches are gathered from; `frames` of `map_frames`."""
+    """Rows that batches are gathered from; for `frames` see `map_frames`."""
 
     frames: Any
     columns: Columns
 
 
 class Trajectories(NamedTuple):
-    """Where the m trajectories of a split lie; (m,) int64 each.
+    """The positions of the m trajectories of a split; (m,) int64 each.
 
-    first, last: their rows
-    transitions: how many there are up to the end of each
+    first, last: their first and last rows
+    transitions: number of transitions up to the end of each
     """
 
     first: tf.Tensor
@@ -464,9 +464,9 @@ class Trajectories(NamedTuple):
 
 
 def find_trajectories(split: Split) -> Trajectories:
-    """The trajectories of a split: all that drawing its rows needs, however many rows there are."""
+    """The trajectories of a split, which are enough to draw rows from any number of rows."""
     last = np.flatnonzero(split.terminals)
-    # A transition begins at every row but the last ones.
+    # A transition begins at every row except the last ones.
     found = (last - split.lengths + 1, last, last - np.arange(len(last)))
     return Trajectories(*(tf.constant(values, tf.int64) for values in found))
 
@@ -483,9 +483,9 @@ class Samples(NamedTuple):
 
 
 def find_rows(trajectories: Trajectories, transitions: tf.Tensor) -> Samples:
-    """Where transitions (b,) int64, counted over the whole split, begin."""
+    """The first rows of transitions (b,) int64, counted over the whole split."""
     found = tf.searchsorted(trajectories.transitions, transitions, side='right')
-    # Before a transition's row lie as many last rows, where none begins, as trajectories.
+    # Before its row, each earlier trajectory has one last row, where no transition begins.
     rows = transitions + tf.cast(found, tf.int64)
     return Samples(rows, tf.gather(trajectories.first, found), tf.gather(trajectories.last, found))
 
@@ -505,7 +505,7 @@ def sample_transitions(bound: int, config: LoaderConfig, step: tf.Tensor) -> tf.
 
 def sample_offsets(limits: tf.Tensor, config: LoaderConfig, step: tf.Tensor) -> tf.Tensor:
     """(b,) int64, uniform in 1..limits (b,) int64; this process's part."""
-    # Of so large a number, the remainder is uniform but for one part in 2^50.
+    # The remainder of so large a number is uniform except for one part in 2^50.
     draws = tf.random.stateless_uniform(
         [config.batch_size],
         tf.stack([tf.constant(config.seed + 2 * _MORE_SEEDS, tf.int64), step]),
@@ -518,7 +518,7 @@ def sample_offsets(limits: tf.Tensor, config: LoaderConfig, step: tf.Tensor) -> 
 
 
 def local_part(drawn: tf.Tensor, config: LoaderConfig) -> tf.Tensor:
-    """This process's samples of what was drawn for the whole batch."""
+    """This process's part of the draws for the whole batch."""
     first = config.process_index * config.local_size
     return drawn[first : first + config.local_size]
 
@@ -534,7 +534,7 @@ def sample_shifts(
 ) -> tf.Tensor:
     """(b, 2) int32 row and column offsets, uniform in 0..2 * shift_pad; this process's part.
 
-    They are shift_pad, which is no shift, where the coin says so or nothing of this shape is.
+    They are shift_pad, which means no shift, where the coin or the shape excludes shifts.
     """
     if not shifts_images(shape, config):
         return tf.fill([config.local_size, 2], config.shift_pad)
@@ -552,7 +552,7 @@ def sample_shifts(
 def sample_all_shifts(frames: Any, coin: tf.Tensor, config: LoaderConfig, step: tf.Tensor) -> Any:
     """`sample_shifts` for each array of `frames`, in the same form.
 
-    The first image, by name, has the offsets that a single one would have.
+    The first image, sorted by name, has the offsets that a single image would have.
     """
     shapes = {name: array.shape for name, array in named(frames).items()}
     seeds = dict.fromkeys(shapes, config.seed)
@@ -568,7 +568,7 @@ def sample_all_shifts(frames: Any, coin: tf.Tensor, config: LoaderConfig, step: 
 
 
 def stack_rows(samples: Samples, offsets: tuple[int, ...]) -> tf.Tensor:
-    """(b, offsets) int64: the rows so far from t, or the nearest ones of t's trajectory."""
+    """(b, offsets) int64: the rows t + offset, clipped to t's trajectory."""
     rows = samples.rows[:, None] + tf.constant(offsets, tf.int64)
     return tf.clip_by_value(rows, samples.first[:, None], samples.last[:, None])
 
@@ -592,10 +592,10 @@ def gather_frames(frames: Frames, rows: tf.Tensor) -> tf.Tensor:
 
 
 def gather_shifted(frames: Frames, rows: tf.Tensor, shifts: tf.Tensor, pad: int) -> tf.Tensor:
-    """`gather_frames` of images (h, w, c), all those of a sample shifted by its offset.
+    """`gather_frames` of images (h, w, c), all images of a sample shifted by its offset.
 
-    An edge-padded crop is a gather with clamped indices. For the rows of an image that is how it is
-    read from the file; for the columns, samples of one offset are cut and edged together, which is
+    An edge-padded crop is a gather with clamped indices. The rows of an image are gathered so from
+    the file. For the columns, samples of the same offset are cut and padded together, which is
     several times faster than a gather of pixels.
     """
     height, width, channels = frames.shape
@@ -613,7 +613,7 @@ def gather_shifted(frames: Frames, rows: tf.Tensor, shifts: tf.Tensor, pad: int)
 
 
 def shift_columns(lines: tf.Tensor, offset: int, channels: int) -> tf.Tensor:
-    """(..., w * c) lines of pixels: column j is made column j + `offset`, or the edge beyond it."""
+    """(..., w * c) lines of pixels: column j becomes column j + `offset`, or the edge beyond it."""
     cut = offset * channels
     if offset < 0:
         return tf.concat([lines[..., :channels]] * -offset + [lines[..., :cut]], axis=-1)
@@ -632,7 +632,7 @@ def gather_transitions(columns: Columns, rows: tf.Tensor) -> Batch:
 
 
 def gather_chunks(columns: Columns, samples: Samples, horizon: int, discount: float) -> Batch:
-    """The columns of the `horizon` rows from t on, cumulated; see `make_batches`."""
+    """The columns of the `horizon` rows from t on, accumulated; see `make_batches`."""
     steps = steps_from(samples.rows, samples.last - samples.rows, horizon)
     discounts = tf.constant(discount ** np.arange(horizon), tf.float32)
     rewards = gather_inside(columns.rewards, steps, 0) * discounts
@@ -645,16 +645,17 @@ def gather_chunks(columns: Columns, samples: Samples, horizon: int, discount: fl
 
 
 def following_rows(trajectories: Trajectories, transitions: tf.Tensor) -> tf.Tensor:
-    """The rows of the transitions after these, as published for ReBRAC.
+    """The rows of the next transitions, as published for ReBRAC.
 
-    Behind a trajectory's end comes the next one's first; behind the last, itself.
+    After a trajectory's last transition comes the first of the next trajectory; after the last of
+    all, itself.
     """
     following = tf.minimum(transitions + 1, trajectories.transitions[-1] - 1)
     return find_rows(trajectories, following).rows
 
 
 def gather_next_actions(actions: tf.Tensor, samples: Samples, following: tf.Tensor) -> Batch:
-    """The actions of the following rows, and whether they are of the samples' trajectories."""
+    """The actions of the following rows, and whether they belong to the samples' trajectories."""
     return {
         'next_actions': clipped(tf.gather(actions, following)),
         'next_actions_valid': tf.cast(samples.rows + 1 < samples.last, tf.float32),
@@ -662,21 +663,21 @@ def gather_next_actions(actions: tf.Tensor, samples: Samples, following: tf.Tens
 
 
 class Steps(NamedTuple):
-    """Rows from t on, (b, horizon) int64, and which of them are wanted; the others are row 0."""
+    """Rows from t on, (b, horizon) int64, and which of them are used; the others are row 0."""
 
     rows: tf.Tensor
     is_inside: tf.Tensor
 
 
 def steps_from(rows: tf.Tensor, lengths: tf.Tensor, horizon: int) -> Steps:
-    """Of `horizon` rows from each of (b,) int64 on, the first `lengths` (b,) int64."""
+    """`horizon` rows from each of rows (b,) int64 on, of which the first `lengths` are used."""
     places = tf.range(horizon, dtype=tf.int64)
     is_inside = places < lengths[:, None]
     return Steps(tf.where(is_inside, rows[:, None] + places, 0), is_inside)
 
 
 def gather_inside(values: tf.Tensor, steps: Steps, outside: float) -> tf.Tensor:
-    """(b, horizon, ...): the values of the wanted rows, and `outside` in place of the others."""
+    """(b, horizon, ...): the values of the used rows, and `outside` in place of the others."""
     gathered = tf.gather(values, steps.rows)
     shape = [-1, steps.is_inside.shape[1], *[1] * (values.ndim - 1)]
     is_inside = tf.reshape(steps.is_inside, shape)
@@ -686,15 +687,15 @@ def gather_inside(values: tf.Tensor, steps: Steps, outside: float) -> tf.Tensor:
 def accumulated(
     values: tf.Tensor, combine: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 ) -> tf.Tensor:
-    """(b, k): each place of values (b, k) combined with those before it."""
+    """(b, k): each of values (b, k) combined with those before it along k."""
     return tf.stack(list(itertools.accumulate(tf.unstack(values, axis=1), combine)), axis=1)
 
 
 def clipped(actions: tf.Tensor) -> tf.Tensor:
-    """Actions short of +-1, where a squashed Gaussian has no density."""
+    """Actions clipped just inside +-1, where a squashed Gaussian has no density."""
     return tf.clip_by_value(actions, -ACTION_LIMIT, ACTION_LIMIT)
 
 
 def _stream(config: LoaderConfig, step: tf.Tensor, stream: int) -> tf.Tensor:
-    """The seed of one of the streams of random numbers of a step."""
+    """The seed of one of a step's streams of random numbers."""
     return tf.stack([tf.constant(config.seed, tf.int64), _STREAMS * step + stream])

@@ -1,6 +1,6 @@
-"""What this process may use of the machine: processors and memory, as affinity and cgroups allow.
+"""Processors and memory that this process may use, by affinity and cgroups.
 
-Imports nothing that is slow or that may not be where environments are rendered.
+Imports nothing that is slow or forbidden in processes that render.
 """
 
 import math
@@ -13,10 +13,10 @@ ROOT = Path('/')
 
 
 def available_processors(root: Path = ROOT) -> int:
-    """How many processors' time the process may use, at least 1.
+    """The number of processors that the process may use, at least 1.
 
-    Affinity, which Slurm and taskset set, and the quotas of cgroups v1 and v2, which containers
-    set, may leave fewer than the machine has.
+    Affinity (set by Slurm and taskset) and the quotas of cgroups v1 and v2 (set by containers) may
+    allow fewer than the machine has.
 
     Args:
         root: the folder that holds `proc` and `sys`.
@@ -29,15 +29,15 @@ def available_processors(root: Path = ROOT) -> int:
             *_words(folder / 'cpu.cfs_quota_us'),
             *_words(folder / 'cpu.cfs_period_us'),
         ]
-        if len(words) == 2 and words[0].isdigit():  # No quota is 'max', in version 1 -1.
+        if len(words) == 2 and words[0].isdigit():  # 'max' means no quota, in version 1 -1.
             processors = min(processors, math.ceil(int(words[0]) / int(words[1])))
     return max(processors, 1)
 
 
 def available_memory(root: Path = ROOT) -> int | None:
-    """Bytes of memory that the process may still fill, swap included; None if nothing tells.
+    """Bytes of memory that the process may still use, swap included; None if unknown.
 
-    The limit of a cgroup is taken as a whole, since most of what is used there may be files' pages.
+    The full limit of a cgroup counts, since most of what is used there may be the file cache.
     """
     limits = []
     meminfo = root / 'proc/meminfo'
@@ -51,7 +51,7 @@ def available_memory(root: Path = ROOT) -> int | None:
 
 
 def _cgroups(root: Path, controller: str) -> list[Path]:
-    """The folders of the process's cgroup and of those above, of version 2 and of `controller`."""
+    """The folders of the process's cgroup and its parents, of version 2 and of `controller`."""
     folders = []
     with suppress(OSError):
         for line in (root / 'proc/self/cgroup').read_text().splitlines():

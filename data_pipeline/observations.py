@@ -1,7 +1,7 @@
 """Observations of one array, or of several by name: a robot's cameras and its proprioception.
 
-One array stands for itself wherever observations are passed on; several are a dictionary. In a
-store the first is called `observations`, the others `observations.NAME`.
+A single array is passed on as it is, several as a dictionary by name. In a store a single array is
+called `observations`, each of several `observations.NAME`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ NO_KEYS: Mapping[str, str] = MappingProxyType({})
 
 
 def named(observations: Any) -> dict[str, Any]:
-    """The arrays, or what there is of each, by name; that of a single array is ''."""
+    """The arrays, or one value for each, by name; the name of a single array is ''."""
     return dict(observations) if isinstance(observations, Mapping) else {'': observations}
 
 
@@ -27,7 +27,7 @@ def unnamed(arrays: Mapping[str, Any]) -> Any:
 
 
 def map_named(function: Callable[..., Any], first: Any, *others: Any) -> Any:
-    """What `function` makes of each array, in the form that the first observations have."""
+    """Applies `function` to each array; the result has the form of the first observations."""
     rest = [named(other) for other in others]
     return unnamed(
         {
@@ -38,7 +38,7 @@ def map_named(function: Callable[..., Any], first: Any, *others: Any) -> Any:
 
 
 def array_name(name: str) -> str:
-    """What the array of a name, of `named`, is called in a store."""
+    """The array name in a store of a name of `named`."""
     return f'{OBSERVATIONS}.{name}' if name else OBSERVATIONS
 
 
@@ -48,7 +48,7 @@ def is_observation(array: str) -> bool:
 
 
 def pick_observations(arrays: Mapping[str, Any]) -> Any:
-    """The observations among a store's arrays: one, or several in the order of their names."""
+    """The observations among a store's arrays: one, or several sorted by name."""
     return unnamed(
         {
             array.partition('.')[2]: value
@@ -59,14 +59,14 @@ def pick_observations(arrays: Mapping[str, Any]) -> Any:
 
 
 def observation_keys(words: Sequence[str]) -> dict[str, str]:
-    """Which arrays of a source are the observations, by the names that they get.
+    """The keys of the observations in a source, by the names that they get in the store.
 
     Args:
-        words: `KEY` or `NAME=KEY` each. A single KEY has the name ''; of several, each is named by
-            what follows its last slash.
+        words: `KEY` or `NAME=KEY` each. A single KEY has the name ''; each of several KEYs is named
+            by the part after its last slash.
 
     Raises:
-        DataError: two have one name, or one that is no file's.
+        DataError: two have the same name, or a name is not valid.
     """
     keys: dict[str, str] = {}
     for word in words:
@@ -91,7 +91,7 @@ def describe(shapes: Any, dtypes: Any) -> str:
 
 
 def flattened(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays of a batch: of a field that holds several, each as `FIELD.NAME`."""
+    """The arrays of a batch; those of a field with several arrays are called `FIELD.NAME`."""
     return {
         f'{field}.{name}' if name else field: array
         for field, value in batch.items()

@@ -3,7 +3,7 @@
     step, rows in the replay -> samples drawn with (seed, step) -> a queue
         -> frames, randomly shifted, as of `data_pipeline.loader` -> batch
 
-Which samples update n sees depends on (seed, n, rows in the replay when it was asked for) alone.
+The samples of update n depend only on (seed, n, rows in the replay when it was requested).
 """
 
 from collections import deque
@@ -37,10 +37,10 @@ class Drawn(NamedTuple):
     """The samples of a batch, (b,) each.
 
     Attributes:
-        sources: int32: 0 the data, 1.. the streams of the replay.
-        rows, first, last: int64: where samples begin, and the first and last rows of their
-            episodes.
-        following: int64: the rows of the transitions after these; see `loader.following_rows`.
+        sources: int32: 0 for the data, 1.. for the streams of the replay.
+        rows, first, last: int64: the rows where samples begin, and the first and last rows of
+            their episodes.
+        following: int64: the rows of the next transitions; see `loader.following_rows`.
     """
 
     sources: np.ndarray
@@ -55,13 +55,13 @@ def draw_samples(
 ) -> Drawn:
     """The samples of one update, with replacement; this process's part.
 
-    Chunks may begin in all but the last `horizon - 1` transitions of each source.
+    Chunks may begin in all except the last `horizon - 1` transitions of each source.
 
     Args:
         sources: the data, then the streams of the replay.
-        share: None: uniform over data and replay as one. Else this part of the batch, its first
-            rows, comes from the data and the rest from the replay; all of it from the data as long
-            as the replay has nothing.
+        share: None: uniform over data and replay together. Else the share of the batch, its first
+            rows, that comes from the data; the rest comes from the replay. While the replay has
+            no transitions, all rows come from the data.
     """
     counts = [max(0, episodes.transitions - config.horizon + 1) for episodes in sources]
     ends = np.cumsum(counts)
@@ -71,8 +71,8 @@ def draw_samples(
         from_data = int(config.batch_size * share) if ends[-1] > ends[0] else config.batch_size
         high[:from_data] = ends[0]
         low[from_data:] = ends[0]
-    # Counter-based, so that it depends on nothing drawn before. Of numbers below 2^64, the
-    # remainder is uniform but for one part in 2^30 even with billions of rows.
+    # Counter-based, so that no draw depends on an earlier one. The remainder of numbers below 2^64
+    # is uniform except for one part in 2^30 even with billions of rows.
     raw = np.random.Philox(key=np.array([config.seed, step], np.uint64)).random_raw(len(low))
     picks = low + (raw % (high - low).astype(np.uint64)).astype(np.int64)
     first = config.process_index * config.local_size
@@ -90,9 +90,9 @@ def draw_samples(
 
 
 class OnlineBatches:
-    """Batches that are asked for as the replay grows; a context manager.
+    """Batches that are requested as the replay grows; a context manager.
 
-    A batch is made in the background from when it is asked for until it is taken.
+    A batch is made in the background after it is requested by `ask`, and returned by `take`.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class OnlineBatches:
         share: float | None,
         config: LoaderConfig,
     ) -> None:
-        """Maps the data; `rewards` and `masks` are theirs, `share` is of `draw_samples`."""
+        """Maps the data; `rewards` and `masks` are the data's, for `share` see `draw_samples`."""
         self._data = split_source(split, rewards, masks)
         self._episodes = Episodes(np.flatnonzero(split.terminals), len(split.terminals))
         self._replay, self._share, self._config = replay, share, config
@@ -120,8 +120,8 @@ class OnlineBatches:
         self._stop()
 
     def ask(self, steps: Iterable[int]) -> None:
-        """Has the batches of these updates made, of the rows that there are now."""
-        # Before the replay grows again, all that was asked for is taken.
+        """Requests the batches of these updates, made from the current rows."""
+        # All requested batches are taken before the replay grows again.
         if self._capacity != self._replay.capacity:
             assert not self._asked
             self._start()
@@ -132,10 +132,10 @@ class OnlineBatches:
             self._asked.append(step)
 
     def take(self) -> tuple[int, dict[str, np.ndarray]]:
-        """The update and the batch asked for first: see `loader.make_batches`, but for
+        """The oldest request's update and batch. See `loader.make_batches`, except for
 
-        sources: (b,) int32: 0 where a sample is of the data, else 1 + the replay's stream.
-        indices: (b,) int64: rows of the samples' sources.
+        sources: (b,) int32: 0 where a sample is from the data, else 1 + the replay's stream.
+        indices: (b,) int64: rows in the samples' sources.
         """
         step = self._asked.popleft()
         return step, next(self._batches)
@@ -158,16 +158,16 @@ class OnlineBatches:
 
     def _stop(self) -> None:
         if self._queue is not None:
-            # A thread that waits for the next request would keep the process from ending.
+            # A thread that waits for the next request would prevent the process from ending.
             self._queue.close(cancel_pending_enqueues=True)
         self._queue, self._batches = None, iter(())
 
 
 def stream_source(stream: Stream, like: Frames) -> Source:
-    """The rows of a stream, those to come too, as tensors.
+    """The rows of a stream as tensors, including rows that will be appended.
 
     Args:
-        like: the data's observations, frames or latents, whose shape the stream's have.
+        like: the data's observations, frames or latents; the stream's have the same shape.
     """
 
     def column(name: str, *shape: int) -> tf.Tensor:
@@ -181,7 +181,7 @@ def stream_source(stream: Stream, like: Frames) -> Source:
 
 
 def mixture_maker(sources: Sequence[Source], config: LoaderConfig) -> Callable[..., Batch]:
-    """The function (step, *drawn) -> batch of samples of several sources."""
+    """The function (step, *drawn) -> batch of samples from several sources."""
     shape = sources[0].frames.shape
 
     def make_batch(

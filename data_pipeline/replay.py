@@ -1,4 +1,4 @@
-"""The replay of the online phase: the arrays of a frame store that grow, one copy of each frame.
+"""The replay of the online phase: growing arrays of a frame store, one copy of each frame.
 
     <replay>/replay.json          how many rows there are, and what they are
     <replay>/<split>/<array>.npy  split: `train` of the first environment, `train_1`, ... of others
@@ -7,9 +7,9 @@ A split is the stream of one environment, episode after episode. Row t holds an 
 action that was taken there with its reward and mask. The last row of an episode has `terminals` set
 and leads nowhere. The newest row of a stream holds an observation only, until its action is taken.
 
-Files are longer than what they hold, by up to EXTENT rows that take no disk space, so that a loader
-may map them before they are filled. The number of rows is what counts: a row is written before it
-is counted, and what lies behind the count is never read.
+Files are longer than their contents, by up to EXTENT rows that take no disk space, so that a loader
+can map them before they are filled. A row is written before it is counted, and what lies behind the
+number of rows is never read.
 """
 
 import itertools
@@ -37,20 +37,20 @@ from data_pipeline.store.manifest import FORMAT_VERSION, ArrayEntry, Manifest, S
 RECORD = 'replay.json'
 
 EXTENT = 16_384
-"""Rows by which the files of a stream grow."""
+"""Number of rows by which the files of a stream grow."""
 
 _READ_BYTES = 4 << 20
 _SHOWN = {'observations', 'latents'}
-"""Arrays that are complete up to the newest row; of the others its entry is still to come."""
+"""Arrays that are complete up to the newest row; the others have no entry of that row yet."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a row of a replay is.
+    """The contents of a row of a replay.
 
     frame_shape, frame_dtype: of a frame, not stacked
     action_dim: size of an action
-    latents: size and type of the latents of the stack that ends in a row, where they are kept
+    latents: size and type of the latents of the stack that ends in a row, if they are kept
     """
 
     frame_shape: tuple[int, ...]
@@ -60,7 +60,7 @@ class Layout:
 
     @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """Shape of a row and type, by the array's name."""
+        """The row shape and type of each array, by name."""
         arrays: dict[str, tuple[tuple[int, ...], np.dtype]] = {
             'observations': (self.frame_shape, np.dtype(self.frame_dtype)),
             'actions': ((self.action_dim,), np.dtype(np.float32)),
@@ -75,11 +75,11 @@ class Layout:
 
 
 class Episodes(NamedTuple):
-    """Where the episodes of a stream, or the trajectories of a split, lie.
+    """The positions of the episodes of a stream, or of the trajectories of a split.
 
     Attributes:
-        ends: (m,) int64, the last rows of those that have ended, ascending.
-        rows: how many rows there are; those behind the last end are of an episode that goes on.
+        ends: (m,) int64, the last rows of the finished episodes, ascending.
+        rows: number of rows; those behind the last end belong to an unfinished episode.
     """
 
     ends: np.ndarray
@@ -87,43 +87,43 @@ class Episodes(NamedTuple):
 
     @property
     def is_open(self) -> bool:
-        """Whether an episode goes on."""
+        """Whether there is an unfinished episode."""
         return self.rows > (self.ends[-1] + 1 if len(self.ends) else 0)
 
     @property
     def transitions(self) -> int:
-        """Rows whose next row is there and of the same episode."""
+        """The number of rows whose next row exists and belongs to the same episode."""
         return self.rows - len(self.ends) - self.is_open
 
     def find(self, transitions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where transitions (b,) int64, counted over the whole stream, begin.
+        """The rows of transitions (b,) int64, counted over the whole stream.
 
         Returns:
             Their rows, and the first and last rows of their episodes, (b,) int64 each; the last row
-            of an episode that goes on is the newest.
+            of an unfinished episode is the newest.
         """
-        # Before a transition's row lie as many last rows, where none begins, as ended episodes.
+        # Before its row, each finished episode has one last row, where no transition begins.
         before = np.searchsorted(self.ends - np.arange(len(self.ends)), transitions, side='right')
         bounds = np.concatenate([[-1], self.ends, [self.rows - 1]])
         return transitions + before, bounds[before] + 1, bounds[before + 1]
 
 
 Values = list[tuple[str, int, Any]]
-"""What is written where: an array's name, a row, a value."""
+"""Values to write: an array's name, a row, a value each."""
 
 
 class Stream:
-    """The rows of one environment, in files that grow.
+    """The rows of one environment, in growing files.
 
     Attributes:
         path: folder of the arrays.
-        layout: what a row is.
-        rows: how many rows there are.
-        capacity: rows that the files have room for.
+        layout: the contents of a row.
+        rows: number of rows.
+        capacity: number of rows that the files have room for.
     """
 
     def __init__(self, path: Path, layout: Layout, rows: int = 0) -> None:
-        """Opens the files in `path`, which are made if `rows` is 0, and cuts them to `rows`.
+        """Opens the files in `path` and cuts them to `rows`; makes them if `rows` is 0.
 
         Raises:
             DataError: an array is missing, of another shape, or too short.
@@ -150,7 +150,7 @@ class Stream:
 
     @property
     def episodes(self) -> Episodes:
-        """Where the episodes lie; of no use any more once something was appended."""
+        """The positions of the episodes; valid until something is appended."""
         return Episodes(self._ends[: self._num_ends], self.rows)
 
     def start(self, frame: np.ndarray, latents: np.ndarray | None = None) -> None:
@@ -167,14 +167,14 @@ class Stream:
         ends: bool,
         latents: np.ndarray | None = None,
     ) -> None:
-        """Appends a step: what was done in the newest row, and the row that it led to.
+        """Appends a step: the action in the newest row, its results, and the row that it led to.
 
         Args:
-            mask: 0 where the task is complete, so that nothing follows.
-            ends: whether the episode ends there, for whatever reason.
+            mask: 0 where the task is complete, so that no value follows, else 1.
+            ends: whether the episode ends there, for any reason.
 
         Raises:
-            DataError: the disk is full, or the like; the stream is as before.
+            DataError: writing failed, for example on a full disk; the stream is unchanged.
         """
         assert self.episodes.is_open
         row = self.rows
@@ -186,7 +186,7 @@ class Stream:
             self._note_end(row)
 
     def cut_off(self) -> None:
-        """Ends the episode that goes on at its newest row; one of no transition leaves no row."""
+        """Ends the unfinished episode at its newest row; one without a transition is removed."""
         episodes = self.episodes
         assert episodes.is_open
         last = episodes.ends[-1] if len(episodes.ends) else -1
@@ -200,7 +200,7 @@ class Stream:
         self._note_end(self.rows - 1)
 
     def read(self, name: str, start: int, end: int) -> np.ndarray:
-        """The rows from `start` to `end` of an array, a copy."""
+        """A copy of the rows from `start` to `end` of an array."""
         shape, dtype = self._arrays[name]
         size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
         data = os.pread(
@@ -210,11 +210,11 @@ class Stream:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The number of rows and checksums of what they hold: JSON values for a checkpoint."""
+        """The number of rows and the checksums of the arrays: JSON values for a checkpoint."""
         return {'rows': self.rows, 'crc32': dict(self._crc)}
 
     def check(self, record: Mapping[str, Any]) -> None:
-        """Raises DataError if the rows are not those of a `record`."""
+        """Raises DataError if the rows differ from those of a `record`."""
         for name, crc in record['crc32'].items():
             if self._crc[name] != crc:
                 raise DataError(
@@ -223,13 +223,13 @@ class Stream:
                 )
 
     def sync(self) -> None:
-        """Has the system write everything to the disk."""
+        """Syncs everything to the disk."""
         with _faults(self.path):
             for file in self._files.values():
                 sync_file(file)
 
     def trim(self) -> None:
-        """Cuts the files to the rows that they hold, for others to read; ends all appending."""
+        """Cuts the files to their rows, for other readers; nothing can be appended afterwards."""
         with _faults(self.path):
             for name in self._arrays:
                 self._resize(name, self.rows)
@@ -250,7 +250,7 @@ class Stream:
     def _open(self) -> None:
         mode = 'r+b' if self.rows else 'xb+'
         for name, (shape, dtype) in self._arrays.items():
-            # Unbuffered: a row is in the file, and so in every mapping of it, once it is written.
+            # Unbuffered: a written row is at once in the file, and so in every mapping of it.
             file = open(self.path / f'{name}.npy', mode, buffering=0)  # noqa: SIM115
             self._files[name] = file
             with _faults(self.path):
@@ -268,12 +268,12 @@ class Stream:
         }
 
     def _reserve(self, rows: int) -> None:
-        """Cuts the files to so many rows, and makes room for EXTENT more at most."""
+        """Cuts the files to so many rows, and makes room for at most EXTENT more."""
         capacity = (rows // EXTENT + 1) * EXTENT
         with _faults(self.path):
             for name in self._arrays:
-                # What a killed process has written behind the rows goes: it reads as zeros. Of the
-                # newest row there is no more than what was shown.
+                # What a killed process has written behind the rows is overwritten with zeros. The
+                # newest row has only its observation.
                 kept = rows if name in _SHOWN else max(rows - 1, 0)
                 self._resize(name, kept)
                 self._resize(name, capacity)
@@ -286,7 +286,7 @@ class Stream:
         write_npy_header(file, (rows, *shape), dtype)
 
     def _append(self, frame: np.ndarray, latents: np.ndarray | None, columns: list[Values]) -> None:
-        """Writes what a row shows and what completes rows; counts it when all is written."""
+        """Writes a row's observation and the values that complete rows; then counts the row."""
         shape, dtype = self._arrays['observations']
         assert frame.shape == shape
         assert frame.dtype == dtype
@@ -308,7 +308,7 @@ class Stream:
             crc[name] = zlib.crc32(data, crc[name])
             place = self._starts[name] + row * len(data)
             with _faults(self.path):
-                while data:  # On a full disk a part may be written before the error comes.
+                while data:  # On a full disk a part may be written before the error is raised.
                     written = os.pwrite(self._files[name].fileno(), data, place)
                     data, place = data[written:], place + written
         self._crc = crc
@@ -334,7 +334,7 @@ class Replay:
     """The streams of all environments of a run; a context manager.
 
     Attributes:
-        path: its folder.
+        path: the replay's folder.
         streams: one for each environment.
     """
 
@@ -346,12 +346,12 @@ class Replay:
         streams: int,
         records: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
-        """Makes an empty replay in place of what is there, or opens one as a checkpoint left it.
+        """Makes an empty replay, replacing an existing one, or opens one as of a checkpoint.
 
         Args:
             origin: where the data come from, for the record.
-            streams: how many there are.
-            records: of each stream, as `commit` gave them; rows behind them are dropped.
+            streams: number of streams.
+            records: of each stream, as `commit` returned them; later rows are dropped.
 
         Raises:
             DataError: the replay of the records is missing, damaged or of another shape.
@@ -390,19 +390,19 @@ class Replay:
 
     @property
     def transitions(self) -> int:
-        """How many can be drawn."""
+        """The number of transitions that can be drawn."""
         return sum(stream.episodes.transitions for stream in self.streams)
 
     @property
     def capacity(self) -> int:
-        """Rows that the files have room for; when it changes, they have to be mapped again."""
+        """Number of rows that the files have room for; when it changes, map the files again."""
         return sum(stream.capacity for stream in self.streams)
 
     def commit(self) -> list[dict[str, Any]]:
-        """Writes everything to the disk, and how much it is; returns each stream's record.
+        """Syncs everything and writes the record of it; returns each stream's record.
 
         Raises:
-            DataError: the disk is full, or the like.
+            DataError: writing failed, for example on a full disk.
         """
         for stream in self.streams:
             stream.sync()
@@ -421,7 +421,7 @@ class Replay:
 
 @dataclass(frozen=True)
 class _StreamRecord:
-    """As of `Stream.record`."""
+    """See `Stream.record`."""
 
     rows: int
     crc32: Mapping[str, int]
@@ -448,12 +448,12 @@ class _Record:
 
 
 def is_replay(path: Path) -> bool:
-    """Whether there is a replay in a folder."""
+    """Whether a folder holds a replay."""
     return (path / RECORD).exists()
 
 
 def open_data(flag: str, name: str) -> FrameStore:
-    """A dataset by its name, see `dataset_folder`, or a replay by its folder.
+    """Opens a dataset by its name, see `dataset_folder`, or a replay by its folder.
 
     Raises:
         DataError: there is none, or it is damaged.
@@ -464,10 +464,10 @@ def open_data(flag: str, name: str) -> FrameStore:
 
 
 def open_replay(path: Path) -> FrameStore:
-    """A replay as a frame store, with the rows that its last `commit` counts.
+    """Opens a replay as a frame store, with the rows of its last `commit`.
 
-    A stream's last episode is ended where it is; one of a single row, which has no transition yet,
-    is left out. Checksums are for `verify_replay`.
+    A stream's unfinished episode ends at its newest row; if it has only one row, and so no
+    transition, it is left out. Checksums are not compared; see `verify_replay`.
 
     Raises:
         DataError: it is damaged, or holds no transition.
@@ -506,16 +506,16 @@ def open_replay(path: Path) -> FrameStore:
 
 
 def verify_replay(path: Path) -> None:
-    """Reads all rows that the last `commit` counts, and compares them with their checksums.
+    """Reads all rows of the last `commit`, and compares them with their checksums.
 
     Raises:
-        DataError: they are not what was written.
+        DataError: they differ from what was written.
     """
     with _damage(path):
         record = from_json(_Record, load_json(path / RECORD))
         for name, stream in record.streams.items():
             for key, row in record.layout.arrays.items() if stream.rows else ():
-                # Of the newest row, only what is shown is complete while its episode goes on.
+                # While an episode is unfinished, only the `_SHOWN` arrays have its newest row.
                 complete = {stream.rows, stream.rows - (key not in _SHOWN)}
                 if stream.crc32.get(key) not in _crcs(path / name / f'{key}.npy', *row, complete):
                     raise ValueError(
@@ -525,7 +525,7 @@ def verify_replay(path: Path) -> None:
 
 
 def _crcs(path: Path, shape: tuple[int, ...], dtype: np.dtype, counts: set[int]) -> list[int]:
-    """The checksums of so many first rows of an array."""
+    """The checksums of an array's first rows, for each of these counts."""
     array = _map_rows(path, shape, dtype, max(counts))
     step = max(1, _READ_BYTES // array[0].nbytes)
     crc, begin, found = 0, 0, []
@@ -538,7 +538,7 @@ def _crcs(path: Path, shape: tuple[int, ...], dtype: np.dtype, counts: set[int])
 
 
 def _closed_split(folder: Path, layout: Layout, rows: int) -> Split | None:
-    """The rows of a stream, its last trajectory ended; None if there is no transition."""
+    """The rows of a stream, with its last trajectory ended; None if there is no transition."""
     if rows < 2:
         return None
     arrays: dict[str, np.ndarray] = {
@@ -557,10 +557,9 @@ def _closed_split(folder: Path, layout: Layout, rows: int) -> Split | None:
 
 
 def _map_rows(path: Path, shape: tuple[int, ...], dtype: np.dtype, rows: int) -> np.ndarray:
-    """The first rows of an array, a read-only map.
+    """The first rows of an array, as a read-only memory map.
 
-    The header's number of rows is not looked at: a killed process may have left one that is not the
-    file's.
+    The header's number of rows is ignored: after a kill it may differ from the file's.
 
     Raises:
         OSError: the file cannot be read.
@@ -579,7 +578,7 @@ def _map_rows(path: Path, shape: tuple[int, ...], dtype: np.dtype, rows: int) ->
 
 
 def _columns(row: int, action: np.ndarray, reward: float, mask: float, *, ends: bool) -> Values:
-    """What a row holds besides its frame."""
+    """The values of a row besides its frame."""
     return [
         ('actions', row, action),
         ('rewards', row, reward),
@@ -592,7 +591,7 @@ def _columns(row: int, action: np.ndarray, reward: float, mask: float, *, ends: 
 def _damage(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, TypeError, ValueError) as error:  # A TypeError of a type that is none.
+    except (OSError, TypeError, ValueError) as error:  # TypeError: an invalid dtype.
         raise DataError(f'{path}: damaged replay: {error}') from error
 
 

@@ -1,4 +1,4 @@
-"""JSON values as dataclasses: every field is there, none is unknown, and each has its type."""
+"""JSON values as dataclasses, checked: no missing fields, no unknown ones, correct types."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ def read_json(path: Path, cls: type[T]) -> T:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not JSON, or not that of this dataclass.
+        ValueError: it is not JSON, or does not describe this dataclass.
     """
     return from_json(cls, load_json(path))
 
@@ -37,11 +37,11 @@ def from_json(cls: type[T], values: Any, given: Mapping[str, Any] | None = None)
     """The dataclass `cls` that JSON `values` describe; lists become tuples.
 
     Args:
-        values: what `json.loads` gave.
+        values: the result of `json.loads`.
         given: fields that are not taken from `values`.
 
     Raises:
-        ValueError: a field is missing, unknown or of another type; names it.
+        ValueError: a field is missing, unknown or of another type; the message names it.
     """
     return _dataclass(cls, values, '', given or {})
 

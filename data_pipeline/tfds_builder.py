@@ -1,4 +1,4 @@
-"""Frame stores as RLDS datasets in TFDS's format, for others to read without this code.
+"""Export of frame stores as RLDS datasets in TFDS's format, readable without this code.
 
     <out>/ogbench/<dataset>/1.0.0/      ArrayRecord files, dataset_info.json, features.json
 
@@ -6,13 +6,13 @@
     tfds.builder('ogbench/visual-cube-single-play-v0', data_dir=out).as_data_source('train')
     tfds.builder_from_directory(folder).as_data_source('train')
 
-`tfds.load` and `as_dataset` do not: TFDS gives ArrayRecord files as data sources only.
+`tfds.load` and `as_dataset` cannot read it: TFDS reads ArrayRecord files as data sources only.
 
-Such a dataset is made of any store, and so of every OGBench dataset. An episode's last step is its
-last row: an observation, and an action that leads nowhere. OGBench's data are free of goals, so
-rewards are 0, discounts 1, and no step is terminal; rewards of a task follow from qpos (see
-`data_pipeline.store.labels`). Where a store has rewards and masks of its own, these are the
-rewards and discounts.
+Any store of one observation array can be exported, and so every OGBench dataset. An episode's last
+step is its last row: an observation, and an action that is not used. OGBench's data have no goals:
+rewards are 0, discounts 1, and no step is terminal; a task's rewards follow from qpos (see
+`data_pipeline.store.labels`). If a store has rewards and masks, these are the rewards and
+discounts.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,15 +29,15 @@ from data_pipeline.store.frame_store import FrameStore, Progress, Split
 
 DATASET = 'ogbench'
 VERSION = '1.0.0'
-_SHARD_BYTES = 1 << 30  # of frames; compressed, a fraction of it
+_SHARD_BYTES = 1 << 30  # of frames before compression
 _STEP_NAMES = {'observations': 'observation', 'actions': 'action'}
 
 
 def export_tfds(store: FrameStore, out: Path, progress: Progress | None = None) -> Path:
     """Writes all splits of a store as `<out>/ogbench/<dataset>/1.0.0`, which is returned.
 
-    Memory stays at that of some episodes. Arrays are stored as their bytes, so that reading gives
-    them back exactly.
+    Only a few episodes are in memory at a time. Arrays are stored as raw bytes, so that reading
+    restores them exactly.
 
     Args:
         store: an open store.
@@ -45,8 +45,8 @@ def export_tfds(store: FrameStore, out: Path, progress: Progress | None = None) 
         progress: called as `progress(done_rows, all_rows)` after each episode.
 
     Raises:
-        DataError: the dataset exists there already, or cannot be written; or observations are
-            several arrays.
+        DataError: the dataset exists already, or cannot be written; or observations are several
+            arrays.
     """
     target = Path(out) / DATASET / store.manifest.dataset / VERSION
     if isinstance(store.splits['train'].observations, dict):
@@ -58,7 +58,7 @@ def export_tfds(store: FrameStore, out: Path, progress: Progress | None = None) 
             _write(store, folder, progress or (lambda done, total: None))
     except FileExistsError as error:
         raise DataError(f'{target} exists; delete it or name another folder') from error
-    except (OSError, RuntimeError) as error:  # ArrayRecord raises the latter over a full disk.
+    except (OSError, RuntimeError) as error:  # ArrayRecord raises the latter on a full disk.
         reason = getattr(error, 'strerror', None) or str(error).partition('\n')[0]
         raise DataError(f'{target}: cannot be written: {reason}') from error
     return target
@@ -105,7 +105,7 @@ def _write(store: FrameStore, folder: Path, progress: Progress) -> None:
         ),
         homepage='https://github.com/seohongpark/ogbench',
         citation=_CITATION,
-        # Others need not know of this machine's folders.
+        # Other users need not know this machine's folders.
         metadata=tfds.core.MetadataDict(
             sources={
                 split: {**source, 'path': Path(source['path']).name}

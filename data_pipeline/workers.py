@@ -1,7 +1,7 @@
-"""Spawned worker processes, which die with what they started; for `multiprocessing`'s pitfalls.
+"""Spawned worker processes, which are killed together with the processes that they started.
 
-Spawned, not forked: they never have what this process has imported. Imports nothing that is slow or
-that may not be where environments are rendered.
+They are spawned, not forked, so that they do not inherit what this process has imported. Imports
+nothing that is slow or forbidden in processes that render.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 class WorkerGroup:
-    """Processes at the other ends of pipes; a context manager, which kills those that still run.
+    """Worker processes connected by pipes; a context manager, which kills those that still run.
 
     Attributes:
         connections: this process's ends of the pipes, by the worker's index. Reading one whose
@@ -41,26 +41,26 @@ class WorkerGroup:
         """Starts a worker, which calls `work(connection, *arguments)` and ends.
 
         Args:
-            work: a function of a module; what it raises because this process is gone is dropped.
+            work: a function of a module; what it raises because this process has died is ignored.
         """
         connection, process = _spawn(work, *arguments)
         self.connections.append(connection)
         self._processes.append(process)
 
     def replace(self, index: int, work: Callable[..., None], *arguments: Any) -> None:
-        """Kills a worker, also one that hangs, and starts another in its place; see `start`."""
+        """Kills a worker, even one that hangs, and starts another in its place; see `start`."""
         self._kill(index)
         self.connections[index], self._processes[index] = _spawn(work, *arguments)
 
     def exit_code(self, index: int, seconds: float | None = None) -> int | None:
-        """Waits for the end of a worker, no longer than this; None if it still runs."""
+        """Waits for the end of a worker, up to the time limit; None if it still runs."""
         self._processes[index].join(seconds)
         return self._processes[index].exitcode
 
     def close(self, seconds: float) -> None:
-        """Closes the pipes, by which workers that read know the end.
+        """Closes the pipes, so that workers that read from them end.
 
-        Those that still run after this time are killed.
+        Workers that still run after the time limit are killed.
         """
         for connection in self.connections:
             connection.close()
@@ -70,7 +70,7 @@ class WorkerGroup:
         self.kill()
 
     def kill(self) -> None:
-        """Ends the workers and what they started; importing glfw, say, starts Python."""
+        """Kills the workers and the processes that they started (importing glfw starts one)."""
         for index in range(len(self._processes)):
             self._kill(index)
 
@@ -80,7 +80,7 @@ class WorkerGroup:
         if process.is_alive():
             try:
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:  # It has not made its group yet.
+            except ProcessLookupError:  # The worker has not made its process group yet.
                 process.kill()
         process.join()
 
@@ -91,22 +91,22 @@ def _spawn(work: Callable[..., None], *arguments: Any) -> tuple[Connection, Any]
     process = context.Process(target=_run, args=(work, theirs, *arguments), daemon=True)
     with _sigint_blocked():
         process.start()
-    theirs.close()  # Else the pipe would stay open when the worker dies.
+    theirs.close()  # Otherwise the pipe would stay open when the worker dies.
     return ours, process
 
 
 def _run(work: Callable[..., None], connection: Connection, *arguments: Any) -> None:
-    os.setpgrp()  # For `kill`.
+    os.setpgrp()  # `kill` ends this process group.
     _die_with_parent()
-    with suppress(BrokenPipeError, ConnectionResetError):  # The parent is gone.
+    with suppress(BrokenPipeError, ConnectionResetError):  # The parent has died.
         work(connection, *arguments)
 
 
 def _die_with_parent() -> None:
-    """Has Linux kill this process when the one that started it is gone, stopped or hanging too.
+    """Makes Linux kill this process when its parent dies, even if this process is stopped or hangs.
 
-    For Linux that is the thread that did. Elsewhere, and where it is gone already, the closed pipe
-    ends this process when it reads.
+    For Linux the parent is the thread that started it. On other systems, and where the parent has
+    died already, the closed pipe ends this process when it reads.
     """
     if sys.platform == 'linux':
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -114,8 +114,8 @@ def _die_with_parent() -> None:
 
 @contextmanager
 def _sigint_blocked() -> Iterator[None]:
-    """Processes started inside never see SIGINT: Ctrl-C is for the parent, which ends them."""
-    # Started with the first process otherwise, which unblocks SIGINT before that process starts.
+    """Blocks SIGINT in processes started inside: Ctrl-C is for the parent, which ends them."""
+    # Otherwise the first process would start it, which unblocks SIGINT before that process starts.
     resource_tracker.ensure_running()
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

@@ -1,4 +1,4 @@
-"""Scripted data collection in several processes, into files of OGBench's format."""
+"""Scripted data collection in several processes, into files in OGBench's format."""
 
 import dataclasses
 import json
@@ -37,22 +37,22 @@ def collect(
     progress: Callable[[int, int], None] | None = None,
     notify: Callable[[str], None] = lambda notice: None,
 ) -> Path:
-    """Collects episodes into one compressed `.npz` of OGBench's format.
+    """Collects episodes into one compressed `.npz` in OGBench's format.
 
-    For the arrays see `run_episode`; the file holds those of all episodes, in order, n = episodes *
+    For the arrays see `run_episode`. The file holds those of all episodes, in order, n = episodes *
     (episode_steps + 1) rows.
 
     Episode i depends on the recipe and i only. Episodes are kept in `<out>.parts/` until `out` is
-    complete, so an interrupted collection goes on where it was when called again; `episodes` may
-    then be another number.
+    complete. A call after an interruption continues with them; `episodes` may then be another
+    number.
 
     Args:
         recipe: what to collect.
         out: the file to write; must end in .npz.
-        episodes: how many episodes.
-        workers: how many processes.
-        overwrite: whether to replace `out`, once all is collected, where it exists.
-        env_step_seconds: how long a step of an environment may take. A worker that takes longer is
+        episodes: number of episodes.
+        workers: number of processes.
+        overwrite: whether to replace an existing `out`, once all is collected.
+        env_step_seconds: time limit for a step of an environment. A worker that takes longer is
             replaced and its episode repeated, once.
         progress: called with (rows done, rows) at the start and about once a second.
         notify: called with a line about each episode that is repeated.
@@ -69,7 +69,7 @@ def collect(
     with ExitStack() as stack:
         with _writing(out):
             parts.mkdir(parents=True, exist_ok=True)
-            # Goes away with the folder: then there is nothing left to keep others from.
+            # Removed with the folder, when there is nothing left to protect.
             stack.enter_context(locked(parts / 'collect.lock', f'collects into {out}'))
             _open_parts(parts, recipe)
         # A power failure may have cut a file short; it is replaced.
@@ -99,7 +99,7 @@ def _check_arguments(out: Path, episodes: int, workers: int, overwrite: bool) ->
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Turns a full disk and the like into a DataError."""
+    """Turns an OSError, such as that of a full disk, into a DataError."""
     try:
         yield
     except OSError as error:
@@ -107,7 +107,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _open_parts(parts: Path, recipe: Recipe) -> None:
-    """Makes a new folder of finished episodes the recipe's, or checks that it is."""
+    """Writes the recipe into a new folder of finished episodes, or checks that of an old one."""
     recipe_file = parts / 'recipe.json'
     wanted = json.dumps(dataclasses.asdict(recipe), sort_keys=True)
     if not recipe_file.exists():
@@ -131,12 +131,12 @@ def _run_workers(
     step_seconds: float,
     notify: Callable[[str], None],
 ) -> Iterable[int]:
-    """Collects the episodes in spawned processes; yields numbers of rows as they are made.
+    """Collects the episodes in spawned processes; yields numbers of new rows.
 
-    The number is negative where those of an episode are given up, which is repeated.
+    The number is negative where rows are discarded, because their episode is repeated.
     """
     shares = [list(episodes[index::workers]) for index in range(min(workers, len(episodes)))]
-    rows = [0] * len(shares)  # That the worker said it has made.
+    rows = [0] * len(shares)  # As reported by the worker.
     patience = [_START_SECONDS] * len(shares)  # Seconds left until the worker's next message.
     repeated: set[int] = set()
     with WorkerGroup() as group:
@@ -146,7 +146,7 @@ def _run_workers(
         while running:
             began = time.monotonic()
             ready = wait([group.connections[index] for index in running], _POLL_SECONDS)
-            # Not the time for which workers and this process were stopped together.
+            # Excludes time for which this process was stopped together with its workers.
             passed = min(time.monotonic() - began, _POLL_SECONDS)
             for index in sorted(running):
                 if group.connections[index] in ready:
@@ -178,7 +178,7 @@ def _run_workers(
 
 
 def _receive(group: WorkerGroup, index: int, recipe: Recipe) -> int | None:
-    """What a worker says: a number of rows, or None at its end."""
+    """A worker's message: a number of rows, or None at its end."""
     try:
         message = group.connections[index].recv()
     except (EOFError, OSError):
@@ -195,11 +195,11 @@ def _receive(group: WorkerGroup, index: int, recipe: Recipe) -> int | None:
 def _run_worker(
     connection: Connection, recipe: Recipe, parts: Path, episodes: Sequence[int]
 ) -> None:
-    """Writes the episodes' parts; sends numbers of rows, then None; or a fault (str)."""
+    """Writes the episodes' parts. Sends numbers of rows, then None; or an error message (str)."""
     try:
         rows = _RowCounter(connection)
         with closing(make_environment(recipe)) as env:
-            rows.send()  # From now on, the limit of a step holds.
+            rows.send()  # From now on, the time limit of a step holds.
             for episode in episodes:
                 arrays = run_episode(env, recipe, _episode_rng(recipe, episode), rows.add)
                 with _writing(parts), replacing(_part(parts, episode)) as temporary:
@@ -213,7 +213,7 @@ def _run_worker(
 
 
 class _RowCounter:
-    """Tells the parent how many rows there are more, not too often."""
+    """Reports the number of new rows to the parent, about once a second."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -240,9 +240,9 @@ def _write_part(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _merge(parts: Sequence[Path], out: Path) -> None:
-    """Writes the parts' rows, in order, as one compressed .npz, holding one part at a time.
+    """Writes the parts' rows, in order, as one compressed .npz; one part is in memory at a time.
 
-    The file's bytes depend on the arrays alone: no time of writing is in it.
+    The file's bytes depend on the arrays alone, as it contains no timestamps.
     """
     with replacing(out, parts[0].parent) as merged, zipfile.ZipFile(merged, 'w') as archive:
         for name, (shape, dtype) in _shapes(parts).items():
@@ -269,8 +269,9 @@ def _shapes(parts: Sequence[Path]) -> dict[str, tuple[tuple[int, ...], np.dtype]
 
 
 def _read_part(part: Path, *names: str) -> dict[str, np.ndarray]:
-    """Arrays of an episode's file, by default all; one that is damaged is removed, to be collected
-    again.
+    """Arrays of an episode's file, by default all.
+
+    A damaged file is removed, so that the next call collects it again.
     """
     try:
         return load_arrays(part, names)

@@ -1,19 +1,19 @@
-"""Episodes of OGBench's scripted oracles, in rows of OGBench's files.
+"""Episodes of OGBench's scripted oracles, in the rows of OGBench's files.
 
-Manipulation, as in OGBench's `data_gen_scripts/generate_manipspace.py`: an oracle brings one
-object to a random target, then another one to its own, until the episode's steps are used up.
+Manipulation, as in OGBench's `data_gen_scripts/generate_manipspace.py`: an oracle brings one object
+after another to its random target, until the episode's steps are used up.
 
-    play      follows a plan made beforehand, with temporally correlated noise
+    play      follows a plan made in advance, with temporally correlated noise
     noisy     reacts to the state, with Gaussian noise and some uniformly random actions
 
 The point maze, as in `generate_locomaze.py`, always with Gaussian noise on the ball's direction:
 
-    navigate  goes to a random cell that is no hallway, then to the next, and so on
+    navigate  goes to a random cell that is not a hallway, then to the next, and so on
     stitch    goes to a cell four steps away, and stays
     explore   takes a random direction every ten steps
-    roam      as navigate, with goals in all free cells; not OGBench's: the quickstart's
+    roam      as navigate, with goals in all free cells; for the quickstart, not in OGBench
 
-Both scripts are of Park et al., ICLR 2025, arXiv 2410.20092. Imports MuJoCo inside its functions:
+Both scripts are by Park et al., ICLR 2025, arXiv 2410.20092. Functions here import MuJoCo, and are
 for processes that never import TensorFlow.
 """
 
@@ -40,7 +40,7 @@ MIN_NORM = 0.4
 NOISE_SCALES = np.array([1.0, 1.0, 1.0, 3.0, 10.0])
 """Of position, yaw and gripper in the noise of 'noisy'."""
 P_STACK = {1: (0.0, 0.0), 2: (0.0, 0.25), 3: (0.05, 0.35), 4: (0.1, 0.5)}
-"""By the number of cubes, the range of an episode's probability that a target is a stack."""
+"""The range of an episode's probability that a target is a stack, by the number of cubes."""
 
 _MAZE_PIXELS = {'ob_type': 'pixels', 'render_mode': 'rgb_array', 'width': 64, 'height': 64}
 
@@ -49,7 +49,7 @@ Cell = tuple[int, int]
 
 
 def make_environment(recipe: Recipe) -> Any:
-    """Makes the environment to collect from; the collection decides when an episode ends.
+    """Makes the environment to collect from, without a limit on its steps.
 
     OGBench registers no maze with pixels: `visual-pointmaze-medium-v0` is its pointmaze-medium-v0
     seen from above.
@@ -57,7 +57,7 @@ def make_environment(recipe: Recipe) -> Any:
     Raises:
         DataError: it cannot be made or rendered, or no oracle knows it.
     """
-    render_in_one_thread()  # One worker per core is meant.
+    render_in_one_thread()  # The intended use is one worker per core.
     choose_opengl(is_rendering=recipe.is_visual)
     env_id, kwargs = recipe.env_id, recipe.env_kwargs
     if not recipe.is_maze:
@@ -66,7 +66,7 @@ def make_environment(recipe: Recipe) -> Any:
         env_id, kwargs = env_id.removeprefix('visual-'), {**_MAZE_PIXELS, **kwargs}
     try:
         env = construct(env_id, max_episode_steps=sys.maxsize, terminate_at_goal=False, **kwargs)
-        env.reset(seed=0)  # The first frame is drawn here, and a lack of OpenGL found.
+        env.reset(seed=0)  # Draws the first frame, which fails without OpenGL.
     except Exception as error:
         reason = (str(error).strip().splitlines() or [''])[0]
         fault = f'cannot make environment {recipe.env_id!r}: {type(error).__name__}: {reason}'
@@ -89,15 +89,15 @@ def run_episode(
     Args:
         env: from `make_environment`.
         recipe: what to do.
-        rng: all that the episode depends on, beside the recipe.
-        on_rows: called with the number of rows that were added; negative for those of an episode
-            that is thrown away (see `ManipulationOracle.is_sound`) and begun again.
+        rng: together with the recipe, determines the episode.
+        on_rows: called with the number of rows that were added; negative for the rows of a
+            discarded episode (see `ManipulationOracle.is_sound`), which is started again.
 
     Returns:
         observations (n, h, w, 3) uint8 or (n, d) float32, actions (n, a) float32 in [-1, 1],
         terminals (n,) bool, qpos (n, nq) and qvel (n, nv) float32, and button_states (n, b) int64
-        where there are buttons. All but the action are of the state before it; the last row, whose
-        terminals is 1, has an action that leads to no row.
+        where there are buttons. A row holds a state and the action taken there; the action of the
+        last row, whose terminals is 1, is not executed.
     """
     while True:
         oracle: _Oracle = (MazeOracle if recipe.is_maze else ManipulationOracle)(env, recipe, rng)
@@ -111,13 +111,13 @@ class _Oracle(Protocol):
     """Acts in one episode."""
 
     def reset(self, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
-        """Resets the environment; gives its first observation and info."""
+        """Resets the environment; returns its first observation and info."""
 
     def act(self, observation: np.ndarray, info: dict[str, Any]) -> np.ndarray:
         """The action to take, (a,) float32 in [-1, 1]."""
 
     def after_step(self, info: dict[str, Any]) -> None:
-        """Chooses a new target where it is time for one."""
+        """Chooses a new target when one is due."""
 
     def is_sound(self, arrays: Arrays) -> bool:
         """Whether the episode may be kept."""
@@ -126,7 +126,7 @@ class _Oracle(Protocol):
 class MazeOracle:
     """Moves the ball of the point maze.
 
-    The order of its draws is part of the quickstart's data, which users keep.
+    Do not change the order of its draws: the quickstart's data, which users keep, depend on it.
     """
 
     def __init__(self, env: Any, recipe: Recipe, rng: np.random.Generator) -> None:
@@ -140,7 +140,7 @@ class MazeOracle:
 
     def reset(self, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
         """Places ball and goal in random cells."""
-        self._env.action_space.seed(seed)  # The environment's reset draws from it.
+        self._env.action_space.seed(seed)  # The environment's reset draws from this generator.
         start = self._draw(self._free_cells)
         stitch = self._recipe.dataset_type == 'stitch'
         goal = self._draw(self._cells_near(start) if stitch else self._goal_cells)
@@ -149,7 +149,7 @@ class MazeOracle:
         )
 
     def act(self, observation: np.ndarray, info: dict[str, Any]) -> np.ndarray:
-        """Along the shortest path to the goal or, for 'explore', in the random direction."""
+        """Moves along the shortest path to the goal or, for 'explore', in the random direction."""
         if self._recipe.dataset_type != 'explore':
             self._direction = direction_to_goal(self._maze)
         elif self._step % EXPLORE_STEPS == 0:
@@ -164,7 +164,7 @@ class MazeOracle:
         if not info['success'] or self._recipe.dataset_type not in ('navigate', 'roam'):
             return
         xy = self._maze.ij_to_xy(self._draw(self._goal_cells))
-        # By its cell, `set_goal` would write NaN into the model of a maze with states.
+        # With a cell, `set_goal` would write NaN into the model of a maze with states.
         self._maze.set_goal(goal_xy=self._maze.add_noise(xy) if self._noisy_goals else xy)
 
     def is_sound(self, arrays: Arrays) -> bool:
@@ -179,7 +179,7 @@ class MazeOracle:
         return cells[int(self._rng.integers(len(cells)))]
 
     def _cells_near(self, cell: Cell) -> list[Cell]:
-        """The cells STITCH_STEPS away, or where there are none, the cell itself."""
+        """The cells STITCH_STEPS away, or the cell itself if there are none."""
         xy = self._maze.ij_to_xy(cell)
         _, distances = self._maze.get_oracle_subgoal(xy, xy)
         near = [(int(i), int(j)) for i, j in np.argwhere(distances == STITCH_STEPS)]
@@ -194,7 +194,7 @@ def direction_to_goal(maze: Any) -> np.ndarray:
 
 
 def vertex_cells(maze_map: np.ndarray) -> list[Cell]:
-    """The free cells that are no hallway: not free on just two opposite sides."""
+    """The free cells except hallways, which are free on exactly two opposite sides."""
     cells = []
     for i, j in np.argwhere(maze_map == 0):
         across = (maze_map[i, j - 1], maze_map[i, j + 1])
@@ -215,7 +215,7 @@ class ManipulationOracle:
         self._noise = rng.uniform(0, recipe.noise) * NOISE_SCALES
 
     def reset(self, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
-        """Places the objects at random; the first target is among what is drawn."""
+        """Places the objects and the first target at random."""
         if _is_scene(self._arm):
             _forget_targets(self._arm)
         observation, info = self._env.reset(seed=seed)
@@ -232,16 +232,16 @@ class ManipulationOracle:
         return np.clip(action, -1, 1).astype(np.float32)
 
     def after_step(self, info: dict[str, Any]) -> None:
-        """Sets a new target when the oracle is done with this one."""
+        """Sets a new target when the oracle has finished the current one."""
         if self._agent.done:
-            # With `return_info`, pixel environments would draw a frame that nobody looks at.
+            # With `return_info`, pixel environments would render a frame that is not used.
             self._arm.set_new_target(return_info=False, p_stack=self._p_stack)
             self._choose_agent(self._arm.get_reset_info())
 
     def is_sound(self, arrays: Arrays) -> bool:
-        """For 'scene', whether its cube stayed in sight or in the drawer; OGBench keeps no other.
+        """For 'scene', whether its cube stayed in sight or in the drawer, as OGBench requires.
 
-        Seldom, the drawer's lock throws the cube away.
+        Rarely, the drawer's lock flings the cube away.
         """
         if not _is_scene(self._arm):
             return True
@@ -255,7 +255,7 @@ class ManipulationOracle:
 
 
 def _make_agents(env: Any, recipe: Recipe) -> dict[str, Any]:
-    """OGBench's oracles by the task that each does."""
+    """OGBench's oracles by task."""
     from ogbench.manipspace.oracles.markov.button_markov import ButtonMarkovOracle
     from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
     from ogbench.manipspace.oracles.markov.drawer_markov import DrawerMarkovOracle
@@ -288,10 +288,10 @@ def _is_scene(arm: Any) -> bool:
 
 
 def _forget_targets(scene: Any) -> None:
-    """Undoes what the episode before left, as if the environment were new.
+    """Removes the targets of the previous episode, as in a new environment.
 
-    The reset sets one object's target, and the reacting oracles take one step by the info from
-    before a target was changed: by the other objects' old targets.
+    The reset sets only one object's target. After a change of target, reacting oracles take one
+    step with the old info, and so with the other objects' old targets.
     """
     scene._target_button = 0
     scene._target_drawer_pos = scene._target_window_pos = 0.0
@@ -304,7 +304,7 @@ def _collect_rows(
     env: Any, oracle: _Oracle, rows: int, rng: np.random.Generator, on_rows: Callable[[int], None]
 ) -> Arrays:
     seed = int(rng.integers(2**32))
-    np.random.seed(seed)  # OGBench's environments and oracles draw from the global state as well.
+    np.random.seed(seed)  # OGBench's environments and oracles also draw from the global state.
     observation, info = oracle.reset(seed)
     columns: dict[str, list[Any]] = {
         name: [] for name in ('observations', 'actions', 'terminals', 'qpos', 'qvel')

@@ -1,6 +1,6 @@
-"""What can be collected, and how much of it with which noise: OGBench's own numbers.
+"""Recipes of collections: environments, numbers of episodes and noise, as in OGBench.
 
-Those of `data_gen_scripts/commands.sh` (Park et al., ICLR 2025, arXiv 2410.20092).
+Source: `data_gen_scripts/commands.sh` (Park et al., ICLR 2025, arXiv 2410.20092).
 """
 
 import dataclasses
@@ -25,20 +25,20 @@ _EPISODES = {'triple': 3000, 'quadruple': 5000, '4x5': 3000, '4x6': 5000}
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an episode depends on, beside its index.
+    """Everything that determines an episode, besides its index.
 
     Attributes:
         env_id: `[visual-]ENV-v0` with ENV of MANIPULATION_ENVS or MAZE_ENVS, or 'module:id' where
-            importing `module` registers it. An id of one's own has to contain 'cube', 'scene',
-            'puzzle' or 'pointmaze', which chooses the oracle, and to begin with 'visual-' if and
-            only if its observations are images.
-        dataset_type: what the oracle does, see `data_pipeline.collection.oracles`; one of
+            importing `module` registers it. A custom id has to contain 'cube', 'scene', 'puzzle' or
+            'pointmaze', which chooses the oracle, and to begin with 'visual-' if and only if
+            its observations are images.
+        dataset_type: the oracle's behaviour, see `data_pipeline.collection.oracles`; one of
             MANIPULATION_TYPES or MAZE_TYPES.
-        episode_steps: transitions in an episode, which has one row more.
-        noise: of the oracle. Its standard deviation in actions in [-1, 1] for mazes; the largest
-            one an episode may have for 'noisy'; relative to the largest step for 'play'.
+        episode_steps: transitions in an episode, which has one more row.
+        noise: of the oracle: for mazes, its standard deviation in actions in [-1, 1]; for 'noisy',
+            the largest one of any episode; for 'play', relative to the largest step.
         p_random_action: probability of a uniformly random action in place of the oracle's.
-        env_kwargs: more arguments of the environment's constructor; fit for JSON.
+        env_kwargs: other arguments of the environment's constructor, as JSON values.
         seed: of the whole collection.
         split: 'train' or 'val': episodes of equal index differ between the two.
     """
@@ -59,7 +59,7 @@ class Recipe:
 
     @property
     def is_maze(self) -> bool:
-        """Whether the maze's oracle acts, or else the manipulation oracles."""
+        """Whether the maze's oracle acts, not a manipulation oracle."""
         return 'pointmaze' in self.bare_id
 
     @property
@@ -68,7 +68,7 @@ class Recipe:
         return self.bare_id.startswith('visual-')
 
     def check(self) -> None:
-        """Raises a DataError where a setting is unusable."""
+        """Raises DataError if a setting is unusable."""
         if not any(word in self.bare_id for word in ('cube', 'scene', 'puzzle', 'pointmaze')):
             raise DataError(_unknown_environment(self.env_id))
         types = MAZE_TYPES if self.is_maze else MANIPULATION_TYPES
@@ -94,8 +94,8 @@ def ogbench_recipe(env_id: str, dataset_type: str | None = None) -> tuple[Recipe
         dataset_type: default 'play', for mazes 'navigate'.
 
     Returns:
-        The recipe with seed 0, and the number of episodes. OGBench has no 'explore' data of the
-        point maze: the numbers are those of its ant. Nor 'roam', which has those of 'navigate'.
+        The recipe with seed 0, and the number of episodes. OGBench has no 'explore' and no 'roam'
+        data of the point maze: the numbers are those of its ant and of 'navigate'.
 
     Raises:
         DataError: there is no oracle for this environment, or it has no such data.

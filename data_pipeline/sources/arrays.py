@@ -1,4 +1,4 @@
-"""Which arrays a store takes, by name, type and shape, and how they are converted on the way."""
+"""The arrays that a store accepts, by name, type and shape, and their conversion."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from data_pipeline.observations import is_observation
 from data_pipeline.sources.base import INFO_ARRAYS, LABEL_ARRAYS, ArraySpec
 
 TIMEOUT_ARRAYS = ('timeouts', 'truncations')
-"""What marks the last row of an episode that a time limit ended."""
+"""Arrays that mark the last row of an episode that a time limit ended."""
 
 _SCALARS = ('terminals', *TIMEOUT_ARRAYS, *LABEL_ARRAYS)
 _CHANNELS = (1, 3, 4)  # grey, colours, colours and transparency
@@ -21,9 +21,9 @@ _CHANNELS = (1, 3, 4)  # grey, colours, colours and transparency
 class Fitted:
     """How an array of a source becomes one of a store.
 
-    spec: what the store gives it
-    convert: block of rows to block of rows of the store's shape; `checked_blocks` sees to the type
-    note: what a user should know of it, or ''
+    spec: row shape and type in the store
+    convert: block of rows to block of rows of the store's shape; `checked_blocks` casts the type
+    note: a line for the user on the conversion, or ''
     """
 
     spec: ArraySpec
@@ -37,7 +37,7 @@ def fit_arrays(
     """How arrays, given by row shape and type, are stored; by name.
 
     Raises:
-        DataError: one that is empty, or of a type or shape that its name cannot have.
+        DataError: an array is empty, or of a type or shape that its name does not allow.
     """
     return {name: _fit(origin, name, *array) for name, array in arrays.items()}
 
@@ -85,7 +85,7 @@ def _is_channel_first(found: str, row_shape: tuple[int, ...]) -> bool:
     """Whether images are (c, h, w) rather than (h, w, c).
 
     Raises:
-        DataError: either may be.
+        DataError: the shape is ambiguous.
     """
     first, height, last = row_shape
     if last in _CHANNELS or last < min(first, height):

@@ -1,7 +1,7 @@
-"""What a frame store is made of: the arrays of a split in blocks of rows, checked as they pass.
+"""Sources of frame stores: the arrays of a split in blocks of rows, checked as they are read.
 
-Tables of rows (`table.py` here), as `.npz` files (`ogbench.py`) and HDF5 files have them, and RLDS
-datasets (`rlds.py`) are such sources.
+Sources are, for example, tables of rows (`table.py`), as in `.npz` files (`ogbench.py`) and HDF5
+files, and RLDS datasets (`rlds.py`).
 """
 
 import hashlib
@@ -17,21 +17,21 @@ from data_pipeline.errors import DataError
 from data_pipeline.observations import OBSERVATIONS, is_observation
 
 REQUIRED_ARRAYS = (OBSERVATIONS, 'actions', 'terminals')
-"""In place of `observations` there may be several, each `observations.NAME`."""
+"""In place of `observations` there may be several arrays, each `observations.NAME`."""
 INFO_ARRAYS = ('qpos', 'qvel', 'button_states')
 LABEL_ARRAYS = ('rewards', 'masks')
-"""Of a task of the data's own: both or none."""
+"""Labels stored with the data: both or none."""
 
 ACTION_TOLERANCE = 1e-3
-"""How far beyond [-1, 1] an action may lie to be clipped and counted; further out is refused."""
+"""How far beyond [-1, 1] actions are clipped and counted; those further out are refused."""
 
 Note = Callable[[str], None]
-"""Takes a line, without a path, on what was converted, skipped or ignored."""
+"""Receives a line, without a path, on what was converted, skipped or ignored."""
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """Shape of one row of an array, and the type that the store gives it."""
+    """Shape of one row of an array, and its type in the store."""
 
     row_shape: tuple[int, ...]
     dtype: np.dtype
@@ -47,15 +47,15 @@ class SourceSplit:
     """One split of a source.
 
     Attributes:
-        origin: what errors name, for instance the file.
-        description: for the manifest; `sha256` in it tells the contents.
+        origin: the source's name in errors, for instance the file.
+        description: for the manifest; its `sha256` identifies the contents.
         arrays: the arrays to store, by name; all of `REQUIRED_ARRAYS`, any of `INFO_ARRAYS`,
             and `LABEL_ARRAYS`.
-        rows: how many there are; a guess where `rows_are_known` is not set.
-        read: gives the arrays from their first row on as (name, rows) in blocks. An array's blocks
-            are in order; different arrays' may alternate in any way, but a row's terminal comes
-            before its action. Calls its argument with what a user should know of the way.
-        source_rows: (rows,) the source's own numbers of the rows, for errors, where they differ.
+        rows: number of rows; an estimate where `rows_are_known` is not set.
+        read: yields all arrays in blocks of rows (name, rows). An array's blocks are in order.
+            Blocks of different arrays may alternate in any way, except that a row's terminal
+            comes before its action. Calls its argument with lines for the user.
+        source_rows: (rows,) the row numbers in the source, for errors, where they differ.
     """
 
     origin: str
@@ -72,7 +72,7 @@ class SourceSplit:
         return self.rows * sum(spec.row_bytes for spec in self.arrays.values())
 
     def row_of(self, row: int) -> int:
-        """The source's own number of a row."""
+        """The number of a row in the source."""
         return row if self.source_rows is None else int(self.source_rows[row])
 
 
@@ -84,9 +84,9 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 
 def taken_from(description: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
-    """The description of a source of which these observations are taken, see `observation_keys`.
+    """The description of a source read with these keys, see `observation_keys`.
 
-    What is taken of a file belongs to its identity.
+    The keys are part of the source's identity.
     """
     if not keys:
         return dict(description)
@@ -100,25 +100,25 @@ def taken_from(description: Mapping[str, Any], keys: Mapping[str, str]) -> dict[
 
 
 def missing_arrays(names: Iterable[str]) -> list[str]:
-    """Which of `REQUIRED_ARRAYS` are not among these."""
+    """Those of `REQUIRED_ARRAYS` that are not among these names."""
     held = {OBSERVATIONS if is_observation(name) else name for name in names}
     return [name for name in REQUIRED_ARRAYS if name not in held]
 
 
 def checked_blocks(split: SourceSplit, note: Note) -> Iterator[tuple[str, np.ndarray]]:
-    """The blocks of a split in the store's types, all that a store promises checked on the way.
+    """The blocks of a split in the store's types, with all guarantees of a store checked.
 
-    Actions beyond [-1, 1] by no more than `ACTION_TOLERANCE` are clipped and counted. Needs no more
-    memory than a block and two bytes a row.
+    Actions beyond [-1, 1] by no more than `ACTION_TOLERANCE` are clipped and counted. Needs memory
+    for one block and two bytes a row.
 
     Args:
-        note: called with what the source has to say, and with the number of clipped actions.
+        note: called with the lines of the source, and with the number of clipped actions.
 
     Raises:
         DataError: arrays of different lengths, terminals other than 0 and 1, no end of a
-            trajectory, a last row that is not one, a trajectory of one row or of black images only,
-            an action further out, a mask not within [0, 1], a number that is not finite in the
-            store's type.
+            trajectory, a last row that does not end one, a trajectory of one row or of only black
+            images, an action further out, a mask outside [0, 1], a number that is not finite in
+            the store's type.
     """
     origin = split.origin
     clipped = 0
@@ -132,9 +132,9 @@ def checked_blocks(split: SourceSplit, note: Note) -> Iterator[tuple[str, np.nda
                 f'{origin}: {name} has rows of shape {block.shape[1:]} from row {rows[name]} on, '
                 f'{spec.row_shape} before'
             )
-        if name == 'terminals' and not np.isin(block, (0, 1)).all():  # Which bool would hide.
+        if name == 'terminals' and not np.isin(block, (0, 1)).all():  # bool would hide these.
             raise DataError(f'{origin}: terminals holds values other than 0 and 1')
-        with np.errstate(over='ignore'):  # What is too large for the type becomes infinite.
+        with np.errstate(over='ignore'):  # Numbers too large for the type become infinite.
             block = block.astype(spec.dtype, copy=False)
         _check_block(split, name, block, rows[name])
         if name == 'actions' and np.abs(block).max(initial=0) > 1:
@@ -144,7 +144,7 @@ def checked_blocks(split: SourceSplit, note: Note) -> Iterator[tuple[str, np.nda
         if name == 'terminals':
             ends.append(block)
             if split.rows_are_known and rows[name] == split.rows:
-                _check_lengths(origin, np.concatenate(ends))  # Before frames have been copied.
+                _check_lengths(origin, np.concatenate(ends))  # Fails before frames are copied.
         elif is_observation(name) and block.dtype == np.uint8:
             is_blank = block.reshape(len(block), -1).max(axis=1) == 0
             blank.setdefault(name, []).append(is_blank)
@@ -160,7 +160,7 @@ def checked_blocks(split: SourceSplit, note: Note) -> Iterator[tuple[str, np.nda
 
 
 def check_ends(origin: str, terminals: np.ndarray) -> None:
-    """Checks that a whole (n,) bool array of trajectory ends has some and ends with one."""
+    """Checks that a complete (n,) bool array of trajectory ends has some and ends with one."""
     if not terminals.any():
         raise DataError(f'{origin}: terminals is 0 everywhere: no trajectory ends')
     if not terminals[-1]:
@@ -201,7 +201,7 @@ def _check_block(split: SourceSplit, name: str, block: np.ndarray, first_row: in
 
 
 def _check_images(split: SourceSplit, name: str, terminals: np.ndarray, blank: np.ndarray) -> None:
-    """Refuses a trajectory that was never rendered; single black frames are let pass."""
+    """Refuses a trajectory that was never rendered; single black frames are accepted."""
     ends = np.flatnonzero(terminals)
     firsts = np.concatenate([[0], ends[:-1] + 1])
     black = np.flatnonzero(np.logical_and.reduceat(blank, firsts))

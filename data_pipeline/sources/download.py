@@ -1,4 +1,4 @@
-"""Downloads of OGBench's files: mirrors in turn, continued where they broke off, verified."""
+"""Downloads of OGBench's files: from several mirrors, continued after interruptions, verified."""
 
 import hashlib
 import http.client
@@ -27,17 +27,17 @@ TIMEOUT = 30.0  # seconds without an answer or a byte
 
 _BLOCK_BYTES = 1 << 20
 _SHA256 = re.compile(r'"?([0-9a-f]{64})"?')
-# What a connection can raise, beside OSError (of which URLError and timeouts are).
+# What a connection can raise besides OSError, which includes URLError and timeouts.
 _CONNECTION_ERRORS = (OSError, http.client.HTTPException)
 
 
 class _TransferError(Exception):
-    """A mirror did not give the file; the message says why."""
+    """A mirror did not deliver the file; the message says why."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What a `.part` file is a part of: bytes of one URL at one state of its contents."""
+    """The origin of a `.part` file: one URL with one version of its contents."""
 
     url: str
     validator: str
@@ -54,20 +54,19 @@ def download_dataset(
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Path:
-    """Downloads an OGBench dataset, NAME.npz and NAME-val.npz; gives the path of the first.
+    """Downloads an OGBench dataset, NAME.npz and NAME-val.npz; returns the path of the first.
 
-    Files that lie in the folder already are kept, and `FILE.part` is continued.
+    Existing files in the folder are kept, and a `FILE.part` is continued.
 
     Args:
         name: OGBench's name of the dataset.
         folder: where the files go.
-        mirrors: URLs with `{file}` in the place of the file's name, tried in turn; default
-            `MIRRORS`.
+        mirrors: URLs with `{file}` in place of the file's name, tried in turn; default `MIRRORS`.
         progress: called as `progress(done_bytes, total_bytes)` of the current file.
         note: called with a line on each file whose server publishes no SHA-256.
 
     Raises:
-        DataError: no mirror gives the file, the disk is full, or another process downloads it.
+        DataError: no mirror delivers the file, the disk is full, or another process downloads it.
     """
     for file in (f'{name}-val.npz', f'{name}.npz'):
         path = download_file(file, folder, mirrors or MIRRORS, progress, note)
@@ -81,10 +80,10 @@ def download_file(
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Path:
-    """Downloads one file as `download_dataset` does; `FILE.json` beside it gets its SHA-256.
+    """Downloads one file as `download_dataset` does, and writes its SHA-256 to `FILE.json`.
 
-    Size, SHA-256 where the server publishes it, and that it is a zip archive are checked before
-    the file gets its name. A server that redirects from https to http is not followed.
+    Before the file gets its name, its size is checked, its SHA-256 if the server publishes it, and
+    that it is a zip archive. Redirects from https to http are not followed.
     """
     path = Path(folder) / file
     if path.exists():
@@ -117,17 +116,17 @@ def download_file(
 
 
 def _urls(path: Path, mirrors: Sequence[str]) -> list[str]:
-    """Where a file may be had; first, where its `.part` is from, which any other starts from 0."""
+    """The file's URLs, that of its `.part` first, since any other starts from 0."""
     known = _read_record(path.with_name(f'{path.name}.part'))
     urls = [mirror.format(file=path.name) for mirror in mirrors]
     return sorted(urls, key=lambda url: known is None or url != known.url)
 
 
 def _download_from(url: str, path: Path, report: Progress) -> dict[str, Any]:
-    """Gets the file from one mirror, connecting again for as long as every connection helps.
+    """Gets the file from one mirror; reconnects as long as each connection delivers data.
 
     Returns:
-        What is recorded of it.
+        The record of the file.
     """
     part_file = path.with_name(f'{path.name}.part')
     while True:
@@ -144,7 +143,7 @@ def _download_from(url: str, path: Path, report: Progress) -> dict[str, Any]:
     if part.sha256 not in (None, digest):
         part_file.unlink()
         raise _TransferError(f'SHA-256 is {digest} in place of {part.sha256}')
-    if not zipfile.is_zipfile(part_file):  # A page of some gateway, for instance.
+    if not zipfile.is_zipfile(part_file):  # For instance, an error page of a gateway.
         part_file.unlink()
         raise _TransferError('what it gives is no .npz file')
     record = {'url': url, 'bytes': part.size, 'sha256': digest, 'verified': part.sha256 is not None}
@@ -156,14 +155,14 @@ def _download_from(url: str, path: Path, report: Progress) -> dict[str, Any]:
 
 
 def _transfer(url: str, part_file: Path, report: Progress) -> _Part:
-    """Gets what is missing of a `.part` file in one connection."""
+    """Gets the missing bytes of a `.part` file in one connection."""
     known = _read_record(part_file)
     start = _part_size(part_file) if known and known.url == url and known.validator else 0
     if known and start == known.size:
         return known
     headers = {'User-Agent': 'fql-pixels', 'Accept-Encoding': 'identity'}
     if known and start:
-        # Were the contents others by now, the answer would be the whole new file.
+        # If the contents have changed since, the response is the whole new file.
         headers |= {'Range': f'bytes={start}-', 'If-Range': known.validator}
     with _connect(url, headers) as (response, published):
         continues = response.status == 206 and start > 0
@@ -183,7 +182,7 @@ def _transfer(url: str, part_file: Path, report: Progress) -> _Part:
 
 @contextmanager
 def _connect(url: str, headers: dict[str, str]) -> Iterator[tuple[Any, str | None]]:
-    """An open answer with the file's bytes, and the SHA-256 that some server on the way named."""
+    """An open response with the file's bytes, and its SHA-256 if a server on the way gave one."""
     redirects = _Redirects()
     opener = urllib.request.build_opener(redirects)
     try:
@@ -195,14 +194,14 @@ def _connect(url: str, headers: dict[str, str]) -> Iterator[tuple[Any, str | Non
     except _CONNECTION_ERRORS as error:
         raise _TransferError(f'no connection: {error or type(error).__name__}') from error
     with response:
-        # Hugging Face tells it where it redirects; a plain ETag of that form would be one too.
+        # Hugging Face gives it in its redirect; a plain ETag of this form is taken for one too.
         named = [redirects.sha256, response.headers.get('X-Linked-Etag', '')]
         matches = [match for name in named if (match := _SHA256.fullmatch(name or ''))]
         yield response, matches[0][1] if matches else None
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Keeps what redirecting answers say of the file."""
+    """Keeps the headers of redirects that describe the file."""
 
     sha256: str = ''
 
@@ -216,13 +215,13 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _validator(headers: Any) -> str:
-    """What tells this state of the contents from others; weak ETags do not."""
+    """The identifier of this version of the contents; weak ETags do not identify one."""
     etag = headers.get('ETag', '')
     return headers.get('Last-Modified', '') if not etag or etag.startswith('W/') else etag
 
 
 def _whole_size(response: Any, start: int) -> int:
-    """Bytes of the whole file, of which the answer holds those from `start` on."""
+    """Bytes of the whole file, of which the response holds those from `start` on."""
     if start and not response.headers.get('Content-Range', '').startswith(f'bytes {start}-'):
         raise _TransferError(f'the server does not continue at byte {start}')
     length = response.headers.get('Content-Length')

@@ -1,4 +1,4 @@
-"""Files, and folders of files, as sources of frame stores, by what they are."""
+"""Files and folders as sources of frame stores, by their format."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,14 +21,14 @@ def file_splits(
     Args:
         source: the file or folder.
         dataset: the name that the dataset gets.
-        keys: which arrays are the observations, of `observation_keys`; those that the layout names
-            if there are none.
+        keys: of `observation_keys`: which arrays are the observations; if empty, those that the
+            layout names.
 
     Raises:
         DataError: the file cannot be read, or is not sound.
     """
     if (source / 'meta' / 'info.json').is_file():
-        # Here: only this source needs a Parquet reader and a video decoder.
+        # Imported here, since only this source needs a Parquet reader and a video decoder.
         from data_pipeline.sources.lerobot import lerobot_splits
 
         return lerobot_splits(source, keys)

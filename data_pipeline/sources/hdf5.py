@@ -1,4 +1,4 @@
-"""HDF5 files of rows in D4RL's layout, and the reading of HDF5 files at all.
+"""HDF5 files of rows in D4RL's layout, and reading of HDF5 files in general.
 
 A D4RL file holds `observations`, `actions`, `rewards`, `terminals`, `timeouts`, `infos/*` and
 `metadata/*`, a row a step; see `d4rl_layout`. Without `timeouts` and `rewards`, or with `masks`,
@@ -74,7 +74,7 @@ class HdfColumn:
 
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[h5py.File]:
-    """An open file; what h5py raises over it in the meantime becomes a DataError."""
+    """An open file; exceptions of h5py while it is open become a DataError."""
     try:
         with h5py.File(path, 'r', rdcc_nbytes=_CACHE_BYTES) as file:
             yield file
@@ -84,10 +84,10 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
 
 
 def list_columns(group: h5py.File | h5py.Group) -> dict[str, HdfColumn]:
-    """All datasets of a file, or below a group of it, by their path from there.
+    """All datasets of a file or below a group, by their relative path.
 
     Raises:
-        DataError: a link leads nowhere, or a dataset lies in another file.
+        DataError: a link is broken, or a dataset lies in another file.
     """
     path, columns = Path(group.file.filename), {}
 
@@ -105,13 +105,13 @@ def list_columns(group: h5py.File | h5py.Group) -> dict[str, HdfColumn]:
 
 
 def open_item(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | h5py.Datatype:
-    """What a group holds by this name.
+    """The item of this name in a group.
 
-    HDF5 reads what lies in another file as zeros when that is missing, and the checksum of this one
-    says nothing of it.
+    Items in other files are refused: HDF5 reads zeros where the other file is missing, and the
+    checksum of this file does not cover it.
 
     Raises:
-        DataError: it is a link that leads nowhere, or lies in another file.
+        DataError: it is a broken link, or lies in another file.
     """
     place = f'{group.file.filename}: {group.name.rstrip("/")}/{name}'
     item = group.get(name)
@@ -130,7 +130,7 @@ def d4rl_splits(source: Path, dataset: str, keys: Mapping[str, str]) -> dict[str
 
     Args:
         source: the file.
-        dataset: the dataset's name: of antmaze, terminals are no ends of trajectories.
+        dataset: the dataset's name: for antmaze, terminals do not end trajectories.
         keys: which datasets are the observations, see `table_columns`.
 
     Raises:
@@ -147,10 +147,10 @@ def d4rl_splits(source: Path, dataset: str, keys: Mapping[str, str]) -> dict[str
 def d4rl_layout(origin: str, flags: Flags, ends_at_terminals: bool) -> Layout:
     """The rows and labels of a store by D4RL's rule.
 
-    Row i is a transition iff i < n - 1 and not timeouts[i]; it ends in its stored following
-    observation, without one in row i + 1, also where that is another trajectory's and the mask
-    keeps it from being used. Masks are 1 - terminals. Trajectories end at timeouts, where a stored
-    following observation is not the next row's, and with `ends_at_terminals` at terminals.
+    Row i is a transition iff i < n - 1 and not timeouts[i]. Its next observation is the stored one
+    or, without one, that of row i + 1, even if that belongs to another trajectory: the mask then
+    excludes its value. Masks are 1 - terminals. Trajectories end at timeouts, where a stored next
+    observation is not the next row's, and with `ends_at_terminals` at terminals.
     """
     assert flags.timeouts is not None
     if flags.rewards is None:

@@ -6,9 +6,9 @@
     3.0: meta/episodes/chunk-000/file-000.parquet   each episode's length, files, and start in these
          data/chunk-000/file-000.parquet         several episodes a file
 
-A row holds an observation and the action taken there. What follows the last one is not stored: it
-leads nowhere, or where `next.done` is set, to its own observation again, which the mask keeps from
-being used. Source: https://huggingface.co/docs/lerobot
+A row holds an observation and the action taken there. The observation after the last row is not
+stored. The last action is not used; where `next.done` is set, the row is a transition to its own
+observation, whose value the mask excludes. Source: https://huggingface.co/docs/lerobot
 """
 
 import hashlib
@@ -45,7 +45,7 @@ _BLOCK_FRAMES = 64
 
 @dataclass(frozen=True)
 class Episode:
-    """Where an episode lies.
+    """The position of an episode in the files.
 
     number, length: its index, and its number of rows
     data: the Parquet file
@@ -59,13 +59,13 @@ class Episode:
 
     @property
     def files(self) -> list[Path]:
-        """All of them."""
+        """All files of the episode."""
         return [self.data, *(path for path, _ in self.videos.values())]
 
 
 @dataclass(frozen=True)
 class Features:
-    """What is read of a row.
+    """The features that are read of each row.
 
     columns: features by the store's names
     shapes: of numbers in a Parquet file, by feature
@@ -83,11 +83,12 @@ def lerobot_splits(folder: Path, keys: Mapping[str, str]) -> dict[str, SourceSpl
 
     Args:
         folder: of the dataset.
-        keys: which features are the observations, of `observation_keys`; none where one is.
+        keys: of `observation_keys`: which features are the observations; may be empty if there is
+            only one.
 
     Raises:
-        DataError: another version, a file that is missing or damaged, no such feature, or one of an
-            unfit type or shape.
+        DataError: another version, a missing or damaged file, no such feature, or one of an
+            unsuitable type or shape.
     """
     with _faults(folder):
         info = load_json(folder / 'meta' / 'info.json')
@@ -316,7 +317,7 @@ def _tables(
 
 def _read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     with _faults(path):
-        path.open('rb').close()  # Of a missing file, the reader says less than the system does.
+        path.open('rb').close()  # On a missing file, the system's message says more.
         return pq.read_table(path, columns=columns)
 
 
@@ -349,7 +350,7 @@ def _decoded(origin: str, key: str, column: Any) -> Iterator[np.ndarray]:
 def _frames_of(
     origin: str, episodes: Sequence[Episode], key: str
 ) -> Iterator[Iterator[np.ndarray]]:
-    """For each episode, its frames (n, h, w, 3) uint8 in blocks, to be read before the next's."""
+    """For each episode, its frames (n, h, w, 3) uint8 in blocks; read these before the next's."""
     for path, group in itertools.groupby(episodes, lambda episode: episode.videos[key][0]):
         frames = _decode(path)
         place = 0
@@ -376,8 +377,8 @@ def _blocks(origin: str, frames: Iterator[np.ndarray], length: int) -> Iterator[
 def _decode(path: Path) -> Iterator[np.ndarray]:
     """The frames (h, w, 3) uint8 of a video, one after the other."""
     with _faults(path):
-        path.open('rb').close()  # ffmpeg's message would not be one line.
-        # Each frame once, whatever its time: the default fills gaps and drops what comes too early.
+        path.open('rb').close()  # ffmpeg's message would have several lines.
+        # Each frame once, whatever its time: the default fills gaps and drops early frames.
         reader = imageio_ffmpeg.read_frames(
             str(path), pix_fmt='rgb24', output_params=['-fps_mode', 'passthrough']
         )
@@ -388,7 +389,7 @@ def _decode(path: Path) -> Iterator[np.ndarray]:
 
 @contextmanager
 def _faults(path: Path) -> Iterator[None]:
-    """Turns what reading a file raises into a DataError."""
+    """Turns exceptions while reading a file into a DataError."""
     try:
         yield
     except DataError:

@@ -1,7 +1,7 @@
 """HDF5 files of Minari datasets: `episode_i` with observations, actions, rewards, terminations.
 
-An episode of T steps has T + 1 observations, in one array or, of a `Dict` space, in
-`observations/KEY` each. So every step is a transition. Masks are 1 - terminations.
+An episode of T steps has T + 1 observations, in one array or, for a `Dict` space, in an array
+`observations/KEY` each. Every step is a transition. Masks are 1 - terminations.
 Source: https://minari.farama.org/content/dataset_standards/
 """
 
@@ -27,10 +27,10 @@ Columns = Mapping[str, HdfColumn]
 
 
 def download_minari(name: str) -> Path:
-    """The file of a dataset that Minari's own library knows, downloaded if need be.
+    """The file of a dataset known to Minari's library, downloaded if necessary.
 
     Raises:
-        DataError: the library is not installed, knows no such dataset, or keeps it in another form.
+        DataError: the library is not installed, has no such dataset, or stores it in another form.
     """
     try:
         import minari
@@ -41,7 +41,7 @@ def download_minari(name: str) -> Path:
         ) from error
     try:
         folder = Path(minari.load_dataset(name, download=True).storage.data_path)
-    except Exception as error:  # Whatever the library and the network raise.
+    except Exception as error:  # The library and the network may raise anything.
         reason = str(error).strip().partition('\n')[0]
         raise DataError(f'{name}: Minari cannot load it: {reason}') from error
     if not (folder / FILE).exists():
@@ -59,10 +59,12 @@ def minari_splits(source: Path, keys: Mapping[str, str]) -> dict[str, SourceSpli
 
     Args:
         source: the file.
-        keys: which of `observations/*` to take, of `observation_keys`; none where there is one.
+        keys: of `observation_keys`: which of `observations/*` to take; may be empty if there is
+            only one.
 
     Raises:
-        DataError: the file cannot be read, or an array is missing or of an unfit type or shape.
+        DataError: the file cannot be read, or an array is missing or of an unsuitable type or
+            shape.
     """
     with open_hdf5(source) as file:
         names = sorted(filter(_EPISODE.fullmatch, file), key=lambda name: int(name[8:]))
@@ -121,7 +123,7 @@ def minari_splits(source: Path, keys: Mapping[str, str]) -> dict[str, SourceSpli
 
 
 def _find_keys(source: Path, columns: Columns, asked: Mapping[str, str]) -> Mapping[str, str]:
-    """The datasets that are asked for, or the only one there is."""
+    """The requested datasets, or the only one if none is requested."""
     held = sorted(name for name in columns if name.partition('/')[0] == OBSERVATIONS)
     keys = {
         name: f'{OBSERVATIONS}/{key.removeprefix(f"{OBSERVATIONS}/")}'
@@ -138,7 +140,7 @@ def _find_keys(source: Path, columns: Columns, asked: Mapping[str, str]) -> Mapp
 
 
 def _episode(origin: str, columns: Columns, keys: Mapping[str, str]) -> dict[str, HdfColumn]:
-    """The columns of an episode by the store's names, terminations as they are."""
+    """The columns of an episode by the store's names, terminations unchanged."""
     names = {name: name for name in _STEPS}
     names |= {array_name(name): key for name, key in sorted(keys.items())}
     for key in names.values():

@@ -1,4 +1,4 @@
-"""Sources whose actions are scaled from their own range to [-1, 1]."""
+"""Sources with actions scaled from their range to [-1, 1]."""
 
 import dataclasses
 import hashlib
@@ -13,9 +13,9 @@ from data_pipeline.sources.table import settle_last_actions
 
 
 def normalize_actions(splits: Mapping[str, SourceSplit]) -> dict[str, SourceSplit]:
-    """The same splits with actions in [-1, 1]; each dimension has one range in all of them.
+    """The same splits with actions in [-1, 1]; each dimension has one range in all splits.
 
-    Reads the sources up to their last actions for it. The manifest's `sources` get the range as
+    Reads the sources up to their last actions to find it. The manifest's `sources` get the range as
     `action_range`, with `low` and `high`.
 
     Raises:
@@ -29,7 +29,7 @@ def normalize_actions(splits: Mapping[str, SourceSplit]) -> dict[str, SourceSpli
 
 
 def _range_of(split: SourceSplit) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the largest of each dimension, of actions that lead somewhere."""
+    """The smallest and the largest of each dimension, over the actions of transitions."""
     least, largest, seen = np.inf, -np.inf, 0
     for name, block, ends in _with_ends(split, lambda line: None):
         if name != 'actions':
@@ -45,7 +45,7 @@ def _range_of(split: SourceSplit) -> tuple[np.ndarray, np.ndarray]:
             least, largest = np.minimum(least, used.min(0)), np.maximum(largest, used.max(0))
         seen += len(block)
         if split.rows_are_known and seen == split.rows:
-            break  # Before the frames, where these come last.
+            break  # Skips the frames, if they come last.
     return np.asarray(least), np.asarray(largest)
 
 
@@ -71,7 +71,7 @@ def _normalized(split: SourceSplit, action_range: ActionRange) -> SourceSplit:
 
 
 def _with_ends(split: SourceSplit, note: Note) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """The blocks of a split; with those of actions, which of their rows end a trajectory."""
+    """The blocks of a split; for those of actions, also which rows end a trajectory."""
     ends = np.zeros(0, bool)
     for name, block in split.read(note):
         if name == 'terminals':

@@ -1,8 +1,8 @@
-"""Reads OGBench `.npz` files block by block and refuses those that are not sound.
+"""Reads OGBench `.npz` files block by block and refuses invalid ones.
 
 A file holds whole trajectories, one row per state. The last row of a trajectory has `terminals`
-set, and the action stored there leads nowhere. Files with `rewards` and `masks` besides, which
-OGBench's have not, hold a task of their own; see `table.py` for what else users' files hold.
+set, and the action stored there is not used. Users' files may also have `rewards` and `masks`,
+which define a task, and the arrays that `table.py` describes.
 Source: https://github.com/seohongpark/ogbench
 """
 
@@ -77,7 +77,7 @@ class NpzMember:
 def read_members(
     path: Path, keys: Mapping[str, str] = NO_KEYS
 ) -> tuple[dict[str, NpzMember], list[str]]:
-    """The arrays of a file that a store can use, by their headers alone; the names of all others.
+    """The arrays of a file that a store can use, by their headers alone; and all other names.
 
     Args:
         keys: which arrays are the observations, see `table_columns`.
@@ -116,7 +116,7 @@ def _npz_split(path: Path, keys: Mapping[str, str]) -> SourceSplit:
 
 @contextmanager
 def _faults_of(path: Path) -> Iterator[None]:
-    """Turns what zipfile, zlib and NumPy raise over an unreadable file into a DataError."""
+    """Turns what zipfile, zlib and NumPy raise on an unreadable file into a DataError."""
     try:
         yield
     except OSError as error:
@@ -127,7 +127,7 @@ def _faults_of(path: Path) -> Iterator[None]:
 
 
 def _what_it_is(path: Path) -> str:
-    """What a file is that cannot be read as an .npz, by its first bytes."""
+    """The format of a file that is not a readable .npz, by its first bytes."""
     with open(path, 'rb') as file:
         start = file.read(8)
     for magic, name in _FORMATS.items():
@@ -147,7 +147,7 @@ def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> NpzMember:
     _check(path, not dtype.hasobject, f'{name} holds Python objects; save it as plain numbers')
     _check(path, not fortran_order, f'{name} is in Fortran order; save np.ascontiguousarray of it')
     member = NpzMember(path, name, shape, dtype)
-    # Compared before anything is read or allocated by what the header says.
+    # Compared before anything is read or allocated according to the header.
     if header_bytes + member.nbytes != entry.file_size:
         raise ValueError(f'{name} is not as long as its header says')
     return member

@@ -1,6 +1,6 @@
-"""A replay of an online phase as the source of a frame store: all its streams, one after another.
+"""The replay of an online phase as the source of a frame store: all its streams in sequence.
 
-The store's rewards and masks are those that the environment gave.
+The store's rewards and masks are those of the environment.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ _BLOCK_ROWS = 1_024
 
 
 def replay_splits(path: Path) -> dict[str, SourceSplit]:
-    """The `train` split of a replay; of an episode that has not ended, the steps there are.
+    """The `train` split of a replay; of an unfinished episode, the steps so far.
 
     Raises:
         DataError: it is damaged, or holds no transition.
@@ -30,7 +30,7 @@ def replay_splits(path: Path) -> dict[str, SourceSplit]:
     description = {
         'path': str(path.resolve()),
         'bytes': rows * sum(spec.row_bytes for spec in arrays.values()),
-        # It has the checksums of all rows.
+        # The record has the checksums of all rows.
         'sha256': hashlib.sha256((path / RECORD).read_bytes()).hexdigest(),
     }
 

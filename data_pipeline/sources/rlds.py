@@ -1,13 +1,12 @@
 """RLDS datasets, read through TFDS as a source of frame stores.
 
 An RLDS dataset holds episodes, and an episode its steps. A step is an observation and the action
-taken there; the last step of an episode is the observation that ended it, and its action leads
-nowhere. That is OGBench's layout of rows: a step becomes a row, and the last one's `terminals` is
-set. Rewards are kept where they are asked for; those of OGBench tasks come from
-`data_pipeline.store.labels`.
+taken there. The last step of an episode is its final observation, and its action is not used. This
+is OGBench's layout of rows: a step becomes a row, and the last one's `terminals` is set. Rewards
+are kept if they are requested; those of OGBench tasks come from `data_pipeline.store.labels`.
 
 The template that many converters start from writes a reward on the last step, which is terminal
-there: such a step is a transition too, and its observation is repeated as the one that follows.
+there. Such a step is a transition too, and its observation is repeated as its next one.
 Source: https://github.com/google-research/rlds
 """
 
@@ -40,7 +39,7 @@ _OWN_FEATURES = 'tensorflow_datasets.core.features.'
 
 @dataclass(frozen=True)
 class RldsKeys:
-    """Where a step holds what a store needs; slashes lead into nested features.
+    """The features of a step that a store needs; slashes separate the levels of nested ones.
 
     observation: images uint8 (h, w, c), (c, h, w) or (h, w), or float vectors (d,); several by the
         names that they get, see `observation_keys`
@@ -48,7 +47,7 @@ class RldsKeys:
     reward: a number; '' to keep none. A transition's mask is then 0 where `discount` is 0 or the
         step that follows has `is_terminal` set, else 1.
 
-    Steps' `qpos`, `qvel` and `button_states`, each (d,), are kept where there are such.
+    Steps' `qpos`, `qvel` and `button_states`, each (d,), are kept if they exist.
     """
 
     observation: str | Mapping[str, str] = 'observation'
@@ -57,7 +56,7 @@ class RldsKeys:
 
     @property
     def observations(self) -> dict[str, str]:
-        """Of each array of the store."""
+        """The keys of the observations by the store's names."""
         keys = self.observation
         keys = {'': keys} if isinstance(keys, str) else keys
         return {array_name(name): key for name, key in sorted(keys.items())}
@@ -68,11 +67,11 @@ def rlds_splits(dataset: str, keys: RldsKeys) -> dict[str, SourceSplit]:
 
     Args:
         dataset: a folder that TFDS has written, or a name `dataset[/config][:version]` that TFDS
-            knows, which it downloads and prepares where it has not yet.
+            knows, and downloads and prepares if necessary.
         keys: which features to read.
 
     Raises:
-        DataError: no such dataset, split or feature, or features of unfit types or shapes.
+        DataError: no such dataset, split or feature, or features of unsuitable types or shapes.
     """
     builder = _open_builder(dataset)
     paths = _array_paths(dataset, builder, keys)
@@ -92,7 +91,7 @@ def rlds_splits(dataset: str, keys: RldsKeys) -> dict[str, SourceSplit]:
 
 def _open_builder(dataset: str) -> Any:
     folder = _dataset_folder(Path(dataset)) if Path(dataset).is_dir() else None
-    # A dataset by name may lie prepared among TFDS's, and then is opened by its files too.
+    # A named dataset may be prepared in TFDS's folder already, and then is opened by its files too.
     name = re.split(r'\W', dataset)[0]
     for place in [folder] if folder else [Path(root) / name for root in list_data_dirs() if name]:
         _check_features(place)
@@ -102,14 +101,14 @@ def _open_builder(dataset: str) -> Any:
         builder = tfds.builder(dataset)
         if not builder.is_prepared():
             builder.download_and_prepare()
-    except Exception as error:  # Datasets' own code runs here, and anything may come of it.
+    except Exception as error:  # The dataset's code runs here, and may raise anything.
         reason = str(error).strip().partition('\n')[0]
         raise DataError(f'{dataset}: TFDS can neither open nor prepare it: {reason}') from error
     return builder
 
 
 def _check_features(folder: Path) -> None:
-    """Refuses features of other classes than TFDS's own, whose modules TFDS would import.
+    """Refuses features whose classes are not TFDS's, since TFDS would import their modules.
 
     Raises:
         DataError: a `features.json` in the folder names such a class, or is damaged.
@@ -143,7 +142,7 @@ def _class_names(value: Any) -> Iterator[str]:
 
 
 def _dataset_folder(folder: Path) -> Path:
-    """The dataset in a folder, which may be that of its name, its configuration or its version."""
+    """The dataset in a folder, which may be the folder of its name, configuration or version."""
     found = [path.parent for path in sorted(folder.rglob('dataset_info.json'))]
     if len(found) != 1:
         names = ', '.join(map(str, found)) or 'none'
@@ -170,7 +169,7 @@ def _array_paths(dataset: str, builder: Any, keys: RldsKeys) -> dict[str, str]:
 
 
 def _leaves(feature: Any, prefix: str = '') -> dict[str, Any]:
-    """The features of a nested dictionary of them by path."""
+    """The features of a nested dictionary, by path."""
     if not isinstance(feature, tfds.features.FeaturesDict):
         return {prefix.removesuffix('/'): feature}
     leaves: dict[str, Any] = {}
@@ -261,7 +260,7 @@ def _is_array_record(builder: Any) -> bool:
 def _from_array_record(builder: Any, split: str, decoders: Any) -> Iterator[list[Any]]:
     """The steps of each episode, without TensorFlow."""
     for episode in builder.as_data_source(split, decoders=decoders):
-        yield list(episode['steps'])  # Each is decoded when it is taken.
+        yield list(episode['steps'])  # Each episode is decoded when it is read.
 
 
 def _from_tf_data(builder: Any, split: str, decoders: Any) -> Iterator[list[Any]]:
@@ -280,7 +279,7 @@ def _from_tf_data(builder: Any, split: str, decoders: Any) -> Iterator[list[Any]
 def _as_rows(
     origin: str, columns: Mapping[str, np.ndarray], tally: Counter[str]
 ) -> dict[str, np.ndarray]:
-    """The rows of an episode: what was read, with `terminals` for `is_last`; counted in `tally`."""
+    """The rows of an episode: the columns, with `terminals` for `is_last`; counted in `tally`."""
     rows = dict(columns)
     steps = len(rows['actions'])
     early = np.flatnonzero(rows.pop('is_last', np.zeros(steps))[:-1])
@@ -300,7 +299,7 @@ def _as_rows(
         else:
             tally['lost'] += has_last_reward
             rewards = np.append(rewards[:-1], np.zeros_like(rewards[:1]))
-        # A transition ends in the step that follows it.
+        # A transition ends in the next step.
         goes_on = np.append(~is_terminal[1:], True)
         rows['masks'] = ((discounts != 0) & goes_on).astype(np.float32)
         rows['rewards'] = rewards
@@ -323,10 +322,10 @@ def _numbers(origin: str, name: str, column: np.ndarray) -> np.ndarray:
 
 
 def _account(origin: str, tally: Counter[str]) -> Iterator[str]:
-    """What was counted on the way, in words.
+    """Lines for the user on what was counted.
 
     Raises:
-        DataError: the only rewards were in steps that lead nowhere.
+        DataError: the only rewards were in steps whose actions are not used.
     """
     if tally['lost'] and not tally['rewarded']:
         raise DataError(
@@ -366,7 +365,7 @@ def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _digest(files: Iterable[Path], keys: RldsKeys) -> str:
-    """SHA-256 over the files and over which of their features are read."""
+    """SHA-256 over the files and over the names of the features that are read."""
     digests = []
     for path in files:
         with open(path, 'rb') as file:

@@ -1,8 +1,9 @@
 """HDF5 files in robomimic's layout: `data/demo_i` with obs/*, next_obs/*, actions, rewards, dones.
 
-Every row of a demonstration is a transition. The last one ends in the last row of `next_obs`; where
-that is not stored, in its own observation again if `dones` is set there, which keeps it from being
-used, and else it leads nowhere. Source: https://robomimic.github.io/docs/datasets/overview.html
+Every row of a demonstration is a transition. The last one ends in the last row of `next_obs`. If
+that is not stored and `dones` is set, it ends in its own observation again, whose value the mask
+excludes. Otherwise the last action is not used.
+Source: https://robomimic.github.io/docs/datasets/overview.html
 """
 
 import re
@@ -31,7 +32,7 @@ class Demo:
 
     observations: its columns by the store's names
     actions: a column
-    following: the observations that follow, by the same names, if stored
+    following: the next observations, by the same names, if stored
     labels: rewards and masks (T,), or none
     """
 
@@ -47,12 +48,12 @@ class Demo:
 
     @property
     def ends_task(self) -> bool:
-        """Whether no value lies beyond the last row."""
+        """Whether the task ends with the last row, so that no value follows."""
         return bool(self.labels) and bool(self.labels['masks'][-1] == 0)
 
     @property
     def appends(self) -> bool:
-        """Whether the last row is a transition, so that an observation is put after it."""
+        """Whether the last row is a transition, so that an observation is appended."""
         return bool(self.following) or self.ends_task
 
     @property
@@ -66,10 +67,11 @@ def robomimic_splits(source: Path, keys: Mapping[str, str]) -> dict[str, SourceS
 
     Args:
         source: the file.
-        keys: which of `obs/*` to take, of `observation_keys`; none where there is one.
+        keys: of `observation_keys`: which of `obs/*` to take; may be empty if there is only one.
 
     Raises:
-        DataError: the file cannot be read, or an array is missing or of an unfit type or shape.
+        DataError: the file cannot be read, or an array is missing or of an unsuitable type or
+            shape.
     """
     with open_hdf5(source) as file:
         items = {name: open_item(file['data'], name) for name in file['data']}
@@ -113,7 +115,7 @@ def _number(name: str) -> tuple[int, str]:
 def _find_keys(
     source: Path, columns: Mapping[str, HdfColumn], asked: Mapping[str, str]
 ) -> dict[str, str]:
-    """The keys that are asked for, or the only one there is."""
+    """The requested keys, or the only one if none is requested."""
     held = sorted(name.removeprefix('obs/') for name in columns if name.startswith('obs/'))
     keys = {name: key.removeprefix('obs/') for name, key in asked.items()}
     unknown = [key for key in keys.values() if key not in held]
@@ -206,10 +208,10 @@ def _check_alike(origin: str, demo: Demo, first: Demo) -> None:
 
 
 def _account(origin: str, demos: Sequence[Demo], skipped: int) -> Iterator[str]:
-    """What was decided of the last rows, in words.
+    """Lines for the user on the handling of the last rows.
 
     Raises:
-        DataError: the only rewards are in rows that lead nowhere.
+        DataError: the only rewards are in rows whose actions are not used.
     """
     if not demos[0].labels:
         yield 'no rewards and dones in every demonstration, and so no task of its own'
@@ -239,7 +241,7 @@ def _blocks(demo: Demo, fitted: Mapping[str, Fitted]) -> Iterator[tuple[str, np.
     yield 'terminals', terminals
     extra = 1 if demo.appends else 0
     for name, array in demo.labels.items():
-        # What stands after the end is never used.
+        # The value of the appended observation is never used.
         yield name, np.pad(array, (0, extra), constant_values=float(name == 'masks'))
     actions = fitted['actions'].convert(demo.actions.read())
     actions = np.pad(actions, ((0, extra), (0, 0)))

@@ -1,8 +1,8 @@
-"""Which rows of a source a store holds, so that every row but a trajectory's last is a transition.
+"""The rows of a store, in which every row except a trajectory's last is a transition.
 
 A store keeps an observation once: the transition of row t ends in row t + 1, and the action of a
-trajectory's last row leads nowhere. Where a source's last row is a transition too, the observation
-that follows it is appended as a row of its own.
+trajectory's last row is not used. Where a source's last row is a transition too, its next
+observation is appended as a separate row.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ _SAME_OBSERVATION = 1e-6
 class Rows:
     """The rows of a store, by rows of its source.
 
-    source: (m,) int64, never decreasing: the row of the source that a row is made of
+    source: (m,) int64, never decreasing: the row of the source that a row is copied from
     terminals: (m,) bool: the last row of each trajectory
     is_appended: (m,) bool: rows that hold the observation after a transition
     skipped: trajectories that had no transition
@@ -36,9 +36,9 @@ def lay_out(ends: np.ndarray, kept: np.ndarray, offset: int = 0) -> Rows:
     Args:
         ends: (n,) bool: the last row of each trajectory of the source; the last of all is one.
         kept: (n,) bool: which of the ends are transitions.
-        offset: 0 or 1: what is appended after row i is made of row i + offset of the source.
+        offset: 0 or 1: the row appended after row i is copied from row i + offset of the source.
     """
-    after = np.flatnonzero(ends & kept)  # Appended rows come behind these.
+    after = np.flatnonzero(ends & kept)  # Appended rows come after these.
     source = np.insert(np.arange(len(ends)), after + 1, after + offset)
     is_appended = np.zeros(len(source), bool)
     is_appended[after + 1 + np.arange(len(after))] = True
@@ -54,7 +54,7 @@ def lay_out(ends: np.ndarray, kept: np.ndarray, offset: int = 0) -> Rows:
 
 
 def select_rows(blocks: Iterable[np.ndarray], rows: np.ndarray) -> Iterator[np.ndarray]:
-    """The rows `rows`, which never decrease, of the array that `blocks` are, block by block."""
+    """The rows `rows`, which never decrease, of the array in `blocks`, block by block."""
     first = 0
     for block in blocks:
         wanted = _within(rows, first, len(block))
@@ -68,7 +68,7 @@ def select_rows(blocks: Iterable[np.ndarray], rows: np.ndarray) -> Iterator[np.n
 def select_observations(
     observations: Iterable[np.ndarray], following: Iterable[np.ndarray], rows: Rows
 ) -> Iterator[np.ndarray]:
-    """`select_rows` of observations; appended rows are taken from `following`, in equal blocks."""
+    """`select_rows` of observations; appended rows come from `following`, with equal blocks."""
     first = 0
     for block, after in zip(observations, following, strict=True):
         start, stop = np.searchsorted(rows.source, (first, first + len(block)))
@@ -82,7 +82,7 @@ def select_observations(
 
 
 def find_jumps(observations: Iterable[np.ndarray], following: Iterable[np.ndarray]) -> np.ndarray:
-    """(n,) bool: rows whose following observation is not the next row's; the last row is none."""
+    """(n,) bool: rows whose following observation is not the next row's; False for the last row."""
     jumps = []
     last = None
     for block, after in zip(observations, following, strict=True):
@@ -94,7 +94,7 @@ def find_jumps(observations: Iterable[np.ndarray], following: Iterable[np.ndarra
 
 
 def _within(rows: np.ndarray, first: int, count: int) -> np.ndarray:
-    """Those of sorted row numbers that lie in a block, counted from its start."""
+    """The sorted row numbers that lie in a block, relative to its start."""
     start, stop = np.searchsorted(rows, (first, first + count))
     return rows[start:stop] - first
 

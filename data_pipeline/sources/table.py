@@ -1,9 +1,9 @@
-"""Tables of rows, one array a column, as sources of frame stores.
+"""Tables of rows, one array per column, as sources of frame stores.
 
-Two layouts are known. In OGBench's, `terminals` marks the last row of each trajectory, whose
-action leads nowhere. In D4RL's, every row is a transition, `terminals` marks those that end the
-task, and trajectories end there, at `timeouts`, and where a stored following observation is not the
-next row's.
+There are two layouts. In OGBench's, `terminals` marks the last row of each trajectory, whose action
+is not used. In D4RL's, every row is a transition, `terminals` marks those that end the task, and
+trajectories end there, at `timeouts`, and where a stored following observation is not the next
+row's.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -39,10 +39,11 @@ TABLE_ARRAYS = (*REQUIRED_ARRAYS, *INFO_ARRAYS, *LABEL_ARRAYS, *TIMEOUT_ARRAYS, 
 
 
 def table_columns(origin: str, held: Collection[str], keys: Mapping[str, str]) -> dict[str, str]:
-    """What is called how in a file that holds columns of these names, by the table's names.
+    """The file's names of the table's columns, by the table's names.
 
     Args:
-        keys: of `observation_keys`; none for `observations`. What follows KEY is `next_KEY`.
+        held: the names of all columns in the file.
+        keys: of `observation_keys`; empty for `observations`. `next_KEY` follows KEY.
 
     Raises:
         DataError: the file lacks a key.
@@ -69,12 +70,12 @@ class Column(Protocol):
     def dtype(self) -> np.dtype: ...
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """The rows in order, in blocks of some MiB; equal arrays have equal blocks."""
+        """The rows in order, in blocks of a few MiB; arrays of equal shape have equal blocks."""
 
 
 @dataclass(frozen=True, eq=False)
 class Flags:
-    """What tells where trajectories end and which rows are transitions; each (n,) or absent.
+    """Flags of trajectories' ends and of transitions; each (n,) or absent.
 
     `jumps` are rows whose stored following observation is not the next row's.
     """
@@ -88,7 +89,7 @@ class Flags:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The rows of a store, the source's labels (n,) where it has both, and what to say of it."""
+    """The rows of a store, the source's labels (n,) if it has both, and lines for the user."""
 
     rows: Rows
     labels: dict[str, np.ndarray]
@@ -96,15 +97,16 @@ class Layout:
 
 
 def lay_out_table(origin: str, flags: Flags) -> Layout:
-    """The rows of a store, and its labels, by what a table's flags can be taken to mean.
+    """The rows of a store and its labels, by interpreting a table's flags.
 
-    With `timeouts` the layout is D4RL's, and masks are 1 - terminals where there are none. Without,
-    it is OGBench's, unless trajectories' last rows have rewards and masks of 0: then every row is a
-    transition. What follows a kept last row is its stored following observation; without one, its
-    own observation, which a mask of 0 keeps from being used.
+    With `timeouts` the layout is D4RL's, and masks default to 1 - terminals. Without, it is
+    OGBench's, unless trajectories' last rows have rewards and masks of 0: then every row is a
+    transition. The next observation of a kept last row is its stored one or, without one, its
+    observation again, whose value a mask of 0 excludes.
 
     Raises:
-        DataError: trajectories do not end, or the only rewards are in rows that lead nowhere.
+        DataError: trajectories do not end, or the only rewards are in rows whose actions are not
+            used.
     """
     notes = []
     ends = flags.terminals.copy()
@@ -150,8 +152,8 @@ def _kept_ends(flags: Flags, ends: np.ndarray, masks: np.ndarray | None) -> np.n
     """(n,) bool: which of the last rows of trajectories are transitions."""
     done = ends & (masks == 0) if masks is not None else np.zeros_like(ends)
     if flags.jumps is not None:
-        # A following observation that is the next row's is that of another trajectory; what
-        # follows the very last row is taken for what it is elsewhere.
+        # At an end, a following observation that is the next row's belongs to another trajectory.
+        # The very last row has no next row, and is treated like the other ends.
         is_own = np.append(flags.jumps[:-1], flags.jumps[:-1][ends[:-1]].all())
         return ends & (is_own | done)
     if flags.timeouts is not None:
@@ -161,10 +163,10 @@ def _kept_ends(flags: Flags, ends: np.ndarray, masks: np.ndarray | None) -> np.n
 
 
 def _lost_rewards(origin: str, rewards: np.ndarray, lost: np.ndarray) -> list[str]:
-    """A line where rows that lead nowhere have rewards.
+    """A line for the user if rows whose actions are not used have rewards.
 
     Raises:
-        DataError: no other rows have any.
+        DataError: only such rows have rewards.
     """
     count = np.count_nonzero(rewards[lost & np.isfinite(rewards)])
     if not count:
@@ -188,19 +190,19 @@ def table_split(
     others: Iterable[str],
     find_layout: Callable[[str, Flags], Layout] = lay_out_table,
 ) -> SourceSplit:
-    """A split made of a table.
+    """A split made from a table.
 
     Args:
-        origin: what errors name.
+        origin: the source's name in errors.
         description: see `SourceSplit`.
         table: the columns that a store takes, `timeouts` or `truncations`, and `next_observations`,
             or `next_observations.NAME` for each of several.
-        others: what else there is, which is ignored.
-        find_layout: gives the rows of the store.
+        others: the names of all other columns, which are ignored.
+        find_layout: returns the rows of the store.
 
     Raises:
-        DataError: a column is missing, or of another length, type or shape than it must be, or
-            `find_layout` refuses.
+        DataError: a column is missing, or of a wrong length, type or shape, or `find_layout`
+            raises it.
     """
     if missing := missing_arrays(table):
         raise DataError(f'{origin}: lacks {", ".join(missing)}')
@@ -248,7 +250,7 @@ def table_split(
         'terminals': rows.terminals,
         **{name: _labels(name, array, rows) for name, array in layout.labels.items()},
     }
-    # Observations last: all others tell most faults, and are read in a moment.
+    # Observations last: the other arrays reveal most faults, and are read quickly.
     streamed = [name for name in fitted if name not in small]
     streamed.sort(key=is_observation)
 
@@ -292,7 +294,7 @@ def _finite_blocks(origin: str, name: str, column: Column) -> Iterator[np.ndarra
 
 
 def _find_following(origin: str, table: Mapping[str, Column]) -> dict[str, Column]:
-    """The columns of following observations by the names of those that they follow; all or none."""
+    """The columns of following observations, by the observation that they follow; all or none."""
     seen = {name: column for name, column in table.items() if is_observation(name)}
     following = {name: table[f'{_NEXT}{name}'] for name in seen if f'{_NEXT}{name}' in table}
     for name, column in following.items():
@@ -312,7 +314,7 @@ def _find_following(origin: str, table: Mapping[str, Column]) -> dict[str, Colum
 def _find_jumps(
     origin: str, table: Mapping[str, Column], following: Mapping[str, Column]
 ) -> np.ndarray:
-    """(n,) bool: rows of which a following observation is not the next row's."""
+    """(n,) bool: rows with a following observation that is not the next row's."""
     return np.logical_or.reduce(
         [
             find_jumps(table[name].blocks(), _finite_blocks(origin, f'{_NEXT}{name}', column))
@@ -322,23 +324,23 @@ def _find_jumps(
 
 
 def _read_flags(origin: str, name: str, column: Column, fitted: Fitted) -> np.ndarray:
-    """A column of one number a row, (n,), in the store's type."""
+    """A column of one number per row, (n,), in the store's type."""
     array = np.empty(column.shape[0], fitted.spec.dtype)
     first = 0
     for block in column.blocks():
         numbers = fitted.convert(block)
         if array.dtype == bool and not ((numbers == 0) | (numbers == 1)).all():
             raise DataError(f'{origin}: {name} holds values other than 0 and 1')
-        with np.errstate(over='ignore'):  # What is too large becomes infinite, and is refused.
+        with np.errstate(over='ignore'):  # Numbers too large become infinite, and are refused.
             array[first : first + len(block)] = numbers
         first += len(block)
     return array
 
 
 def settle_last_actions(actions: np.ndarray, terminals: np.ndarray) -> np.ndarray:
-    """Actions (n, a) with 0 for those of last rows that are not within [-1, 1].
+    """Actions (n, a), set to 0 in last rows where they are not within [-1, 1].
 
-    An environment was not given them, and they may hold anything; what may stand is kept.
+    The actions of last rows were never executed and may hold anything; valid ones are kept.
     """
     ends = np.flatnonzero(terminals)
     unfit = ends[~(np.abs(actions[ends]) <= 1).all(axis=1)]
@@ -349,7 +351,7 @@ def settle_last_actions(actions: np.ndarray, terminals: np.ndarray) -> np.ndarra
 
 
 def _labels(name: str, array: np.ndarray, rows: Rows) -> np.ndarray:
-    """Rewards or masks of the store's rows; last rows that no number was stored for get neutral."""
+    """Rewards or masks of the store's rows; last rows without a stored number get a neutral one."""
     neutral = 0 if name == 'rewards' else 1
     chosen = array[rows.source]
     unknown = rows.is_appended | (rows.terminals & ~np.isfinite(chosen))

@@ -1,11 +1,11 @@
 """The store on disk that every loader reads: memory-mapped `.npy` files, one copy of each frame.
 
-    <store>/manifest.json           what the store was made of, and what it must hold
+    <store>/manifest.json           the store's sources, and the contents that it must have
     <store>/<split>/<array>.npy     split: train, val; array: observations, actions, terminals, ...
 
 Several observations are an array each, `observations.<name>`.
 
-`data_pipeline.store.writer` writes it; here it is opened, read and verified.
+`data_pipeline.store.writer` writes a store; this module opens and reads it.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from data_pipeline.sources.base import INFO_ARRAYS, LABEL_ARRAYS
 from data_pipeline.store.manifest import Manifest, NewerFormatError, open_array, read_manifest
 from data_pipeline.store.verification import Progress, StoredArray, check_array
 
-ALIGNMENT = 64  # bytes; TensorFlow aborts the process on a tensor that starts anywhere else
+ALIGNMENT = 64  # bytes; TensorFlow aborts the process on a tensor that is not aligned so
 
 _REMEDY = 'make the dataset again: fql prepare with --overwrite'
 
@@ -34,7 +34,7 @@ class Split:
     actions: (n, a) float32 in [-1, 1]
     terminals: (n,) bool, set on the last row of each trajectory
     info: qpos, qvel, button_states, each (n, d), where the source has them
-    labels: rewards and masks, each (n,) float32, of a task of the data's own; else empty
+    labels: rewards and masks, each (n,) float32, if stored with the data; else empty
     """
 
     name: str
@@ -58,12 +58,12 @@ class Split:
 
     @property
     def num_transitions(self) -> int:
-        """One for each row that is not the last of its trajectory."""
+        """The number of rows that are not the last of their trajectory."""
         return len(self.terminals) - int(np.count_nonzero(self.terminals))
 
     @property
     def valid_rows(self) -> np.ndarray:
-        """(m,) int64: the rows where a transition starts, which are all but the ends."""
+        """(m,) int64: the rows where a transition starts, which are all except the ends."""
         return np.flatnonzero(~self.terminals)
 
     @property
@@ -95,7 +95,7 @@ class FrameStore:
         }
 
     def stored_array(self, split: str, name: str) -> StoredArray:
-        """What there is to verify of one array."""
+        """One array as verification needs it."""
         path, entry = self.path / split / f'{name}.npy', self.manifest.splits[split].arrays[name]
         return StoredArray.of(path, entry, _REMEDY)
 
@@ -110,12 +110,12 @@ class FrameStore:
 
 
 def open_store(path: Path) -> FrameStore:
-    """Opens a finished store; nothing is read but headers and the ends of trajectories.
+    """Opens a finished store; reads only headers and the ends of trajectories.
 
-    Every index rests on these ends, so that they are compared with their checksum at once.
+    All indices are computed from these ends. They are therefore compared with their checksum here.
 
     Raises:
-        DataError: no store there, one of a newer format, or files not as the manifest says.
+        DataError: there is no store, its format is newer, or files differ from the manifest.
     """
     path = Path(path)
     manifest_path = path / 'manifest.json'

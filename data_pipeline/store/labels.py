@@ -1,12 +1,12 @@
-"""Rewards and masks of a task, by OGBench's own relabelling, computed once, kept in the store.
+"""Rewards and masks of a task, by OGBench's relabelling, computed once and kept in the store.
 
-Five tasks share the frames of one dataset, so labels are small arrays beside them. They are
-computed by a spawned process, so that MuJoCo never shares one with TensorFlow (the two crash).
+Five tasks share the frames of one dataset, so labels are small arrays beside the frames. A spawned
+process computes them, so that MuJoCo and TensorFlow never share a process (they crash together).
 
     <store>/labels/<task>/<split>/rewards.npy, masks.npy
-    <store>/labels/<task>/<split>/labels.json    what they were made of, and their checksums
+    <store>/labels/<task>/<split>/labels.json    their recipe and their checksums
 
-They are small: each use compares them with their checksums, and computes damaged ones again.
+Each use compares them with their checksums, and computes damaged ones again.
 """
 
 import dataclasses
@@ -38,11 +38,11 @@ _ARRAYS = ('rewards', 'masks')
 
 @dataclass(frozen=True)
 class Recipe:
-    """What determines labels.
+    """Everything that determines labels.
 
-    env_id, env_kwargs: the task; arguments can choose another one of the same id
+    env_id, env_kwargs: the task; arguments can choose another task of the same id
     ogbench: version of the package, which can change the labels
-    data: checksums of the arrays that they are computed from, by name
+    data: checksums of the arrays that labels are computed from, by name
     """
 
     env_id: str
@@ -53,7 +53,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class LabelRecord:
-    """`labels.json`: the arrays by name, and what they were made of."""
+    """`labels.json`: the arrays by name, and their recipe."""
 
     recipe: Recipe
     arrays: Mapping[str, ArrayEntry]
@@ -69,14 +69,14 @@ def task_labels(
     """Rewards and masks of a single-task environment for every row of a split.
 
     The labels are those of `ogbench.relabel_utils.relabel_dataset` for the state that a row stores
-    (reward: goals met less number of goals; mask: 0 where all are met). A pixel environment is
-    replaced by its state-based twin, which has the same goals and needs no OpenGL.
+    (reward: number of goals met minus number of goals; mask: 0 where all are met, else 1). A pixel
+    environment is replaced by its state-based twin, which has the same goals and needs no OpenGL.
 
     Args:
         store: an open frame store.
         split: name of a split of it.
         env_id: Gymnasium id of a single-task OGBench environment, bare or as `module:id`.
-        env_kwargs: arguments of `gymnasium.make`; values must be fit for JSON.
+        env_kwargs: arguments of `gymnasium.make`, as JSON values.
 
     Returns:
         rewards (n,) float32 and masks (n,) float32, cached in `labels/<bare id>/<split>/` where
@@ -85,7 +85,7 @@ def task_labels(
     Raises:
         DataError: no such split or environment, the data are not of this environment, or the
             process that labels them died.
-        DamagedError: an array that labels are computed from is not what was written.
+        DamagedError: an array that labels are computed from differs from what was written.
     """
     if split not in store.splits:
         raise DataError(f'{store.path}: no split {split!r}, only {", ".join(store.splits)}')
@@ -100,7 +100,7 @@ def task_labels(
     try:
         labels = _read_labels(folder, recipe)
     except DamagedError as error:
-        from tqdm import tqdm  # Here, so that benchmarks run where it is not installed.
+        from tqdm import tqdm  # Here, so that benchmarks run without it.
 
         tqdm.write(f'damaged labels are computed again: {error}')
         labels = None
@@ -139,7 +139,7 @@ def relabel(
     env_id: str,
     env_kwargs: dict[str, Any],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`task_labels` of the arrays themselves. Imports MuJoCo: for a process of its own.
+    """Computes `task_labels` from the arrays. Imports MuJoCo: call it in a separate process.
 
     Raises:
         DataError: see `task_labels`.
@@ -219,7 +219,7 @@ def _expected_widths(env: Any) -> dict[str, int]:
 def _check_widths(
     dataset: str, env_id: str, found: Mapping[str, int], expected: Mapping[str, int]
 ) -> None:
-    """Compares the columns of the arrays; qvel, which no label needs, may be missing."""
+    """Checks the arrays' numbers of columns; qvel, which no label needs, may be missing."""
     prefix = f'dataset {dataset} is not of environment {env_id}'
     for name, width in expected.items():
         if name in found and found[name] != width:
@@ -229,10 +229,10 @@ def _check_widths(
 
 
 def _read_labels(folder: Path, recipe: Recipe) -> tuple[np.ndarray, np.ndarray] | None:
-    """The labels in a folder; None where there are none of this recipe.
+    """The labels in a folder; None if there are none of this recipe.
 
     Raises:
-        DamagedError: they are not what was written.
+        DamagedError: they differ from what was written.
     """
     path = folder / _RECORD
     if not path.exists():
@@ -271,12 +271,12 @@ def _remedy(folder: Path) -> str:
 
 
 def _write_labels(folder: Path, recipe: Recipe, labels: tuple[np.ndarray, np.ndarray]) -> None:
-    """Keeps labels for other runs, if it can: this one has them, and goes on in any case."""
-    # Runs that start together all compute the same labels; whichever is first writes them.
+    """Stores labels for other runs if possible; this run continues in any case."""
+    # Runs that start together compute the same labels; the first one writes them.
     with suppress(DamagedError):
         if _read_labels(folder, recipe) is not None:
             return
-    # A store that is only read, a full disk, or another run was quicker.
+    # A read-only store, a full disk, or another run was faster.
     with suppress(OSError), atomic_folder(folder, replace=folder.exists()) as new:
         entries = {
             name: write_array(new / f'{name}.npy', array)

@@ -1,11 +1,11 @@
 """Latents of a frozen encoder, kept beside the frames they were computed from.
 
-    <store>/latents/<key>/recipe.json                what they were made of; the key is its digest
+    <store>/latents/<key>/recipe.json                what determines them; the key is its digest
     <store>/latents/<key>/<split>/observations.npy   (n, d)
-    <store>/latents/<key>/<split>/progress.json      how many rows stand, and their checksum
+    <store>/latents/<key>/<split>/progress.json      number of rows written, and their checksum
 
-The array grows by blocks of rows and is whole once the record counts them all; one that was cut
-short is continued behind the last row recorded. The loader reads it like any observations.
+The array grows by blocks of rows and is complete once the record counts them all. An interrupted
+one is continued after the last row recorded. The loader reads it like any observations.
 """
 
 import dataclasses
@@ -45,14 +45,14 @@ _READ_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class LatentRecord:
-    """`progress.json`: the rows that stand, and the checksum of their bytes."""
+    """`progress.json`: the number of rows written, and the checksum of their bytes."""
 
     rows: int
     sha256: str
 
 
 def latent_recipe(store: FrameStore, encoding: Mapping[str, Any]) -> str:
-    """What latents of a store's data are made of, as JSON.
+    """The recipe of the latents of a store's data, as JSON.
 
     Args:
         encoding: JSON values that, with the data, determine every latent.
@@ -69,18 +69,18 @@ def latent_recipe(store: FrameStore, encoding: Mapping[str, Any]) -> str:
 
 
 def latent_folder(store: FrameStore, recipe: str) -> Path:
-    """Where the latents of a recipe belong."""
+    """The folder of the latents of a recipe."""
     return store.path / 'latents' / hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
 
 def make_latent_folder(folder: Path, recipe: str) -> None:
-    """Makes the folder, if need be, and writes the recipe into it."""
+    """Makes the folder if necessary, and writes the recipe into it."""
     make_folder(folder)
     write_text(folder / 'recipe.json', recipe)
 
 
 def latent_split(folder: Path, split: Split, width: int, dtype: str) -> Split | None:
-    """`split` with its latents (n, width) as observations; None where they are not all there."""
+    """`split` with its latents (n, width) as observations; None if they are incomplete."""
     shape = (len(split.terminals), width)
     path = folder / split.name / _ARRAY
     record = _read_record(path)
@@ -96,7 +96,7 @@ def latent_split(folder: Path, split: Split, width: int, dtype: str) -> Split | 
 
 
 def stored_latents(folder: Path) -> list[StoredArray]:
-    """The latents in the folder of a recipe, as far as they are recorded.
+    """The recorded rows of the latents in the folder of a recipe.
 
     Raises:
         DamagedError: one cannot be read.
@@ -121,13 +121,13 @@ class LatentWriter:
     """The array of one split while it is written; a context manager.
 
     Attributes:
-        rows: how many stand already; more than none when a file is continued.
+        rows: number of rows written; above 0 from the start when a file is continued.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int], dtype: str) -> None:
-        """Opens the array of this shape in `folder`, which is made if need be.
+        """Opens the array of this shape in `folder`, which is made if necessary.
 
-        What a killed process has written is kept as far as it is recorded and unharmed.
+        Rows that a killed process has written are kept if they are recorded and undamaged.
         """
         make_folder(folder)
         self._path = folder / _ARRAY
@@ -165,14 +165,14 @@ class LatentWriter:
         return self._shape[1] * self._dtype.itemsize
 
     def _record(self) -> None:
-        # The rows must be on disk before the record that counts them.
+        # The rows must be on the disk before the record that counts them.
         sync_file(self._file)
         record = LatentRecord(self.rows, self._digest.hexdigest())
         write_json(self._path.with_name(_RECORD), dataclasses.asdict(record))
         self._recorded = self.rows
 
     def _sound_rows(self) -> tuple[int, Any]:
-        """The rows that the record counts, and their running checksum; (0, new) if it is not so."""
+        """The number of recorded rows and their running checksum; (0, new) if they are damaged."""
         record = _read_record(self._path)
         if record is not None and 0 < record.rows <= self._shape[0]:
             digest = _digest_of(self._file, record.rows * self._row_bytes)
@@ -182,7 +182,7 @@ class LatentWriter:
 
 
 def _digest_of(file: BinaryIO, nbytes: int) -> Any:
-    """SHA-256 of the next `nbytes`, or of fewer where the file ends before."""
+    """SHA-256 of the next `nbytes`, or of fewer if the file ends before."""
     digest = hashlib.sha256()
     while nbytes > 0 and (block := file.read(min(nbytes, _READ_BYTES))):
         digest.update(block)
@@ -191,7 +191,7 @@ def _digest_of(file: BinaryIO, nbytes: int) -> Any:
 
 
 def _read_record(array: Path) -> LatentRecord | None:
-    """The record beside an array; None where there is none that can be read."""
+    """The record beside an array; None if there is no readable one."""
     try:
         return read_json(array.with_name(_RECORD), LatentRecord)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a store says of itself: its sources, and every array's shape, type and checksum."""
+"""The manifest of a store: its sources, and every array's shape, type and checksum."""
 
 import math
 import re
@@ -79,10 +79,10 @@ class Manifest:
     """`manifest.json`.
 
     dataset: name of the dataset
-    sources: by split, `SourceSplit.description`, and what there is to say of it as `notes`
+    sources: by split, `SourceSplit.description`, and lines for the user as `notes`
     splits: by name
     versions: of the packages that wrote the store
-    created: when, ISO 8601
+    created: time of writing, ISO 8601
     """
 
     format_version: int
@@ -110,7 +110,7 @@ def read_manifest(path: Path) -> Manifest:
     """The manifest in a file.
 
     Raises:
-        NewerFormatError: it is of a newer format.
+        NewerFormatError: its format is newer.
         OSError: it cannot be read.
         ValueError: it is damaged.
     """
@@ -122,11 +122,11 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def open_array(path: Path, entry: ArrayEntry, *, mapped: bool = True) -> np.ndarray:
-    """The array in a file, which must be as its entry says; the checksum is not compared.
+    """The array in a file, which must match its entry; the checksum is not compared.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is damaged, or another array's.
+        ValueError: it is damaged, or does not match the entry.
     """
     if (size := path.stat().st_size) != entry.file_bytes:
         raise ValueError(f'{path.name} has {size} bytes in place of {entry.file_bytes}')

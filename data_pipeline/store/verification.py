@@ -1,9 +1,9 @@
-"""Stored arrays against their checksums: read once, remembered until the file changes.
+"""Verification of stored arrays by their checksums: once, and again after a file changes.
 
-    <data folder>/.<store>.verified.json    size, modification time and inode of what was sound
-    <data folder>/.<store>.verified.lock    held by the process that reads
+    <data folder>/.<store>.verified.json    size, modification time and inode of verified files
+    <data folder>/.<store>.verified.lock    held by the process that verifies
 
-Where that folder is read-only, nothing is remembered, and every process reads for itself.
+If that folder is read-only, nothing is recorded, and every process verifies the arrays again.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ VerifyMode = Literal['never', 'once', 'always']
 Progress = Callable[[int, int], None]
 
 _BLOCK_BYTES = 1 << 20
-_BACKGROUND_SHARE = 0.25  # of one processor and of the disk, while the run goes on
-_LOCK_SECONDS = 0.5  # between two looks at whether another process is done
+_BACKGROUND_SHARE = 0.25  # of one processor and of the disk, while the run continues
+_LOCK_SECONDS = 0.5  # between two checks whether another process has finished
 _WAIT_SECONDS = 0.1
 
 
@@ -38,9 +38,9 @@ class StoredArray:
     """The bytes of a file that have a checksum.
 
     path: the file
-    start, nbytes: where they lie in it
-    sha256: what they had when they were written
-    remedy: what the user can do when they are others, for messages
+    start, nbytes: their position and number
+    sha256: their checksum when they were written
+    remedy: what the user can do if they differ, for messages
     """
 
     path: Path
@@ -58,7 +58,8 @@ class StoredArray:
 class Verification:
     """Compares a store's arrays with their checksums in a thread; a context manager.
 
-    It takes a part of one processor until it is waited for. Leaving it ends it, done or not.
+    The thread uses a part of one processor until `wait` is called. On exit it stops, finished or
+    not.
     """
 
     def __init__(self, store: Path, mode: VerifyMode) -> None:
@@ -66,7 +67,7 @@ class Verification:
 
         Args:
             store: the store's folder.
-            mode: whether arrays are verified at all, and those too that are remembered as sound.
+            mode: whether arrays are verified: never, once until a file changes, or always.
         """
         self._store, self._mode = store, mode
         self._record = _Record(store, since=time.time_ns() if mode == 'always' else 0)
@@ -84,9 +85,10 @@ class Verification:
         self._thread.shutdown(cancel_futures=True)
 
     def add(self, arrays: Sequence[StoredArray]) -> None:
-        """Has more arrays verified, the small ones first.
+        """Adds arrays to verify, the small ones first.
 
-        Files are opened now: a store that another process replaces meanwhile changes nothing.
+        Files are opened here, so that a later replacement of the store by another process has no
+        effect.
 
         Raises:
             DamagedError: a file cannot be opened.
@@ -98,7 +100,7 @@ class Verification:
         self._parts.append(self._thread.submit(self._verify, opened))
 
     def check(self) -> None:
-        """Raises DamagedError if an array was found damaged so far."""
+        """Raises DamagedError if a damaged array has been found so far."""
         for part in self._parts:
             if part.done():
                 part.result()
@@ -108,7 +110,7 @@ class Verification:
 
         Args:
             progress: called as `progress(done_bytes, total_bytes)`, and
-            between: called, some times a second.
+            between: called too, both several times a second.
 
         Raises:
             DamagedError: an array is damaged.
@@ -134,19 +136,19 @@ class Verification:
                     return
 
     def _lock(self, stack: ExitStack) -> None:
-        """Waits until no other process verifies the store, but not while a run waits for this."""
+        """Waits until no other process verifies the store, unless a run calls `wait`."""
         while not self._hurry.is_set():
             try:
                 stack.enter_context(locked(_beside(self._store, 'lock'), 'verifies the store'))
             except LockedError:
                 self._hurry.wait(_LOCK_SECONDS)
-            except OSError:  # A folder that is only read.
+            except OSError:  # A read-only folder.
                 return
             else:
                 return
 
     def _read(self, array: StoredArray, file: FileIO) -> bool:
-        """Verifies one array and remembers it; whether it came to the end of it."""
+        """Verifies and records one array; returns whether it was read to the end."""
 
         def advance(nbytes: int, seconds: float) -> bool:
             self._done += nbytes
@@ -162,10 +164,10 @@ class Verification:
 
 
 def verify(store: Path, arrays: Sequence[StoredArray], progress: Progress) -> None:
-    """Reads all these arrays of a store now, and remembers those that are sound.
+    """Verifies all these arrays of a store now, and records the sound ones.
 
     Raises:
-        DamagedError: one is not what was written; it is the first.
+        DamagedError: an array differs from what was written; names the first one.
     """
     with Verification(store, 'always') as verification:
         verification.add(arrays)
@@ -173,7 +175,7 @@ def verify(store: Path, arrays: Sequence[StoredArray], progress: Progress) -> No
 
 
 def open_files(arrays: Iterable[StoredArray]) -> list[tuple[StoredArray, FileIO]]:
-    """The arrays with their files, open.
+    """The arrays with their opened files.
 
     Raises:
         DamagedError: one cannot be opened.
@@ -195,14 +197,14 @@ def compare(
     """Compares an array in an open file with its checksum.
 
     Args:
-        advance: called with the bytes that were read, and the seconds that it took, after each
-            block; whether to go on.
+        advance: called after each block with its bytes and the seconds that reading took; returns
+            whether to continue.
 
     Returns:
-        Whether it came to the end.
+        Whether the array was read to the end.
 
     Raises:
-        DamagedError: the array is not what was written.
+        DamagedError: the array differs from what was written.
     """
     digest, left = hashlib.sha256(), array.nbytes
     buffer = memoryview(bytearray(_BLOCK_BYTES))
@@ -227,7 +229,7 @@ def compare(
 
 
 def check_array(array: StoredArray) -> None:
-    """Raises DamagedError if an array is not what was written; reads it now."""
+    """Raises DamagedError if an array differs from what was written; reads it now."""
     [(_, file)] = open_files([array])
     with file:
         compare(array, file)
@@ -235,7 +237,7 @@ def check_array(array: StoredArray) -> None:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A file that held an array of this checksum, and when it was read."""
+    """A file whose array had this checksum, and the time when it was read."""
 
     size: int
     mtime_ns: int
@@ -245,7 +247,7 @@ class _Seen:
 
     @classmethod
     def of(cls, array: StoredArray, file: FileIO) -> '_Seen':
-        """An open file as it is now, taken to be sound."""
+        """The current state of an open file, which is assumed to be sound."""
         status = os.fstat(file.fileno())
         now = time.time_ns()
         return cls(status.st_size, status.st_mtime_ns, status.st_ino, array.sha256, now)
@@ -253,26 +255,26 @@ class _Seen:
 
 @dataclass(frozen=True)
 class _Remembered:
-    """The arrays that were sound, by their paths within the store."""
+    """The arrays verified as sound, by their paths within the store."""
 
     arrays: Mapping[str, _Seen]
 
 
 class _Record:
-    """What is remembered of a store; all processes read and write it."""
+    """The record of a store's verified arrays; all processes read and write it."""
 
     def __init__(self, store: Path, since: int) -> None:
-        """Of what was read before `since`, in nanoseconds of the clock, nothing counts."""
+        """Ignores verifications before `since`, in nanoseconds of the clock."""
         self._store, self._since = store, since
         self._path = _beside(store, 'json')
 
     def knows(self, array: StoredArray, file: FileIO) -> bool:
-        """Whether the array in an open file was sound, and the file is as it was then."""
+        """Whether the array in an open file was sound, and the file has not changed since."""
         seen = self._read().get(self._name(array))
         return seen is not None and seen == _Seen.of(array, file) and seen.when_ns >= self._since
 
     def add(self, array: StoredArray, seen: _Seen) -> None:
-        """Remembers an array, where the folder can be written."""
+        """Records an array, if the folder is writable."""
         remembered = _Remembered({**self._read(), self._name(array): seen})
         with suppress(OSError):
             write_json(self._path, dataclasses.asdict(remembered))
@@ -280,7 +282,7 @@ class _Record:
     def _read(self) -> Mapping[str, _Seen]:
         try:
             return read_json(self._path, _Remembered).arrays
-        except (OSError, ValueError):  # There is none yet, or it is damaged: arrays are read again.
+        except (OSError, ValueError):  # No record yet, or a damaged one: arrays are read again.
             return {}
 
     def _name(self, array: StoredArray) -> str:

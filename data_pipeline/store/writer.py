@@ -1,6 +1,6 @@
 """Writes a frame store: checked blocks of a source, as `.npy` files with checksums.
 
-A store stands whole or not at all: it is written in a folder beside its place and renamed into it.
+A store is written atomically: in a temporary folder beside its place, which is then renamed.
 """
 
 import dataclasses
@@ -59,22 +59,22 @@ def write_store(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> FrameStore:
-    """Makes the store `path` of the splits of a source.
+    """Makes the store `path` from the splits of a source.
 
-    A store already made of the same source is returned as it is, also one that another process is
-    about to make. With `overwrite` it is made again, and the old one is kept until the new one
-    stands. What was converted, skipped or ignored on the way stands in the manifest as `notes`.
+    An existing store of the same source is returned as it is, also one that another process is
+    writing. With `overwrite` it is made again, and the old one is kept until the new one is
+    complete. The manifest records as `notes` what was converted, skipped or ignored.
 
     Args:
         path: folder of the store.
         dataset: name of the dataset, written in the manifest.
-        splits: where the arrays come from, by split name.
+        splits: the sources of the arrays, by split name.
         progress: called as `progress(done_bytes, total_bytes)`, in bytes of the stored arrays; the
-            total is a guess where a source does not know its number of rows.
+            total is an estimate if a source does not know its number of rows.
 
     Raises:
-        DataError: an unsound source, splits that do not fit together or whose names are not those
-            of folders, too little disk space, or something else in the store's place.
+        DataError: an invalid source, splits that do not fit together or have invalid names, too
+            little disk space, or something other than a store in its place.
     """
     path = Path(path)
     for name in (dataset, *splits):
@@ -107,9 +107,9 @@ def write_store(
                 created=datetime.now(UTC).isoformat(timespec='seconds'),
             )
             write_json(folder / 'manifest.json', dataclasses.asdict(manifest))
-    except FileExistsError:  # Another process has made the store meanwhile.
+    except FileExistsError:  # Another process has made the store in the meantime.
         return _reuse(path, dataset, sources)
-    except OSError as error:  # Sources raise DataError; this is the store's side.
+    except OSError as error:  # Sources raise DataError; this is a fault of writing.
         raise DataError(
             f'{path}: cannot be written: {error.strerror or error}; nothing was changed'
         ) from error
@@ -124,10 +124,10 @@ def write_array(path: Path, array: np.ndarray) -> ArrayEntry:
 
 
 class ArrayWriter:
-    """A `.npy` file that grows by blocks of rows, however many there will be.
+    """A `.npy` file that grows by blocks of rows; their number need not be known.
 
-    Blocks are written, and their checksum taken, in a thread while the next is decompressed; what
-    goes wrong there is raised by the next call.
+    A thread writes blocks and computes their checksum while the next is decompressed. Its
+    exceptions are raised by the next call.
     """
 
     def __init__(self, path: Path, row_shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -153,7 +153,7 @@ class ArrayWriter:
         """Writes rows, which must have the file's type and row shape."""
         assert block.dtype == self._dtype
         assert block.shape[1:] == self._row_shape
-        self._wait()  # No more than one block is in memory besides the new one.
+        self._wait()  # At most one block is in memory besides the new one.
         self._writing = self._thread.submit(self._write, np.ascontiguousarray(block).data)
         self._rows += len(block)
 
@@ -208,7 +208,7 @@ def _write_split(
 
 
 def _check_splits(splits: Mapping[str, SourceSplit]) -> None:
-    """Compares the arrays that splits share with those of the first."""
+    """Checks that arrays of the same name agree between splits."""
     first, *others = splits.values()
     for split in others:
         for name, wanted in first.arrays.items():
@@ -228,7 +228,7 @@ def _check_space(path: Path, splits: Iterable[SourceSplit]) -> None:
 
 
 def _reuse(path: Path, dataset: str, sources: Mapping[str, Any]) -> FrameStore:
-    """The store at `path` if it was made of these sources."""
+    """The store at `path` if it was made from these sources."""
     store = open_store(path)
     wanted = {split: file['sha256'] for split, file in sources.items()}
     found = {split: file['sha256'] for split, file in store.manifest.sources.items()}
