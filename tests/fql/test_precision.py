@@ -1,4 +1,4 @@
-"""bfloat16: near float32, and only where it is meant to be."""
+"""bfloat16: close to float32, and used only where intended."""
 
 import dataclasses
 
