@@ -16,7 +16,7 @@ SMALL = (
     *('--eval-interval', 0, '--log-interval', 5, '--save-interval', 10),
 )
 QUICK = (*SMALL, '--agent', 'bc')
-"""The agent whose update is compiled soonest, for faults that befall all alike."""
+"""The agent whose update compiles fastest, for faults that are the same for all."""
 
 pytestmark = pytest.mark.usefixtures('prepared')
 

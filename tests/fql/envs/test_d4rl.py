@@ -21,7 +21,7 @@ D4RL_ROLLOUTS = {
     'pen': (56, -5.305617447439859, 4.043503850748018),
     'relocate': (60, -1.4809991492633081, 11.335626341781746),
 }
-# x, y, z and the last three velocities after 30 steps of D4RL's own ant.xml.
+# x, y, z and the last three velocities after 30 steps of D4RL's ant.xml.
 D4RL_ANT = [-0.3455710586546621, -0.7059689957562412, 0.5418625538645959]
 D4RL_ANT += [3.2514707989942444, -0.3032670317714367, 3.0187461512345117]
 

@@ -244,7 +244,7 @@ def test_captions_have_the_number_and_at_the_end_the_outcome(tmp_path):
 
     assert [colour(caption)[1] > 60 for caption in first] == [False] * 4 + [True]
     assert [colour(caption)[0] > 90 for caption in second] == [False] + [True] * 4
-    # The number is drawn, and is another one; it is the same in all frames, but for GIF's palettes.
+    # The number is drawn, and differs; it is the same in all frames, except for GIF's palettes.
     numbers = [caption[:20, :190] > 200 for caption in (first[0], first[3], second[0])]
     assert (numbers[0] != numbers[1]).mean() < 0.002 < (numbers[0] != numbers[2]).mean()
 
