@@ -19,7 +19,7 @@ ROOMS = {
     'fql': {'fql', 'encoders'},
     'scripts': set(PACKAGES),
 }
-"""What may be imported from the packages of this repository, by the innermost room named here."""
+"""The allowed imports from this repository, by the innermost package named here."""
 TENSORFLOW = {'tensorflow', 'tensorflow_datasets', 'tensorflow_probability', 'distrax', 'tfp'}
 
 

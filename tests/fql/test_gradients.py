@@ -42,7 +42,7 @@ HEADS = {
     'qc_fql': FQL,
     'qc': FLOW,
 }
-"""Of each part of the loss, the one head that it trains."""
+"""The one head that each part of the loss trains."""
 
 SHARED_ENCODER = {'critic/loss', 'value/loss', 'actor/bc_flow_loss'}
 """The parts that train a shared encoder; FAWAC's weighted flow matching does too."""

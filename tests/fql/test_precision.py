@@ -15,7 +15,7 @@ from fql.training.learning import batch_maker, make_learner
 from fql.training.run_folder import RunSpec
 
 TOLERANCE = 0.02
-"""Of each loss, relative to float32; one rounding to bfloat16 is up to 0.4 %."""
+"""Tolerance of each loss, relative to float32; one rounding to bfloat16 is up to 0.4 %."""
 
 
 def spec(precision):

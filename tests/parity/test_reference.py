@@ -398,7 +398,7 @@ COMPARED = [
     else name
     for name in FILES
 ]
-"""Files that are computed; those whose agents `make test` compares from states are for test-all."""
+"""Files to compare; those whose agents `make test` compares from states are for test-all."""
 
 
 @pytest.fixture
@@ -414,7 +414,7 @@ KEEP_GRADIENT = optax.GradientTransformation(
     init=lambda params: jax.tree.map(jnp.zeros_like, params),
     update=lambda grads, state, params=None: (grads, grads),
 )
-"""Its state is the gradient of the update, which then is not computed a second time."""
+"""Its state is the gradient of the update, so that it is not computed a second time."""
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ class Mirror:
     files: dict[str, bytes] = field(default_factory=lambda: {'d-v0.npz': CONTENT})
     headers: dict[str, str] = field(default_factory=lambda: {'ETag': '"1"'})
     breaks_at: list[int] = field(default_factory=list)
-    """Bytes after which the next answers break off."""
+    """Bytes after which the next responses break off."""
     ranges: list[str | None] = field(default_factory=list)
     redirect: str = ''
     url: str = ''
