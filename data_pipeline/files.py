@@ -89,7 +89,8 @@ def naming(path: Path) -> Iterator[None]:
 def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
     """A temporary path to write to, renamed to `path` on success and removed on failure.
 
-    The file is synced before and after the renaming. Any number of processes may write one `path`.
+    The file is synced before the renaming, its folder after it. Several processes may write one
+    `path`.
 
     Args:
         folder: folder of the temporary file, on the same file system; default that of `path`.

@@ -13,7 +13,7 @@ from data_pipeline.errors import DataError
 
 OBSERVATIONS = 'observations'
 NO_KEYS: Mapping[str, str] = MappingProxyType({})
-"""Of `observation_keys`, where the source's layout says which its observations are."""
+"""A result of `observation_keys` for sources whose layout defines the observations."""
 
 
 def named(observations: Any) -> dict[str, Any]:

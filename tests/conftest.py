@@ -18,15 +18,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROWS, TRAJECTORY = 300, 30
 
-# What a shell starts in the background ignores Ctrl-C, and so would the processes that tests start.
+# Programs that a shell starts in the background ignore Ctrl-C, and so would the tests' processes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # As in an activated environment, so that hints name the program `fql`.
 os.environ['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
 
-# Nearly all of the suite's time is compilation. Programs are compiled at once rather than well, and
-# the processes of pytest-xdist, and those that tests start, inherit these variables: what one of
-# them has compiled, none compiles again.
+# Nearly all of the suite's time is compilation. Programs are compiled fast, with few optimisations.
+# The processes of pytest-xdist and those that tests start inherit these variables and share one
+# cache of compiled programs.
 COMPILED_AT_ONCE = '--xla_backend_optimization_level=0'
 if COMPILED_AT_ONCE not in os.environ.get('XLA_FLAGS', ''):
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {COMPILED_AT_ONCE}'.strip()
@@ -46,7 +46,7 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture
 def options_of_training() -> dict[str, str | int]:
-    """How the update is compiled outside the tests: in these, roundings are like users'."""
+    """Compiler options of updates outside the tests, so that roundings are like users'."""
     from fql.devices import compiler_options
 
     return {**compiler_options(), 'xla_backend_optimization_level': 3}
@@ -73,7 +73,7 @@ def run_python() -> Callable[..., 'subprocess.CompletedProcess[str]']:
     def run(
         code: str, *arguments: object, timeout: float = 180
     ) -> 'subprocess.CompletedProcess[str]':
-        # Importing the loader here has set TensorFlow's variables, which a user's shell has not.
+        # Importing the loader here has set TensorFlow's variables; a user's shell lacks them.
         inherited = {key: value for key, value in os.environ.items() if not key.startswith('TF_')}
         return subprocess.run(
             [sys.executable, '-c', code, *map(str, arguments)],
@@ -88,7 +88,7 @@ def run_python() -> Callable[..., 'subprocess.CompletedProcess[str]']:
 
 @pytest.fixture(scope='session')
 def environment(tmp_path_factory) -> dict[str, str]:
-    """Environment variables of the program: a data folder of the tests' own."""
+    """Environment variables of the program, with a data folder for the tests."""
     return {
         **os.environ,
         'FQL_DATA_DIR': str(tmp_path_factory.mktemp('data')),
@@ -136,7 +136,7 @@ def run_fql(environment) -> Callable[..., 'subprocess.CompletedProcess[str]']:
 
 @pytest.fixture
 def start_fql(environment) -> Iterator[Callable[..., 'subprocess.Popen[str]']]:
-    """start_fql('train', ..., XLA_FLAGS=...): starts the program; what still runs is killed."""
+    """start_fql('train', ..., XLA_FLAGS=...): starts the program, and kills it at the end."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: object, **variables: str) -> 'subprocess.Popen[str]':
@@ -207,7 +207,7 @@ def fql(environment, monkeypatch, capfd) -> Callable[..., 'subprocess.CompletedP
 
 @pytest.fixture
 def assert_one_line() -> Callable[..., None]:
-    """assert_one_line(done, word, ...): a fault that the user can mend, told in one line."""
+    """assert_one_line(done, word, ...): a fault that the user can resolve, reported in one line."""
 
     def check(done: 'subprocess.CompletedProcess[str]', *words: str) -> None:
         assert done.returncode == 1, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The dependency rules of the house, read from the imports of the code itself."""
+"""The repository's dependency rules, checked on the imports in the code."""
 
 import ast
 import subprocess
@@ -19,7 +19,7 @@ ROOMS = {
     'fql': {'fql', 'encoders'},
     'scripts': set(PACKAGES),
 }
-"""What may be imported from the packages of this repository, by the innermost room named here."""
+"""The allowed imports from this repository, by the innermost package named here."""
 TENSORFLOW = {'tensorflow', 'tensorflow_datasets', 'tensorflow_probability', 'distrax', 'tfp'}
 
 
@@ -70,9 +70,9 @@ def test_what_spawned_processes_import_stays_light(modules):
 
 
 def test_the_algorithm_knows_nothing_of_runs():
-    """Agents, learner and networks are read, and run, without the rooms around them."""
+    """Agents, learner and networks can be read and run without the packages around them."""
     algorithm = [*(ROOT / 'fql').glob('*.py'), *(ROOT / 'fql' / 'agents').glob('*.py')]
-    algorithm.remove(ROOT / 'fql' / '__init__.py')  # Which names what users import, when they do.
+    algorithm.remove(ROOT / 'fql' / '__init__.py')  # Its imports are lazy.
     assert len(algorithm) > 15
     for path in algorithm:
         for node in ast.walk(ast.parse(path.read_text())):

@@ -38,7 +38,7 @@ EXPLORE_STEPS = 10
 NOISE_SMOOTHING = 0.5
 MIN_NORM = 0.4
 NOISE_SCALES = np.array([1.0, 1.0, 1.0, 3.0, 10.0])
-"""Of position, yaw and gripper in the noise of 'noisy'."""
+"""Scales of position, yaw and gripper in the noise of 'noisy'."""
 P_STACK = {1: (0.0, 0.0), 2: (0.0, 0.25), 3: (0.05, 0.35), 4: (0.1, 0.5)}
 """The range of an episode's probability that a target is a stack, by the number of cubes."""
 

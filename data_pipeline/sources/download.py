@@ -44,7 +44,7 @@ class _Part:
     """ETag or Last-Modified; the server compares it before it continues."""
     size: int
     sha256: str | None
-    """As published by the server, where it does."""
+    """The server's checksum, if it publishes one."""
 
 
 def download_dataset(

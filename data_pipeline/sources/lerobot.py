@@ -36,7 +36,7 @@ from data_pipeline.sources.base import Note, SourceSplit, taken_from
 from data_pipeline.sources.table import settle_last_actions
 
 SPLIT_NAMES = {'train': ('train',), 'val': ('val', 'validation')}
-"""What each split of a store may be called in a dataset."""
+"""The possible names of each split in a dataset."""
 
 _ACTION, _REWARD, _DONE = 'action', 'next.reward', 'next.done'
 _COUNTERS = {'timestamp', 'frame_index', 'episode_index', 'index', 'task_index'}

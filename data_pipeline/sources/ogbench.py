@@ -36,7 +36,7 @@ _FORMATS = {
     b'<!DOCTYP': 'a web page',
     b'<html': 'a web page',
 }
-"""By the first bytes, what users have in place of an .npz."""
+"""Formats that users pass in place of an .npz, by their first bytes."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from data_pipeline.sources.base import INFO_ARRAYS, Note, SourceSplit
 from data_pipeline.sources.table import settle_last_actions
 
 SPLIT_NAMES = {'train': ('train',), 'val': ('val', 'validation')}
-"""What each split of a store may be called in a dataset."""
+"""The possible names of each split in a dataset."""
 
 _MARKS = {'is_first', 'is_last', 'is_terminal'}
 _OWN_FEATURES = 'tensorflow_datasets.core.features.'

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _SAME_OBSERVATION = 1e-6
-"""Up to this distance two observations are one; D4RL's users draw the line there."""
+"""Observations up to this distance are equal; users of D4RL use the same limit."""
 
 
 @dataclass(frozen=True, eq=False)

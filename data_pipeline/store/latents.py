@@ -37,7 +37,7 @@ from data_pipeline.store.frame_store import FrameStore, Split
 from data_pipeline.store.verification import StoredArray
 
 RECORD_ROWS = 8_192
-"""Rows written between two records; so many are lost at most when the process is killed."""
+"""Rows written between two records; at most so many are lost when the process is killed."""
 
 _ARRAY, _RECORD = 'observations.npy', 'progress.json'
 _READ_BYTES = 4 << 20

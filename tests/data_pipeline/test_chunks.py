@@ -99,7 +99,7 @@ def test_chunks_against_numpy(make_split, stack, horizon):
 
 
 def test_chunks_begin_in_all_transitions_that_have_as_many_behind_them(make_split):
-    """Also in those whose trajectory ends before; the last ones of the split are left out."""
+    """Also in those whose trajectory ends sooner; the last ones of the split are left out."""
     split = make_split()
     batches = take(split, 400, batch_size=14, horizon=5)
     rows, counts = np.unique([batch['indices'] for batch in batches], return_counts=True)
@@ -142,7 +142,7 @@ def test_vectors_come_in_chunks_too(make_split):
 
 
 def test_next_actions(make_split):
-    """As published: the next transition's, though that be another trajectory's."""
+    """As published: those of the next transition, even if it is of another trajectory."""
     split = make_split()
     valid_rows = split.valid_rows.tolist()
     seen = set()
@@ -184,7 +184,7 @@ def test_what_cannot_be_loaded(make_split):
 
 
 def rows_of_states(reference):
-    """The published layout, a row a transition, in ours: each trajectory's last state is added.
+    """The published layout, one row per transition, in ours: adds each trajectory's last state.
 
     Returns:
         Arrays of the file format of OGBench, rewards and masks.
@@ -198,7 +198,7 @@ def rows_of_states(reference):
         'terminals': np.insert(np.zeros(len(data['actions']), bool), ends, True),
     }
     for name in ('actions', 'rewards', 'masks'):
-        # What these rows hold, nobody may use.
+        # The values of these rows must not be used.
         rows[name] = np.insert(data[name], ends, 0.5, axis=0)
     return rows, rows.pop('rewards'), rows.pop('masks')
 
@@ -236,12 +236,12 @@ def test_chunks_against_published_sampling(tmp_path, name):
     assert batch['frames'].shape[1] == 2
     np.testing.assert_array_equal(batch['frames'][:, 0], reference['batch/observations'])
     later = reference['batch/next_observations']
-    # Of images, the time axis is the last but one.
+    # For images, the time axis is the second to last.
     later = later[..., -1, :] if config['pixels'] else later[:, -1]
     last_steps = indices + horizon - 1
     np.testing.assert_array_equal(later, reference['dataset/next_observations'][last_steps])
-    # The file's next observations are random ones: nothing but a trajectory's last is also a state
-    # of ours, where the observation after a step is that of the next step.
+    # The file's next observations are random. Only a trajectory's last one is also a state of ours,
+    # where the observation after a step is that of the next step.
     is_end = reference['dataset/terminals'][last_steps].astype(bool)
     is_inside = valid[:, -1] & ~is_end
     is_end &= valid[:, -1]
@@ -256,7 +256,7 @@ def test_chunks_against_published_sampling(tmp_path, name):
 
 @pytest.mark.parametrize('name', ['chunk_sampling_states', 'chunk_sampling_pixels'])
 def test_next_actions_against_published_sampling(tmp_path, name):
-    """The published sampler's, of each step of a chunk; here for all transitions at once."""
+    """Those of the published sampler for each step of a chunk; here for all transitions."""
     reference = load_reference(name)
     horizon = json.loads(str(reference['config']))['horizon_length']
     indices = np.arange(len(reference['dataset/actions']))

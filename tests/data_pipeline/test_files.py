@@ -1,4 +1,4 @@
-"""Files and folders that stand whole or not at all."""
+"""Atomic writes of files and folders."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def names(folder: Path) -> list[str]:
-    """What lies there, but for locks."""
+    """The names in a folder, except locks."""
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith('.lock'))
 
 
@@ -135,7 +135,7 @@ def test_what_a_link_leads_to_is_replaced_and_the_link_stays(tmp_path):
 
 
 def test_a_link_to_nothing_is_no_place_for_a_folder(tmp_path):
-    """As to a disk that is not mounted."""
+    """For example a link to a disk that is not mounted."""
     (tmp_path / 'link').symlink_to(tmp_path / 'unmounted' / 'a')
     for is_replacing in (False, True):
         with (
@@ -217,7 +217,7 @@ def test_a_lock_is_held_by_one_process_and_freed_by_its_death(tmp_path, capfd):
 
 
 def test_a_full_disk_is_told_with_the_file(tmp_path):
-    """The system's own fault of a write names none. /dev/full fails as a full disk does."""
+    """The system's error of a write names no file. /dev/full fails like a full disk."""
 
     def write():
         with replacing(tmp_path / 'report.json') as path, open('/dev/full', 'wb', 0) as full:

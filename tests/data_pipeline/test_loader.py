@@ -38,7 +38,7 @@ def real_store(tmp_path_factory) -> FrameStore:
 
 
 def take(split: Split, count: int, start_step: int = 0, **settings: object) -> list[Batch]:
-    """Batches `start_step` on, with labels that name their row."""
+    """Batches from `start_step` on, with labels that identify their row."""
     rows = len(split.actions)
     config = LoaderConfig(**{'batch_size': 8, **settings})  # type: ignore[arg-type]
     batches = make_batches(split, row_rewards(rows), row_rewards(rows) + 0.5, config, start_step)
@@ -52,7 +52,7 @@ def row_rewards(rows: int) -> np.ndarray:
 def plain_frames(
     frames: np.ndarray, terminals: np.ndarray, row: int, shift: np.ndarray, stack: int, pad: int
 ) -> np.ndarray:
-    """The frames of one sample by their definition: walk back, pad, crop."""
+    """The frames of one sample by definition: walk back, pad, crop."""
     first = row
     while first > 0 and not terminals[first - 1]:
         first -= 1
@@ -219,7 +219,7 @@ def test_indices_do_not_depend_on_the_shift(make_split):
 
 
 def test_batches_outlive_what_made_them(make_split):
-    """The mapping is held by the iterator alone; a use of freed memory would crash or differ."""
+    """Only the iterator holds the mapping; a use of freed memory would crash or differ."""
     split = make_split()
     expected = take(split, 60)
     labels = row_rewards(len(split.actions))
@@ -273,7 +273,7 @@ print(peak() - before)
 
 @pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='reads /proc/self/status')
 def test_frames_are_never_copied_to_memory(tmp_path, run_python):
-    """A file of 1.2 GB: not even for a moment does the process hold more than a small part."""
+    """A file of 1.2 GB, of which the process never holds more than a small part."""
     result = run_python(MEMORY, tmp_path, 100_000)
     assert result.returncode == 0, result.stderr
     assert float(result.stdout) < 300  # MiB
@@ -310,7 +310,7 @@ def test_labels_of_another_split(make_split):
 
 @pytest.mark.skipif(not Path('/proc/self/smaps').exists(), reason='reads /proc/self/smaps')
 def test_single_pages_are_read_where_frames_are_drawn(make_split):
-    """The system's own reading ahead could amount to gigabytes for one batch."""
+    """The system's read-ahead could amount to gigabytes for one batch."""
     split = make_split()
     labels = row_rewards(len(split.actions))
     batches = make_batches(split, labels, labels, LoaderConfig(8))
@@ -340,7 +340,7 @@ def test_only_files_that_fit_are_read_ahead(tmp_path, monkeypatch, free, is_read
 
 
 def test_reading_ahead_leaves_nothing_out(tmp_path, monkeypatch):
-    """Of a call for more than 128 KB, Linux reads the first 128 KB on ordinary disks."""
+    """In one call, Linux reads at most 128 KB on ordinary disks."""
     path = tmp_path / 'file'
     path.write_bytes(bytes(1_000_000))
     asked = []

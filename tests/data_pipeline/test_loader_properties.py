@@ -35,7 +35,7 @@ def divisions(draw) -> tuple[int, int]:
 
 
 def make_split(lengths: list[int], path: Path = Path('unused')) -> Split:
-    """Rows that are numbered: observation, action and qpos of row i are made of i."""
+    """Numbered rows: observation, action and qpos of row i are made from i."""
     rows = sum(lengths)
     terminals = np.zeros(rows, bool)
     terminals[np.cumsum(lengths) - 1] = True
@@ -79,7 +79,7 @@ def test_every_transition_can_be_drawn_with_the_ends_of_its_trajectory(lengths, 
     assert rows.dtype == first.dtype == last.dtype == np.int64
     ends = {row: (t[0], t[-1]) for t in plain_trajectories(lengths) for row in t[:-1]}
     assert set(rows.tolist()) <= set(ends)
-    # All are drawn but by a chance of e^-20 each.
+    # Each is drawn, except with a probability of e^-20.
     assert len(set(rows.tolist())) >= len(ends) - 1
     found = zip(first.tolist(), last.tolist(), strict=True)
     assert list(found) == [ends[row] for row in rows.tolist()]

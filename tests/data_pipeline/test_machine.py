@@ -1,4 +1,4 @@
-"""What a process may use of its machine, with folders in place of /proc and /sys."""
+"""Processors and memory that a process may use, with folders in place of /proc and /sys."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ V1 = 'sys/fs/cgroup/cpu'
         ({'proc/self/cgroup': '0::/\n', f'{V2}/cpu.max': '200000 100000\n'}, 2),
         ({'proc/self/cgroup': '0::/\n', f'{V2}/cpu.max': '50000 100000\n'}, 1),
         ({'proc/self/cgroup': '0::/\n', f'{V2}/cpu.max': '250000 100000\n'}, 3),
-        # Of a cgroup and those above it, the smallest quota holds.
+        # The smallest quota of a cgroup and its parents applies.
         (
             {
                 'proc/self/cgroup': '0::/job/step\n',

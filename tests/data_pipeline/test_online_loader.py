@@ -30,7 +30,7 @@ class Plain:
         self.transitions = [row for row in range(len(frames) - 1) if not terminals[row]]
 
     def sample(self, row, stack, horizon, shift):
-        """(frames, actions, cumulated rewards, cumulated masks, valid) of a chunk."""
+        """(frames, actions, accumulated rewards, accumulated masks, valid) of a chunk."""
         first, last = row, row
         while first > 0 and not self.terminals[first - 1]:
             first -= 1
@@ -68,7 +68,7 @@ class Plain:
 
 
 class World:
-    """Two streams that are filled step by step, and beside them the same as lists."""
+    """Two streams that are filled step by step, and the same rows as lists."""
 
     def __init__(self, path, split):
         self.rng = np.random.default_rng(0)
@@ -181,7 +181,7 @@ def test_batches_do_not_depend_on_when_they_are_taken_or_where_one_begins(tmp_pa
             world.step()
         with OnlineBatches(split, rewards, masks, world.replay, None, config) as batches:
             batches.ask(range(5, 9))
-            world.step()  # What comes later is not seen.
+            world.step()  # Later rows are not seen.
             first = [batches.take()[1] for _ in range(4)]
             batches.ask([9])
             after = batches.take()[1]
@@ -206,7 +206,7 @@ def test_parts_of_processes_are_the_batch_of_one(tmp_path):
 
 
 def test_uniform_draws_are_uniform():
-    """Every transition of data and streams as often, the ends and the newest row never."""
+    """Every transition of data and streams equally often, the ends and the newest row never."""
     episodes = [
         Episodes(np.array([3, 9]), 10),
         Episodes(np.array([2]), 6),
@@ -228,7 +228,7 @@ REFERENCE = Path(__file__).resolve().parents[1] / 'parity' / 'data' / 'replay_bu
 
 
 def test_the_replay_holds_what_the_reference_buffer_does(tmp_path):
-    """Every transition that was added is there, in order, until the buffer is full.
+    """Every added transition is in both, in order, until the buffer is full.
 
     The reference keeps both ends of each transition; here each is an episode of one step.
     """

@@ -78,7 +78,7 @@ def test_found_transitions_are_those_of_plain_python():
     for _ in range(50):
         terminals = rng.random(rng.integers(1, 40)) < 0.3
         terminals[0] = False
-        terminals[1:] &= ~terminals[:-1]  # No episode of one row, but perhaps the one that goes on.
+        terminals[1:] &= ~terminals[:-1]  # Only the unfinished episode may have one row.
         rows = len(terminals)
         plain = []
         first = 0
@@ -95,7 +95,7 @@ def test_found_transitions_are_those_of_plain_python():
 
 
 def snapshot(folder):
-    """All that counts of a replay that is closed."""
+    """The relevant contents of a closed replay."""
     store = open_replay(folder)
     return {
         (name, key): np.array(array)
@@ -117,7 +117,7 @@ def test_a_replay_cut_at_a_checkpoint_goes_on_as_if_nothing_had_been(tmp_path, l
         append(replay.streams[0], episodes[0])
         append(replay.streams[0], episodes[1], steps=2, ends=False)
         records = json.loads(json.dumps(replay.commit()))
-        # Another future, which is lost: other steps, other episodes, more files.
+        # Other steps, other episodes and larger files, which are lost.
         for episode in make_episodes((1,) * 5, layout, seed=9):
             replay.streams[0].step(np.ones(2, np.float32), 1.0, 0.0, episode[0][1], True)
             replay.streams[0].start(episode[0][0])
@@ -216,7 +216,7 @@ def test_an_episode_that_is_cut_off(tmp_path):
         append(stream, episode, steps=2, ends=False)
         stream.cut_off()
         stream.start(episode[0][3])
-        stream.cut_off()  # Of one row, which goes.
+        stream.cut_off()  # An episode of one row, which is removed.
         append(stream, episode)
         stream.start(episode[0][0])
         records = replay.commit()
@@ -272,7 +272,7 @@ def test_a_record_that_is_not_that_of_its_files(tmp_path, place, value):
 
 @pytest.mark.parametrize('rows', [EXTENT, 7])
 def test_a_kill_between_the_length_of_a_file_and_its_header(tmp_path, rows):
-    """As growing and cutting leave it, the header may count more rows than the file has."""
+    """Growing and cutting may leave a header that counts more rows than the file has."""
     with Replay(tmp_path / 'replay', 'env', LAYOUT, 1) as replay:
         append(replay.streams[0], next(make_episodes((5,))))
         replay.streams[0].start(np.zeros((4, 5, 3), np.uint8))

@@ -37,7 +37,7 @@ def arrays(make_arrays) -> dict[str, np.ndarray]:
 
 
 def stored(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What of them is to stand in a store, by the names of `KEYS`."""
+    """The arrays expected in a store, by the names of `KEYS`."""
     return {
         'main': arrays['cameras/main'],
         'hand': arrays['wrist'][..., None],
@@ -119,7 +119,7 @@ def test_batches_are_what_they_say(arrays, tmp_path, stack, horizon):
 
 
 def test_draws_are_those_of_a_single_image(arrays, tmp_path):
-    """Rows, and the offsets of the first image; the others have offsets of their own."""
+    """Rows, and the offsets of the first image; the others have different offsets."""
     (tmp_path / 'one').mkdir()
     several = take(prepared(tmp_path, arrays), 6, frame_stack=2, shift_probability=1)
     single = take(

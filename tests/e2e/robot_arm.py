@@ -71,7 +71,7 @@ for _env in (Arm, *Arm.__subclasses__()):
 
 
 def roll_out(count: int) -> list[list[tuple]]:
-    """Random episodes: (observation, what follows, action, reward, whether the task is done)."""
+    """Random episodes: (observation, next observation, action, reward, is the task done)."""
     env = gymnasium.make('robot_arm:Arm-v0')
     env.action_space.seed(0)
     episodes = []
@@ -89,7 +89,7 @@ def roll_out(count: int) -> list[list[tuple]]:
 
 
 def write_robomimic(folder: Path, episodes: list[list[tuple]]) -> tuple[str, ...]:
-    """Writes an HDF5 file; the arguments of `fql prepare`, but for the name."""
+    """Writes an HDF5 file; returns the arguments of `fql prepare` except the name."""
     with h5py.File(folder / 'demos.hdf5', 'w') as file:
         for number, rows in enumerate(episodes):
             seen, after, actions, rewards, dones = zip(*rows, strict=True)

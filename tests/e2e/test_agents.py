@@ -1,4 +1,4 @@
-"""Every agent through the program: train, break off, resume, evaluate."""
+"""Every agent through the program: train, interrupt, resume, evaluate."""
 
 import json
 

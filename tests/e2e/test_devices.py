@@ -53,7 +53,7 @@ def on_one_device(fql_process, prepared, tmp_path_factory):
 @pytest.mark.long
 def test_eight_devices_give_the_losses_of_one(start_fql, on_one_device, tmp_path):
     run = tmp_path / 'run'
-    # With the large parameters spread over the devices; the small ones have copies on each.
+    # With the large parameters sharded over the devices, and the small ones replicated.
     spread = ('--shard-params', '--steps', 4, '--run-dir', run)
     finish(start_fql('train', *SETTINGS, *spread, **EIGHT))
     # Saved on 8, continued on 1, and back on 8.
@@ -149,7 +149,7 @@ def test_two_processes_stop_together_on_damaged_data(start_fql, prepared, enviro
         assert process.returncode == 1
         assert f'fql: {path} is not what was written' in errors
         assert 'Traceback' not in errors
-    assert finished_steps(run / 'checkpoints') == [0]  # That of no update.
+    assert finished_steps(run / 'checkpoints') == [0]  # No update has this number.
 
 
 @pytest.mark.long
@@ -180,7 +180,7 @@ def test_the_first_process_listens_where_it_is_told_only(start_fql, tmp_path):
         assert first.poll() is None, first.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    # The machine's own, too: what listens on all interfaces accepts it.
+    # The machine's address too, which a port on all interfaces accepts.
     assert not accepts('127.0.0.2', port)
 
 

@@ -1,4 +1,4 @@
-"""What can befall a run: two trainers, damage, numbers that are not finite, a job scheduler."""
+"""Faults of a run: two trainers, damage, numbers that are not finite, a job scheduler."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ SMALL = (
     *('--eval-interval', 0, '--log-interval', 5, '--save-interval', 10),
 )
 QUICK = (*SMALL, '--agent', 'bc')
-"""The agent whose update is compiled soonest, for faults that befall all alike."""
+"""The agent whose update compiles fastest, for faults that are the same for all."""
 
 pytestmark = pytest.mark.usefixtures('prepared')
 
@@ -30,7 +30,7 @@ def test_a_second_trainer_refuses(fql, start_fql, wait_for_checkpoint, tmp_path)
     assert f'another trainer (process {first.pid}' in second.stderr
     first.kill()
     first.communicate()
-    # A dead process holds no lock.
+    # The lock of a dead process is released.
     latest = max(finished_steps(run / 'checkpoints'))
     done = fql('train', '--resume', run, '--steps', latest + 1)
     assert done.returncode == 0, done.stderr
@@ -39,7 +39,7 @@ def test_a_second_trainer_refuses(fql, start_fql, wait_for_checkpoint, tmp_path)
 def test_resume_auto_starts_and_then_continues(fql, tmp_path):
     run = tmp_path / 'run'
     run.mkdir()
-    (run / 'trainer.lock').touch()  # As left by a trainer that was killed in its first moments.
+    (run / 'trainer.lock').touch()  # As left by a trainer that was killed just after its start.
     command = ('train', *QUICK, '--run-dir', run, '--resume', 'auto', '--steps')
     assert fql(*command, 10).returncode == 0
     digest = fql('inspect', 'checkpoint', run, '--step', 10).stdout
@@ -111,7 +111,7 @@ def test_a_full_disk(fql, start_fql, wait_for_checkpoint, small_disk):
     settings = ('--save-interval', 100, '--log-interval', 0, '--steps', 100_000)
     process = start_fql('train', *QUICK, *settings, '--run-dir', run)
     wait_for_checkpoint(process, run, 100)
-    # Unbuffered: closing a buffered file would raise again what its last write did.
+    # Unbuffered: closing a buffered file would raise the error of its last write again.
     with (small_disk / 'filler').open('wb', buffering=0) as filler, contextlib.suppress(OSError):
         while filler.write(bytes(2**16)):
             pass
@@ -120,7 +120,7 @@ def test_a_full_disk(fql, start_fql, wait_for_checkpoint, small_disk):
     assert 'Traceback' not in errors, errors
     (line,) = [line for line in errors.splitlines() if 'fql: ' in line]
     assert 'cannot save' in line
-    # The checkpoints before it are sound, and the run goes on once there is room.
+    # The checkpoints before it are sound, and the run continues once there is room.
     (small_disk / 'filler').unlink()
     latest = CheckpointReader(run / 'checkpoints').find(None)
     done = fql('train', '--resume', run, '--steps', latest + 100)
@@ -142,7 +142,7 @@ def test_a_watcher_evaluates_what_the_trainer_saves(fql, start_fql, tmp_path):
     assert [row.split(',')[0] for row in rows] == ['step', '10', '20']
     episodes = json.loads((run / 'evaluations' / '20.json').read_text())
     assert [episode['seed'] for episode in episodes] == [5, 6]
-    # A trainer that leaves evaluation to the watcher leaves its results alone.
+    # A trainer that leaves evaluation to the watcher does not change its results.
     assert fql('train', '--resume', run, '--steps', 30).returncode == 0
     assert (run / 'eval.csv').read_text().splitlines() == rows
     refused = fql('evaluate', run, '--watch', '--step', 10)

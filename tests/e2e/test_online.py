@@ -65,7 +65,7 @@ def test_a_killed_run_ends_as_one_that_was_not(
 
 
 def test_an_online_phase_from_another_run(fql, assert_one_line, tmp_path):
-    """It is the same as behind the offline updates themselves, and the other run stays as it is."""
+    """It is the same as after the offline updates in one run, and the other run is unchanged."""
     both, offline, online = tmp_path / 'both', tmp_path / 'offline', tmp_path / 'online'
     phase = ('--online-steps', 30, '--updates-per-env-step', 2, '--offline-ratio', 0.5)
     done = fql('train', *OF_FQL, '--steps', 20, *phase, '--run-dir', both)
@@ -85,7 +85,7 @@ def test_an_online_phase_from_another_run(fql, assert_one_line, tmp_path):
     assert_one_line(fql('train', '--from', offline), '--from needs --online-steps')
     assert_one_line(fql('train', '--from', offline, '--resume', online), 'give one of them')
 
-    # The replay is data like others.
+    # The replay can be read like other data.
     done = fql('inspect', 'data', online / 'replay')
     assert done.returncode == 0, done.stderr
     assert '30 transitions in 4 trajectories of 3 to 9' in done.stdout
@@ -99,7 +99,7 @@ def test_an_online_phase_from_another_run(fql, assert_one_line, tmp_path):
     own = ('--task', 'own', '--dataset', 'collected', '--batch-size', 8, '--hidden-dims', 8)
     assert fql('train', *own, '--steps', 2, '--run-dir', tmp_path / 'own').returncode == 0
 
-    # What it continues from must be there, whole.
+    # The replay must exist and be complete.
     path = online / 'replay' / 'train' / 'rewards.npy'
     data = bytearray(path.read_bytes())
     data[140] ^= 1
@@ -125,7 +125,7 @@ ONLINE_AGENTS = {
 
 
 def train_both(fql, settings, steps, whole, broken):
-    """Trains a run at once, and one that ends 10 steps earlier and goes on; both end alike."""
+    """Trains a run at once, and another in two parts; both end in the same state."""
     for arguments in (
         (*settings, '--online-steps', steps, '--run-dir', whole),
         (*settings, '--online-steps', steps - 10, '--run-dir', broken),
@@ -151,7 +151,7 @@ def test_every_agent_goes_online_and_on(fql, tmp_path, name):
 
 @pytest.mark.long
 def test_a_frozen_encoders_latents_grow_with_the_replay(fql, tmp_path):
-    """Against encoding in every update: the same rows, actions that agree to rounding."""
+    """Compared with encoding in every update: the same rows, and actions equal up to rounding."""
     pretrained = tmp_path / 'encoder'
     done = fql('train', *OF_FQL, '--steps', 3, '--run-dir', tmp_path / 'first')
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""A run that is killed and stopped and resumed against one that is not."""
+"""A run that is killed, stopped and resumed, against an uninterrupted one."""
 
 import json
 import os
@@ -88,7 +88,7 @@ def test_a_worker_that_hangs_does_not_keep_a_run_from_stopping(
     start_fql, wait_for_checkpoint, tmp_path
 ):
     run = tmp_path / 'run'
-    # Evaluated after every checkpoint, and for so long that the stop falls into an evaluation.
+    # Evaluated after every checkpoint, and so long that the stop comes during an evaluation.
     settings = (*SETTINGS, '--steps', 100_000, '--save-interval', 4, '--eval-interval', 5)
     settings = (*settings, '--eval-episodes', 1000, '--max-episode-steps', 0, '--eval-workers', 1)
     process = start_fql('train', *settings, '--run-dir', run)

@@ -34,7 +34,7 @@ def arm():
 
 @pytest.fixture(scope='module')
 def run(run_fql, arm, tmp_path_factory):
-    """A run of 20 updates, and beside it one that has lost the last 10 and was resumed."""
+    """A run of 20 updates, and a copy that has lost the last 10 and was resumed."""
     folder = tmp_path_factory.mktemp('robot')
     done = run_fql('prepare', 'arm', *arm.write_robomimic(folder, arm.roll_out(12)))
     assert done.returncode == 0, done.stderr
@@ -68,7 +68,7 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(run_fql, run):
 
 
 def test_a_loaded_policy_acts_as_in_evaluations(run, policy):
-    """Its episode, in an environment made here, is that of the run's own evaluation."""
+    """Its episode, in an environment made here, is that of the run's evaluation."""
     episodes = json.loads((run / 'evaluations' / '20.json').read_text())
     env = gymnasium.make('robot_arm:Arm-v0')
     observation, _ = env.reset(seed=episodes[0]['seed'])
@@ -183,7 +183,7 @@ def test_an_exported_policy_acts_as_the_run(arm, run_fql, run, tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize('source', ['rlds', 'lerobot'])
 def test_other_sources(run_fql, arm, tmp_path, source):
-    """Prepare, train, break off, resume, evaluate."""
+    """Prepare, train, interrupt, resume, evaluate."""
     (tmp_path / 'data').mkdir()
     write = {'rlds': arm.write_rlds, 'lerobot': arm.write_lerobot}[source]
     done = run_fql('prepare', source, *write(tmp_path / 'data', arm.roll_out(12)))

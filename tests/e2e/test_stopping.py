@@ -83,7 +83,7 @@ def test_a_signal_while_environments_start(start_fql, tmp_path):
     process = start_fql('train', *SMALL, '--eval-interval', 2, '--run-dir', tmp_path / 'run')
     children = Path(f'/proc/{process.pid}/task/{process.pid}/children')
     deadline = time.monotonic() + 120
-    while len(children.read_text().split()) < 2:  # A worker, beside Python's resource tracker.
+    while len(children.read_text().split()) < 2:  # A worker, besides Python's resource tracker.
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
     workers = [Path('/proc', child) for child in children.read_text().split()]

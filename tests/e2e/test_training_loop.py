@@ -1,4 +1,4 @@
-"""The loop around updates, with stand-ins for the agent: what is saved when something fails."""
+"""The training loop with a stub for the agent: what is saved when something fails."""
 
 import dataclasses
 import itertools
@@ -53,7 +53,7 @@ def train(
     timing_log=None,
     verification=NOTHING_TO_VERIFY,
 ):
-    """Some updates, saved and evaluated; `evaluate` is called with the state and the writer."""
+    """Runs some updates with saves; `evaluate` is called with the state and the writer."""
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params={'w': jnp.zeros(3)},
@@ -113,16 +113,16 @@ def test_the_first_checkpoint_waits_for_the_data(tmp_path):
 
     verification = SimpleNamespace(check=lambda: None, wait=wait)
     assert train(tmp_path, None, 0, save_interval=4, verification=verification) == 0
-    assert waited == [[0]]  # The state before the first update knows nothing of the data.
+    assert waited == [[0]]  # The state before the first update does not depend on the data.
     assert finished_steps(tmp_path / 'checkpoints') == [4, 8, 10]
     waited.clear()
     assert train(tmp_path / 'b', None, 0, save_interval=0, verification=verification) == 0
-    assert len(waited) == 1  # A run that saves nothing does not end on damaged data either.
+    assert len(waited) == 1  # A run that saves nothing also waits for the data.
 
 
 @pytest.mark.parametrize('found', ['while updating', 'while waiting', 'when another thing fails'])
 def test_damaged_data_are_never_trained_into_a_checkpoint(tmp_path, found):
-    """Nor by the save that other faults lead to."""
+    """Also not by the save after another fault."""
     step = 0
 
     def count(state, batches):
@@ -156,7 +156,7 @@ def test_damaged_data_are_never_trained_into_a_checkpoint(tmp_path, found):
 
 
 def test_a_signal_does_not_wait_for_the_data(tmp_path):
-    """What a scheduler stops has seconds."""
+    """A scheduler gives a stopped job only seconds."""
 
     def wait(progress, between):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -220,7 +220,7 @@ def test_a_second_signal_leaves_at_once(tmp_path):
         assert is_caught(process, signal.SIGTERM)
         process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + 120
-        while is_caught(process, signal.SIGTERM):  # Until the first one was noted.
+        while is_caught(process, signal.SIGTERM):  # Until the first signal was noted.
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert process.poll() is None
@@ -253,7 +253,7 @@ def test_the_rate_is_that_of_updates_after_the_first_without_evaluations(tmp_pat
 
 @pytest.mark.parametrize('name', ['loss', 'update/grad_norm'])
 def test_the_last_update_is_looked_at_when_nothing_is_due(tmp_path, name):
-    """Its gradient too: the loss is of the parameters before the update."""
+    """Also its gradient: the loss is that of the parameters before the update."""
 
     def diverge(state, batches):
         state, metrics = count_up(state, batches)
@@ -266,7 +266,7 @@ def test_the_last_update_is_looked_at_when_nothing_is_due(tmp_path, name):
 @pytest.mark.parametrize('save_interval', [0, 1, 3])
 @pytest.mark.parametrize('name', ['params', 'target_params', 'opt_state'])
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path, save_interval, name):
-    """The last update's loss and gradient are of the state before it."""
+    """The last update's loss and gradient are those of the state before it."""
 
     def diverge(state, batches):
         state, metrics = count_up(state, batches)
@@ -304,7 +304,7 @@ def test_free_memory_is_given_back_now_and_then(tmp_path, monkeypatch):
 
 
 def test_several_processes_ask_about_every_step(monkeypatch):
-    """All stop at one step, which a call of several updates passes without ending there."""
+    """All stop at the same step, even if it is not the end of a call of several updates."""
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     asked = []
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Run folders that were damaged, mixed up or edited: one line from all that read them."""
+"""Run folders that were damaged, mixed up or edited: a one-line error of every reader."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ SMALL = (
 
 @pytest.fixture(scope='module')
 def runs(run_fql, prepared, tmp_path_factory):
-    """Two runs of equal settings but the seed."""
+    """Two runs that differ only in the seed."""
     folders = [tmp_path_factory.mktemp('runs') / 'run' for _ in range(2)]
     for seed, folder in enumerate(folders):
         done = run_fql('train', *SMALL, '--seed', seed, '--run-dir', folder)
@@ -31,7 +31,7 @@ def run(runs, tmp_path):
 
 @pytest.fixture
 def assert_all_refuse(fql, assert_one_line, tmp_path):
-    """assert_all_refuse(run, word, ...): what every command that reads a checkpoint says."""
+    """assert_all_refuse(run, word, ...): every command that reads a checkpoint reports these."""
 
     def check(run, *words):
         rows = (run / 'train.csv').read_bytes()

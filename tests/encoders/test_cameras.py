@@ -24,7 +24,7 @@ def observations():
 
 
 def test_cameras_side_by_side_then_the_vectors(observations):
-    @jax.jit  # All at once: each operation by itself would be compiled by itself.
+    @jax.jit  # In one call: otherwise each operation would be compiled separately.
     def encode(observations):
         latents, variables = CameraEncoder(IMAGES).init_with_output(jax.random.key(0), observations)
         params = variables['params']

@@ -17,7 +17,7 @@ def test_several_inputs_are_as_one_concatenated():
     variables = layer.init(jax.random.key(1), *inputs)
     plain = nn.Dense(4, kernel_init=KERNEL_INIT)
     whole = jnp.concatenate(inputs, axis=-1)
-    # The same parameters too, so that a run depends on its seed alone.
+    # Also the same parameters, so that a run depends only on its seed.
     for ours, theirs in zip(
         jax.tree.leaves(variables),
         jax.tree.leaves(plain.init(jax.random.key(1), whole)),

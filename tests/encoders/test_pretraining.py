@@ -16,7 +16,7 @@ MOMENTUM = ('temporal_contrast', 'self_prediction')
 
 
 class LinearEncoder(nn.Module):
-    """The smallest one, which NumPy can do as well: a layer on the centred pixels."""
+    """A minimal encoder that is easy to repeat in NumPy: one layer on the centred pixels."""
 
     @nn.compact
     def __call__(self, images):
@@ -161,7 +161,7 @@ def test_loss_against_numpy_and_where_its_gradient_goes(build, windows, objectiv
     np.testing.assert_allclose(loss, expected, rtol=2e-5)
     latents = encode(params, windows.observations)
     np.testing.assert_allclose(metrics['features/std'], latents.std(axis=0).mean(), rtol=1e-5)
-    if objective == 'self_prediction':  # Centring takes this one away, but for rounding.
+    if objective == 'self_prediction':  # Centring removes this one, up to rounding.
         assert np.abs(grads['heads']['predictor']['dense_1'].pop('bias')).max() < 1e-6
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         assert np.any(leaf), jax.tree_util.keystr(path)
@@ -170,7 +170,7 @@ def test_loss_against_numpy_and_where_its_gradient_goes(build, windows, objectiv
 
 
 def test_contrast_knows_which_observation_follows(build, windows):
-    """After some steps on one batch, other pairings of its observations have a higher loss."""
+    """After some steps on one batch, wrong pairs of its observations have a higher loss."""
     objective, params, _ = build('temporal_contrast')
     target = objective.averaged(params)
 
@@ -232,7 +232,7 @@ def test_effective_rank_of_known_matrices():
     values = np.asarray([4.0, 2, 1, 1])
     latents = centred[0][:, 1:5] * values @ basis[:4]
     p = values / values.sum()
-    expected = np.prod(p**-p)  # exp of the entropy, written otherwise
+    expected = np.prod(p**-p)  # exp of the entropy, computed in another way
     np.testing.assert_allclose(effective_rank(jnp.asarray(latents)), expected, rtol=1e-3)
 
 

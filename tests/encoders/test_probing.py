@@ -1,4 +1,4 @@
-"""The linear probe against NumPy's least squares, and on what it cannot know."""
+"""The linear probe against NumPy's least squares, and on targets that it cannot predict."""
 
 import numpy as np
 
@@ -18,7 +18,7 @@ def test_a_linear_relation_is_found():
 
 
 def test_each_target_has_the_penalty_that_generalises():
-    """Many features and few rows: noise needs a strong penalty, a clean relation a weak one."""
+    """Many features and few rows: noise needs a strong penalty, an exact relation a weak one."""
     rng = np.random.default_rng(0)
     features = rng.normal(size=(150, 100))
     weights = rng.normal(size=100)
@@ -36,7 +36,7 @@ def test_each_target_has_the_penalty_that_generalises():
 
 
 def test_more_features_than_rows():
-    """Repeated features change nothing but the scale of the penalty, and that not to the eye."""
+    """Repeated features only rescale the penalty, without a visible effect."""
     rng = np.random.default_rng(0)
     features = rng.normal(size=(200, 20))
     targets = features @ rng.normal(size=(20, 2)) + 0.01 * rng.normal(size=(200, 2))

@@ -1,4 +1,4 @@
-"""Saved encoders: bit-exact round trips, and readable refusals of anything else."""
+"""Saved encoders: bit-exact round trips, and readable errors on anything else."""
 
 import dataclasses
 import json
@@ -67,7 +67,7 @@ def test_parameters_of_another_encoder_are_neither_saved_nor_loaded(tmp_path, pa
     with pytest.raises(EncoderError, match=r'mlp/dense_0/kernel: saved .*\(16, 512\), expected'):
         save_encoder(tmp_path, params, dataclasses.replace(SAVED, image_shape=(16, 16, 3)))
     assert not list(tmp_path.iterdir())
-    # As after a change of what the name means.
+    # As after a change of the encoder that has this name.
     save_encoder(tmp_path, params, SAVED)
     monkeypatch.setitem(ENCODERS, 'impala_debug', ENCODERS['impala_debug'].clone(num_blocks=2))
     with pytest.raises(EncoderError, match=r'stack_0/conv_3/bias: saved nothing, expected float32'):

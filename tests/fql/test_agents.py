@@ -1,4 +1,4 @@
-"""What every agent does: frozen encoders and latents, bfloat16, actions, several devices."""
+"""Tests of every agent: frozen encoders and latents, bfloat16, actions, several devices."""
 
 import dataclasses
 
@@ -68,7 +68,7 @@ def test_a_frozen_agent_trains_on_latents_in_bfloat16_and_acts_on_images(name):
         actions = act(state.params, images, jax.random.split(jax.random.key(0), 3))
         assert actions.shape == (3, agent.action_horizon, ACTION_DIM)
         assert np.abs(actions).max() <= 1
-        # An observation's actions do not depend on those beside it.
+        # The actions for an observation do not depend on the rest of the batch.
         again = act(state.params, images[::-1], jax.random.split(jax.random.key(0), 3)[::-1])
         np.testing.assert_allclose(actions, again[::-1], atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""Several updates in one call against fewer in each of more calls."""
+"""Several updates in one call against the same updates in more calls."""
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def random_arrays(seed):
 
 def test_how_many_updates_a_call_makes_changes_no_bit(monkeypatch, options_of_training):
     monkeypatch.setattr('fql.compiled.compiler_options', lambda: options_of_training)
-    # As where calls make several updates: single ones, before something is due, are loops too.
+    # As with several updates per call: single updates, before something is due, are loops too.
     monkeypatch.setattr('jax.default_backend', lambda: 'gpu')
     batches = [random_arrays(seed) for seed in range(4)]
     learner, mesh = make_learner(SPEC), one_device_mesh()

@@ -1,4 +1,4 @@
-"""Encoders that are given: frozen ones that no update touches, and fine-tuned ones."""
+"""Saved encoders: frozen ones that no update changes, and fine-tuned ones."""
 
 import dataclasses
 
@@ -146,7 +146,7 @@ def test_a_frozen_update_has_no_backward_pass_through_the_encoder(
     forward, frozen, heads = (
         compiled.cost_analysis()['flops'] for compiled in (encode, update_frozen, update_on_latents)
     )
-    assert heads < forward  # else the comparison would say nothing of the encoder
+    assert heads < forward  # otherwise the comparison would not test the encoder
     assert frozen == pytest.approx(2 * forward + heads, rel=0.02)
     shared = lower_update(SCRATCH, states['scratch'], make_batch()).cost_analysis()['flops']
     assert frozen < 0.75 * shared
@@ -215,7 +215,7 @@ def make_grads(seed):
 
 
 def all_updates(optimizer, seeds):
-    """What the optimiser adds to the parameters for gradients of these seeds, one after another."""
+    """The optimiser's updates of the parameters for gradients of these seeds, in sequence."""
     state, added = optimizer.init(PARAMS), []
     for seed in seeds:
         updates, state = optimizer.update(make_grads(seed), state, PARAMS)
@@ -231,7 +231,7 @@ def test_the_encoder_has_its_own_learning_rate_and_begins_late():
     config = with_encoder(FINETUNE, lr_multiplier=0.1, unfreeze_step=2)
     found = all_updates(make_optimizer(config.lr, config.encoder), range(4))
     heads = all_updates(optax.adam(config.lr), range(4))
-    # An Adam that has seen nothing before: its moments and its count begin at update 2.
+    # A fresh Adam: its moments and its count begin at update 2.
     late = all_updates(optax.adam(0.1 * config.lr), range(2, 4))
     for i, updates in enumerate(found):
         for name in ('critic', 'bc_flow', 'one_step_policy'):

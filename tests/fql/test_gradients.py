@@ -1,4 +1,4 @@
-"""Which parameters receive gradient from which part of each agent's loss."""
+"""The parameters that receive a gradient from each part of each agent's loss."""
 
 import dataclasses
 import functools
@@ -42,7 +42,7 @@ HEADS = {
     'qc_fql': FQL,
     'qc': FLOW,
 }
-"""Of each part of the loss, the one head that it trains."""
+"""The one head that each part of the loss trains."""
 
 SHARED_ENCODER = {'critic/loss', 'value/loss', 'actor/bc_flow_loss'}
 """The parts that train a shared encoder; FAWAC's weighted flow matching does too."""
@@ -103,7 +103,7 @@ def jit_update(config):
 
 @functools.cache
 def trained_parts(config):
-    """Of each part of the loss, what of the parameters has a gradient other than zero."""
+    """For each part of the loss, the parameters with a gradient other than zero."""
     learner, batch, state = make(config)
     draws = learner.draws(state, batch)
 
@@ -205,7 +205,7 @@ def test_rebrac_moves_its_targets_in_full_updates_only():
     kernel = lambda state: np.asarray(state.params['actor']['mean']['kernel'])  # noqa: E731
     assert twice.target_params['actor'] is not None
     assert (kernel(twice) != kernel(once)).any()
-    # Adam's moments move the actor on, without a gradient.
+    # Adam's moments continue to move the actor without a gradient.
     assert (kernel(third) != kernel(twice)).any()
 
 

@@ -1,4 +1,4 @@
-"""bfloat16: near float32, and only where it is meant to be."""
+"""bfloat16: close to float32, and used only where intended."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from fql.training.learning import batch_maker, make_learner
 from fql.training.run_folder import RunSpec
 
 TOLERANCE = 0.02
-"""Of each loss, relative to float32; one rounding to bfloat16 is up to 0.4 %."""
+"""Tolerance of each loss, relative to float32; one rounding to bfloat16 is up to 0.4 %."""
 
 
 def spec(precision):

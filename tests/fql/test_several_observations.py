@@ -71,7 +71,7 @@ def test_every_agent_takes_them(name, sharing):
 
 
 def test_several_vectors_are_one():
-    """As if the user had joined them, in the order of their names."""
+    """As if the user had concatenated them, in the order of their names."""
     agents = [
         make_agent(FQLConfig(**SMALL), spec)
         for spec in (

@@ -1,7 +1,7 @@
 """Losses for which no values are published, against NumPy in float64.
 
-What a stop-gradient holds fixed is computed here from a second set of parameters, which the finite
-differences do not move: a gradient that goes where it should not, or not where it should, differs.
+Values behind a stop-gradient are computed here from a second set of parameters, which the finite
+differences do not change. A missing gradient, or one too many, makes a difference.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ def gelu(x):
 
 
 def mlp(params, *inputs):
-    """Dense layers; GELU and, where there are parameters of it, LayerNorm after hidden ones."""
+    """Dense layers; GELU and, if it has parameters, LayerNorm after hidden ones."""
     x = np.concatenate(inputs, axis=-1)
     layers = sum(name.startswith('dense') for name in params)
     for i in range(layers):
@@ -177,7 +177,7 @@ def case(request):
 
 
 def gradient_of(agent, params, target, batch, draws):
-    """Ours, and the loss."""
+    """Our gradient, and the loss."""
     learner = Learner(agent, make_optimizer(1e-3, agent.config.encoder))
     single = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (params, target, batch, draws))
     state = dataclasses.replace(learner.init(0), params=single[0], target_params=single[1])
@@ -196,7 +196,7 @@ def test_the_loss(case):
 
 
 def test_the_gradient_along_random_directions(case):
-    """Through all Euler steps for FBRAC; for the others through none."""
+    """Through all Euler steps for FBRAC; through none for the others."""
     agent, params, target, batch, draws = case
     grads, _ = gradient_of(agent, params, target, batch, draws)
     rng = np.random.default_rng(1)

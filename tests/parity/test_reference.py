@@ -1,6 +1,6 @@
 """Parity with the reference implementations' numbers, in `separate` mode and on vectors.
 
-`data/README.md` describes the files. `$FQL_REFERENCE` names another one, which is tested alone.
+`data/README.md` describes the files. If `$FQL_REFERENCE` names a file, only that one is tested.
 """
 
 import json
@@ -25,10 +25,10 @@ from fql.learner import Learner, TrainState, make_optimizer
 
 DATA = Path(__file__).parent / 'data'
 SETTINGS = ('hidden_dims', 'critic_layer_norm', 'actor_layer_norm', 'lr', 'discount', 'tau')
-"""What every agent has, under the same name as the reference."""
+"""The settings of every agent, with the same name in the reference."""
 GRADIENT_METRICS = {
     'grad_norm': lambda leaves: sum(jnp.linalg.norm(leaf.ravel()) for leaf in leaves),
-    # The reference counts the targets' zeros.
+    # The reference includes the targets' zeros in its gradient statistics.
     'grad_max': lambda leaves: max(0.0, *(leaf.max() for leaf in leaves)),
     'grad_min': lambda leaves: min(0.0, *(leaf.min() for leaf in leaves)),
 }
@@ -36,17 +36,17 @@ GRADIENT_METRICS = {
 
 @dataclass(frozen=True)
 class Reference:
-    """What is called how in the files of one agent, and how close we must be to them.
+    """The names in the reference files of one agent, and the tolerances.
 
     Attributes:
-        agent: what we call it.
+        agent: our name of it.
         settings: our names of the settings, by theirs.
         fixed: settings that we do not have, and the only values at which we do the same.
         without_effect: settings that change nothing in the reference at the `fixed` ones.
         ours: settings that the reference does not have.
-        metrics: our names of the metrics, by theirs; or the value, where it is always the same.
-        unmoved: networks of theirs that no loss trains, and that we do not have.
-        draws: the order of the draws, where ours have no names.
+        metrics: our names of the metrics, by theirs; or the value, if it is constant.
+        unmoved: their networks that no loss trains, and that we do not have.
+        draws: the order of the draws, if ours have no names.
         policies: our names of the policies, by the key of their actions in `eval`.
         metrics_rtol: of metrics; their absolute tolerance is 1e-5.
         gradients_rtol: of each array, relative to its norm.
@@ -139,7 +139,7 @@ REFERENCES = {
         settings=same('actor_loss', 'alpha', 'const_std', 'expectile'),
         draws=('policy_noise',),
         policies=temperatures('mean', 'sample'),
-        # exp(alpha * A) magnifies roundings.
+        # exp(alpha * A) magnifies rounding errors.
         gradients_rtol=5e-5,
     ),
     'rebrac': Reference(
@@ -182,7 +182,7 @@ REFERENCES = {
         },
         settings=same('backup_entropy', 'q_agg', 'target_entropy_multiplier'),
         fixed={'actor_fc_scale': 0.01, 'state_dependent_std': True, 'tanh_squash': True},
-        # It is derived from the multiplier where it is not given.
+        # It is derived from the multiplier if it is not given.
         without_effect=frozenset({'target_entropy'}),
         policies=temperatures('mode', 'sample'),
     ),
@@ -253,7 +253,7 @@ class File:
         return tree
 
     def config(self) -> AgentConfig:
-        """Our settings; every one of theirs is one of ours, or asserted to be what we do."""
+        """Our settings; asserts that their remaining settings have the values that we implement."""
         reference = self.reference
         values = dict(self.values)
         for name in ('agent', 'actor_type', 'encoder', 'updates'):
@@ -300,7 +300,7 @@ class File:
         return make_agent(self.config(), spec)
 
     def networks(self, prefix: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Their networks in our layout (encoders apart): online ones, and averages."""
+        """Their networks in our layout (encoders separate): online ones, and averages."""
         online: dict[str, Any] = {'encoders': {}}
         averages: dict[str, Any] = {'encoders': {}}
         for name, network in self.subtree(prefix).items():
@@ -331,18 +331,18 @@ class File:
         """The batch of an update."""
         arrays = self.subtree(f'step_{step}/batch')
         if self.chunks:
-            # Of the observations after each action, images stacked before the channels.
+            # Observations after each action; images are stacked before the channels.
             following = arrays['next_observations']
             following = following[..., -1, :] if following.ndim == 5 else following[:, -1]
             arrays['next_observations'] = following
             del arrays['terminals']
         if 'next_actions' in arrays:
-            # As published, the actions after a trajectory's last one count too.
+            # As published, the actions after a trajectory's last one are included.
             arrays['next_actions_valid'] = jnp.zeros(len(arrays['actions']))
         return Batch(**arrays)
 
     def draws(self, agent: Agent, step: int) -> Any:
-        """The random numbers of an update; any for what the reference does not draw."""
+        """The random numbers of an update; arbitrary ones for draws that the reference lacks."""
         sampled = agent.sample_draws(jax.random.key(0), self.batch(step))
         given = self.subtree(f'step_{step}/draws')
         if not given:
@@ -357,7 +357,7 @@ class File:
         return draws
 
     def actions(self) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """Observations, noise, and what actions each of our policies chooses of these."""
+        """Observations, noise, and the actions that each of our policies computes from these."""
         arrays = {
             key.removeprefix('eval/'): value
             for key, value in self.arrays.items()
@@ -398,7 +398,7 @@ COMPARED = [
     else name
     for name in FILES
 ]
-"""Files that are computed; those whose agents `make test` compares from states are for test-all."""
+"""Files to compare; those whose agents `make test` compares from states are for test-all."""
 
 
 @pytest.fixture
@@ -414,7 +414,7 @@ KEEP_GRADIENT = optax.GradientTransformation(
     init=lambda params: jax.tree.map(jnp.zeros_like, params),
     update=lambda grads, state, params=None: (grads, grads),
 )
-"""Its state is the gradient of the update, which then is not computed a second time."""
+"""Its state is the gradient of the update, so that it is not computed a second time."""
 
 
 @pytest.fixture
@@ -440,7 +440,7 @@ def test_what_we_leave_out_does_nothing_in_the_reference(name):
 
 @pytest.fixture
 def updates(file, learner, options_of_training):
-    """Gradient, metrics and next state of each update, computed once for a file."""
+    """Gradient, metrics and next state of each update, computed once per file."""
     if file.updates_done:
         return file.updates_done
 

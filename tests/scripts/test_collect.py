@@ -1,4 +1,4 @@
-"""`fql collect` as a user calls it: two files, what is kept, what goes on, what is refused."""
+"""`fql collect` as a user calls it: two files, what is kept, continued and refused."""
 
 import os
 import signal
@@ -74,7 +74,7 @@ def test_pixels_of_another_size(fql, opengl, tmp_path):
 
 
 def interrupt(command, environment, is_time):
-    """Ctrl-C once `is_time()`; ends well when all that write to the program's pipes have ended."""
+    """Ctrl-C once `is_time()`; returns when all that write to the program's pipes have ended."""
     process = subprocess.Popen(
         command,
         env=environment,

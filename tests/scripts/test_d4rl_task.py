@@ -1,4 +1,4 @@
-"""A task of D4RL from a prepared dataset: rewards, score, and what the score is compared with."""
+"""A task of D4RL from a prepared dataset: rewards, score, and whether scores are comparable."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Wrong input: one clear line, a non-zero exit, nothing half-written."""
+"""Wrong input: one clear line, a non-zero exit code, no partial files."""
 
 import dataclasses
 import json
@@ -143,7 +143,7 @@ def test_resume_on_other_data_is_refused(
         (('--coordinator', 'host:99999'), 'not HOST:PORT'),
         (('--coordinator', 'x' * 5000), 'not HOST:PORT'),
         (('--coordinator', 'no.such.host.invalid:4567'), 'no.such.host.invalid:4567: [Errno -'),
-        # Of a network for documentation: no machine has it.
+        # An address reserved for documentation: no machine has it.
         (('--coordinator', '192.0.2.1:4567'), 'Cannot assign requested address'),
         (('--hidden-dims', *[65_000] * 60), 'GB of memory'),
         (('--batch-size', 2**20), 'too few for batch_size'),
@@ -247,7 +247,7 @@ def test_a_state_that_needs_terabytes_is_refused_before_anything_is_written(
     run = tmp_path / 'run'
     done = fql(command, *task, '--run-dir', run, '--hidden-dims', *[60_000] * 30)
     assert_one_line(done, 'GB of memory', 'choose smaller --hidden-dims')
-    # 29 kernels of 60,000 x 60,000, in float32, and Adam's two moments of each, and gradients.
+    # 29 kernels of 60,000 x 60,000 in float32, Adam's two moments of each, and gradients.
     (needed,) = re.findall(r'need ([\d,.]+) GB', done.stderr)
     assert float(needed.replace(',', '')) > 29 * 60_000**2 * 4 * 4 / 1e9
     assert not run.exists()
@@ -259,7 +259,7 @@ def test_a_benchmark_that_needs_terabytes_is_refused(assert_one_line, fql):
 
 
 def numbers_of(declared):
-    """The names of all fields of a dataclass that are numbers, nested ones too."""
+    """The names of all numeric fields of a dataclass, nested ones included."""
     for entry in dataclasses.fields(declared):
         kind = typing.get_type_hints(declared)[entry.name]
         if dataclasses.is_dataclass(kind):
@@ -272,7 +272,7 @@ def test_every_number_that_a_user_may_give_has_bounds():
     declared = [*(cls for cls, _ in COMMANDS.values()), *AGENT_CONFIGS.values()]
     names = {name for cls in declared for name in numbers_of(cls)}
     assert {'lr', 'alpha', 'kills', 'mask_ratio', 'unfreeze_step', 'process_id'} <= names
-    # This one may be a word as well; `validate_config` looks at it.
+    # This one may also be a word; `validate_config` checks it.
     assert names - {'offline_ratio'} <= BOUNDS.keys()
 
 

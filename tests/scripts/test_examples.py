@@ -1,4 +1,4 @@
-"""The examples of the docs run as they stand there, with few updates."""
+"""The examples of the docs run unchanged, with few updates."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def run_example(monkeypatch):
 def own_dataset(run_example, monkeypatch, tmp_path, capsys):
     """A folder in which `own_dataset.py` was run."""
     monkeypatch.chdir(tmp_path)
-    # Beside the folder of a script, which Python adds by itself, for the workers.
+    # Python adds a script's folder by itself; this is for the workers.
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.delitem(sys.modules, 'own_dataset', raising=False)
     with pytest.raises(SystemExit) as ended:

@@ -83,7 +83,7 @@ def test_pictures_are_png(fql, assert_one_line, tmp_path, name):
 
 @pytest.mark.usefixtures('prepared')
 def test_augmented_batch_is_what_the_update_sees(fql, tmp_path):
-    """Against the batch that the training step itself hands to the update, at a later step."""
+    """Compared with the batch that the training step passes to the update, at a later step."""
     seed, step = 5, 2
     flags = ('--brightness', 0.2, '--hue', 0.1, '--blur-probability', 0.5)
     flags = (*flags, '--cutout-probability', 0.5)

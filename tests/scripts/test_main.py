@@ -1,4 +1,4 @@
-"""What the program answers before any command does its work."""
+"""The program's output before any command starts its work."""
 
 import os
 import shlex
@@ -39,7 +39,7 @@ def test_the_overview_has_a_line_for_each_command(fql):
 
 @pytest.mark.parametrize('called', ['fql', 'python'])
 def test_hints_work_as_they_are_typed_where_nothing_is_activated(environment, tmp_path, called):
-    """The program lies in a folder that is not on the search path, and has a blank in its name."""
+    """The program's folder is not on the search path, and has a space in its name."""
     folder = tmp_path / 'my programs'
     folder.mkdir()
     (folder / 'fql').write_text(f'#!{sys.executable}\nfrom scripts.main import main\nmain()\n')
@@ -124,7 +124,7 @@ def test_every_command_has_help_whose_examples_stand_on_lines_of_their_own(fql, 
     for example in (line for line in examples if line.startswith('fql ')):
         assert f'  {example}' in lines
     assert 'None' not in done.stdout
-    assert not any(line.endswith('-') for line in lines)  # The name of an option, broken.
+    assert not any(line.endswith('-') for line in lines)  # A split option name.
 
 
 def test_the_help_of_training_is_grouped_the_most_used_first(fql):

@@ -1,4 +1,4 @@
-"""An environment of one's own: the example of the docs as it stands there, and what is refused."""
+"""Custom environments: the example of the docs, unchanged, and what is refused."""
 
 import re
 import subprocess
@@ -62,7 +62,7 @@ def reach(example, fql, monkeypatch, tmp_path):
     """(dataset prepared, command of training, command of evaluation), in the example's folder."""
     folder, (prepare, train, evaluate) = example
     monkeypatch.chdir(folder)
-    for module in ('reach', 'pictures'):  # What another test's folder gave.
+    for module in ('reach', 'pictures'):  # Forgets the module of another test's folder.
         monkeypatch.delitem(sys.modules, module, raising=False)
     done = fql(*prepare)
     assert done.returncode == 0, done.stderr
@@ -99,7 +99,7 @@ def test_a_run_without_an_environment_can_be_evaluated_and_watched_in_one(
 
 
 def test_the_environment_goes_online_and_on(fql, reach, tmp_path):
-    """As its episodes are: rewards and masks of success, which a time limit does not change."""
+    """The episodes' rewards and masks follow success; a time limit does not change them."""
     train, _ = reach
     words = (*train, *SMALL, '--steps', 0, '--eval-interval', 0)
     run = tmp_path / 'online'
@@ -141,7 +141,7 @@ def test_an_environment_that_does_not_fit_is_told_in_one_line(
 
 @pytest.mark.long
 def test_images_and_no_success(fql, maze_npz, monkeypatch, tmp_path):
-    """Where the environment reports no success, the return is what evaluations give."""
+    """If the environment reports no success, evaluations report the return."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, 'pictures', raising=False)
     Path('pictures.py').write_text(PICTURES)

@@ -1,4 +1,4 @@
-"""Training on the rewards that a dataset has itself, without an environment."""
+"""Training on the rewards stored in a dataset, without an environment."""
 
 import json
 
@@ -11,7 +11,7 @@ SMALL = (*SMALL, '--flow-steps', 2, '--steps', 2, '--log-interval', 1)
 
 @pytest.fixture
 def own_data(fql, maze_npz, tmp_path, environment):
-    """The name of a dataset with rewards and masks of its own, and these."""
+    """The name of a dataset with rewards and masks, and these arrays."""
     with np.load(maze_npz) as file:
         arrays = dict(file)
     rows = np.arange(len(arrays['actions']))

@@ -1,4 +1,4 @@
-"""`fql prepare` and `fql export-tfds`: from every source, and from sources that are not sound."""
+"""`fql prepare` and `fql export-tfds`: from every source, and from invalid ones."""
 
 import functools
 import hashlib
@@ -60,7 +60,7 @@ def test_download(fql, maze_npz, tmp_path, monkeypatch):
     assert record['sha256'] == hashlib.sha256(maze_npz.read_bytes()).hexdigest()
 
     (tmp_path / 'downloads' / f'{MAZE}.npz').unlink()
-    done = fql('prepare', MAZE, '--data-dir', tmp_path)  # Nothing is asked of the mirrors.
+    done = fql('prepare', MAZE, '--data-dir', tmp_path)  # No request goes to the mirrors.
     assert done.returncode == 0, done.stderr
     assert 'transitions' in done.stdout
 

@@ -1,4 +1,4 @@
-"""Pretraining as a user runs it: resumed, probed, exported; and what it refuses."""
+"""Pretraining as a user runs it: resumed, probed, exported; and its errors."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ def small_encoder(monkeypatch):
 
 @pytest.fixture(scope='module')
 def dots(run_fql, tmp_path_factory):
-    """A prepared dataset, with validation: a dot wanders, and qpos says where it is."""
+    """A prepared dataset, with validation: a dot moves, and qpos is its position."""
     folder = tmp_path_factory.mktemp('dots')
     for seed, (name, rows) in enumerate({'dots.npz': 160, 'dots-val.npz': 80}.items()):
         rng = np.random.default_rng(seed)
@@ -103,7 +103,7 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(
     for name in ('validation/features/effective_rank', 'validation/loss', 'features/std'):
         assert name in header.split(',')
 
-    # As a kill leaves it: with rows of metrics later than its last checkpoint.
+    # As after a kill: with rows of metrics later than its last checkpoint.
     shutil.copytree(whole, broken)
     shutil.rmtree(broken / 'encoder')
     shutil.rmtree(broken / 'checkpoints' / '4')
@@ -133,7 +133,7 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(
     assert_one_line(done, 'horizon: stored 3, asked 2')
     assert_one_line(fql('train', '--resume', whole), 'is not a run folder')
 
-    # A run of other length replaces its encoder; those of earlier steps can be had.
+    # A run of another length replaces its encoder; those of earlier steps can be exported.
     config = dataclasses.replace(read_pretrain_spec(RunFolder(whole)).config, steps=2)
     spec = dataclasses.replace(read_pretrain_spec(RunFolder(whole)), config=config)
     params, _ = read_pretrained(RunFolder(whole), spec, 2)
@@ -148,7 +148,7 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(
     lines = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line}
     assert lines['saved'] == ['random', 'pixels']
     scores = {name: [float(x) for x in lines[name]] for name in ('position', 'qpos[0]', 'qpos[1]')}
-    assert scores['position'][2] > 0.9  # The pixels tell where the dot is.
+    assert scores['position'][2] > 0.9  # The pixels determine the position of the dot.
     np.testing.assert_allclose(
         scores['position'], np.mean([scores['qpos[0]'], scores['qpos[1]']], axis=0), atol=2e-3
     )
@@ -216,9 +216,9 @@ REAL = Path(__file__).resolve().parents[3] / 'shared' / 'data' / 'visual-cube-si
 def test_robot_and_cube_can_be_read_off_a_pretrained_encoder(
     fql, tmp_path, objective, batch_size, lr, least, unexplained
 ):
-    """Real frames, at half their size: what a linear map of the latents leaves unexplained.
+    """Real frames at half their size: the variance that a linear map of latents leaves unexplained.
 
-    At the larger rate flow_bc learns the actions of the few trajectories by heart.
+    At the larger learning rate flow_bc memorises the actions of the few trajectories.
     """
     name, data, run = 'visual-cube-single-play-v0', tmp_path / 'data', tmp_path / 'run'
     for path in (REAL, REAL.with_name(f'{REAL.stem}-val.npz')):

@@ -1,4 +1,4 @@
-"""`fql quickstart` where the data folder is not empty."""
+"""`fql quickstart` with a data folder that is not empty."""
 
 import numpy as np
 

@@ -45,7 +45,7 @@ def test_runs_of_other_seeds_are_one_group(fql, tmp_path):
     assert cells(header) == [
         *('seeds', 'updates', 'success', '95 % interval', 'IQM', 'last 3', 'paper')
     ]
-    # The run of seed 2 has not come as far. Intervals of two runs end at these.
+    # The run of seed 2 is shorter. Intervals of two runs end at these values.
     assert cells(rows[0]) == [
         *('fql (batch-size 256)', '2', '30', '70.0%', '50.0% to 90.0%', '70.0%', '48.3%'),
         '81 ± 12 %',
@@ -155,7 +155,7 @@ def test_the_page_has_all_in_itself(page):
 @pytest.mark.long
 @pytest.mark.skipif(chromium() is None, reason='no Chromium (apt-get install chromium)')
 def test_the_page_in_a_browser(page, tmp_path):
-    """It opens without a fault or a network, and fits a phone, by day and by night."""
+    """It opens without an error or a network, and fits a phone, in light and dark mode."""
     browser = Browser(tmp_path / 'profile')
     try:
         grounds = []
@@ -168,7 +168,7 @@ def test_the_page_in_a_browser(page, tmp_path):
             )
             assert len(curves) == 2
             assert min(curves) > 300
-            # Without the scroll bar of a window that is no phone.
+            # Without the scroll bar of a desktop window.
             assert browser.evaluate('document.documentElement.scrollWidth') <= width
             assert browser.evaluate('innerWidth') == width
             colours = browser.evaluate(

@@ -1,4 +1,4 @@
-"""`fql sweep`: what it starts, what it leaves alone, and how it ends."""
+"""`fql sweep`: the runs that it starts and those that it keeps, and how it ends."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def write_file(folder, steps, seeds='[0, 1]'):
 
 
 def finished(run_fql, folder, file):
-    """Makes the runs of a sweep as its processes would."""
+    """Makes the runs of a sweep as its processes do."""
     for run in read_sweep(file):
         done = run_fql(*train_command(SweepFolder(folder), run, ''))
         assert done.returncode == 0, done.stderr
@@ -49,7 +49,7 @@ def finished(run_fql, folder, file):
 
 
 def results(run_fql, folder):
-    """All that runs have computed: their metrics, and a digest of their last state."""
+    """All results of runs: their metrics, and a digest of their last state."""
     runs = [folder / f'{RUN}{seed}' for seed in (0, 1)]
     states = [json.loads(run_fql('inspect', 'checkpoint', run).stdout) for run in runs]
     return [
@@ -60,7 +60,7 @@ def results(run_fql, folder):
 
 @pytest.fixture(scope='module')
 def sweep(run_fql, prepared, tmp_path_factory):
-    """A sweep's file and its folder, in which the only run is done."""
+    """A sweep's file and its folder, in which the only run is finished."""
     folder = tmp_path_factory.mktemp('sweep')
     file = write_file(folder, 2, '[0]')
     return file, finished(run_fql, folder / 'runs', file)
@@ -138,7 +138,7 @@ def wait_until(holds, process=None):
 
 
 def pid_of(run: Path):
-    """The process that trains a run, as its lock says."""
+    """The process that trains a run, according to its lock."""
     text = (run / 'trainer.lock').read_text()
     return int(text.split()[1]) if text.startswith('process ') else 0
 
@@ -146,7 +146,7 @@ def pid_of(run: Path):
 @pytest.mark.long
 @pytest.mark.usefixtures('prepared')
 def test_a_killed_sweep_ends_as_one_left_alone(start_fql, fql_process, run_fql, tmp_path):
-    """Its runs outlive it; one of them is killed too. The same command brings all to their end."""
+    """Its runs outlive it; one of them is killed too. The same command completes all of them."""
     file = write_file(tmp_path, 400)
     folder = tmp_path / 'runs'
     command = ('sweep', file, '--dir', folder, '--jobs', 2)
@@ -170,7 +170,7 @@ def test_a_killed_sweep_ends_as_one_left_alone(start_fql, fql_process, run_fql, 
 @pytest.mark.long
 @pytest.mark.usefixtures('prepared')
 def test_ctrl_c_stops_all_in_good_order(start_fql, fql_process, tmp_path):
-    """A run that fails stops no other, and is told with its last line."""
+    """A run that fails stops no other one, and is reported with its last line."""
     file = write_file(tmp_path, 10_000_000)
     folder = tmp_path / 'runs'
     broken = folder / f'{RUN}0'
@@ -212,7 +212,7 @@ def test_a_cluster_runs_what_is_missing(fql, fql_process, tmp_path):
 @pytest.mark.long
 @pytest.mark.usefixtures('prepared')
 def test_a_job_saves_before_it_is_queued_again(environment, monkeypatch, tmp_path):
-    """What submitit calls before a preemption, and at the end of a job's time."""
+    """Calls what submitit calls before a preemption, and at the end of a job's time."""
     pytest.importorskip('submitit', reason="needs the extra 'slurm'")
     monkeypatch.setenv('FQL_DATA_DIR', environment['FQL_DATA_DIR'])
     folder, run = SweepFolder(tmp_path / 'runs'), read_sweep(write_file(tmp_path, 10_000_000))[0]

@@ -1,4 +1,4 @@
-"""`fql tasks` against the published numbers, and how light it is."""
+"""`fql tasks` against the published numbers, and its light imports."""
 
 import re
 

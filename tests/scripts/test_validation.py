@@ -33,7 +33,7 @@ def validated(run_fql, maze_npz, tmp_path_factory):
     ],
 )
 def test_validation_batches_are_not_augmented(fql, tmp_path, words):
-    """An update that changes next to nothing: two runs differ by the images they see."""
+    """Updates are tiny, so that two runs differ only in the images that they see."""
     rows = {}
     for name, brightness in (('plain', 0), ('changed', 0.5)):
         run = tmp_path / name

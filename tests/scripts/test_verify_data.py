@@ -1,4 +1,4 @@
-"""Damaged data stop a run with one line; what is sound is read once."""
+"""Damaged data stop a run with a one-line error; sound data are verified once."""
 
 import json
 import shutil
@@ -18,13 +18,13 @@ TRAIN = ('train', '--task', QUICKSTART_TASK, '--agent', 'bc', '--eval-interval',
 
 @pytest.fixture
 def store(prepared, environment, tmp_path) -> Path:
-    """A copy of the prepared dataset, in a data folder of its own, with labels."""
+    """A copy of the prepared dataset, in a separate data folder, with labels."""
     original = Path(environment['FQL_DATA_DIR']) / prepared
     return Path(shutil.copytree(original, tmp_path / 'data' / prepared))
 
 
 def flip(path: Path) -> bytes:
-    """Changes one bit of the array; the bytes before."""
+    """Changes one bit of the array; returns the bytes from before."""
     content = path.read_bytes()
     path.write_bytes(content[:-3] + bytes([content[-3] ^ 16]) + content[-2:])
     return content
@@ -36,7 +36,7 @@ def assert_stopped(done, path: Path, run: Path) -> None:
     assert line.startswith(f'fql: {path} is not what was written')
     assert '--overwrite' in line
     assert 'Traceback' not in done.stderr
-    assert finished_steps(run / 'checkpoints') == [0]  # That of no update.
+    assert finished_steps(run / 'checkpoints') == [0]  # No update has this number.
 
 
 def test_a_run_on_damaged_frames(fql, store, tmp_path):

@@ -1,4 +1,4 @@
-"""Scripted collection: the file's format, what an episode depends on, interruption."""
+"""Scripted collection: the file's format, reproducible episodes, interruption."""
 
 import dataclasses
 import multiprocessing
@@ -366,7 +366,7 @@ def test_an_episode_whose_worker_hangs_again_is_given_up(tmp_path, monkeypatch):
 
 
 def test_the_quickstarts_data_stay_as_they_are(opengl, tmp_path):
-    """Users keep the file, and runs are compared over it."""
+    """Users keep the file, and compare runs on it."""
     with np.load(collect_maze(tmp_path / 'maze-v0.npz', episodes=2, seed=0)) as arrays:
         rows = arrays['qpos'][[0, ROWS - 1, ROWS]], arrays['actions'][[0, ROWS - 1, ROWS]]
     np.testing.assert_allclose(rows, QUICKSTART_ROWS, atol=1e-5)

@@ -68,7 +68,7 @@ def test_files_have_ogbenchs_format(env_id, dataset_type, qpos, buttons, tmp_pat
     else:
         assert arrays['button_states'].shape == (42, buttons)
         assert arrays['button_states'].dtype == np.int64
-    # An observation begins with what qpos begins with: the arm's joints, or the ball's place.
+    # An observation begins like qpos: with the arm's joints, or the ball's position.
     width = 2 if is_maze else 6
     np.testing.assert_array_equal(arrays['observations'][:, :width], arrays['qpos'][:, :width])
     assert len(np.unique(arrays['qpos'][[0, 21]], axis=0)) == 2
@@ -119,7 +119,7 @@ def test_the_noisy_oracle_manipulates_the_scene(noisy_scene):
     valid = np.flatnonzero(~arrays['terminals'])
     presses = (arrays['button_states'][valid + 1] != arrays['button_states'][valid]).any(axis=1)
     assert presses.sum() >= 4
-    # A button is pressed with the gripper closed; only in puzzles it stays so.
+    # A button is pressed with the gripper closed; only in puzzles it stays closed.
     gripper = arrays['qpos'][:, 6]
     before, after = zip(
         *((gripper[row], gripper[row : row + 25].min()) for row in valid[presses]), strict=True
@@ -146,7 +146,7 @@ def test_play_data_resemble_the_real_file(real_source, tmp_path):
     statistics = [action_statistics(arrays) for arrays in (real, ours)]
     for name, value in statistics[0].items():
         np.testing.assert_allclose(statistics[1][name], value, atol=0.06, err_msg=name)
-    # Grasps in a trajectory: some eleven.
+    # About eleven grasps in a trajectory.
     lifts = [np.diff(arrays['qpos'][:, 16] > 0.04).sum() / 2 for arrays in (real, ours)]
     assert lifts[0] / 18 == pytest.approx(lifts[1] / 4, rel=0.15)
 
@@ -216,7 +216,7 @@ def test_an_environment_of_ones_own(tmp_path, monkeypatch):
         collect(no_arm, tmp_path / 'no.npz', episodes=1, workers=1)
 
 
-# The maze oracle on a maze of this test's own
+# The maze oracle on a maze made for these tests
 
 MAZE_MAP = np.array(
     [
@@ -322,7 +322,7 @@ def test_the_maze_oracle_goes_to_the_subgoal_with_noise():
     assert noisy[:, 0].std() == pytest.approx(0.49, abs=0.06)
 
 
-# The manipulation oracle with agents of this test's own
+# The manipulation oracle with agents made for these tests
 
 
 class Agent:
@@ -482,7 +482,7 @@ def test_a_spoilt_episode_is_begun_anew(monkeypatch):
     assert sum(rows) == 5
 
 
-# OGBench's own numbers
+# OGBench's numbers
 
 
 @pytest.mark.parametrize(

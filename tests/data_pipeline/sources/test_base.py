@@ -1,4 +1,4 @@
-"""What every source is checked for; see test_ogbench.py for the faults of files."""
+"""The checks of every source; see test_ogbench.py for the faults of files."""
 
 import dataclasses
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Downloads from servers on this machine that fail in all the ways that servers do."""
+"""Downloads from local servers that fail in the ways that real servers do."""
 
 import hashlib
 import io
@@ -32,12 +32,12 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 @dataclass
 class Mirror:
-    """What a server has and how it fails, and what it was asked for."""
+    """A server's contents and faults, and the requests that it got."""
 
     files: dict[str, bytes] = field(default_factory=lambda: {'d-v0.npz': CONTENT})
     headers: dict[str, str] = field(default_factory=lambda: {'ETag': '"1"'})
     breaks_at: list[int] = field(default_factory=list)
-    """Bytes after which the next answers break off."""
+    """Bytes after which the next responses break off."""
     ranges: list[str | None] = field(default_factory=list)
     redirect: str = ''
     url: str = ''
@@ -152,7 +152,7 @@ def test_starts_again_when_the_file_has_changed(serve, tmp_path):
         download_file('d-v0.npz', tmp_path, [mirror.url])
     mirror.files, mirror.headers = {'d-v0.npz': CONTENT}, {'ETag': '"2"'}
     assert download_file('d-v0.npz', tmp_path, [mirror.url]).read_bytes() == CONTENT
-    assert mirror.ranges[-1] == 'bytes=100000-'  # Asked for, and answered by the whole.
+    assert mirror.ranges[-1] == 'bytes=100000-'  # A part was requested; the whole came.
 
 
 def test_parts_of_two_mirrors_are_not_mixed(serve, tmp_path):
@@ -203,7 +203,7 @@ def test_no_mirror_at_all(serve, tmp_path):
 
 @pytest.mark.parametrize('is_right', [True, False])
 def test_published_checksum_is_compared(serve, tmp_path, is_right):
-    """As Hugging Face tells it, in the answer that redirects to the file."""
+    """As Hugging Face gives it, in the response that redirects to the file."""
     store = serve(Mirror(headers={}))
     published = SHA256 if is_right else '0' * 64
     front = serve(
@@ -274,7 +274,7 @@ def test_two_downloads_at_once(tmp_path):
 
 
 def test_complete_part_needs_no_server(serve, tmp_path):
-    """Killed between the last byte and the renaming."""
+    """As after a kill between the last byte and the renaming."""
     mirror = serve(Mirror())
     path = download_file('d-v0.npz', tmp_path, [mirror.url])
     os.rename(path, tmp_path / 'd-v0.npz.part')

@@ -1,4 +1,4 @@
-"""HDF5 files in D4RL's layout, compared with what D4RL's own code makes of them."""
+"""HDF5 files in D4RL's layout, compared with the results of D4RL's code."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ Arrays = dict[str, np.ndarray]
 def d4rl_transitions(dataset: Arrays, is_antmaze: bool) -> Arrays:
     """`d4rl.qlearning_dataset`, row by row, and the ends of trajectories as FQL's code finds them.
 
-    Where a following observation is stored, it is taken, as in D4RL's later versions.
+    A stored following observation is used, as in D4RL's later versions.
     """
     columns: dict[str, list] = {
         name: [] for name in ('observations', 'actions', 'rewards', 'next_observations', 'dones')
@@ -42,7 +42,7 @@ def d4rl_transitions(dataset: Arrays, is_antmaze: bool) -> Arrays:
 
 
 def rollouts(lengths: tuple[int, ...], rng: np.random.Generator, ending: str) -> Arrays:
-    """Random walks of these numbers of steps, recorded as D4RL records: a row a step.
+    """Random walks of these numbers of steps, recorded as by D4RL: one row per step.
 
     ending: `timeouts`: each ends at a time limit; `mixed`: every other one by a termination; `on`:
         the walk goes on after a termination, as in antmaze.

@@ -70,7 +70,7 @@ def test_every_step_is_a_transition(tmp_path):
 
 
 def test_one_array(tmp_path):
-    """Of a `Dict`, and of a space without names."""
+    """From a `Dict`, and from a space without names."""
     episodes = make_episodes()
     store = prepared(tmp_path, episodes, {'': 'joints'})
     notes = ' '.join(store.manifest.sources['train']['notes'])

@@ -101,7 +101,7 @@ def test_what_is_not_finite_is_refused(tmp_path, arrays):
 
 
 def test_demonstrations(tmp_path):
-    """Whose actions come behind the frames of the demonstrations before."""
+    """A demonstration's actions come after the frames of the demonstrations before it."""
     rng = np.random.default_rng(0)
     actions = [rng.uniform(LOW, HIGH, (steps, 4)) for steps in (3, 5, 4)]
     with h5py.File(tmp_path / 'demos.hdf5', 'w') as file:

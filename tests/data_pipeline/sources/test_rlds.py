@@ -1,4 +1,4 @@
-"""Stores from RLDS datasets: those that a store was exported to, and other people's."""
+"""Stores from RLDS datasets: those exported from a store, and those of other writers."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ LENGTHS, VAL_LENGTHS = (2, 30, 7, 2), (3, 5)
 
 
 def with_zeros(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Values whose bytes end in zeros, which strings of bytes are prone to lose."""
+    """Values whose bytes end in zeros, which byte strings may lose."""
     arrays['observations'][3, 4:] = 0
     arrays['qpos'] = arrays['qpos'] / np.float64(3)
     arrays['qpos'][:, -2:] = 0
@@ -112,7 +112,7 @@ def test_failed_export_leaves_nothing(store, tmp_path):
 
 
 def test_a_disk_that_is_full_within_an_export_is_told(make_arrays, small_disk, tmp_path):
-    """ArrayRecord has errors of its own for it."""
+    """ArrayRecord raises its own errors for it."""
     np.savez(tmp_path / 'd.npz', **make_arrays((1_000,) * 2, (128, 128, 1)))
     large = prepare_store(tmp_path / 'large', 'large-v0', tmp_path / 'd.npz')
     with pytest.raises(DataError, match=r'cannot be written: .*No space left') as caught:
@@ -224,7 +224,7 @@ def test_other_datasets(write_rlds, tmp_path, file_format):
     folder = write_rlds(episodes, file_format=file_format)
     steps = [step for episode in episodes for step in episode]
     actions = np.array([step['action'] for step in steps])
-    actions[[2, 7]] = 0  # What leads nowhere and could not be stored.
+    actions[[2, 7]] = 0  # An action that is not used and could not be stored.
     for keys in (IMAGE, WRIST, STATE):
         name = keys.observation.removeprefix('observation/')
         store = write_store(tmp_path / name, 'robot', rlds_splits(str(folder), keys))
@@ -245,7 +245,7 @@ def test_rewards_of_the_dataset(write_rlds, tmp_path):
     episodes = robot_episodes((3, 4))
     for i, one in enumerate(step for episode in episodes for step in episode):
         one.update(gain=i + 0.5, discount=1, is_terminal=i == 2)  # The second one was cut off.
-    episodes[0][-1]['gain'] = np.nan  # What follows the last observation may be anything.
+    episodes[0][-1]['gain'] = np.nan  # The values after the last observation may be anything.
     episodes[1][0]['discount'] = 0
     folder = str(write_rlds(episodes, step))
     splits = rlds_splits(folder, dataclasses.replace(STATE, reward='gain'))
@@ -293,7 +293,7 @@ def test_rewards_in_terminal_last_steps(write_rlds, tmp_path):
     store = write_store(tmp_path / 's', 'robot', rlds_splits(folder, STATE_AND_REWARD))
     split = store.splits['train']
     states = [[step['observation']['state'] for step in episode] for episode in episodes]
-    # Each last observation stands twice: where its action is taken, and as what follows.
+    # Each last observation is stored twice: where its action is taken, and as the next one.
     expected = np.concatenate([[*episode, episode[-1]] for episode in states])
     np.testing.assert_array_equal(split.observations, expected.astype(np.float32))
     assert split.labels['rewards'].tolist() == [0, 0, 1, 0, 1, 0, 0, 0, 0, 1, 0]
@@ -346,7 +346,7 @@ def test_channel_first_and_grey_images(write_rlds, tmp_path):
 
 
 def test_classes_of_others_are_not_imported(write_rlds, tmp_path, monkeypatch):
-    """Neither at the top of features.json nor in the JSON that stands in its strings."""
+    """Neither at the top of features.json nor in the JSON inside its strings."""
     (tmp_path / 'intruder.py').write_text("raise SystemExit('it ran')")
     monkeypatch.syspath_prepend(tmp_path)
     folder = write_rlds(robot_episodes())
@@ -389,7 +389,7 @@ def test_exported_metadata_know_no_folder_of_this_machine(store, tmp_path):
 
 @pytest.mark.parametrize('file_format', ['array_record', 'tfrecord'])
 def test_order_is_that_of_the_files(write_rlds, file_format):
-    """TFDS itself takes 16 examples from a file, and then some from others."""
+    """TFDS by default reads 16 examples from a file, and then some from others."""
     episodes = robot_episodes((2,) * 50)
     folder = write_rlds(episodes, file_format=file_format, shard_episodes=20)
     blocks = rlds_splits(str(folder), STATE)['train'].read(lambda line: None)
@@ -486,7 +486,7 @@ def test_folders_that_are_no_dataset(tmp_path, write_rlds):
 
 
 def test_image_that_cannot_be_decoded(write_rlds, tmp_path):
-    """Found by TensorFlow within an episode, when its file has been read soundly."""
+    """TensorFlow finds this within an episode, after its file has been read without an error."""
     image_bytes = {**STEP, 'observation': {'image': tfds.features.Text()}}
     step = {key: value for key, value in robot_episodes()[0][0].items() if key != 'observation'}
     steps = [{**step, 'observation': {'image': 'no PNG'}}, {**step, 'is_last': True}]

@@ -67,7 +67,7 @@ def test_every_row_is_a_transition(tmp_path, key, following):
         steps = len(demo['actions'])
         seen = demo[f'obs/{key}']
         for t in range(steps):
-            # The observation after the last step, if not stored, is not used: the step is done.
+            # An observation after the last step that is not stored is not used: the step is done.
             after = demo[f'next_obs/{key}'][t] if following else seen[min(t + 1, steps - 1)]
             expected['seen'].append(seen[t])
             expected['after'].append(after)
@@ -89,7 +89,7 @@ def test_every_row_is_a_transition(tmp_path, key, following):
 
 
 def test_rows_that_lead_nowhere(tmp_path):
-    """The first and the second were cut off, and what followed is not stored."""
+    """The first and the second were truncated, and their next observations are not stored."""
     demos = make_demos()
     demos['demo_0']['dones'][:] = demos['demo_1']['dones'][:] = 0
     store = prepared(tmp_path, demos, 'robot0_eef_pos')
@@ -169,7 +169,7 @@ def test_wrong_files_are_refused(tmp_path, name):
 
 @pytest.mark.parametrize('following', [True, False])
 def test_several_observations(tmp_path, following):
-    """Each as it would be stored alone."""
+    """Each is stored as it would be alone."""
     source = write_demos(tmp_path / 'demos.hdf5', make_demos(following=following))
     keys = {'eye': 'agentview_image', 'robot0_eef_pos': 'obs/robot0_eef_pos'}
     store = write_store(tmp_path / 'several', 'd', file_splits(source, 'd', keys))

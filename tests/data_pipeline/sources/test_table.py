@@ -1,7 +1,7 @@
-"""What users' tables mean: rows and labels of the store, compared with a list of transitions.
+"""Users' tables: rows and labels of the store, compared with a list of transitions.
 
-The expected transitions are collected one by one in plain Python, as somebody who knows the layout
-would, and the store's are those that its readers see: row t and row t + 1 where no trajectory ends.
+The expected transitions are collected one by one in plain Python, by the definition of the layout.
+The store's are those that its readers see: row t and row t + 1 where no trajectory ends.
 """
 
 from pathlib import Path
@@ -63,7 +63,7 @@ def transitions(split: Split) -> list[tuple[Any, ...]]:
 def test_timeouts_beside_terminals(tmp_path, frames):
     terminals = np.zeros(16)
     terminals[[4, 5, 9, 15]] = 1
-    timeouts = np.arange(16) == 9  # D4RL takes such a row for no transition, whatever else it is.
+    timeouts = np.arange(16) == 9  # In D4RL such a row is never a transition.
     rewards = np.arange(16) / 2
     for name, scalar in (('timeouts', False), ('truncations', True)):
         arrays = {**frames, 'terminals': terminals, name: timeouts, 'rewards': rewards}
@@ -90,7 +90,7 @@ def test_the_last_row_of_a_table_ends_a_trajectory_where_timeouts_are_given(tmp_
 
 
 def test_stored_next_observations(tmp_path, frames):
-    """Transitions of their own: what follows the last one of each is found nowhere else."""
+    """The last row of each trajectory is a transition too; its next observation is only here."""
     following = np.roll(frames['observations'], -1, axis=0)
     ends = np.flatnonzero(frames['terminals'])
     following[ends, 0, 0, 0] = 101 + np.arange(len(ends))
@@ -131,7 +131,7 @@ def test_next_observations_over_many_blocks(tmp_path):
 
 
 def test_the_next_observation_of_another_trajectory_is_not_taken(tmp_path, frames):
-    """As some recorders store it, which reset before they look."""
+    """Some recorders store it, as they reset before they read the observation."""
     timeouts = frames['terminals']
     arrays = {**frames, 'terminals': np.zeros(16), 'timeouts': timeouts}
     arrays['next_observations'] = np.roll(frames['observations'], -1, axis=0)
@@ -160,7 +160,7 @@ def test_rewards_that_no_observation_follows_are_counted(tmp_path, frames):
     split, notes = prepared(tmp_path, arrays)
     assert (len(split.lengths), len(split.terminals)) == (3, 15)
     assert 'the rewards of 4 last rows of trajectories are not used' in ' '.join(notes)
-    # OGBench's own labels: 0 where the task is complete, and nothing is said of it.
+    # OGBench's labels: 0 where the task is complete, without a notice.
     arrays |= {'rewards': -1.0 * ~frames['terminals'], 'masks': ~frames['terminals']}
     assert 'last row' not in ' '.join(prepared(tmp_path, arrays)[1])
 

@@ -1,4 +1,4 @@
-"""Any damage of a manifest or of a header: one line, or it changes nothing that is read."""
+"""Any damage of a manifest or a header: a one-line error, or no change of what is read."""
 
 import copy
 import json
@@ -23,7 +23,7 @@ def store(make_arrays, tmp_path) -> Path:
 
 
 def assert_refused_or_the_same(store: Path, expected: dict[str, np.ndarray], damage: str) -> bool:
-    """Whether the store was refused; opens it otherwise, and it must be the one it was."""
+    """Whether the store was refused; if it opens, it must be unchanged."""
     try:
         split = open_store(store).splits['train']
     except DataError as error:
@@ -97,7 +97,7 @@ def test_what_is_no_manifest(store, make_arrays, text):
 
 
 def test_names_in_a_manifest_are_those_of_files_in_the_store(store, make_arrays):
-    """A split or an array by the name of a path would be read from elsewhere."""
+    """A split or an array whose name is a path would be read from another folder."""
     path = store / 'manifest.json'
     shutil.copytree(store / 'train', store.parent / 'elsewhere')
     values = json.loads(path.read_text())

@@ -40,7 +40,7 @@ def read_all(store: FrameStore) -> None:
 
 
 def names(folder: Path) -> list[str]:
-    """What lies there, but for locks."""
+    """The names in a folder, except locks."""
     if not folder.exists():
         return []
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith('.lock'))
@@ -158,7 +158,7 @@ def test_another_source_needs_overwrite(source, target, make_arrays, change):
     np.testing.assert_array_equal(
         store.splits['train'].observations, make_arrays(seed=seed)['observations']
     )
-    assert not (target / 'labels').exists()  # They were those of the old data.
+    assert not (target / 'labels').exists()  # These belonged to the old data.
     assert names(target.parent) == ['tiny-v0']
 
 
@@ -181,7 +181,7 @@ def test_bad_file_leaves_nothing(source, target, make_arrays):
 
 
 def test_damage_at_the_very_end_leaves_nothing(source, target, make_arrays):
-    """The checksum of the frames is compared when all of them have been written already."""
+    """The checksum of the frames is compared after all of them have been written."""
     np.savez(source, **make_arrays())
     data = bytearray(source.read_bytes())
     place = bytes(data).index(make_arrays()['observations'][-1].tobytes())
@@ -263,7 +263,7 @@ except DataError as error:
 
 @pytest.mark.parametrize('stands', [False, True])
 def test_disk_that_fills_up_meanwhile(source, target, make_arrays, run_python, stands):
-    """The system refuses to write more than 3000 bytes of a file; only observations are larger."""
+    """The system refuses to write more than 3000 bytes to a file; only observations are larger."""
     if stands:
         prepare_store(target, 'tiny-v0', source)
     np.savez(source, **make_arrays((20, 20), seed=1))
@@ -313,7 +313,7 @@ def test_kill_leaves_nothing_that_looks_finished(source, target, make_arrays):
 
 
 def test_kill_between_the_renames_of_an_overwrite(source, target):
-    """The old store is out of the way, the new one not in its place yet."""
+    """The old store is renamed, and the new one is not in its place yet."""
     prepare_store(target, 'tiny-v0', source)
     target.rename(target.with_name('.tiny-v0.replaced'))
     target.with_name('.tiny-v0.incomplete').mkdir()

@@ -37,7 +37,7 @@ def zeros(*shape: int) -> np.ndarray:
 
 
 def names(folder: Path) -> list[str]:
-    """What lies there, but for locks."""
+    """The names in a folder, except locks."""
     if not folder.exists():
         return []
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith('.lock'))
@@ -62,7 +62,7 @@ def no_worker(monkeypatch):
 
 
 def ask_ogbench(run_python, code: str) -> list:
-    """What ogbench itself says, in an interpreter of its own."""
+    """The labels by ogbench itself, in a separate interpreter."""
     result = run_python(f'import gymnasium, ogbench, json\nimport numpy as np\n{code}')
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
@@ -83,7 +83,7 @@ def test_cube_labels_on_real_data(tmp_path, real_source, run_python):
     distances = np.sqrt(((cube - target) ** 2).sum(axis=1))
     is_success = distances <= 0.04
     assert 0 < is_success.sum() < len(is_success)
-    assert np.abs(distances - 0.04).min() > 1e-7  # No row hangs on rounding.
+    assert np.abs(distances - 0.04).min() > 1e-7  # No row depends on rounding.
     assert rewards.dtype == masks.dtype == np.float32
     np.testing.assert_array_equal(rewards, np.where(is_success, 0, -1))
     np.testing.assert_array_equal(masks, np.where(is_success, 0, 1))
@@ -246,7 +246,7 @@ def test_damaged_labels_are_computed_again(make_store, monkeypatch, capfd, harm)
 
 
 def check_labels(store: FrameStore) -> None:
-    """As `fql inspect data --verify` does."""
+    """Verifies as `fql inspect data --verify` does."""
     for array in stored_labels(store):
         check_array(array)
 

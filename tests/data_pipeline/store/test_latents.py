@@ -1,4 +1,4 @@
-"""The array of latents on disk: continued after a kill, never taken for whole when it is not."""
+"""The array of latents on disk: continued after a kill, and never used while incomplete."""
 
 import json
 import os

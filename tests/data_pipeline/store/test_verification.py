@@ -1,4 +1,4 @@
-"""Arrays against their checksums: what is read, what is remembered, who reads."""
+"""Verification of arrays: which are read, which are recorded, and by which process."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def flip(path: Path, *, keep_time: bool = False) -> None:
 
 
 def run(store: FrameStore, mode: str) -> None:
-    """What a training does: verifies in the background, then waits."""
+    """Verifies in the background, then waits, as a training does."""
     with Verification(store.path, mode) as verification:
         verification.add(store.stored_arrays)
         verification.wait(lambda done, total: None, lambda: None)
@@ -53,7 +53,7 @@ def test_one_bit_of_any_array_is_found(store, name):
     run(store, 'once')
     path = store.path / 'train' / f'{name}.npy'
     flip(path)
-    for _ in range(2):  # A fault is never remembered as sound.
+    for _ in range(2):  # A damaged array is never recorded as sound.
         with pytest.raises(DamagedError, match=f'^{path} is not what was written') as caught:
             run(store, 'once')
         assert '\n' not in str(caught.value)
@@ -62,7 +62,7 @@ def test_one_bit_of_any_array_is_found(store, name):
 
 
 def test_ends_of_trajectories_are_looked_at_when_the_store_is_opened(store):
-    """Every index rests on them."""
+    """All indices are computed from them."""
     flip(store.path / 'train' / 'terminals.npy')
     with pytest.raises(DamagedError, match=r'train/terminals\.npy is not what was written'):
         open_store(store.path)
@@ -140,7 +140,7 @@ def test_a_store_that_is_only_read(small_disk, make_arrays):
 
 
 def held(store: FrameStore):
-    """As if another process verified the store."""
+    """Holds the lock, as another process that verifies the store."""
     return locked(store.path.with_name('.d.verified.lock'), 'verifies the store')
 
 
@@ -156,7 +156,7 @@ def test_what_another_process_has_read_meanwhile_is_not_read_again(store, mode):
             verification.add(store.stored_arrays)
             time.sleep(0.2)  # It would read now, and find damage.
             flip_all()
-            run(store, 'always')  # The other process; it remembers.
+            run(store, 'always')  # The other process, which records it.
             flip_all()
         verification.wait(lambda done, total: None, lambda: None)
 
@@ -164,7 +164,7 @@ def test_what_another_process_has_read_meanwhile_is_not_read_again(store, mode):
 def test_a_process_that_hangs_holds_nobody_up(store):
     with held(store):
         with Verification(store.path, 'once') as verification:
-            verification.add(store.stored_arrays)  # It ends without having begun.
+            verification.add(store.stored_arrays)  # It ends before it has begun.
         run(store, 'once')
         flip(store.path / 'train' / 'actions.npy')
         with pytest.raises(DamagedError, match='actions'):
@@ -172,7 +172,7 @@ def test_a_process_that_hangs_holds_nobody_up(store):
 
 
 def test_a_store_that_is_replaced_meanwhile_is_no_damage(store, make_arrays, tmp_path):
-    """The run goes on with the files it has mapped, and these are read."""
+    """The run continues with the files that it has mapped, and these are read."""
     with Verification(store.path, 'once') as verification:
         with held(store):
             verification.add(store.stored_arrays)

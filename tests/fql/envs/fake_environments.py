@@ -14,7 +14,7 @@ class Counter(gymnasium.Env):
     """Counts its steps, from 3 to 9 of them; draws from every source that OGBench draws from.
 
     Observation: the step, and the reset's draws. Reward: the step. Success: reported in every step
-    but the last, and in the last one of episodes of an odd length.
+    except the last, and in the last one of episodes of odd length.
     """
 
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (5,), np.float64)
@@ -43,7 +43,7 @@ class Counter(gymnasium.Env):
 
 
 class ImageCounter(Counter):
-    """The same, but shows the step as the colour of a picture."""
+    """A `Counter` that shows the step as the colour of an image."""
 
     observation_space = gymnasium.spaces.Box(0, 255, (4, 5, 3), np.uint8)
 
@@ -130,7 +130,7 @@ class Grows(Counter):
 
 
 class Random(Counter):
-    """Shows what no seed determines."""
+    """Shows random numbers that no seed determines."""
 
     def observation(self):
         return np.frombuffer(os.urandom(5), np.uint8).astype(np.float64)

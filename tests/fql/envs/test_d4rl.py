@@ -1,4 +1,4 @@
-"""D4RL's environments: what D4RL 1.1's own code gives on its own models, goals, ends, returns."""
+"""D4RL's environments against the results of D4RL 1.1: steps, goals, terminations, returns."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ SIZES = {'antmaze': (29, 8), 'pen': (45, 24), 'door': (39, 28), 'hammer': (46, 2
 SIZES |= {'relocate': (39, 30)}
 
 # Of 60 random actions: how many steps, the sum of the rewards, the sum of the last observation.
-# D4RL 1.1's own step and get_obs gave them, on its own DAPG models in MuJoCo 4.0, from the places
+# D4RL 1.1's step and get_obs gave them, on its DAPG models in MuJoCo 4.0, from the places
 # that seed 0 draws here.
 D4RL_ROLLOUTS = {
     'door': (60, -16.92225554090968, 9.002475524002346),
@@ -21,11 +21,11 @@ D4RL_ROLLOUTS = {
     'pen': (56, -5.305617447439859, 4.043503850748018),
     'relocate': (60, -1.4809991492633081, 11.335626341781746),
 }
-# x, y, z and the last three velocities after 30 steps of D4RL's own ant.xml.
+# x, y, z and the last three velocities after 30 steps of D4RL's ant.xml.
 D4RL_ANT = [-0.3455710586546621, -0.7059689957562412, 0.5418625538645959]
 D4RL_ANT += [3.2514707989942444, -0.3032670317714367, 3.0187461512345117]
 
-# D4RL's reference minima, which are returns of random actions, and how near 100 episodes come.
+# D4RL's reference minima, which are returns of random actions, and the tolerance for 100 episodes.
 REFERENCE = {'door': (-56.5, 1), 'hammer': (-274.9, 6), 'relocate': (-6.4, 5)}
 
 
@@ -124,7 +124,7 @@ def test_an_episode_ends_within_half_a_metre_of_the_goal(distance, reached):
 def test_walls_stop_the_ant():
     env = make('antmaze-umaze-v2').unwrapped
     env.reset(seed=0)
-    for velocity in ((-20.0, 0.0), (0.0, -20.0), (0.0, 20.0)):  # All but +x are walls.
+    for velocity in ((-20.0, 0.0), (0.0, -20.0), (0.0, 20.0)):  # Walls on all sides except +x.
         velocities = env.init_qvel.copy()
         velocities[:2] = velocity
         env.set_state(env.init_qpos, velocities)

@@ -34,7 +34,7 @@ def fake(name, **settings):
 
 
 def rollout(workers, worker, seed, steps=6):
-    """Everything an episode of a worker shows, under actions that are the same each time."""
+    """All outputs of a worker's episode, with the same actions each time."""
     rng = np.random.default_rng(seed)
     seen = [workers.reset({worker: seed})[worker]]
     for _ in range(steps):
@@ -213,7 +213,7 @@ if __name__ == '__main__':
 
 @pytest.fixture
 def parent(tmp_path):
-    """A process of its own session with two workers, and the workers' process ids."""
+    """A process in a separate session with two workers, and the workers' process ids."""
     script = tmp_path / 'parent.py'
     script.write_text(PARENT)
     process = subprocess.Popen(
@@ -282,7 +282,7 @@ sys.stdin.read()
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='of Linux')
 def test_workers_that_are_stopped_end_when_the_parent_is_killed(tmp_path):
-    """With a reaper in their session, as under some job schedulers, Linux wakes them no more."""
+    """With a reaper in their session, as under some job schedulers, Linux no longer wakes them."""
     script = tmp_path / 'parent.py'
     script.write_text(PARENT)
     reaper = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Names of tasks against OGBench's own registry, and the published hyperparameters."""
+"""Names of tasks against OGBench's registry, and the published hyperparameters."""
 
 import json
 import re
@@ -85,7 +85,7 @@ PAPER_D4RL = {
 @pytest.fixture(scope='module')
 def registries():
     """OGBench's ids, and all ids with those of this repository."""
-    # In a process of its own: MuJoCo's rendering and TensorFlow must not meet in this one.
+    # In a separate process: MuJoCo's rendering and TensorFlow must not share this one.
     output = subprocess.run(
         [sys.executable, '-c', LIST_REGISTRY], check=True, capture_output=True, text=True
     ).stdout

@@ -20,7 +20,7 @@ def chromium():
 
 
 class Browser:
-    """One tab. Attribute `faults` has what went wrong in its console, or could not be loaded."""
+    """One tab. Attribute `faults` has the console's errors and the failed requests."""
 
     def __init__(self, profile):
         to_browser, self._out = os.pipe()
@@ -84,7 +84,7 @@ class Browser:
         os.close(self._in)
 
     def send(self, method, **params):
-        """A command's answer; what is reported on the way is kept."""
+        """Sends a command and returns its answer; keeps the events reported before it."""
         self._number += 1
         message = {'id': self._number, 'method': method, 'params': params}
         if self._session is not None:

@@ -1,4 +1,4 @@
-"""Pictures of a run: nothing in them hides anything else."""
+"""Pictures of a run: their parts do not overlap."""
 
 import imageio.v3 as iio
 import numpy as np

@@ -1,4 +1,4 @@
-"""Which runs a sweep's file has, and what is wrong with one."""
+"""The runs that a sweep's file describes, and the errors of a wrong file."""
 
 import re
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_runs_are_all_combinations_with_the_settings_of_each(tmp_path):
     assert (config.seed, config.batch_size, config.task) == (5, 8, CUBES.format(2))
     assert (agent.name, agent.horizon, agent.hidden_dims) == ('qc_fql', 4, (16, 8))
     assert (agent.encoder.sharing, agent.critic_layer_norm) == ('separate', False)
-    # The more special table counts; the online alpha is another setting.
+    # The more specific table takes precedence; the online alpha is another setting.
     assert (agent.alpha, agent.discount, config.online.alpha) == (3.5, 0.9, 7.0)
     config = runs['antmaze-umaze-v2/fql/one/seed-3']
     assert (config.agent.alpha, config.agent.discount) == (10, 0.5)
@@ -62,7 +62,7 @@ def test_runs_are_all_combinations_with_the_settings_of_each(tmp_path):
 
 @pytest.mark.parametrize('name', [*ready_sweeps(), 'the one above'])
 def test_a_command_says_what_the_file_does(tmp_path, name):
-    """`fql train` reads the same settings from a run's words."""
+    """`fql train` reads the same settings from a run's command line."""
     runs = runs_of(tmp_path, FILE) if name == 'the one above' else read_sweep(find_sweep(name))
     different = {run.name.rpartition('/')[0]: run for run in runs}
     for run in list(different.values())[::13]:

@@ -1,4 +1,4 @@
-"""Environments that fill a replay: what is stored, what is brought back, what goes wrong."""
+"""Environments that fill a replay: what is stored, what a resume restores, faults."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def _fakes(monkeypatch):
 
 
 def act(horizon):
-    """A policy of noise, which depends on the key only, and on the parameters."""
+    """A policy of noise, which depends only on the key and the parameters."""
 
     def sample(key, episode, timestep):
         key = jax.random.fold_in(jax.random.fold_in(key, episode), timestep)
@@ -73,7 +73,7 @@ class World:
 
 
 def test_the_replay_holds_what_the_environments_have_shown(tmp_path):
-    """Against the environments themselves, made to repeat every stored episode."""
+    """Compared with the environments, which repeat every stored episode."""
     with World(tmp_path / 'replay', 'Counter', limit=7) as world:
         world.actors.start()
         for _ in range(30):
@@ -140,7 +140,7 @@ def test_what_was_broken_off_is_brought_back(tmp_path, horizon):
         for _ in range(11):
             world.turn()
         records, queues = world.replay.commit(), world.actors.queues
-        for _ in range(4):  # Another future, which is lost.
+        for _ in range(4):  # Other steps, which are lost.
             world.turn(0.1)
     assert horizon == 1 or any(queues)
     with World(broken, 'Counter', horizon=horizon, records=records) as world:

@@ -1,4 +1,4 @@
-"""Augmentations against their definitions in NumPy, and what they are drawn from."""
+"""Augmentations against their definitions in NumPy, and their random draws."""
 
 import jax
 import numpy as np
@@ -160,7 +160,7 @@ def test_cutout_blackens_a_rectangle_within_the_image(frames):
 
 @pytest.mark.parametrize('settings', [{name: value} for name, value in EACH.items()] + [EACH])
 def test_draws(still, settings):
-    """The same for a sample's frames, other ones for other samples; from (key, step) alone."""
+    """The same for all frames of a sample, different between samples; from (key, step) alone."""
     out = augment(still, **settings)
     assert out.dtype == np.float32
     assert out.min() >= 0

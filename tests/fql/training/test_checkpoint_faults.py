@@ -1,4 +1,4 @@
-"""Checkpoints of processes that are killed, or cannot write, at aimed moments."""
+"""Checkpoints of processes that are killed, or cannot write, at chosen moments."""
 
 import errno
 import os
@@ -47,7 +47,7 @@ def start_saving(folder, limit=0, **variables):
 
 @pytest.mark.parametrize('name', ['commit_success.txt', 'checksums.json', 'params'])
 def test_a_kill_before_the_checkpoint_is_in_its_place_leaves_sound_ones(tmp_path, name):
-    """With Orbax's commit made and ours not; with all files there; within Orbax's writing."""
+    """After Orbax's commit and before ours; with all files written; while Orbax writes."""
     process = start_saving(tmp_path)
     try:
         assert process.stdout.readline() == '1\n'
@@ -74,7 +74,7 @@ def fault_of(errors):
 @pytest.mark.parametrize('limit', [100, 1_000, 20_000, 100_000])
 def test_a_file_that_cannot_be_written_is_named_and_the_process_ends(tmp_path, limit):
     process = start_saving(tmp_path, limit)
-    # Where threads wait for one another, it takes five minutes.
+    # If threads wait for one another, it takes five minutes.
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 1
     last = fault_of(errors)
@@ -84,7 +84,7 @@ def test_a_file_that_cannot_be_written_is_named_and_the_process_ends(tmp_path, l
     assert CheckpointReader(tmp_path).find(None) == 1
 
 
-# As a quota and a broken disk do; no file system of a test's own can.
+# Fails like a quota or a broken disk, which a test cannot set up.
 FAILING = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -136,7 +136,7 @@ def test_a_quota_and_a_broken_disk_are_told_and_the_process_ends(tmp_path, calls
     )
     assert process.stdout.readline() == '1\n'
     flag.touch()
-    _, errors = process.communicate(timeout=100)  # Of the five minutes that threads would wait.
+    _, errors = process.communicate(timeout=100)  # Waiting threads take five minutes.
     assert process.returncode == 1
     assert fault_of(errors).startswith('fql.training.checkpoints.SaveError: cannot save')
     assert os.strerror(code) in fault_of(errors)

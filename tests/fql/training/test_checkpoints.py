@@ -88,7 +88,7 @@ def test_kept_are_the_latest_the_best_and_every_nth(tmp_path, state_at):
 
 
 def test_an_evaluation_that_ends_after_the_save_counts(tmp_path, state_at):
-    """One made again after an interruption, or by a watcher; of equal ones the latest is kept."""
+    """One repeated after an interruption, or by a watcher; the latest of equal ones is kept."""
     successes = {}
     with CheckpointWriter(tmp_path, 2, 0, lambda: successes) as writer:
         for step in range(1, 8):
@@ -205,7 +205,7 @@ def test_all_damaged(saved, abstract, tmp_path):
 
 @pytest.mark.parametrize('fault', [PermissionError('Permission denied'), OSError('Stale handle')])
 def test_what_cannot_be_read_is_not_called_damaged(saved, abstract, tmp_path, monkeypatch, fault):
-    """Else a fault of the disk, or of rights, would cost checkpoints that are sound."""
+    """Otherwise a fault of the disk or of permissions would cost sound checkpoints."""
 
     def fail(*args):
         raise fault

@@ -1,4 +1,4 @@
-"""Configurations as JSON, and what may differ when a run is resumed."""
+"""Configurations as JSON, and the settings that may differ when a run is resumed."""
 
 import dataclasses
 import json
@@ -112,7 +112,7 @@ def test_differing_fields_are_named_and_resumable_ones_are_not():
     ],
 )
 def test_senseless_values_are_refused(change, message):
-    """What is told names the flag and what is allowed."""
+    """The message names the flag and the allowed values."""
     validate_config(CONFIG)
     with pytest.raises(FQLError, match=re.escape(message)):
         validate_config(dataclasses.replace(CONFIG, **change))

@@ -1,4 +1,4 @@
-"""Rollouts: which episodes, whose actions, what is counted."""
+"""Rollouts: their episodes, their actions and their results."""
 
 import multiprocessing
 from pathlib import Path
@@ -28,7 +28,7 @@ def fake(name, **settings):
 
 
 class Recorder:
-    """A policy that keeps what it was asked, and answers at random."""
+    """A policy that records its observations, and acts at random."""
 
     def __init__(self):
         self.calls = []
@@ -50,7 +50,7 @@ def test_results_are_those_of_the_episodes_last_steps():
     result, _ = run('Counter', 2, progress=lambda *state: progress.append(state))
     assert result.seeds.tolist() == list(range(SEED, SEED + EPISODES))
     assert len(set(result.lengths.tolist())) > 2
-    # Counter's reward is the step, and its success that of the last step, unlike any before.
+    # Counter's reward is the step, and its success in the last step differs from those before.
     np.testing.assert_array_equal(result.returns, result.lengths * (result.lengths + 1) / 2)
     np.testing.assert_array_equal(result.successes, result.lengths % 2)
     assert 0 < result.success < 1
@@ -163,7 +163,7 @@ def test_frames_of_vectors_are_rendered_now_and_then_and_at_the_end():
 
 
 def test_chunks_are_executed_to_their_end_and_dropped_with_the_episode(monkeypatch):
-    """Of a policy with chunks of 4, every action is seen in order, and none in the next episode."""
+    """With chunks of 4, all actions are executed in order, and none in the next episode."""
     asked, executed = [], {}
 
     def policy(observations, episodes, timesteps):
@@ -244,7 +244,7 @@ def test_captions_have_the_number_and_at_the_end_the_outcome(tmp_path):
 
     assert [colour(caption)[1] > 60 for caption in first] == [False] * 4 + [True]
     assert [colour(caption)[0] > 90 for caption in second] == [False] + [True] * 4
-    # The number is drawn, and is another one; it is the same in all frames, but for GIF's palettes.
+    # The number is drawn, and differs; it is the same in all frames, except for GIF's palettes.
     numbers = [caption[:20, :190] > 200 for caption in (first[0], first[3], second[0])]
     assert (numbers[0] != numbers[1]).mean() < 0.002 < (numbers[0] != numbers[2]).mean()
 

@@ -1,4 +1,4 @@
-"""Memory that is freed is there for the next use, without page faults."""
+"""Freed memory is reused without page faults."""
 
 import platform
 

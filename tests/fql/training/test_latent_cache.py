@@ -1,4 +1,4 @@
-"""Cached latents: those that the encoder gives, and a training that does not notice."""
+"""Cached latents: equal to the encoder's, without an effect on the training."""
 
 import csv
 import dataclasses
@@ -105,7 +105,7 @@ def test_latents_are_those_of_every_row_and_split(data, encoder, apply_encoder):
         np.testing.assert_allclose(labelled.split.observations, expected, rtol=1e-4, atol=1e-5)
         assert len(np.unique(expected, axis=0)) > len(expected) - 2 * len(LENGTHS[name])
 
-    # The loader gives the latents of the very rows whose images it would give.
+    # The loader gives the latents of exactly the rows whose images it would give.
     for step, images, latents in zip(
         range(3),
         training_batches(data['train'], FROZEN, 5),
@@ -118,7 +118,7 @@ def test_latents_are_those_of_every_row_and_split(data, encoder, apply_encoder):
         both = np.stack([images['indices'], images['indices'] + 1], axis=1)
         np.testing.assert_array_equal(latents['frames'], all_latents[both])
 
-    # Float16 of another folder; and nothing is computed twice.
+    # Float16 in another folder; and nothing is computed twice.
     half = dataclasses.replace(spec, config=dataclasses.replace(FROZEN, latent_cache='float16'))
     split = cached_data(data, half, encoder)['train'].split
     assert split.observations.dtype == np.float16
@@ -257,7 +257,7 @@ def test_the_same_command_gives_the_same_losses_with_and_without_cache(
     assert 'latents: float32, 1 MB in ' in done.stdout
     done = fql(*settings('e', '--steps', 1, '--run-dir', direct, '--latent-cache', 'off'))
     assert done.returncode == 0, done.stderr
-    # What they were started from is not needed any more.
+    # The saved encoder is no longer needed.
     shutil.rmtree(folder)
     for run, source in [(cached, 'float32, 1 MB in'), (direct, 'computed in every update')]:
         done = fql('train', '--resume', run, '--steps', 6)

@@ -1,4 +1,4 @@
-"""Trained policies in a program of the user's own."""
+"""Trained policies in a user's program."""
 
 import dataclasses
 import hashlib
@@ -76,7 +76,7 @@ def images(count, *shape):
 
 
 def expected_actions(run, frames, seed):
-    """Actions of an episode by the way of evaluations, the frames stacked here."""
+    """Actions of an episode as in evaluations, with the frames stacked here."""
     spec = read_spec(RunFolder(run))
     _, params = restore_params(RunFolder(run), spec, None)
     policy = make_policy(make_act(agent_of(spec)), params, seed)
@@ -106,7 +106,7 @@ def test_a_batch_is_as_many_episodes(run):
     policy.reset()
     alone = np.stack([policy(rows[0]) for rows in frames])
     np.testing.assert_allclose(batch[:, 0], alone, rtol=1e-4, atol=1e-6)
-    # Each row has noise of its own.
+    # Each row has different noise.
     policy.reset()
     same = policy(np.repeat(frames[0][:1], 2, axis=0))
     assert (same[0] != same[1]).any()
@@ -128,7 +128,7 @@ def test_what_is_exported_acts_as_the_run(run, exported, tmp_path):
 
 
 def test_what_is_exported_names_no_folder(run, exported, environment):
-    """Neither of the data, nor of the run, nor of the encoder that the run started from."""
+    """No folder of the data, of the run, or of the encoder that the run started from."""
     files = [path for path in exported.rglob('*') if path.is_file()]
     assert {'config.json', 'policy.json', 'README.md', 'bc_flow.stablehlo'} <= {
         path.name for path in files
@@ -184,7 +184,7 @@ def test_chunks_are_executed_one_after_the_other():
         atol=1e-6,
     )
     policy.reset()
-    # What was still to be executed is dropped.
+    # The remaining actions of the chunk are dropped.
     np.testing.assert_array_equal(policy(vectors[0]), actions[0])
 
 

@@ -45,7 +45,7 @@ def test_a_log_without_step_keeps_all_rows(tmp_path):
     [
         (b'4,0.4', ['1', '2', '3']),
         (b'4,0.4\n', ['1', '2', '3']),
-        (b'4,0.4,0.', ['1', '2', '3']),  # Cut short where it still would be a row.
+        (b'4,0.4,0.', ['1', '2', '3']),  # Cut where it still looks like a row.
         (bytes(4096), ['1', '2', '3']),  # A power failure before the system wrote the rows.
         (bytes(10) + b'\n', ['1', '2', '3']),
         (b'4,0.4,0.1\n5,0.' + bytes(100) + b'\n7,0.7,0.1\n', ['1', '2', '3', '4']),

@@ -1,4 +1,4 @@
-"""The online phase's parts: how it explores, and what its learner changes."""
+"""The online phase's exploration, and the changes of its learner."""
 
 import dataclasses
 
@@ -66,7 +66,7 @@ def some_batch(shape, dtype):
 
 @pytest.mark.parametrize('mode', [pytest.param('scratch', marks=pytest.mark.long), 'finetune'])
 def test_the_online_phase_has_an_alpha_and_an_encoders_rate_of_its_own(mode):
-    """Its state has the structure of the offline one, which it goes on with."""
+    """Its state continues the offline one, and has the same structure."""
     encoder = EncoderConfig(size='impala_debug', mode=mode, source='x' * (mode != 'scratch'))
     agent = FQLConfig(hidden_dims=(8,), alpha=3.0, flow_steps=1, encoder=encoder)
     spec = make_spec(agent, IMAGES, alpha=5.0, encoder_lr_multiplier=0.25)

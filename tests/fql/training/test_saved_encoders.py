@@ -1,4 +1,4 @@
-"""Folders of saved encoders stand whole or not at all."""
+"""Folders of saved encoders are written atomically."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""What a run ends with, of evaluations written by hand."""
+"""The summary at the end of a run, from evaluations written by hand."""
 
 import pytest
 

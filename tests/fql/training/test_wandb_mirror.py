@@ -1,4 +1,4 @@
-"""Weights & Biases, with a stand-in for its package."""
+"""Weights & Biases, with a stub of its package."""
 
 import socket
 import sys

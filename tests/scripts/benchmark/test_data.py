@@ -1,4 +1,4 @@
-"""`fql benchmark data`: its parts that need no million frames."""
+"""`fql benchmark data`: the parts that do not need a million frames."""
 
 import numpy as np
 import pytest
@@ -95,7 +95,7 @@ def test_the_samplers_take_turns(labelled):
 
 def test_work_is_measured(maze_npz, tmp_path):
     result = measure(prepare, maze_npz, tmp_path / 'store')
-    store = prepare_store(tmp_path / 'store', 'benchmark', maze_npz)  # Is there: not made again.
+    store = prepare_store(tmp_path / 'store', 'benchmark', maze_npz)  # Reused: it exists.
     assert result['frames'] == len(store.splits['train'].terminals)
     assert result['frames_per_second'] > 0
 

@@ -1,4 +1,4 @@
-"""The work that `fql benchmark update` counts, and what its reference mode computes."""
+"""The operations that `fql benchmark update` counts, and its reference mode's results."""
 
 import dataclasses
 import json
@@ -58,7 +58,7 @@ def encoder_flops(config):
 @pytest.mark.long
 def test_no_observation_is_encoded_twice(flops):
     forward, forward_and_backward = encoder_flops(CONFIG)
-    # o with gradient, o' without; what is left is the heads' work.
+    # o with gradient, o' without; the rest is the heads' work.
     heads = flops['latents']
     assert flops['shared'] == pytest.approx(forward_and_backward + forward + heads, rel=0.05)
     assert flops['frozen'] == pytest.approx(2 * forward + heads, rel=0.05)
