@@ -64,6 +64,7 @@ def test_a_killed_run_ends_as_one_that_was_not(
     assert digest(fql, whole)['step'] == 5 + 60 - 4
 
 
+@pytest.mark.long
 def test_an_online_phase_from_another_run(fql, assert_one_line, tmp_path):
     """It is the same as after the offline updates in one run, and the other run is unchanged."""
     both, offline, online = tmp_path / 'both', tmp_path / 'offline', tmp_path / 'online'

@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 
+from encoders.description import SavedEncoder, write_encoder
 from fql.envs.make import EnvSpec, make_env
 from fql.errors import FQLError
 from fql.training.loaded_policy import load_policy
@@ -135,7 +136,10 @@ def test_an_environment_of_other_shapes(run_fql, assert_one_line, run):
 
 
 def test_what_takes_one_array_only(run_fql, assert_one_line, run, tmp_path):
-    encoder = ('--encoder.from', tmp_path, '--encoder.mode', 'frozen', '--steps', 1)
+    saved = SavedEncoder('impala_debug', (12, 16, 3), 2, 'fql', 'arm', 1)
+    (tmp_path / 'saved').mkdir()
+    write_encoder(tmp_path / 'saved', saved)
+    encoder = ('--encoder.from', tmp_path / 'saved', '--encoder.mode', 'frozen', '--steps', 1)
     to = ('--run-dir', tmp_path / 'run')
     wanted = ('of one array', 'these are agentview_image 12x16x6 uint8')
     assert_one_line(run_fql('train', *SMALL, *encoder, *to), '--encoder.from', *wanted)

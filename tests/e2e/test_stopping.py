@@ -79,6 +79,7 @@ def test_a_signal_at_any_moment_of_the_start(fql, start_fql, tmp_path, moment, n
 
 @pytest.mark.skipif(not Path('/proc/self/maps').exists(), reason='reads /proc/PID')
 @pytest.mark.usefixtures('opengl', 'prepared')
+@pytest.mark.long
 def test_a_signal_while_environments_start(start_fql, tmp_path):
     process = start_fql('train', *SMALL, '--eval-interval', 2, '--run-dir', tmp_path / 'run')
     children = Path(f'/proc/{process.pid}/task/{process.pid}/children')

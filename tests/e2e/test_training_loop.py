@@ -232,6 +232,7 @@ def test_a_second_signal_leaves_at_once(tmp_path):
     assert CheckpointReader(tmp_path / 'checkpoints').find(None) == 3
 
 
+@pytest.mark.long
 def test_the_rate_is_that_of_updates_after_the_first_without_evaluations(tmp_path):
     def slow(state, batches):
         time.sleep(4 if int(state.step) == 0 else 0.02)

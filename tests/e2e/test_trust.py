@@ -75,6 +75,7 @@ def test_an_edited_setting_is_named(run, fql, assert_one_line, name, value):
         assert_one_line(fql(*command, run), f'config.agent.{name} is {value!r}, was ')
 
 
+@pytest.mark.long
 def test_settings_that_a_resume_may_change_can_be_edited(run, fql):
     edit(run / 'config.json', lambda values: values['config'].update(steps=5, keep_latest=1))
     done = fql('train', '--resume', run)

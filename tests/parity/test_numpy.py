@@ -214,7 +214,8 @@ def test_the_gradient_along_random_directions(case):
             assert sum(jax.tree.leaves(products)) == pytest.approx(expected, rel=2e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize('sharing', ['shared', pytest.param('separate', marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize('sharing', ['shared', 'separate'])
 def test_of_candidates_the_critics_best_acts(sharing):
     config = FQLConfig(
         **COMMON, candidates=CANDIDATES, encoder=EncoderConfig('impala_debug', sharing)

@@ -394,7 +394,8 @@ def paths() -> list[Path]:
 FILES = {path.stem: File(path) for path in paths()}
 COMPARED = [
     pytest.param(name, marks=pytest.mark.long)
-    if name in ('acfql_distill_pixels', 'ifql_pixels') and 'FQL_REFERENCE' not in os.environ
+    if name in ('acfql_distill_pixels', 'ifql_pixels', 'rebrac_pixels')
+    and 'FQL_REFERENCE' not in os.environ
     else name
     for name in FILES
 ]

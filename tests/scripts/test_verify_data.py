@@ -52,7 +52,7 @@ def test_a_run_on_damaged_frames(fql, store, tmp_path):
     )
 
 
-@pytest.mark.parametrize('name', ['actions', 'qvel'])
+@pytest.mark.parametrize('name', ['actions', pytest.param('qvel', marks=pytest.mark.long)])
 def test_a_pretraining_on_damaged_data(fql, store, tmp_path, name):
     path, run = store / 'train' / f'{name}.npy', tmp_path / 'run'
     flip(path)

@@ -64,7 +64,8 @@ def some_batch(shape, dtype):
     return Batch(images[0], actions, -ones, ones, images[1])
 
 
-@pytest.mark.parametrize('mode', [pytest.param('scratch', marks=pytest.mark.long), 'finetune'])
+@pytest.mark.long
+@pytest.mark.parametrize('mode', ['scratch', 'finetune'])
 def test_the_online_phase_has_an_alpha_and_an_encoders_rate_of_its_own(mode):
     """Its state continues the offline one, and has the same structure."""
     encoder = EncoderConfig(size='impala_debug', mode=mode, source='x' * (mode != 'scratch'))
