@@ -10,7 +10,7 @@ import functools
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +123,22 @@ def open_item(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | h5py.
     if is_elsewhere:
         raise DataError(f'{place} lies in another file; copy it into this one')
     return item
+
+
+def choose_keys(source: Path, held: Sequence[str], asked: Mapping[str, str]) -> Mapping[str, str]:
+    """The requested observation keys by name, or the only one held if none is requested.
+
+    Raises:
+        DataError: a requested key is not held, or none is requested and not exactly one is held.
+    """
+    unknown = [key for key in asked.values() if key not in held]
+    if asked and not unknown:
+        return asked
+    if len(held) == 1 and not asked:
+        return {'': held[0]}
+    wanted = f'no observation {unknown[0]!r}' if unknown else 'not one observation'
+    listed = ', '.join(held) or 'none at all'
+    raise DataError(f'{source}: {wanted}; name one or more with --observation-key, of {listed}')
 
 
 def d4rl_splits(source: Path, dataset: str, keys: Mapping[str, str]) -> dict[str, SourceSplit]:

@@ -16,7 +16,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.observations import OBSERVATIONS, array_name
 from data_pipeline.sources.arrays import Fitted, fit_arrays
 from data_pipeline.sources.base import Note, SourceSplit, describe_file, taken_from
-from data_pipeline.sources.hdf5 import HdfColumn, list_columns, open_hdf5
+from data_pipeline.sources.hdf5 import HdfColumn, choose_keys, list_columns, open_hdf5
 
 FILE = 'main_data.hdf5'
 _EPISODE = re.compile(r'episode_(\d+)')
@@ -129,14 +129,7 @@ def _find_keys(source: Path, columns: Columns, asked: Mapping[str, str]) -> Mapp
         name: f'{OBSERVATIONS}/{key.removeprefix(f"{OBSERVATIONS}/")}'
         for name, key in asked.items()
     }
-    unknown = [key for key in keys.values() if key not in held]
-    if keys and not unknown:
-        return keys
-    if len(held) == 1 and not keys:
-        return {'': held[0]}
-    wanted = f'no observation {unknown[0]!r}' if unknown else 'not one observation'
-    listed = ', '.join(held) or 'none at all'
-    raise DataError(f'{source}: {wanted}; name one or more with --observation-key, of {listed}')
+    return choose_keys(source, held, keys)
 
 
 def _episode(origin: str, columns: Columns, keys: Mapping[str, str]) -> dict[str, HdfColumn]:

@@ -19,7 +19,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.observations import array_name
 from data_pipeline.sources.arrays import Fitted, fit_arrays
 from data_pipeline.sources.base import ArraySpec, Note, SourceSplit, describe_file, taken_from
-from data_pipeline.sources.hdf5 import HdfColumn, list_columns, open_hdf5, open_item
+from data_pipeline.sources.hdf5 import HdfColumn, choose_keys, list_columns, open_hdf5, open_item
 from data_pipeline.sources.table import settle_last_actions
 
 _FILTERS = {'train': 'mask/train', 'val': 'mask/valid'}
@@ -114,18 +114,11 @@ def _number(name: str) -> tuple[int, str]:
 
 def _find_keys(
     source: Path, columns: Mapping[str, HdfColumn], asked: Mapping[str, str]
-) -> dict[str, str]:
+) -> Mapping[str, str]:
     """The requested keys, or the only one if none is requested."""
     held = sorted(name.removeprefix('obs/') for name in columns if name.startswith('obs/'))
     keys = {name: key.removeprefix('obs/') for name, key in asked.items()}
-    unknown = [key for key in keys.values() if key not in held]
-    if keys and not unknown:
-        return keys
-    if len(held) == 1 and not keys:
-        return {'': held[0]}
-    wanted = f'no observation {unknown[0]!r}' if unknown else 'not one observation'
-    listed = ', '.join(held) or 'none at all'
-    raise DataError(f'{source}: {wanted}; name one or more with --observation-key, of {listed}')
+    return choose_keys(source, held, keys)
 
 
 def _demo(origin: str, columns: Mapping[str, HdfColumn], keys: Mapping[str, str]) -> Demo:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, get_args
 
 from data_pipeline.files import write_text
 from fql.errors import FQLError
@@ -25,7 +25,7 @@ from fql.training.run_folder import RunFolder, finished_steps
 State = Literal['done', 'running', 'queued', 'stopped', 'failed', 'not begun']
 PROGRAM = (sys.executable, '-m', 'scripts.main')
 """The command that starts this program in another process."""
-STATES: tuple[State, ...] = ('done', 'running', 'queued', 'stopped', 'failed', 'not begun')
+STATES: tuple[State, ...] = get_args(State)
 _ATTEMPT = '\n$ fql '
 
 
