@@ -40,7 +40,7 @@ def run(args: Evaluate) -> None:
                 policy,
                 args.episodes,
                 seed,
-                label='evaluate',
+                title='evaluate',
                 record_episodes=VIDEO_EPISODES if args.video else 0,
             )
             judged = f', success judged {config.success_timing}-step' if task.is_ogbench else ''

@@ -70,7 +70,7 @@ def format_groups(groups: Sequence[Group]) -> str:
             interval = f'{measure.text(average.low)} to {measure.text(average.high)}'
             rows.append(
                 [
-                    f'  {group.label}',
+                    f'  {group.name}',
                     str(len(group.runs)),
                     f'{group.steps[-1]:,}',
                     measure.text(average.value),

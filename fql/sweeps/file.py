@@ -28,12 +28,12 @@ class SweepRun:
     Attributes:
         name: TASK/AGENT/seed-N, or TASK/AGENT/VARIANT/seed-N: its folder in that of the sweep.
         config: its settings.
-        words: the settings as arguments of `fql train`.
+        arguments: the settings as arguments of `fql train`.
     """
 
     name: str
     config: TrainConfig
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
 
 
 def ready_sweeps() -> list[str]:
@@ -107,18 +107,18 @@ def _run(task: str, agent: str, variant: str, settings: Mapping[str, Any]) -> Sw
         raise FQLError(f'{task}, {agent}{f", {variant}" if variant else ""}: {error}') from None
     if config.save_interval == 0:
         raise FQLError('save-interval 0: a run of a sweep must be one that can be continued')
-    words = [word for name, value in settings.items() for word in _words(name, value)]
+    arguments = [text for name, value in settings.items() for text in _arguments(name, value)]
     name = '/'.join(part for part in (task, agent, variant) if part)
-    return SweepRun(name, config, ('--task', task, '--agent', agent, *words))
+    return SweepRun(name, config, ('--task', task, '--agent', agent, *arguments))
 
 
 def _with_seed(run: SweepRun, seed: int) -> SweepRun:
     config = with_settings(dataclasses.replace(run.config, seed=seed), {})
-    return SweepRun(f'{run.name}/seed-{seed}', config, (*run.words, '--seed', str(seed)))
+    return SweepRun(f'{run.name}/seed-{seed}', config, (*run.arguments, '--seed', str(seed)))
 
 
-def _words(name: str, value: Any) -> list[str]:
-    """A setting as words of a command line."""
+def _arguments(name: str, value: Any) -> list[str]:
+    """A setting as arguments of a command line."""
     if isinstance(value, bool):
         return [f'--{name}' if value else f'--no-{name}']
     return [f'--{name}', *map(str, value if isinstance(value, list) else [value])]

@@ -136,10 +136,10 @@ def start(
     with claimed_log(folder.log(run)) as log:
         if log is None:
             return None
-        words = train_command(folder, run, data_dir)
-        begin_attempt(log, words)
+        arguments = train_command(folder, run, data_dir)
+        begin_attempt(log, arguments)
         return subprocess.Popen(
-            [*PROGRAM, *words],
+            [*PROGRAM, *arguments],
             env={**os.environ, **variables},
             stdin=subprocess.DEVNULL,
             stdout=log,

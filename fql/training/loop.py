@@ -98,11 +98,11 @@ class Phase(Protocol):
     """The turns of a run: updates alone, or environment steps with updates.
 
     Attributes:
-        label, unit: for the progress bar.
+        title, unit: for the progress bar.
         done: units done.
     """
 
-    label: str
+    title: str
     unit: str
     done: int
 
@@ -125,7 +125,7 @@ class Updates:
     batches: Batches
     per_call: int
     done: int
-    label = 'train'
+    title = 'train'
     unit = 'update'
 
     @property
@@ -239,7 +239,7 @@ class Trainer:
             return state
 
         try:
-            with progress_bar(phase.label, phase.unit, phase.total, initial=phase.done) as bar:
+            with progress_bar(phase.title, phase.unit, phase.total, initial=phase.done) as bar:
                 if is_evaluation_missing:
                     self.evaluate(state)
                 while phase.done < phase.total:

@@ -377,7 +377,7 @@ def make_evaluation(
             make_policy(act, params, config.eval_seed),
             config.eval_episodes,
             config.eval_seed,
-            label=f'evaluate step {step:,}',
+            title=f'evaluate step {step:,}',
             record_episodes=config.eval_videos,
         )
         task = find_task(config.task)

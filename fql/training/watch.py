@@ -71,7 +71,7 @@ def watch(folder: RunFolder, episodes: int, num_workers: int, env: str = '') -> 
                 make_policy(act, params, config.eval_seed),
                 episodes,
                 config.eval_seed,
-                label=f'evaluate step {step:,}',
+                title=f'evaluate step {step:,}',
                 record_episodes=config.eval_videos,
             )
             record_evaluation(folder, log, step, result, task)

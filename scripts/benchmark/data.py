@@ -87,17 +87,17 @@ def format_report(report: Report) -> str:
         ('  at step 900,000', f'{million["first_batch_at_step_900000_s"]:.2f} s', ''),
     ]
     for batches, megabytes in growth.items():
-        label = f'  anonymous memory after {batches:,} batches'
-        lines.append((label, f'{megabytes:+.0f} MB', ''))
+        name = f'  anonymous memory after {batches:,} batches'
+        lines.append((name, f'{megabytes:+.0f} MB', ''))
     lines.append(('  of it since 1,000', f'{since:+.0f} MB', ''))
-    for name, label in (
+    for name, row in (
         ('prepare', 'prepare from .npz'),
         ('prepare_hdf5', 'prepare from HDF5'),
         ('export', 'export to TFDS'),
     ):
         result = report['sources'][name]
         peak = f'{result["peak_anonymous_growth_mb"]:+.0f} MB'
-        lines.append((label, f'{result["frames_per_second"]:,} frames/s', ''))
+        lines.append((row, f'{result["frames_per_second"]:,} frames/s', ''))
         lines.append(('  peak of anonymous memory', peak, ''))
     waits = f'{report["training_waits_for_data_share"]:.2%}'
     lines.append(('share of training time that waits for data', waits, ''))

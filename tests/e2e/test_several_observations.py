@@ -123,16 +123,16 @@ def test_an_environment_that_lacks_an_array(arm, name):
     spec = EnvSpec(f'robot_arm:{name}-v0', observations=('agentview_image', 'eef_pos', 'wrist'))
     with pytest.raises(FQLError) as caught:
         make_env(spec)
-    for words in ENVIRONMENTS[name]:
-        assert words in str(caught.value)
+    for text in ENVIRONMENTS[name]:
+        assert text in str(caught.value)
     with pytest.raises(FQLError, match=r'not Dict.*prepare --observation-key NAME=KEY'):
         make_env(EnvSpec('robot_arm:Arm-v0'))
 
 
 def test_an_environment_of_other_shapes(run_fql, assert_one_line, run):
     done = run_fql('evaluate', run, '--env', 'robot_arm:Small-v0', '--episodes', 1)
-    words = 'observations wrist (stacked) are (8, 8, 6) uint8, those of the data (8, 9, 6) uint8'
-    assert_one_line(done, words)
+    text = 'observations wrist (stacked) are (8, 8, 6) uint8, those of the data (8, 9, 6) uint8'
+    assert_one_line(done, text)
 
 
 def test_what_takes_one_array_only(run_fql, assert_one_line, run, tmp_path):

@@ -31,9 +31,9 @@ def run(runs, tmp_path):
 
 @pytest.fixture
 def assert_all_refuse(fql, assert_one_line, tmp_path):
-    """assert_all_refuse(run, word, ...): every command that reads a checkpoint reports these."""
+    """assert_all_refuse(run, text, ...): every command that reads a checkpoint reports these."""
 
-    def check(run, *words):
+    def check(run, *texts):
         rows = (run / 'train.csv').read_bytes()
         for command in (
             ('train', '--steps', 8, '--resume', run),
@@ -42,7 +42,7 @@ def assert_all_refuse(fql, assert_one_line, tmp_path):
             ('evaluate', run),
             ('export-encoder', run, '--out', tmp_path / 'encoder'),
         ):
-            assert_one_line(fql(*command), *words)
+            assert_one_line(fql(*command), *texts)
         assert (run / 'train.csv').read_bytes() == rows
         assert not (tmp_path / 'encoder').exists()
 
@@ -91,8 +91,8 @@ def test_a_run_without_its_checkpoints_is_never_begun_again(run, fql, assert_one
         lambda: (run / 'checkpoints').rmdir(),
     ):
         remove()
-        for words in (('--resume', run), (*SMALL, '--resume', 'auto', '--run-dir', run)):
-            assert_one_line(fql('train', *words), 'metrics up to step 4', 'no checkpoint in')
+        for arguments in (('--resume', run), (*SMALL, '--resume', 'auto', '--run-dir', run)):
+            assert_one_line(fql('train', *arguments), 'metrics up to step 4', 'no checkpoint in')
         assert (run / 'train.csv').read_bytes() == rows
     assert_one_line(fql('inspect', 'checkpoint', run), 'no checkpoints in')
 

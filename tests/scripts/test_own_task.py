@@ -33,8 +33,8 @@ def test_trains_on_its_rewards(fql, assert_one_line, own_data, tmp_path):
     done = fql('inspect', 'batch', '--task', 'own', '--dataset', name, '--out', out)
     assert done.returncode == 0, done.stderr
     with np.load(out) as batch:
-        for array, label in (('rewards', 'rewards'), ('masks', 'masks')):
-            expected = labels[label][batch['indices']].astype(np.float32)
+        for array in ('rewards', 'masks'):
+            expected = labels[array][batch['indices']].astype(np.float32)
             np.testing.assert_array_equal(batch[array], expected)
     assert_one_line(fql('evaluate', run), 'no environment')
     done = fql('export-encoder', run, '--out', tmp_path / 'encoder')

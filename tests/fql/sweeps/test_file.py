@@ -66,11 +66,11 @@ def test_a_command_says_what_the_file_does(tmp_path, name):
     runs = runs_of(tmp_path, FILE) if name == 'the one above' else read_sweep(find_sweep(name))
     different = {run.name.rpartition('/')[0]: run for run in runs}
     for run in list(different.values())[::13]:
-        words = [*run.words, '--run-dir', 'x', '--resume', 'auto']
+        arguments = [*run.arguments, '--run-dir', 'x', '--resume', 'auto']
         args = tyro.cli(
             Train,
-            default=Train.defaults(words),
-            args=words,
+            default=Train.defaults(arguments),
+            args=arguments,
             config=(tyro.conf.OmitArgPrefixes,),
         )
         assert args.config == run.config
