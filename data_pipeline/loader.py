@@ -250,7 +250,7 @@ def check_batches(split: Split, config: LoaderConfig) -> None:
     for observations in named(split.observations).values():
         shape = observations.shape[1:]
         if shifts_images(shape, config) and config.shift_pad >= min(shape[:2]):
-            raise DataError(f'{split.path}: shift_pad {config.shift_pad} for images of {shape}')
+            raise DataError(f'{split.path}: shift_pad {config.shift_pad} is too large for {shape}')
 
 
 def check_windows(split: Split, config: LoaderConfig) -> None:
@@ -262,10 +262,10 @@ def check_windows(split: Split, config: LoaderConfig) -> None:
     if isinstance(split.observations, dict):
         raise DataError(
             f'{split.path}: observations are several arrays ({", ".join(split.observations)}), '
-            'where one of images is needed; prepare a dataset of one --observation-key'
+            'but a single one of images is needed; prepare the dataset with one --observation-key'
         )
     if split.observations.ndim != 4:
-        raise DataError(f'{split.path}: observations are vectors, where images are needed')
+        raise DataError(f'{split.path}: observations are vectors, but images are needed')
     check_batches(split, dataclasses.replace(config, horizon=1))
 
 

@@ -27,7 +27,7 @@ def run(args: Train) -> int:
     config = dataclasses.replace(args.config, data_dir=data_dir, agent=agent)
     if args.source is not None:
         if config.steps != read_spec(RunFolder(args.source)).config.steps:
-            raise FQLError(f'--steps: those of {args.source} are made; --step says which to take')
+            raise FQLError('--steps cannot be set with --from; choose a checkpoint with --step')
         steps = CheckpointReader(RunFolder(args.source).checkpoints).find(args.step, tell)
         config = dataclasses.replace(config, steps=steps)
     folder = choose_folder(args.run_dir, args.resume, config.task)

@@ -104,7 +104,7 @@ class Train:
         if self.step is not None and self.source is None:
             raise FQLError('--step needs --from')
         if self.source is not None and self.resume not in (None, Path('auto')):
-            raise FQLError('--from starts a run, --resume continues one: give one of them')
+            raise FQLError('--from starts a run, --resume continues one; give only one of them')
         if self.source is not None and self.config.online.online_steps == 0:
             raise FQLError('--from needs --online-steps: the run starts where another one ended')
         choose_folder(self.run_dir, self.resume, self.config.task)
@@ -120,7 +120,7 @@ def started_from(source: Path) -> TrainConfig:
     """The settings of a run whose online phase begins where the offline run `source` ended."""
     config = read_spec(RunFolder(source)).config
     if config.online.online_steps:
-        raise FQLError(f'{source} has an online phase of its own: name an offline run')
+        raise FQLError(f'{source} has an online phase; name an offline run')
     online = online_defaults(find_task(config.task), config.agent.name)
     return dataclasses.replace(
         config, online=dataclasses.replace(online, source=str(source.absolute()))

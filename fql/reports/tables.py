@@ -46,7 +46,7 @@ def write_json(path: Path | None, report: Mapping[str, Any]) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report, indent=2) + '\n')
-        print(f'written: {path}')
+        print(f'wrote {path}')
 
 
 def tell(notice: str) -> None:

@@ -50,7 +50,7 @@ def find_sweep(name: str) -> Path:
     if name in ready_sweeps():
         return READY / f'{name}.toml'
     if not Path(name).is_file():
-        raise FQLError(f'{name} is no file, nor one of {", ".join(ready_sweeps())}')
+        raise FQLError(f'{name} is neither a file nor one of {", ".join(ready_sweeps())}')
     return Path(name)
 
 
@@ -106,7 +106,7 @@ def _run(task: str, agent: str, variant: str, settings: Mapping[str, Any]) -> Sw
     except FQLError as error:
         raise FQLError(f'{task}, {agent}{f", {variant}" if variant else ""}: {error}') from None
     if config.save_interval == 0:
-        raise FQLError('save-interval 0: a run of a sweep must be one that can be continued')
+        raise FQLError('save-interval must not be 0: the runs of a sweep must be resumable')
     arguments = [text for name, value in settings.items() for text in _arguments(name, value)]
     name = '/'.join(part for part in (task, agent, variant) if part)
     return SweepRun(name, config, ('--task', task, '--agent', agent, *arguments))
@@ -133,7 +133,7 @@ def _tasks(patterns: Iterable[str]) -> list[str]:
             continue
         found = [name for name in task_names() if fnmatchcase(name, pattern)]
         if not found:
-            raise FQLError(f'no task is called like {pattern!r} (fql tasks lists all)')
+            raise FQLError(f'no task matches {pattern!r} (fql tasks lists all)')
         tasks += found
     _check_once('tasks', tasks)
     return tasks
@@ -144,7 +144,7 @@ def _list(values: Mapping[str, Any], key: str, kind: type, default: Iterable[Any
     if not isinstance(found, list) or not all(type(item) is kind for item in found):
         raise FQLError(f'{key} must be a list of {"whole numbers" if kind is int else "names"}')
     if not found:
-        raise FQLError(f'{key}: none is named')
+        raise FQLError(f'{key} must not be empty')
     _check_once(key, found)
     return found
 

@@ -103,8 +103,8 @@ def own_labels(store: FrameStore, split: Split, reward_offset: float = 0.0) -> L
     """
     if not split.labels:
         raise DataError(
-            f'{store.path}: split {split.name} has no rewards of its own; make it from an .npz '
-            'file with rewards and masks, or from an RLDS dataset with --reward-key'
+            f'{store.path}: split {split.name} has no rewards and masks; prepare it from a file '
+            'that has them, or from an RLDS dataset with --reward-key'
         )
     rewards, masks = (np.array(split.labels[name]) for name in LABEL_ARRAYS)
     return LabelledSplit(split, rewards + np.float32(reward_offset), masks, scaled_from(store))

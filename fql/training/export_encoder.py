@@ -56,10 +56,13 @@ def read_trained(folder: RunFolder, spec: RunSpec, step: int | None) -> tuple[Pa
     """The encoder of an agent's critic, the only one with sharing, and its description."""
     config = spec.config
     if not spec.images:
-        raise FQLError(f'{folder.path}: its observations are vectors, so that it has no encoder')
+        raise FQLError(f'{folder.path}: observations are vectors, so that it has no encoder')
     if isinstance(spec.observation_shape, dict):
         shown = describe(spec.observation_shape, spec.observation_dtype)
-        raise FQLError(f'{folder.path}: an encoder of one image is saved; observations are {shown}')
+        raise FQLError(
+            f'{folder.path}: an encoder is exported only where observations are one image; '
+            f'these are {shown}'
+        )
     step, params = restore_params(folder, spec, step, tell)
     reader, agent = CheckpointReader(folder.checkpoints), agent_of(spec)
     height, width, channels = spec.observation_shape

@@ -330,7 +330,7 @@ class Trainer:
         if wrong:
             raise NotFiniteError(
                 f'the state after step {int(state.step):,} is not finite ({len(wrong)} arrays, '
-                f'{wrong[0]} the first); it is not saved, the checkpoints before it are kept'
+                f'{wrong[0]} the first); it is not saved; earlier checkpoints are kept'
             )
 
     def _check_all(self, in_flight: InFlight) -> None:
@@ -358,7 +358,7 @@ class Trainer:
         wrong = [f'{name} = {value}' for name, value in terms.items() if not math.isfinite(value)]
         raise NotFiniteError(
             f'step {number:,} is not finite ({", ".join(wrong)}); its batch and metrics are in '
-            f'{self.folder.non_finite}; the checkpoints before it are kept'
+            f'{self.folder.non_finite}; earlier checkpoints are kept'
         )
 
     def _log(

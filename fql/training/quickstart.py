@@ -101,7 +101,7 @@ def prepare_data(dataset: str, data_dir: Path) -> None:
     try:
         splits = npz_splits(source)
     except DataError as error:
-        raise DataError(f'{error}; delete it, and it is collected again') from error
+        raise DataError(f'{error}; delete it, then run the command again') from error
     stands = path.exists()
     try:
         store = write_store(path, dataset, splits)

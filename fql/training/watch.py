@@ -44,11 +44,9 @@ def watch(folder: RunFolder, episodes: int, num_workers: int, env: str = '') -> 
     check_environment(config)
     task = find_task(config.task)
     if config.eval_interval:
-        raise FQLError(
-            f'the trainer of {folder.path} evaluates by itself; train with --eval-interval 0'
-        )
+        raise FQLError(f'{folder.path} is evaluated by its training; train with --eval-interval 0')
     if not config.save_interval:
-        raise FQLError(f'the trainer of {folder.path} saves nothing: its save-interval is 0')
+        raise FQLError(f'{folder.path} saves no checkpoints: its save-interval is 0')
     act = make_act(agent_of(spec))
     abstract = abstract_state(make_learner(spec), one_device_mesh())
     with (

@@ -145,7 +145,7 @@ def changed_config(config: TrainConfig, changes: tuple[str, ...]) -> TrainConfig
         elif separator and hasattr(config, field):
             config = dataclasses.replace(config, **{field: value})
         else:
-            raise FQLError(f'--against {change}: not NAME=VALUE of a setting of fql train')
+            raise FQLError(f'--against must be NAME=VALUE, a setting of fql train, not {change}')
     validate_config(config)
     return config
 
@@ -288,7 +288,7 @@ def fql_config(config: TrainConfig) -> FQLConfig:
         FQLError: another agent has no such mode.
     """
     if not isinstance(config.agent, FQLConfig):
-        raise FQLError(f'modes reference and plain are of fql; agent {config.agent.name} has none')
+        raise FQLError(f'modes reference and plain are for agent fql only, not {config.agent.name}')
     return config.agent
 
 

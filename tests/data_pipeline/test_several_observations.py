@@ -172,7 +172,7 @@ def test_stored_following_observations(arrays, tmp_path):
     np.testing.assert_array_equal(seen['state'][starts + 1], np.float32(arrays['next_state']))
     np.testing.assert_array_equal(seen['wrist'][starts + 1][..., 0], arrays['next_wrist'])
     del arrays['next_wrist']
-    with pytest.raises(DataError, match=r'lacks what follows observations\.wrist'):
+    with pytest.raises(DataError, match=r'but not of observations\.wrist'):
         prepared(tmp_path, arrays, observation_keys(['state', 'wrist']))
 
 
@@ -204,7 +204,7 @@ def test_keys(arrays, tmp_path):
     with pytest.raises(DataError, match=r"no observation 'waist'; it holds actions, .*wrist"):
         prepared(tmp_path, arrays, {'waist': 'waist'})
     store = prepared(tmp_path, arrays)
-    with pytest.raises(DataError, match='pass --overwrite'):
+    with pytest.raises(DataError, match='replace it with --overwrite'):
         prepared(tmp_path, arrays, {'hand': 'wrist', 'state': 'state'})
     with pytest.raises(DataError, match='of one observation array'):
         export_tfds(store, tmp_path / 'tfds')
@@ -213,5 +213,5 @@ def test_keys(arrays, tmp_path):
     (tmp_path / 'low').mkdir()
     low = {**arrays, 'cameras/main': arrays['cameras/main'][:, :3]}
     store = prepared(tmp_path / 'low', low)
-    with pytest.raises(DataError, match=r'shift_pad 3 for images of \(3, 9, 3\)'):
+    with pytest.raises(DataError, match=r'shift_pad 3 is too large for \(3, 9, 3\)'):
         take(store, 1)

@@ -194,5 +194,5 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(start_fql, tmp_path):
     process = start_fql('train', *SETTINGS, '--batch-size', 12, '--run-dir', run, **EIGHT)
     _, errors = process.communicate(timeout=250)
     assert process.returncode == 1
-    assert 'batch-size 12 is no multiple of the 8 devices' in errors
+    assert 'batch-size 12 is not a multiple of the 8 devices' in errors
     assert not run.exists()

@@ -163,7 +163,7 @@ def test_a_power_failure_in_the_metrics_costs_no_more_than_them(runs, run, fql):
     path.write_bytes(path.read_bytes()[:-30] + bytes(30))
     done = fql('train', '--resume', run)
     assert done.returncode == 0, done.stderr
-    assert 'train.csv is damaged and was cut off; its last step is 3' in done.stdout
+    assert 'train.csv was damaged at its end, which is cut; its last step is 3' in done.stdout
     assert path.read_text() == ''.join(
         (runs[0] / 'train.csv').read_text().splitlines(keepends=True)[:-1]
     )

@@ -75,12 +75,12 @@ def test_parameters_of_another_encoder_are_neither_saved_nor_loaded(tmp_path, pa
 
 
 def test_folders_that_are_none(tmp_path):
-    with pytest.raises(EncoderError, match='is no saved encoder'):
+    with pytest.raises(EncoderError, match='is not a saved encoder'):
         read_encoder(tmp_path)
     (tmp_path / DESCRIPTION).write_text('{')
     with pytest.raises(EncoderError, match='not valid JSON'):
         read_encoder(tmp_path)
-    with pytest.raises(EncoderError, match='is no saved encoder'):
+    with pytest.raises(EncoderError, match='is not a saved encoder'):
         read_encoder(tmp_path / DESCRIPTION)
 
 

@@ -90,7 +90,7 @@ def interrupt(command, environment, is_time):
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert 'the same command goes on' in stderr
+    assert 'run the same command' in stderr
     assert 'Traceback' not in stderr
 
 

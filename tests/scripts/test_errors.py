@@ -57,7 +57,7 @@ def test_missing_source(assert_one_line, fql):
 
 @pytest.mark.parametrize('path', ['', '.', '/'])
 def test_a_path_that_names_no_file(assert_one_line, fql, path):
-    assert_one_line(fql('prepare', 'd', '--source', path), 'names no file')
+    assert_one_line(fql('prepare', 'd', '--source', path), 'must name a file')
     done = fql('collect', 'cube-single-v0', '--val-episodes', 1, '--out', path)
     assert_one_line(done, 'must end in .npz')
 
@@ -137,11 +137,14 @@ def test_resume_on_other_data_is_refused(
     ('arguments', 'message'),
     [
         (('--num-processes', 4, '--process-id', 1), 'need --coordinator'),
-        (('--coordinator', 'h:1', '--num-processes', 2, '--process-id', 2), 'count from 0'),
+        (
+            ('--coordinator', 'h:1', '--num-processes', 2, '--process-id', 2),
+            'must lie in [0, 1], not 2',
+        ),
         (('--coordinator', 'auto'), '--coordinator auto: '),
         (('--coordinator', 'junk'), '--coordinator junk: not HOST:PORT'),
-        (('--coordinator', 'host:99999'), 'not HOST:PORT'),
-        (('--coordinator', 'x' * 5000), 'not HOST:PORT'),
+        (('--coordinator', 'host:99999'), 'must be HOST:PORT'),
+        (('--coordinator', 'x' * 5000), 'must be HOST:PORT'),
         (('--coordinator', 'no.such.host.invalid:4567'), 'no.such.host.invalid:4567: [Errno -'),
         # An address reserved for documentation: no machine has it.
         (('--coordinator', '192.0.2.1:4567'), 'Cannot assign requested address'),
@@ -161,8 +164,8 @@ def test_settings_that_make_no_sense(assert_one_line, fql, prepared, tmp_path, a
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (('--watch', '--seed', 7), 'beside it only --episodes'),
-        (('--watch', '--success-timing', 'pre'), 'beside it only --episodes'),
+        (('--watch', '--seed', 7), 'only --episodes'),
+        (('--watch', '--success-timing', 'pre'), 'only --episodes'),
         (('--policy', 'random', '--step', 2), 'leave out --step'),
         (('--policy', 'random', '--seed', -5), 'seed must lie in [0, 2147483647], not -5'),
         (('--episodes', 10**20), 'episodes must lie in [1, 1e+06]'),
@@ -246,7 +249,7 @@ def test_a_state_that_needs_terabytes_is_refused_before_anything_is_written(
     task = ('--task', QUICKSTART_TASK) if command == 'train' else ('--dataset', prepared)
     run = tmp_path / 'run'
     done = fql(command, *task, '--run-dir', run, '--hidden-dims', *[60_000] * 30)
-    assert_one_line(done, 'GB of memory', 'choose smaller --hidden-dims')
+    assert_one_line(done, 'GB of memory', 'choose a smaller --hidden-dims')
     # 29 kernels of 60,000 x 60,000 in float32, Adam's two moments of each, and gradients.
     (needed,) = re.findall(r'need ([\d,.]+) GB', done.stderr)
     assert float(needed.replace(',', '')) > 29 * 60_000**2 * 4 * 4 / 1e9

@@ -46,7 +46,7 @@ def test_trains_on_its_rewards(fql, assert_one_line, own_data, tmp_path):
 def test_what_it_needs(fql, assert_one_line, prepared, own_data, tmp_path):
     arguments = ('train', '--task', 'own', '--run-dir', tmp_path / 'run', *SMALL)
     assert_one_line(fql(*arguments), 'own needs --dataset')
-    assert_one_line(fql(*arguments, '--dataset', prepared), 'no rewards of its own', '--reward-key')
+    assert_one_line(fql(*arguments, '--dataset', prepared), 'no rewards and masks', '--reward-key')
     assert_one_line(
         fql(*arguments, '--dataset', own_data[0], '--eval-interval', 1), 'eval-interval to 0'
     )

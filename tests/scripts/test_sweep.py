@@ -112,7 +112,7 @@ def test_commands_are_listed_before_anything_is_there(fql, tmp_path):
 @pytest.mark.usefixtures('prepared')
 def test_a_fault_is_told_before_anything_starts(fql, assert_one_line, tmp_path):
     arguments = ('--dir', tmp_path / 'runs')
-    assert_one_line(fql('sweep', 'no.toml', *arguments), 'no.toml is no file')
+    assert_one_line(fql('sweep', 'no.toml', *arguments), 'no.toml is neither a file')
     file = write_file(tmp_path, '"two"')
     assert_one_line(fql('sweep', file, *arguments), 'tiny.toml', "steps must be int, not 'two'")
     write_file(tmp_path, 2)
@@ -160,7 +160,7 @@ def test_a_killed_sweep_ends_as_one_left_alone(start_fql, fql_process, run_fql, 
     assert is_running(SweepFolder(folder), second)
     done = fql_process(*command)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f'goes on already: {RUN}1' in done.stdout
+    assert f'running already: {RUN}1' in done.stdout
     assert f'started: {RUN}0' in done.stdout
     undisturbed = finished(run_fql, tmp_path / 'undisturbed', file)
     assert results(run_fql, folder) == results(run_fql, undisturbed)

@@ -174,7 +174,7 @@ def test_trajectories_of_one_row_are_skipped(tmp_path, table):
     assert split.info['qpos'][:, 0].tolist() == rows
     assert split.actions.tolist() == table['actions'][rows].tolist()
     assert np.flatnonzero(split.terminals).tolist() == [3, 7, 12]
-    assert notes == ['trajectories of one row, which were skipped: 3']
+    assert notes == ['skipped trajectories of one row: 3']
 
 
 def test_errors_name_rows_of_the_source(tmp_path, table):

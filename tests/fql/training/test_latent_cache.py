@@ -317,7 +317,7 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert_one_line(done, 'encoder: saved impala_debug, expected impala_small')
     done = fql(*settings(saved, '--frame-stack', 1, '--run-dir', run))
     assert_one_line(done, 'frame_stack: saved 3, expected 1')
-    assert_one_line(fql(*settings(tmp_path, '--run-dir', run)), 'is no saved encoder')
+    assert_one_line(fql(*settings(tmp_path, '--run-dir', run)), 'is not a saved encoder')
     monkeypatch.setattr(latent_cache.shutil, 'disk_usage', lambda path: SimpleNamespace(free=4))
     done = fql(*settings(saved, '--latent-cache', 'float16', '--run-dir', run))
     assert_one_line(done, 'bytes of disk', ' are free', '--latent-cache')
