@@ -13,7 +13,7 @@ from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.errors import DataError
 from data_pipeline.machine import available_processors
 from fql.command import command
-from fql.reports.tables import tell
+from fql.reports.output import print_notice
 from fql.training.progress import progress_bar, progress_callback
 from scripts.collect_args import Collect
 
@@ -85,6 +85,6 @@ def _collect_with_progress(recipe: Recipe, out: Path, episodes: int, args: Colle
                 notify=tqdm.write,
             )
     except KeyboardInterrupt:
-        tell('\nfinished episodes are kept; run the same command to continue from them')
+        print_notice('\nfinished episodes are kept; run the same command to continue from them')
         raise
     print(f'{out}: {rows:,} rows in {episodes:,} trajectories')

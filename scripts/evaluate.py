@@ -3,7 +3,7 @@
 import dataclasses
 
 from fql.envs.tasks import find_task
-from fql.reports.tables import tell
+from fql.reports.output import print_notice
 from fql.reports.video import save_video
 from fql.training.comparability import comparability
 from fql.training.config import check_environment
@@ -73,7 +73,7 @@ def make_policies(args: Evaluate, folder: RunFolder, spec: RunSpec, seed: int) -
             for count in args.candidates
         }
     acts = {title: make_act(agent, name) for title, agent in agents.items()}
-    step, params = restore_params(folder, spec, args.step, tell)
+    step, params = restore_params(folder, spec, args.step, print_notice)
     return {
         f'{title} of step {step:,}': make_policy(act, params, seed) for title, act in acts.items()
     }

@@ -7,7 +7,7 @@ from typing import Literal
 import tyro
 
 from fql.errors import FQLError
-from fql.reports.tables import check_new
+from fql.reports.output import check_new
 from fql.training.run_folder import RunFolder, read_spec, steps_to_read
 
 

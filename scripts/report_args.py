@@ -6,7 +6,7 @@ from pathlib import Path
 import tyro
 
 from fql.errors import FQLError
-from fql.reports.tables import check_new
+from fql.reports.output import check_new
 from fql.sweeps.file import RECORD
 from fql.training.run_folder import RunFolder
 

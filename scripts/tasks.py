@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from fql.agents.configs import AGENT_CONFIGS, AgentConfig
 from fql.envs.tasks import Task, find_task, task_names
 from fql.errors import FQLError
-from fql.reports.tables import format_table
+from fql.reports.output import format_table
 from fql.training.presets import (
     ONLINE_PRESETS,
     PRESETS,

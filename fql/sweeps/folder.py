@@ -17,7 +17,7 @@ from typing import IO, Literal, get_args
 from data_pipeline.files import write_text
 from fql.errors import FQLError
 from fql.reports.measures import read_results
-from fql.reports.tables import format_table
+from fql.reports.output import format_table
 from fql.sweeps.file import RECORD, SweepRun, read_sweep
 from fql.training.metrics_log import read_csv
 from fql.training.run_folder import RunFolder, finished_steps

@@ -11,7 +11,7 @@ import numpy as np
 from fql.batch import batch_from_inputs
 from fql.envs.tasks import find_task
 from fql.errors import FQLError
-from fql.reports.tables import format_table, tell
+from fql.reports.output import format_table, print_notice
 from fql.training.data import load_training_data, store_of, training_batches
 from fql.training.learning import agent_of
 from fql.training.policy import restore_params
@@ -68,7 +68,7 @@ def view_critic(path: Path, step: int | None, states: int, data_dir: str = '') -
     agent = agent_of(spec)
     if 'critic' not in agent.heads:
         raise FQLError(f'{path}: agent {spec.config.agent.name} has no critics')
-    step, params = restore_params(folder, spec, step, tell)
+    step, params = restore_params(folder, spec, step, print_notice)
     config = dataclasses.replace(
         spec.config,
         batch_size=states,

@@ -31,7 +31,7 @@ from fql.compiled import (
 from fql.devices import check_batch_size, make_mesh, put_batch
 from fql.errors import FQLError
 from fql.learner import Learner, Metrics, TrainState, make_optimizer
-from fql.reports.tables import format_table, write_json
+from fql.reports.output import format_table, write_json
 from fql.reports.timing import median_ratio, take_turns
 from fql.training.config import TrainConfig, validate_config
 from fql.training.learning import agent_of, batch_maker, make_learner

@@ -49,6 +49,6 @@ def write_json(path: Path | None, report: Mapping[str, Any]) -> None:
         print(f'wrote {path}')
 
 
-def tell(notice: str) -> None:
-    """Print a note for the user to standard error; standard output is for the result alone."""
+def print_notice(notice: str) -> None:
+    """Print a line for the user to standard error; standard output is for the result alone."""
     print(notice, file=sys.stderr)
