@@ -246,7 +246,7 @@ def load_array(path: Path, *, mapped: bool = False) -> np.ndarray:
         count = math.prod(shape)
         if size != start + count * dtype.itemsize:
             raise ValueError(
-                f'{path.name} has {size} bytes, which is not the size of {dtype} {shape}'
+                f'{path.name} has {size} bytes, too few or too many for {dtype} {shape}'
             )
         if mapped:
             return np.memmap(path, dtype, 'r', start, shape)

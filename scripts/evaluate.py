@@ -10,13 +10,17 @@ from fql.training.config import check_environment
 from fql.training.evaluation import Policy, random_policy
 from fql.training.learning import agent_of
 from fql.training.policy import make_act, make_policy, restore_params, with_candidates
-from fql.training.rollouts import describe_result, evaluate_with_progress, start_workers
+from fql.training.rollouts import (
+    VIDEO_FPS,
+    describe_result,
+    evaluate_with_progress,
+    start_workers,
+)
 from fql.training.run_folder import RunFolder, RunSpec, read_spec
 from fql.training.watch import watch
 from scripts.evaluate_args import Evaluate
 
 VIDEO_EPISODES = 4
-VIDEO_FPS = 20
 
 
 def run(args: Evaluate) -> None:

@@ -76,7 +76,7 @@ class LoadedPolicy:
         size = len(next(iter(named(rows).values())))
         if self._frames and (before := len(next(iter(named(self._frames[-1]).values())))) != size:
             raise ValueError(
-                f'the episode began with {before} rows, and {size} are given; call reset() first'
+                f'the episode began with {before} rows, not {size}; call reset() first'
             )
         while len(self._frames) < self._frames.maxlen - 1:  # type: ignore[operator]
             self._frames.append(rows)

@@ -55,7 +55,7 @@ class MetricsLog:
         if path.exists() and b'\0' in path.read_bytes():
             steps = ', '.join(row['step'] for row in found[-1:]) or 'none'
             print(
-                f'{path} was damaged; its damaged end is removed, and its last step is now {steps}',
+                f'{path} was damaged at its end, which is cut; its last step is {steps}',
                 flush=True,
             )
         rows = [row for row in found if step is None or int(row['step']) <= step]

@@ -93,7 +93,7 @@ def probe(
     Raises:
         FQLError, DataError: see `probe_encoder`.
     """
-    train, val = (labelled_split(store, name) for name in ('train', 'val'))
+    train, val = (split_with_qpos(store, name) for name in ('train', 'val'))
     width = train.info['qpos'].shape[1]
     columns = columns or tuple(range(width))
     if wrong := [column for column in columns if not 0 <= column < width]:
@@ -124,7 +124,7 @@ def probe(
     return ProbeResult(columns, scores, moves, len(train_rows), len(val_rows))
 
 
-def labelled_split(store: FrameStore, name: str) -> Split:
+def split_with_qpos(store: FrameStore, name: str) -> Split:
     """A split that has qpos.
 
     Raises:
