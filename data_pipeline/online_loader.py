@@ -1,7 +1,7 @@
 """Batches of the online phase: from the data and from a replay that grows, by tf.data.
 
     step, rows in the replay -> samples drawn with (seed, step) -> a queue
-        -> frames, randomly shifted, as of `data_pipeline.loader` -> batch
+        -> inputs, randomly shifted, as of `data_pipeline.loader` -> batch
 
 The samples of update n depend only on (seed, n, rows in the replay when it was requested).
 """
@@ -16,7 +16,7 @@ import tensorflow as tf
 from data_pipeline.loader import (
     Batch,
     Columns,
-    Frames,
+    Inputs,
     LoaderConfig,
     Samples,
     Source,
@@ -144,7 +144,7 @@ class OnlineBatches:
         """Maps the replay as it is now."""
         self._stop()
         streams = self._replay.streams
-        sources = [self._data, *(stream_source(stream, self._data.frames) for stream in streams)]
+        sources = [self._data, *(stream_source(stream, self._data.inputs) for stream in streams)]
         size = self._config.local_size
         types = [tf.int64, tf.int32] + [tf.int64] * 4
         shapes: list[list[int]] = [[]] + [[size]] * 5
@@ -163,26 +163,26 @@ class OnlineBatches:
         self._queue, self._batches = None, iter(())
 
 
-def stream_source(stream: Stream, like: Frames) -> Source:
+def stream_source(stream: Stream, like: Inputs) -> Source:
     """The rows of a stream as tensors, including rows that will be appended.
 
     Args:
-        like: the data's observations, frames or latents; the stream's have the same shape.
+        like: the data's frames or latents; the stream's have the same shape.
     """
 
     def column(name: str, *shape: int) -> tf.Tensor:
         return tf.reshape(map_file(stream.path / f'{name}.npy', growing=True), [-1, *shape])
 
     shown = 'observations' if stream.layout.latents is None else 'latents'
-    frames = map_file(stream.path / f'{shown}.npy', growing=True)
+    inputs = map_file(stream.path / f'{shown}.npy', growing=True)
     action_dim = stream.layout.action_dim
     columns = Columns(column('actions', action_dim), column('rewards'), column('masks'))
-    return Source(Frames(frames, like.shape), columns)
+    return Source(Inputs(inputs, like.shape), columns)
 
 
 def mixture_maker(sources: Sequence[Source], config: LoaderConfig) -> Callable[..., Batch]:
     """The function (step, *drawn) -> batch of samples from several sources."""
-    shape = sources[0].frames.shape
+    shape = sources[0].inputs.shape
 
     def make_batch(
         step: tf.Tensor,

@@ -105,7 +105,7 @@ def abstract_params(saved: SavedEncoder) -> Params:
     """
     if saved.encoder not in ENCODERS:
         names = ', '.join(ENCODERS)
-        raise EncoderError(f'unknown encoder {saved.encoder}; there are {names}')
+        raise EncoderError(f'unknown encoder {saved.encoder}; the encoders are {names}')
     height, width, channels = saved.image_shape
     images = jax.ShapeDtypeStruct((1, height, width, channels * saved.frame_stack), jnp.uint8)
     return jax.eval_shape(ENCODERS[saved.encoder].init, jax.random.key(0), images)['params']

@@ -334,8 +334,8 @@ def check_online_resume(folder: RunFolder, config: TrainConfig) -> None:
     """Raise FQLError if --steps differs in a run whose online phase has begun."""
     if folder.replay.exists() and (stored := read_spec(folder).config.steps) != config.steps:
         raise FQLError(
-            f'{folder.path}: its online phase has begun behind {stored:,} offline updates; '
-            f'--steps cannot become {config.steps:,}'
+            f'{folder.path}: its online phase began after {stored:,} offline updates; '
+            f'--steps cannot be changed to {config.steps:,}'
         )
 
 
@@ -377,7 +377,7 @@ def make_evaluation(
             make_policy(act, params, config.eval_seed),
             config.eval_episodes,
             config.eval_seed,
-            label=f'evaluate step {step:,}',
+            title=f'evaluate step {step:,}',
             record_episodes=config.eval_videos,
         )
         task = find_task(config.task)
@@ -396,7 +396,7 @@ def read_starting_encoder(config: TrainConfig, data: LabelledSplit) -> Params:
     """
     frame_shape = data.split.observations.shape[1:]
     if len(frame_shape) != 3:
-        raise FQLError('observations are vectors, which have no encoder: leave out --encoder.from')
+        raise FQLError('observations are vectors, which need no encoder: leave out --encoder.from')
     encoder = config.agent.encoder
     params = load_encoder(Path(encoder.source), encoder.size, frame_shape, config.frame_stack)
     return jax.tree.map(np.asarray, params)

@@ -8,7 +8,7 @@ import tyro
 
 from fql.agents.configs import AgentName, EncoderName
 from fql.errors import FQLError
-from fql.reports.tables import check_new
+from fql.reports.output import check_new
 from fql.training.datasets import task_dataset_path
 from scripts.shared_args import DataDir, JsonOut
 

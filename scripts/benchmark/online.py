@@ -24,7 +24,7 @@ from fql.devices import make_mesh
 from fql.envs.make import EnvSpec
 from fql.envs.tasks import OWN_TASK
 from fql.envs.workers import EnvWorkers
-from fql.reports.tables import format_table, write_json
+from fql.reports.output import format_table, write_json
 from fql.reports.timing import WARM_UP, median_ratio, take_turns
 from fql.training.actors import Actors
 from fql.training.checkpoints import CheckpointWriter
