@@ -37,7 +37,7 @@ from fql.training.config import TrainConfig, validate_config
 from fql.training.learning import agent_of, batch_maker, make_learner
 from fql.training.memory import check_memory
 from fql.training.run_folder import RunSpec
-from scripts.benchmark.args import BenchmarkUpdate
+from scripts.benchmark.args import BenchmarkUpdate, Mode
 
 ACTION_DIM = 5
 CHANNELS = 3
@@ -88,16 +88,27 @@ def run(args: BenchmarkUpdate) -> None:
     if args.against:
         changed = changed_config(config, args.against)
         check_memory_of_variants(changed, args.image_size)
-        variants = {
-            'A': our_variant(config, args.image_size),
-            'B': our_variant(changed, args.image_size),
-        }
+        make = MODES[compared_mode(args.modes)]
+        variants = {'A': make(config, args.image_size), 'B': make(changed, args.image_size)}
     else:
         variants = {mode: MODES[mode](config, args.image_size) for mode in args.modes}
     report = measure(variants, args.rounds, config.agent.precision)
     report = {'device': jax.devices()[0].device_kind, 'devices': jax.device_count(), **report}
     print(format_report(report))
     write_json(args.json, {'config': dataclasses.asdict(config), **report})
+
+
+def compared_mode(modes: tuple[Mode, ...]) -> Mode:
+    """The mode in which `--against` compares two configurations: the one given, else shared.
+
+    Raises:
+        FQLError: several are given.
+    """
+    if modes == BenchmarkUpdate.modes:
+        return 'shared'
+    if len(modes) > 1:
+        raise FQLError(f'--against compares in one mode, not in {" ".join(modes)}')
+    return modes[0]
 
 
 def check_memory_of_variants(config: TrainConfig, image_size: int) -> None:

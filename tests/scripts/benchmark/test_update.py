@@ -105,6 +105,7 @@ def test_what_is_written(fql, assert_one_line, tmp_path):
     assert 'x A' in done.stdout
     assert_one_line(fql(*command, '--json', out), 'exists')
     assert_one_line(fql('benchmark', 'update', *small, '--against', 'colour=1'), 'colour=1')
+    assert_one_line(fql(*command, '--modes', 'shared', 'latents'), 'one mode')
 
 
 @pytest.mark.long
