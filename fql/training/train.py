@@ -345,7 +345,6 @@ def check_several(spec: RunSpec) -> None:
         return
     shown = describe(spec.observation_shape, spec.observation_dtype)
     for flag, is_given in {
-        '--online-steps': spec.config.online.online_steps > 0,
         '--encoder.from': spec.config.agent.encoder.source != '',
     }.items():
         if is_given:

@@ -10,6 +10,8 @@ import pytest
 from data_pipeline.errors import DamagedError, DataError
 from data_pipeline.loader import LoaderConfig, check_windows, make_batches
 from data_pipeline.observations import observation_keys
+from data_pipeline.online_loader import OnlineBatches
+from data_pipeline.replay import Layout, Replay
 from data_pipeline.sources.files import file_splits
 from data_pipeline.store.frame_store import FrameStore, open_store
 from data_pipeline.store.verification import verify
@@ -148,6 +150,49 @@ def test_batch_n_is_the_same_from_any_start_and_in_parts(arrays, tmp_path):
             np.testing.assert_array_equal(late[field][name], whole[4][field][name])
             joined = np.concatenate([part[field][name] for part in parts])
             np.testing.assert_array_equal(joined, whole[4][field][name])
+
+
+@pytest.mark.parametrize('share', [None, 0.25])
+def test_batches_of_data_and_replay(arrays, tmp_path, share):
+    """Each array of a sample is of its row, of the data or of the replay, shifted as it says."""
+    split = prepared(tmp_path, arrays).splits['train']
+    rng = np.random.default_rng(3)
+    held = [{name: np.array(array) for name, array in split.observations.items()}]
+    held.append({name: array[::-1].copy() for name, array in held[0].items()})
+    types = {name: str(array.dtype) for name, array in held[1].items()}
+    layout = Layout({name: array.shape[1:] for name, array in held[1].items()}, types, 4)
+    numbers = np.arange(len(split.terminals), dtype=np.float32)
+    config = LoaderConfig(batch_size=8, frame_stack=2, shift_pad=PAD)
+    seen = set()
+    with (
+        Replay(tmp_path / 'replay', 'env', layout, 1) as replay,
+        OnlineBatches(split, numbers, numbers, replay, share, config) as batches,
+    ):
+        frames = [{name: array[i] for name, array in held[1].items()} for i in range(8)]
+        replay.streams[0].start(frames[0])
+        for i in range(1, 6):
+            replay.streams[0].step(rng.uniform(-1, 1, 4), i, 1.0, frames[i], i == 5)
+        replay.streams[0].start(frames[6])
+        replay.streams[0].step(rng.uniform(-1, 1, 4), 0.0, 1.0, frames[7], False)
+        last = [np.flatnonzero(split.terminals), np.array([5, 7])]
+        batches.ask(range(6))
+        for _ in range(6):
+            _, batch = batches.take()
+            assert batch['frames'].keys() == batch['shifts'].keys() == held[0].keys()
+            for place, (source, row) in enumerate(
+                zip(batch['sources'], batch['indices'], strict=True)
+            ):
+                number = np.searchsorted(last[source], row)
+                first = last[source][number - 1] + 1 if number else 0
+                for name, array in held[source].items():
+                    wanted = array[[max(row - 1, first), row, row + 1]]
+                    shift = batch['shifts'][name][place]
+                    if array.ndim == 4:
+                        wanted = [shifted(frame, shift) for frame in wanted]
+                    np.testing.assert_array_equal(batch['frames'][name][place], wanted)
+                seen.add((int(source), bool((batch['shifts']['hand'][place] != PAD).any())))
+            assert (batch['shifts']['state'] == PAD).all()
+    assert seen == {(0, False), (0, True), (1, False), (1, True)}
 
 
 def test_stored_following_observations(arrays, tmp_path):
