@@ -14,7 +14,7 @@ VECTOR_FEATURES = 64
 
 
 class CameraEncoder(nn.Module):
-    """An encoder for each camera and a dense layer for the vectors, outputs concatenated.
+    """Image encoders for the cameras and a dense layer for the vectors, outputs concatenated.
 
     Vectors pass through Dense and GELU, as at the end of each camera's encoder, so that the heads
     read features of one kind. There is no LayerNorm: it removes the scale of its input, and a
@@ -22,10 +22,12 @@ class CameraEncoder(nn.Module):
 
     Attributes:
         image_encoder: images (b, h, w, c) to latents; each camera has its own parameters.
+        shared: all cameras, whose images are of one shape, have the same parameters.
         dtype: of the computation; parameters are float32.
     """
 
     image_encoder: nn.Module
+    shared: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -40,11 +42,13 @@ class CameraEncoder(nn.Module):
             Latents, (b, cameras * latents of one + VECTOR_FEATURES if there are vectors) float32.
         """
         names = sorted(observations)
-        latents = [
-            self.image_encoder.copy(name=f'camera_{name}')(observations[name])
+        keys = {
+            name: 'cameras' if self.shared else f'camera_{name}'
             for name in names
             if observations[name].ndim == 4
-        ]
+        }
+        encoders = {key: self.image_encoder.copy(name=key) for key in dict.fromkeys(keys.values())}
+        latents = [encoders[key](observations[name]) for name, key in keys.items()]
         vectors = [observations[name] for name in names if observations[name].ndim == 2]
         if vectors:
             mlp = MLP((VECTOR_FEATURES,), activate_final=True, dtype=self.dtype, name='vectors')

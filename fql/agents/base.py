@@ -114,7 +114,11 @@ class Agent(ABC):
         if not self.spec.images:
             return None
         if isinstance(self.spec.observation_shape, Mapping):
-            return CameraEncoder(self.image_encoder, jnp.dtype(self.config.precision))
+            return CameraEncoder(
+                self.image_encoder,
+                self.config.encoder.cameras == 'shared',
+                jnp.dtype(self.config.precision),
+            )
         return self.image_encoder
 
     @property

@@ -41,6 +41,7 @@ from fql.training.comparability import comparability
 from fql.training.config import TrainConfig, validate_config
 from fql.training.data import (
     LabelledSplit,
+    check_cameras,
     frame_shapes,
     load_training_data,
     loader_config,
@@ -254,6 +255,7 @@ def check_run(config: TrainConfig, path: Path, resume: Resume) -> CheckedRun:
     check_data(folder, store_of(data))
     check_augmentation(config.augmentation, frame_shapes(data['train'].split))
     spec = run_spec(data['train'], config)
+    check_cameras(config.agent.encoder.cameras, data['train'].split)
     check_several(spec)
     learner = make_learner(spec)
     abstract = abstract_state(learner, mesh, config.shard_params)
@@ -408,7 +410,7 @@ def describe_encoder(spec: RunSpec, state: TrainState) -> str:
         return 'none'
     text = f'{encoder.size}, {encoder.sharing}'
     if isinstance(spec.observation_shape, dict):
-        text += ', one for each camera'
+        text += ', one for all cameras' if encoder.cameras == 'shared' else ', one for each camera'
     if encoder.mode == 'scratch':
         return text
     text += f', {encoder.mode}, from {encoder.source}'
