@@ -1,6 +1,7 @@
 """Several cameras and vectors to one latent vector."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,45 @@ from jax.typing import DTypeLike
 
 from encoders.mlp import MLP
 
+Shapes = Any
+"""Of one image, (h, w, c); or of several arrays by name, (h, w, c) of images, (d,) of vectors."""
+
 VECTOR_FEATURES = 64
 """Number of features of all vectors together; as in SERL (Luo et al. 2024)."""
+
+
+def observation_encoder(
+    image_encoder: nn.Module,
+    shapes: Shapes,
+    cameras: str = 'separate',
+    dtype: DTypeLike = jnp.float32,
+) -> nn.Module:
+    """The encoder of observations of these shapes: the image encoder, or one of several arrays.
+
+    Args:
+        cameras: 'separate' or 'shared', see `CameraEncoder`.
+        dtype: of the vectors' computation.
+    """
+    if isinstance(shapes, Mapping):
+        return CameraEncoder(image_encoder, cameras == 'shared', dtype)
+    return image_encoder
+
+
+def abstract_observations(shapes: Shapes, size: Any, frame_stack: int = 1) -> Any:
+    """Shapes and dtypes of a batch of `size` observations: images uint8, vectors float32.
+
+    Args:
+        frame_stack: how many observations of these shapes are stacked along the last axis.
+    """
+
+    def of(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+        *leading, last = shape
+        dtype = jnp.uint8 if leading else jnp.float32
+        return jax.ShapeDtypeStruct((size, *leading, last * frame_stack), dtype)
+
+    if isinstance(shapes, Mapping):
+        return {name: of(shape) for name, shape in shapes.items()}
+    return of(shapes)
 
 
 class CameraEncoder(nn.Module):

@@ -256,13 +256,12 @@ def check_run(config: TrainConfig, path: Path, resume: Resume) -> CheckedRun:
     check_augmentation(config.augmentation, frame_shapes(data['train'].split))
     spec = run_spec(data['train'], config)
     check_cameras(config.agent.encoder.cameras, data['train'].split)
-    check_several(spec)
     learner = make_learner(spec)
     abstract = abstract_state(learner, mesh, config.shard_params)
     encoder = None
     starts_fresh = not finished_steps(folder.checkpoints) and not config.online.source
     if config.agent.encoder.source and starts_fresh:
-        encoder = read_starting_encoder(config, data['train'])
+        encoder = read_starting_encoder(spec)
         if uses_cache(config):
             check_room(data, spec, encoder)
     check_batches(data['train'].split, loader_config(data['train'], config, **this_process()))
@@ -341,18 +340,6 @@ def check_online_resume(folder: RunFolder, config: TrainConfig) -> None:
         )
 
 
-def check_several(spec: RunSpec) -> None:
-    """Raise FQLError if observations are several arrays where only one is supported."""
-    if not isinstance(spec.observation_shape, dict):
-        return
-    shown = describe(spec.observation_shape, spec.observation_dtype)
-    for flag, is_given in {
-        '--encoder.from': spec.config.agent.encoder.source != '',
-    }.items():
-        if is_given:
-            raise FQLError(f'{flag} is for observations of one array; these are {shown}')
-
-
 def make_evaluation(
     spec: RunSpec,
     mesh: Mesh,
@@ -389,17 +376,22 @@ def make_evaluation(
     return evaluate
 
 
-def read_starting_encoder(config: TrainConfig, data: LabelledSplit) -> Params:
+def read_starting_encoder(spec: RunSpec) -> Params:
     """The parameters of the saved encoder that a run starts from, NumPy arrays.
 
     Raises:
         FQLError, EncoderError: it cannot be that run's encoder.
     """
-    frame_shape = data.split.observations.shape[1:]
-    if len(frame_shape) != 3:
+    if not spec.images:
         raise FQLError('observations are vectors, which have no encoder: leave out --encoder.from')
-    encoder = config.agent.encoder
-    params = load_encoder(Path(encoder.source), encoder.size, frame_shape, config.frame_stack)
+    encoder = spec.config.agent.encoder
+    params = load_encoder(
+        Path(encoder.source),
+        encoder.size,
+        spec.frame_shape,
+        spec.config.frame_stack,
+        encoder.cameras,
+    )
     return jax.tree.map(np.asarray, params)
 
 

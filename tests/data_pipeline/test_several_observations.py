@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DamagedError, DataError
-from data_pipeline.loader import LoaderConfig, check_windows, make_batches
+from data_pipeline.loader import LoaderConfig, check_windows, make_batches, make_windows
 from data_pipeline.observations import observation_keys
 from data_pipeline.online_loader import OnlineBatches
 from data_pipeline.replay import Layout, Replay
@@ -152,6 +152,33 @@ def test_batch_n_is_the_same_from_any_start_and_in_parts(arrays, tmp_path):
             np.testing.assert_array_equal(joined, whole[4][field][name])
 
 
+def test_windows_of_each_array(arrays, tmp_path):
+    """Each stack is of its rows and shifted as it says, the two stacks and all cameras apart."""
+    arrays['top'] = arrays['wrist'][..., None]
+    split = prepared(tmp_path, arrays, {**KEYS, 'top': 'top'}).splits['train']
+    config = LoaderConfig(8, frame_stack=2, horizon=3, shift_pad=PAD, shift_probability=1)
+    last = np.flatnonzero(split.terminals)
+    for batch in itertools.islice(make_windows(split, config), 4):
+        starts = batch['indices']
+        for prefix, rows in (('', starts), ('later_', starts + batch['offsets'])):
+            for place, row in enumerate(rows):
+                number = np.searchsorted(last, starts[place])
+                first = last[number - 1] + 1 if number else 0
+                assert row <= last[number]
+                for name, array in split.observations.items():
+                    wanted = array[[max(row - 1, first), row]]
+                    if array.ndim == 4:
+                        shift = batch[f'{prefix}shifts'][name][place]
+                        wanted = [shifted(frame, shift) for frame in wanted]
+                    np.testing.assert_array_equal(batch[f'{prefix}frames'][name][place], wanted)
+        drawn = {
+            batch[field][name].tobytes()
+            for field in ('shifts', 'later_shifts')
+            for name in ('hand', 'main', 'top')
+        }
+        assert len(drawn) == 6
+
+
 @pytest.mark.parametrize('share', [None, 0.25])
 def test_batches_of_data_and_replay(arrays, tmp_path, share):
     """Each array of a sample is of its row, of the data or of the replay, shifted as it says."""
@@ -253,10 +280,12 @@ def test_keys(arrays, tmp_path):
         prepared(tmp_path, arrays, {'hand': 'wrist', 'state': 'state'})
     with pytest.raises(DataError, match='of one observation array'):
         export_tfds(store, tmp_path / 'tfds')
-    with pytest.raises(DataError, match=r'several arrays .*hand, main, state'):
-        check_windows(store.splits['train'], LoaderConfig(4))
     (tmp_path / 'low').mkdir()
     low = {**arrays, 'cameras/main': arrays['cameras/main'][:, :3]}
     store = prepared(tmp_path / 'low', low)
     with pytest.raises(DataError, match=r'shift_pad 3 for images of \(3, 9, 3\)'):
         take(store, 1)
+    (tmp_path / 'blind').mkdir()
+    store = prepared(tmp_path / 'blind', arrays, {'state': 'state', 'other': 'state'})
+    with pytest.raises(DataError, match='observations are vectors, where images are needed'):
+        check_windows(store.splits['train'], LoaderConfig(4))

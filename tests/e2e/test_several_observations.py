@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from data_pipeline.replay import open_replay
-from encoders.description import SavedEncoder, write_encoder
 from fql.envs.make import EnvSpec, make_env
 from fql.errors import FQLError
 from fql.training.loaded_policy import load_policy
@@ -137,19 +136,6 @@ def test_an_environment_of_other_shapes(run_fql, assert_one_line, run):
     assert_one_line(done, words)
 
 
-def test_what_takes_one_array_only(run_fql, assert_one_line, run, tmp_path):
-    saved = SavedEncoder('impala_debug', (12, 16, 3), 2, 'fql', 'arm', 1)
-    (tmp_path / 'saved').mkdir()
-    write_encoder(tmp_path / 'saved', saved)
-    encoder = ('--encoder.from', tmp_path / 'saved', '--encoder.mode', 'frozen', '--steps', 1)
-    to = ('--run-dir', tmp_path / 'run')
-    wanted = ('of one array', 'these are agentview_image 12x16x6 uint8')
-    assert_one_line(run_fql('train', *SMALL, *encoder, *to), '--encoder.from', *wanted)
-    assert_one_line(run_fql('export-encoder', run, '--out', tmp_path / 'e'), 'an encoder of one')
-    done = run_fql('pretrain', '--dataset', 'arm', '--run-dir', tmp_path / 'p')
-    assert_one_line(done, 'several arrays')
-
-
 ONLINE = (
     *(*SMALL, '--steps', 4, '--save-interval', 8, '--keep-latest', 9),
     *('--online-steps', 24, '--online-workers', 2, '--offline-ratio', 0.5),
@@ -253,6 +239,25 @@ def test_a_killed_online_phase(
     done = run_fql('train', '--resume', killed)
     assert done.returncode == 0, done.stderr
     assert_same_online(run_fql, online, killed)
+
+
+@pytest.mark.long
+def test_a_frozen_encoders_latents_grow_with_the_replay(run_fql, run, tmp_path):
+    encoder, whole, broken = (tmp_path / name for name in ('encoder', 'whole', 'broken'))
+    done = run_fql('export-encoder', run, '--out', encoder)
+    assert done.returncode == 0, done.stderr
+    frozen = ('--encoder.from', encoder, '--encoder.mode', 'frozen', '--shift-probability', 0)
+    done = run_fql('train', *ONLINE, *frozen, '--run-dir', whole)
+    assert done.returncode == 0, done.stderr
+    shutil.copytree(whole, broken)
+    for step in (24, 28):
+        shutil.rmtree(broken / 'checkpoints' / str(step))
+    done = run_fql('train', '--resume', broken)
+    assert done.returncode == 0, done.stderr
+    assert_same_online(run_fql, whole, broken)
+    latents = np.load(whole / 'replay' / 'train' / 'latents.npy')
+    assert (latents != 0).any(axis=1).all()
+    np.testing.assert_array_equal(latents, np.load(broken / 'replay' / 'train' / 'latents.npy'))
 
 
 def test_pictures_and_batches(run_fql, run, tmp_path):
