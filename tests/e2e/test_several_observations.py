@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.replay import open_replay
+from data_pipeline.store.frame_store import open_store
 from fql.envs.make import EnvSpec, make_env
 from fql.errors import FQLError
 from fql.training.loaded_policy import load_policy
@@ -202,7 +203,7 @@ def test_what_the_environments_have_shown_is_in_the_replay(arm, online):
     assert repeated == 24
 
 
-def test_a_replay_is_data(run_fql, assert_one_line, online):
+def test_a_replay_is_data(run_fql, assert_one_line, environment, online, tmp_path):
     replay = online / 'replay'
     done = run_fql('inspect', 'data', replay, '--verify')
     assert done.returncode == 0, done.stderr
@@ -214,6 +215,17 @@ def test_a_replay_is_data(run_fql, assert_one_line, online):
     assert 'agentview_image 12x16x3 uint8, eef_pos 2 float32, wrist 8x9x3 uint8' in done.stdout
     done = run_fql('prepare', 'twice', '--source', replay, '--observation-key', 'wrist')
     assert_one_line(done, 'leave out --observation-key')
+    done = run_fql('export-tfds', replay, '--out', tmp_path)
+    assert done.returncode == 0, done.stderr
+    keys = [f'observation/{name}' for name in ('agentview_image', 'eef_pos', 'wrist')]
+    flags = [word for key in keys for word in ('--observation-key', key)]
+    tfds = ('--tfds', tmp_path, '--reward-key', 'reward', *flags)
+    done = run_fql('prepare', 'again', *tfds)
+    assert done.returncode == 0, done.stderr
+    again = open_store(Path(environment['FQL_DATA_DIR']) / 'again').splits['train'].observations
+    for name, array in again.items():
+        expected = replay_of(online)['train', f'observations.{name}']
+        np.testing.assert_array_equal(array, expected)
     path = replay / 'train' / 'observations.wrist.npy'
     data = bytearray(path.read_bytes())
     data[140] ^= 1
