@@ -199,7 +199,7 @@ def test_chunks_are_executed_one_after_the_other():
     ],
 )
 def test_another_shape_or_type_is_one_clear_error(run, observation):
-    with pytest.raises(ValueError, match=r'is uint8 \(32, 32, 3\), or a batch of them; got'):
+    with pytest.raises(ValueError, match=r'must be uint8 \(32, 32, 3\), or a batch of them; got'):
         load_policy(run)(observation)
 
 
