@@ -37,8 +37,8 @@ def check_name(name: str) -> str:
     )
     if not is_sound:
         raise DataError(
-            f'{name!r} cannot be a name: it must be a single name of a folder, without slashes, '
-            'and must not begin with . or -'
+            f'{name!r} is not a valid name: it must be the name of a folder, without slashes, that '
+            'does not begin with . or -'
         )
     return name
 

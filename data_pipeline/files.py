@@ -245,7 +245,9 @@ def load_array(path: Path, *, mapped: bool = False) -> np.ndarray:
         start, size = file.tell(), file.seek(0, os.SEEK_END)
         count = math.prod(shape)
         if size != start + count * dtype.itemsize:
-            raise ValueError(f'{path.name} has {size} bytes, not those of {dtype} {shape}')
+            raise ValueError(
+                f'{path.name} has {size} bytes, too few or too many for {dtype} {shape}'
+            )
         if mapped:
             return np.memmap(path, dtype, 'r', start, shape)
         file.seek(start)

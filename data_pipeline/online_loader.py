@@ -1,7 +1,7 @@
 """Batches of the online phase: from the data and from a replay that grows, by tf.data.
 
     step, rows in the replay -> samples drawn with (seed, step) -> a queue
-        -> frames, randomly shifted, as of `data_pipeline.loader` -> batch
+        -> inputs, randomly shifted, as of `data_pipeline.loader` -> batch
 
 The samples of update n depend only on (seed, n, rows in the replay when it was requested).
 """
@@ -17,7 +17,7 @@ import tensorflow as tf
 from data_pipeline.loader import (
     Batch,
     Columns,
-    Frames,
+    Inputs,
     LoaderConfig,
     Samples,
     Source,
@@ -146,7 +146,7 @@ class OnlineBatches:
         """Maps the replay as it is now."""
         self._stop()
         streams = self._replay.streams
-        sources = [self._data, *(stream_source(stream, self._data.frames) for stream in streams)]
+        sources = [self._data, *(stream_source(stream, self._data.inputs) for stream in streams)]
         size = self._config.local_size
         types = [tf.int64, tf.int32] + [tf.int64] * 4
         shapes: list[list[int]] = [[]] + [[size]] * 5
@@ -169,16 +169,15 @@ def stream_source(stream: Stream, like: Any) -> Source:
     """The rows of a stream as tensors, including rows that will be appended.
 
     Args:
-        like: the data's observations, see `map_frames`, or their latents; the stream's have the
-            same names and shapes.
+        like: the data's inputs, see `map_inputs`; the stream's have the same names and shapes.
     """
 
     def column(name: str) -> tf.Tensor:
         return map_file(stream.path / f'{name}.npy', growing=True)
 
-    def frames(name: str, shape: tuple[int, ...]) -> Frames:
+    def inputs(name: str, shape: tuple[int, ...]) -> Inputs:
         is_latents = stream.layout.latents is not None
-        return Frames(column('latents' if is_latents else array_name(name)), shape)
+        return Inputs(column('latents' if is_latents else array_name(name)), shape)
 
     columns = Columns(
         column('actions'),
@@ -186,7 +185,7 @@ def stream_source(stream: Stream, like: Any) -> Source:
         tf.reshape(column('masks'), [-1]),
     )
     return Source(
-        unnamed({name: frames(name, array.shape) for name, array in named(like).items()}), columns
+        unnamed({name: inputs(name, array.shape) for name, array in named(like).items()}), columns
     )
 
 
@@ -202,7 +201,7 @@ def mixture_maker(sources: Sequence[Source], config: LoaderConfig) -> Callable[.
         following: tf.Tensor,
     ) -> Batch:
         coin = flip_coin(config, step)
-        shifts = sample_all_shifts(sources[0].frames, coin, config, step)
+        shifts = sample_all_shifts(sources[0].inputs, coin, config, step)
         groups = tf.dynamic_partition(tf.range(config.local_size), chosen, len(sources))
         parts = []
         for source, group in zip(sources, groups, strict=True):

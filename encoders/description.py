@@ -68,7 +68,7 @@ def read_encoder(folder: Path) -> SavedEncoder:
     try:
         values = json.loads(path.read_text(encoding='utf-8'))
     except (FileNotFoundError, NotADirectoryError):
-        raise EncoderError(f'{folder} is no saved encoder: it has no {DESCRIPTION}') from None
+        raise EncoderError(f'{folder} is not a saved encoder: it has no {DESCRIPTION}') from None
     except (ValueError, RecursionError) as error:
         raise EncoderError(f'{path} is not valid JSON: {error}') from None
     version = values.pop('format_version', None) if isinstance(values, dict) else None

@@ -109,7 +109,7 @@ def abstract_params(saved: SavedEncoder) -> Params:
     """
     if saved.encoder not in ENCODERS:
         names = ', '.join(ENCODERS)
-        raise EncoderError(f'unknown encoder {saved.encoder}; there are {names}')
+        raise EncoderError(f'unknown encoder {saved.encoder}; the encoders are {names}')
     encoder = observation_encoder(ENCODERS[saved.encoder], saved.image_shape, saved.cameras)
     observations = abstract_observations(saved.image_shape, 1, saved.frame_stack)
     return jax.eval_shape(encoder.init, jax.random.key(0), observations)['params']

@@ -74,9 +74,9 @@ class Prepare:
     def check(self) -> None:
         """Raise FQLError if the arguments make no sense."""
         if len(self.sources) > 1:
-            raise FQLError(f'{" and ".join(self.sources)} exclude each other')
+            raise FQLError(f'give only one of {" and ".join(self.sources)}')
         if self.source is not None and not self.source.name:  # '', which is read as '.', or '/'.
-            raise FQLError(f'--source {self.source} names no file')
+            raise FQLError(f'--source must name a file, not {self.source}')
         if not self.name:
             raise FQLError('name the dataset: fql prepare NAME')
         for name in ('observation_key', 'action_key', 'reward_key'):

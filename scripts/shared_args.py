@@ -55,11 +55,11 @@ def _paths(args: Any) -> Iterator[Path]:
                 yield Path(item)
 
 
-def value_of(words: list[str], flag: str) -> str | None:
-    """The value of a flag, read before the words are parsed; None without the flag."""
-    for word, following in itertools.zip_longest(words, words[1:]):
-        if word == flag:
+def value_of(arguments: list[str], flag: str) -> str | None:
+    """The value of a flag, read before the arguments are parsed; None without the flag."""
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+        if argument == flag:
             return following
-        if word.startswith(f'{flag}='):
-            return word.removeprefix(f'{flag}=')
+        if argument.startswith(f'{flag}='):
+            return argument.removeprefix(f'{flag}=')
     return None

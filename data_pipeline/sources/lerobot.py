@@ -120,9 +120,9 @@ def _find_keys(
     unknown = [key for key in asked.values() if key not in features]
     if asked and not unknown:
         return asked
-    wanted = f'no observation {unknown[0]!r}' if unknown else 'not one observation'
-    listed = ', '.join(held) or 'none at all'
-    raise DataError(f'{folder}: {wanted}; name one or more with --observation-key, of {listed}')
+    wanted = f'no observation {unknown[0]!r}' if unknown else 'not a single observation'
+    listed = ', '.join(held) or 'none'
+    raise DataError(f'{folder}: {wanted}; choose with --observation-key from {listed}')
 
 
 def _find_features(folder: Path, held: Mapping[str, Any], keys: Mapping[str, str]) -> Features:
@@ -187,7 +187,7 @@ def _find_episodes(folder: Path, info: Mapping[str, Any], videos: frozenset[str]
             for entry in entries
         ]
     else:
-        raise DataError(f'{folder}: LeRobot {version}; versions 2.1 and 3.0 are known')
+        raise DataError(f'{folder}: LeRobot {version} is not supported; versions 2.1 and 3.0 are')
     return sorted(episodes, key=lambda episode: episode.number)
 
 
@@ -209,7 +209,7 @@ def _split(
 ) -> SourceSplit:
     used = [episode for episode in episodes if episode.length > 1]
     if not used:
-        raise DataError(f'{origin}: no episode has two rows, which make a transition')
+        raise DataError(f'{origin}: no episode has two rows, as a transition needs')
     first: dict[str, np.ndarray] = {}
     for name, block in _rows(origin, used[:1], features):
         first.setdefault(name, block)
@@ -223,13 +223,13 @@ def _split(
             if fit.note:
                 note(fit.note)
         note(
-            'masks are 1 - next.done; where it is set in the last row of an episode, that row gets '
-            'its own observation again as its next one'
+            'masks are 1 - next.done; where it is set in the last row of an episode, the next '
+            'observation is that of the same row'
             if 'rewards' in fitted
-            else f'no {_REWARD} and {_DONE}, and so no task of its own'
+            else f'without {_REWARD} and {_DONE}, the data have no rewards and masks'
         )
         if len(used) < len(episodes):
-            note(f'episodes of one row, which were skipped: {len(episodes) - len(used):,}')
+            note(f'skipped episodes of one row: {len(episodes) - len(used):,}')
         if others:
             note(f'ignored: {", ".join(others)}')
 
@@ -343,7 +343,7 @@ def _decoded(origin: str, key: str, column: Any) -> Iterator[np.ndarray]:
                 with Image.open(io.BytesIO(value['bytes'])) as image:
                     images.append(np.asarray(image if image.mode == 'L' else image.convert('RGB')))
             except (OSError, TypeError, KeyError, ValueError) as error:
-                raise DataError(f'{origin}: {key} holds what is no image: {error}') from error
+                raise DataError(f'{origin}: {key} has a row without an image: {error}') from error
         yield np.stack(images)
 
 
@@ -398,7 +398,7 @@ def _faults(path: Path) -> Iterator[None]:
         place = error.filename or path
         raise DataError(f'{place}: cannot be read: {error.strerror or _line(error)}') from error
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f'{path}: not as LeRobot has it: no {_line(error)}') from error
+        raise DataError(f"{path}: not in LeRobot's layout: no {_line(error)}") from error
     except (ValueError, RuntimeError, pa.ArrowException) as error:
         raise DataError(f'{path}: cannot be read: {_line(error)}') from error
 

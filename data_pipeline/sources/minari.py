@@ -45,7 +45,7 @@ def download_minari(name: str) -> Path:
         reason = str(error).strip().partition('\n')[0]
         raise DataError(f'{name}: Minari cannot load it: {reason}') from error
     if not (folder / FILE).exists():
-        raise DataError(f'{name}: Minari keeps it in another form than HDF5, in {folder}')
+        raise DataError(f'{name}: Minari stores it in another format than HDF5, in {folder}')
     return folder / FILE
 
 
@@ -76,7 +76,7 @@ def minari_splits(source: Path, keys: Mapping[str, str]) -> dict[str, SourceSpli
         if episode['actions'].shape[0]:
             episodes[name] = episode
     if not episodes:
-        raise DataError(f'{source}: no episode has a step')
+        raise DataError(f'{source}: every episode is empty')
     first = next(iter(episodes.values()))
     for name, episode in episodes.items():
         for array, column in episode.items():
@@ -105,7 +105,7 @@ def minari_splits(source: Path, keys: Mapping[str, str]) -> dict[str, SourceSpli
                 note(fit.note)
         note('masks are 1 - terminations')
         if len(episodes) < len(held):
-            note(f'episodes without a step, which were skipped: {len(held) - len(episodes):,}')
+            note(f'skipped episodes without a step: {len(held) - len(episodes):,}')
         if others:
             note(f'ignored: {", ".join(others)}')
 
@@ -138,7 +138,7 @@ def _episode(origin: str, columns: Columns, keys: Mapping[str, str]) -> dict[str
     names |= {array_name(name): key for name, key in sorted(keys.items())}
     for key in names.values():
         if key not in columns:
-            raise DataError(f'{origin} lacks {key}')
+            raise DataError(f'{origin} has no {key}')
     steps = (*columns['actions'].shape, 0)[0]
     for name, key in names.items():
         rows = (*columns[key].shape, 0)[0]

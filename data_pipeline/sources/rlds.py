@@ -194,7 +194,7 @@ def _rlds_split(
 
     first = next(episodes(Counter()), None)
     if first is None:
-        raise DataError(f'{origin}: holds no episode of two steps, which make a transition')
+        raise DataError(f'{origin}: no episode has two steps, as a transition needs')
     fitted = fit_arrays(
         origin, {array: (rows.shape[1:], rows.dtype) for array, rows in first.items()}
     )
@@ -329,14 +329,14 @@ def _account(origin: str, tally: Counter[str]) -> Iterator[str]:
     """
     if tally['lost'] and not tally['rewarded']:
         raise DataError(
-            f'{origin}: the only rewards are in the last steps of episodes, whose actions lead '
-            'nowhere; where the task ends there, set is_terminal in them, and they are kept as '
-            'transitions; else store each reward in the step of the action that earned it'
+            f'{origin}: the only rewards are in the last steps of episodes, which are no '
+            'transitions. If the task ends there, set is_terminal in these steps. If not, store '
+            'each reward in the step of the action that earned it'
         )
     if tally['kept']:
         yield (
             f'the last step of {tally["kept"]:,} episodes is terminal and has a reward: it is a '
-            'transition too, and gets its own observation again as its next one'
+            'transition too, and its next observation is that of the same step'
         )
     if tally['lost']:
         yield (

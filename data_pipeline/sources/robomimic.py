@@ -85,7 +85,7 @@ def robomimic_splits(source: Path, keys: Mapping[str, str]) -> dict[str, SourceS
         raise DataError(f'{source}: data holds no demonstration for training')
     unknown = sorted({name for demos in names.values() for name in demos} - held.keys())
     if unknown:
-        raise DataError(f'{source}: mask names {unknown[0]}, which data lacks')
+        raise DataError(f'{source}: mask names {unknown[0]}, which is not in data')
     keys = _find_keys(source, held[names['train'][0]], keys)
     description = taken_from(describe_file(source), keys)
     taken = {f'{group}/{key}' for key in keys.values() for group in ('obs', 'next_obs')}
@@ -129,7 +129,7 @@ def _demo(origin: str, columns: Mapping[str, HdfColumn], keys: Mapping[str, str]
     needed = (*seen.values(), *following.values(), 'actions')
     for name in needed:
         if name not in columns:
-            raise DataError(f'{origin} lacks {name}')
+            raise DataError(f'{origin} has no {name}')
     used = (*needed, *sorted(_USED - {'actions'}))
     lengths = {n: (*columns[n].shape, 0)[0] for n in used if n in columns}
     if len(set(lengths.values())) != 1:
@@ -159,7 +159,7 @@ def _split(
 ) -> SourceSplit:
     used = {name: demo for name, demo in demos.items() if demo.steps and demo.rows > 1}
     if not used:
-        raise DataError(f'{origin}: no demonstration has two observations, which make a transition')
+        raise DataError(f'{origin}: no demonstration has two observations, as a transition needs')
     first = next(iter(used.values()))
     for name, demo in used.items():
         _check_alike(f'{origin}, {name}', demo, first)
@@ -207,25 +207,25 @@ def _account(origin: str, demos: Sequence[Demo], skipped: int) -> Iterator[str]:
         DataError: the only rewards are in rows whose actions are not used.
     """
     if not demos[0].labels:
-        yield 'no rewards and dones in every demonstration, and so no task of its own'
+        yield 'without rewards and dones in every demonstration, the data have no rewards and masks'
     lost = [d for d in demos if d.labels and not d.appends and d.labels['rewards'][-1] != 0]
     rewards = [d.labels['rewards'][: None if d.appends else -1] for d in demos if d.labels]
     if lost and not np.concatenate(rewards).any():
         raise DataError(
-            f'{origin}: the only rewards are in the last rows of demonstrations, whose actions '
-            'lead nowhere; store next_obs, or set dones where the task ends'
+            f'{origin}: the only rewards are in the last rows of demonstrations, which are no '
+            'transitions; store next_obs, or set dones where the task ends'
         )
     if repeated := sum(not demo.following and demo.ends_task for demo in demos):
         yield (
-            f'the last row of {repeated:,} demonstrations is done: it gets its own observation '
-            'again as its next one'
+            f'the last row of {repeated:,} demonstrations is done: its next observation is that of '
+            'the same row'
         )
     if lost:
         yield (
             f'the rewards of {len(lost):,} last rows are not used, as no observation follows them'
         )
     if skipped:
-        yield f'demonstrations without a transition, which were skipped: {skipped:,}'
+        yield f'skipped demonstrations without a transition: {skipped:,}'
 
 
 def _blocks(demo: Demo, fitted: Mapping[str, Fitted]) -> Iterator[tuple[str, np.ndarray]]:

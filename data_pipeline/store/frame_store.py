@@ -23,7 +23,7 @@ from data_pipeline.store.verification import Progress, StoredArray, check_array
 
 ALIGNMENT = 64  # bytes; TensorFlow aborts the process on a tensor that is not aligned so
 
-_REMEDY = 'make the dataset again: fql prepare with --overwrite'
+_REMEDY = 'prepare the dataset again, with --overwrite'
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,4 +178,4 @@ def byte_counter(progress: Progress | None, total: int) -> Callable[[int], None]
 
 
 def _damaged(path: Path, fault: str) -> DataError:
-    return DataError(f'{path}: damaged frame store: {fault}; make it again with --overwrite')
+    return DataError(f'{path}: damaged frame store: {fault}; prepare it again, with --overwrite')

@@ -129,7 +129,7 @@ def open_array(path: Path, entry: ArrayEntry, *, mapped: bool = True) -> np.ndar
         ValueError: it is damaged, or does not match the entry.
     """
     if (size := path.stat().st_size) != entry.file_bytes:
-        raise ValueError(f'{path.name} has {size} bytes in place of {entry.file_bytes}')
+        raise ValueError(f'{path.name} has {size} bytes, not {entry.file_bytes}')
     array = load_array(path, mapped=mapped)
     if array.shape != entry.shape or array.dtype.str != entry.dtype:
         raise ValueError(f'{path.name} is {array.dtype} {array.shape}')

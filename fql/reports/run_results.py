@@ -51,12 +51,12 @@ class Group:
     """Runs that differ only in their seeds.
 
     Attributes:
-        label: the agent, and what distinguishes the group from others of its task and agent.
+        name: the agent, and what distinguishes the group from others of its task and agent.
         runs: by seed, those whose last evaluation is the latest.
         behind: the others, which do not count.
     """
 
-    label: str
+    name: str
     runs: Sequence[Run]
     behind: Sequence[Run] = ()
 
@@ -136,20 +136,20 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         first = members[0].settings
         by_task.setdefault((first['task'], first['agent']), []).append(members)
     groups = [
-        _group(label, members)
+        _group(name, members)
         for (_, agent), alike in by_task.items()
-        for label, members in zip(_labels(agent, alike), alike, strict=True)
+        for name, members in zip(_names(agent, alike), alike, strict=True)
     ]
     for group in groups:
         if len({run.measure for run in group.runs}) > 1:
-            raise FQLError(f'{group.task}, {group.label}: the runs are measured differently')
+            raise FQLError(f'{group.task}, {group.name}: the runs are measured differently')
     return groups
 
 
-def _group(label: str, runs: Sequence[Run]) -> Group:
+def _group(name: str, runs: Sequence[Run]) -> Group:
     last = max(max(run.results) for run in runs)
     return Group(
-        label,
+        name,
         [run for run in runs if max(run.results) == last],
         [run for run in runs if max(run.results) < last],
     )
@@ -173,7 +173,7 @@ def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _labels(agent: str, alike: Sequence[Sequence[Run]]) -> list[str]:
+def _names(agent: str, alike: Sequence[Sequence[Run]]) -> list[str]:
     """The agent's name, with the settings in which the groups of one task and agent differ."""
     varying = varying_settings([Group('', members) for members in alike])
     texts = [

@@ -432,7 +432,7 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
     """The configuration with other values, by flag: `{'batch-size': 8, 'encoder.size': 'impala'}`.
 
     Args:
-        settings: JSON values; a list where the flag takes several words.
+        settings: JSON values; a list where the flag takes several values.
 
     Raises:
         FQLError: the agent has no such flag, or its value is of another type or makes no sense.

@@ -29,11 +29,11 @@ class LabelledSplit:
     """A split of a dataset, labelled for a task.
 
     Attributes:
-        split: frames and actions.
+        split: observations and actions.
         rewards, masks: (n,) float32, one for each row of the split.
         action_range: what the actions were in the source, where they have been scaled.
-        has_latents: observations are latents of the stacks that end in their rows, in place of
-            frames (`fql.training.latent_cache`).
+        has_latents: the split has latents of the stacks that end in its rows, in place of frames
+            (`fql.training.latent_cache`).
     """
 
     split: Split
@@ -79,8 +79,8 @@ def batch_of_update(config: TrainConfig, step: int) -> dict[str, Any]:
     check_augmentation(config.augmentation, frame_shapes(data.split))
     arrays = next(training_batches(data, config, step))
     augment = jax.jit(augment_frames, static_argnames='config')
-    frames = augment(arrays['frames'], config.augmentation, split_seed(config.seed)[1], step)
-    return {**arrays, 'frames': jax.tree.map(np.asarray, frames)}
+    frames = augment(arrays['inputs'], config.augmentation, split_seed(config.seed)[1], step)
+    return {**arrays, 'inputs': jax.tree.map(np.asarray, frames)}
 
 
 def frame_shapes(split: Split) -> Any:
@@ -115,8 +115,8 @@ def own_labels(store: FrameStore, split: Split, reward_offset: float = 0.0) -> L
     """
     if not split.labels:
         raise DataError(
-            f'{store.path}: split {split.name} has no rewards of its own; make it from an .npz '
-            'file with rewards and masks, or from an RLDS dataset with --reward-key'
+            f'{store.path}: split {split.name} has no rewards and masks; prepare it from a file '
+            'that has them, or from an RLDS dataset with --reward-key'
         )
     rewards, masks = (np.array(split.labels[name]) for name in LABEL_ARRAYS)
     return LabelledSplit(split, rewards + np.float32(reward_offset), masks, scaled_from(store))

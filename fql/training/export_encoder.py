@@ -8,7 +8,7 @@ from fql.devices import one_device_mesh
 from fql.envs.tasks import find_task
 from fql.errors import FQLError
 from fql.learner import Params
-from fql.reports.tables import tell
+from fql.reports.output import print_notice
 from fql.training.checkpoints import CheckpointReader
 from fql.training.learning import agent_of
 from fql.training.policy import restore_params
@@ -45,7 +45,7 @@ def read_pretrained(
 ) -> tuple[Params, SavedEncoder]:
     """The encoder in a pretraining's checkpoint, and its description."""
     reader = CheckpointReader(folder.checkpoints, read_identity(folder.pretrain_spec))
-    step = reader.find(step, tell)
+    step = reader.find(step, print_notice)
     abstract = abstract_state(make_pretraining_learner(spec), one_device_mesh())
     params = reader.restore_params(abstract, step)
     return params['encoder'], describe_encoder(spec, step, reader.versions(step))
@@ -55,8 +55,8 @@ def read_trained(folder: RunFolder, spec: RunSpec, step: int | None) -> tuple[Pa
     """The encoder of an agent's critic, the only one with sharing, and its description."""
     config = spec.config
     if not spec.images:
-        raise FQLError(f'{folder.path}: its observations are vectors, so that it has no encoder')
-    step, params = restore_params(folder, spec, step, tell)
+        raise FQLError(f'{folder.path}: observations are vectors, so that it has no encoder')
+    step, params = restore_params(folder, spec, step, print_notice)
     reader, agent = CheckpointReader(folder.checkpoints), agent_of(spec)
     saved = SavedEncoder(
         encoder=config.agent.encoder.size,

@@ -78,7 +78,7 @@ def check_room(data: dict[str, LabelledSplit], spec: RunSpec, encoder: Params) -
     if free < needed - there:
         raise DataError(
             f'{folder}: latents need {needed - there:,} bytes of disk, {free:,} are free; '
-            '--latent-cache float16 takes half of float32, off none'
+            'use --latent-cache float16 (half of float32) or off'
         )
 
 
@@ -182,8 +182,8 @@ def write_latents(
             block = np.asarray(latents)[:count]
             if not np.isfinite(block).all():
                 raise FQLError(
-                    f'an encoder with latents that are not finite in {config.latent_cache}; '
-                    'take another encoder, or another --run-dir with --latent-cache float32'
+                    f"the encoder's latents are not finite in {config.latent_cache}; start another "
+                    'run with --latent-cache float32, or with another encoder'
                 )
             is_first = writer.rows == begun
             writer.append(block)

@@ -72,7 +72,9 @@ class LoadedPolicy:
         rows, is_batch = self._rows(observation)
         size = len(next(iter(named(rows).values())))
         if self._frames and (before := len(next(iter(named(self._frames[-1]).values())))) != size:
-            raise ValueError(f'an episode of {before} rows goes on with {size}: call reset()')
+            raise ValueError(
+                f'the episode began with {before} rows, not {size}; call reset() first'
+            )
         while len(self._frames) < self._frames.maxlen - 1:  # type: ignore[operator]
             self._frames.append(rows)
         self._frames.append(rows)
@@ -97,7 +99,7 @@ class LoadedPolicy:
         if missing := [name for name in shapes if name not in given]:
             wanted = ', '.join(shapes) if missing != [''] else 'one array'
             got = ', '.join(given) if isinstance(observation, Mapping) else 'one array'
-            raise ValueError(f'an observation of this policy is {wanted}; got {got}')
+            raise ValueError(f'an observation of this policy must be {wanted}; got {got}')
         rows = {}
         are_batches = set()
         for name, shape in shapes.items():
@@ -107,14 +109,14 @@ class LoadedPolicy:
             is_fit = block.dtype == dtype or (dtype == np.float32 and block.dtype.kind == 'f')
             if block.shape[1:] != shape or not is_fit or not len(block):
                 raise ValueError(
-                    f'{name or "an observation"} of this policy is {dtype} {shape}, or a batch of '
-                    f'them; got {array.dtype} {array.shape}'
+                    f'{name or "an observation"} of this policy must be {dtype} {shape}, or a '
+                    f'batch of them; got {array.dtype} {array.shape}'
                 )
             rows[name] = block.astype(dtype, copy=True)
             are_batches.add((is_batch, len(block)))
         if len(are_batches) > 1:
             raise ValueError(
-                'the arrays of an observation are batches of one size, or none is; got '
+                'all arrays of an observation must be batches of the same size, or none; got '
                 + ', '.join(f'{name} {np.shape(given[name])}' for name in shapes)
             )
         return unnamed(rows), is_batch

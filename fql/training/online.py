@@ -57,7 +57,7 @@ class OnlinePhase:
         done: environment steps made.
     """
 
-    label = 'online'
+    title = 'online'
     unit = 'step'
 
     def __init__(

@@ -98,7 +98,7 @@ def probe(
     Raises:
         FQLError, DataError: see `probe_encoder`.
     """
-    train, val = (labelled_split(store, name) for name in ('train', 'val'))
+    train, val = (split_with_qpos(store, name) for name in ('train', 'val'))
     width = train.info['qpos'].shape[1]
     columns = columns or tuple(range(width))
     if wrong := [column for column in columns if not 0 <= column < width]:
@@ -131,7 +131,7 @@ def probe(
     return ProbeResult(columns, scores, moves, len(train_rows), len(val_rows))
 
 
-def labelled_split(store: FrameStore, name: str) -> Split:
+def split_with_qpos(store: FrameStore, name: str) -> Split:
     """A split that has qpos.
 
     Raises:
@@ -213,9 +213,9 @@ def qpos_groups(dataset: str, width: int) -> dict[str, range]:
     groups = {'arm': range(5), 'wrist': range(5, 6), 'gripper': range(6, 14)}
     for i in range(count):
         first = 14 + 7 * i
-        label = f'cube {i}' if count > 1 else 'cube'
-        groups[f'{label} position'] = range(first, first + 3)
-        groups[f'{label} orientation'] = range(first + 3, first + 7)
+        name = f'cube {i}' if count > 1 else 'cube'
+        groups[f'{name} position'] = range(first, first + 3)
+        groups[f'{name} orientation'] = range(first + 3, first + 7)
     rest = 14 + 7 * count
     if rest < width:
         groups['buttons, drawer, window' if 'scene' in dataset else 'buttons'] = range(rest, width)
@@ -232,10 +232,10 @@ def describe(folder: Path, saved: SavedEncoder, store: FrameStore, result: Probe
         '',
         f'{"":>24}' + ''.join(f'{name:>9}' for name in result.scores),
     ]
-    for label, columns in qpos_groups(store.manifest.dataset, 1 + max(result.columns)).items():
+    for group, columns in qpos_groups(store.manifest.dataset, 1 + max(result.columns)).items():
         means = [result.group_mean(name, columns) for name in result.scores]
         if not np.isnan(means).all():
-            lines.append(f'{label:>24}' + ''.join(f'{mean:9.3f}' for mean in means))
+            lines.append(f'{group:>24}' + ''.join(f'{mean:9.3f}' for mean in means))
     for i, column in enumerate(result.columns):
         scores = ''.join(f'{values[i]:9.3f}' for values in result.scores.values())
         note = '' if result.moves[i] else '   (hardly moves; in no mean)'

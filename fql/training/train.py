@@ -335,8 +335,8 @@ def check_online_resume(folder: RunFolder, config: TrainConfig) -> None:
     """Raise FQLError if --steps differs in a run whose online phase has begun."""
     if folder.replay.exists() and (stored := read_spec(folder).config.steps) != config.steps:
         raise FQLError(
-            f'{folder.path}: its online phase has begun behind {stored:,} offline updates; '
-            f'--steps cannot become {config.steps:,}'
+            f'{folder.path}: its online phase began after {stored:,} offline updates; '
+            f'--steps cannot be changed to {config.steps:,}'
         )
 
 
@@ -365,7 +365,7 @@ def make_evaluation(
             make_policy(act, params, config.eval_seed),
             config.eval_episodes,
             config.eval_seed,
-            label=f'evaluate step {step:,}',
+            title=f'evaluate step {step:,}',
             record_episodes=config.eval_videos,
         )
         task = find_task(config.task)
@@ -383,7 +383,7 @@ def read_starting_encoder(spec: RunSpec) -> Params:
         FQLError, EncoderError: it cannot be that run's encoder.
     """
     if not spec.images:
-        raise FQLError('observations are vectors, which have no encoder: leave out --encoder.from')
+        raise FQLError('observations are vectors, which need no encoder: leave out --encoder.from')
     encoder = spec.config.agent.encoder
     params = load_encoder(
         Path(encoder.source),

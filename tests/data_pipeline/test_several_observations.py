@@ -101,7 +101,7 @@ def test_batches_are_what_they_say(arrays, tmp_path, stack, horizon):
     expected = stored(arrays)
     last = np.flatnonzero(arrays['terminals'])
     for batch in take(prepared(tmp_path, arrays), 8, frame_stack=stack, horizon=horizon, seed=2):
-        assert batch['frames'].keys() == batch['shifts'].keys() == expected.keys()
+        assert batch['inputs'].keys() == batch['shifts'].keys() == expected.keys()
         for place, row in enumerate(batch['indices']):
             number = np.searchsorted(last, row)
             first = last[number - 1] + 1 if number else 0
@@ -111,7 +111,7 @@ def test_batches_are_what_they_say(arrays, tmp_path, stack, horizon):
                 for offset in range(1 - stack, 1)
             ]
             for name, array in expected.items():
-                frames, shift = batch['frames'][name][place], batch['shifts'][name][place]
+                frames, shift = batch['inputs'][name][place], batch['shifts'][name][place]
                 if array.ndim == 4:
                     wanted = [[shifted(array[r], shift) for r in rows] for rows in (now, later)]
                 else:
@@ -132,7 +132,7 @@ def test_draws_are_those_of_a_single_image(arrays, tmp_path):
         for name in ('indices', 'actions', 'rewards'):
             np.testing.assert_array_equal(batch[name], alone[name])
         np.testing.assert_array_equal(batch['shifts']['hand'], alone['shifts'])
-        np.testing.assert_array_equal(batch['frames']['hand'], alone['frames'])
+        np.testing.assert_array_equal(batch['inputs']['hand'], alone['inputs'])
         assert (batch['shifts']['main'] != batch['shifts']['hand']).any()
     assert {path.name for path in (tmp_path / 'one' / 'store' / 'train').iterdir()} == {
         f'{name}.npy' for name in ('observations', 'actions', 'terminals', 'qpos', 'qvel')
@@ -147,7 +147,7 @@ def test_batch_n_is_the_same_from_any_start_and_in_parts(arrays, tmp_path):
         take(store, 5, shift_probability=1, process_index=i, process_count=2)[4] for i in range(2)
     ]
     for name in ('main', 'hand', 'state'):
-        for field in ('frames', 'shifts'):
+        for field in ('inputs', 'shifts'):
             np.testing.assert_array_equal(late[field][name], whole[4][field][name])
             joined = np.concatenate([part[field][name] for part in parts])
             np.testing.assert_array_equal(joined, whole[4][field][name])
@@ -224,7 +224,7 @@ def test_batches_of_data_and_replay(arrays, tmp_path, share):
         batches.ask(range(6))
         for _ in range(6):
             _, batch = batches.take()
-            assert batch['frames'].keys() == batch['shifts'].keys() == held[0].keys()
+            assert batch['inputs'].keys() == batch['shifts'].keys() == held[0].keys()
             for place, (source, row) in enumerate(
                 zip(batch['sources'], batch['indices'], strict=True)
             ):
@@ -235,7 +235,7 @@ def test_batches_of_data_and_replay(arrays, tmp_path, share):
                     shift = batch['shifts'][name][place]
                     if array.ndim == 4:
                         wanted = [shifted(frame, shift) for frame in wanted]
-                    np.testing.assert_array_equal(batch['frames'][name][place], wanted)
+                    np.testing.assert_array_equal(batch['inputs'][name][place], wanted)
                 seen.add((int(source), bool((batch['shifts']['hand'][place] != PAD).any())))
             assert (batch['shifts']['state'] == PAD).all()
     assert seen == {(0, False), (0, True), (1, False), (1, True)}
@@ -263,7 +263,7 @@ def test_stored_following_observations(arrays, tmp_path):
     np.testing.assert_array_equal(seen['state'][starts + 1], np.float32(arrays['next_state']))
     np.testing.assert_array_equal(seen['wrist'][starts + 1][..., 0], arrays['next_wrist'])
     del arrays['next_wrist']
-    with pytest.raises(DataError, match=r'lacks what follows observations\.wrist'):
+    with pytest.raises(DataError, match=r'but not of observations\.wrist'):
         prepared(tmp_path, arrays, observation_keys(['state', 'wrist']))
 
 
@@ -289,20 +289,20 @@ def test_keys(arrays, tmp_path):
     assert observation_keys(['obs/front']) == {'': 'obs/front'}
     assert observation_keys(['eye=obs/front']) == {'eye': 'obs/front'}
     assert observation_keys(['obs/front', 'x']) == {'front': 'obs/front', 'x': 'x'}
-    for words, fault in ((['a/x', 'b/x'], "two observations are called 'x'"), (['=x'], "''")):
+    for arguments, fault in ((['a/x', 'b/x'], "two observations are called 'x'"), (['=x'], "''")):
         with pytest.raises(DataError, match=fault):
-            observation_keys(words)
+            observation_keys(arguments)
     with pytest.raises(DataError, match=r"no observation 'waist'; it holds actions, .*wrist"):
         prepared(tmp_path, arrays, {'waist': 'waist'})
     store = prepared(tmp_path, arrays)
-    with pytest.raises(DataError, match='pass --overwrite'):
+    with pytest.raises(DataError, match='replace it with --overwrite'):
         prepared(tmp_path, arrays, {'hand': 'wrist', 'state': 'state'})
     (tmp_path / 'low').mkdir()
     low = {**arrays, 'cameras/main': arrays['cameras/main'][:, :3]}
     store = prepared(tmp_path / 'low', low)
-    with pytest.raises(DataError, match=r'shift_pad 3 for images of \(3, 9, 3\)'):
+    with pytest.raises(DataError, match=r'shift_pad 3 is too large for \(3, 9, 3\)'):
         take(store, 1)
     (tmp_path / 'blind').mkdir()
     store = prepared(tmp_path / 'blind', arrays, {'state': 'state', 'other': 'state'})
-    with pytest.raises(DataError, match='observations are vectors, where images are needed'):
+    with pytest.raises(DataError, match='observations are vectors, but images are needed'):
         check_windows(store.splits['train'], LoaderConfig(4))

@@ -89,7 +89,7 @@ WRONG = {
     'no wrist': (lambda seen: {'eef_pos': seen['eef_pos']}, 'got eef_pos'),
     'size': (lambda seen: {**seen, 'wrist': seen['wrist'][:-1]}, r'wrist .* got uint8 \(7, 9, 3\)'),
     'type': (lambda seen: {**seen, 'wrist': seen['wrist'] / 255}, r'wrist .* got float64'),
-    'rows': (lambda seen: {**seen, 'wrist': seen['wrist'][None]}, 'batches of one size'),
+    'rows': (lambda seen: {**seen, 'wrist': seen['wrist'][None]}, 'batches of the same size'),
 }
 
 
@@ -110,12 +110,12 @@ def test_a_batch_is_as_many_episodes(arm, policy):
     together = policy(batch)
     policy.reset()
     np.testing.assert_allclose(together[0], policy(shown[0]), rtol=1e-4, atol=1e-6)
-    with pytest.raises(ValueError, match='an episode of 1 rows goes on with 2'):
+    with pytest.raises(ValueError, match='the episode began with 1 rows, not 2'):
         policy(batch)
 
 
 ENVIRONMENTS = {
-    'Blind': ('have no agentview_image, wrist, as the data have', 'they are eef_pos'),
+    'Blind': ('have no agentview_image, wrist, which the data have', 'they have eef_pos'),
     'Plain': ('must be a Dict with agentview_image, eef_pos, wrist, not Box',),
 }
 
@@ -125,16 +125,16 @@ def test_an_environment_that_lacks_an_array(arm, name):
     spec = EnvSpec(f'robot_arm:{name}-v0', observations=('agentview_image', 'eef_pos', 'wrist'))
     with pytest.raises(FQLError) as caught:
         make_env(spec)
-    for words in ENVIRONMENTS[name]:
-        assert words in str(caught.value)
+    for text in ENVIRONMENTS[name]:
+        assert text in str(caught.value)
     with pytest.raises(FQLError, match=r'not Dict.*prepare --observation-key NAME=KEY'):
         make_env(EnvSpec('robot_arm:Arm-v0'))
 
 
 def test_an_environment_of_other_shapes(run_fql, assert_one_line, run):
     done = run_fql('evaluate', run, '--env', 'robot_arm:Small-v0', '--episodes', 1)
-    words = 'observations wrist (stacked) are (8, 8, 6) uint8, those of the data (8, 9, 6) uint8'
-    assert_one_line(done, words)
+    text = 'observations wrist (stacked) are (8, 8, 6) uint8, those of the data (8, 9, 6) uint8'
+    assert_one_line(done, text)
 
 
 ONLINE = (

@@ -31,9 +31,9 @@ def run(runs, tmp_path):
 
 @pytest.fixture
 def assert_all_refuse(fql, assert_one_line, tmp_path):
-    """assert_all_refuse(run, word, ...): every command that reads a checkpoint reports these."""
+    """assert_all_refuse(run, text, ...): every command that reads a checkpoint reports these."""
 
-    def check(run, *words):
+    def check(run, *texts):
         rows = (run / 'train.csv').read_bytes()
         for command in (
             ('train', '--steps', 8, '--resume', run),
@@ -42,7 +42,7 @@ def assert_all_refuse(fql, assert_one_line, tmp_path):
             ('evaluate', run),
             ('export-encoder', run, '--out', tmp_path / 'encoder'),
         ):
-            assert_one_line(fql(*command), *words)
+            assert_one_line(fql(*command), *texts)
         assert (run / 'train.csv').read_bytes() == rows
         assert not (tmp_path / 'encoder').exists()
 
@@ -91,8 +91,8 @@ def test_a_run_without_its_checkpoints_is_never_begun_again(run, fql, assert_one
         lambda: (run / 'checkpoints').rmdir(),
     ):
         remove()
-        for words in (('--resume', run), (*SMALL, '--resume', 'auto', '--run-dir', run)):
-            assert_one_line(fql('train', *words), 'metrics up to step 4', 'no checkpoint in')
+        for arguments in (('--resume', run), (*SMALL, '--resume', 'auto', '--run-dir', run)):
+            assert_one_line(fql('train', *arguments), 'metrics up to step 4', 'no checkpoint in')
         assert (run / 'train.csv').read_bytes() == rows
     assert_one_line(fql('inspect', 'checkpoint', run), 'no checkpoints in')
 
@@ -163,7 +163,7 @@ def test_a_power_failure_in_the_metrics_costs_no_more_than_them(runs, run, fql):
     path.write_bytes(path.read_bytes()[:-30] + bytes(30))
     done = fql('train', '--resume', run)
     assert done.returncode == 0, done.stderr
-    assert 'train.csv is damaged and was cut off; its last step is 3' in done.stdout
+    assert 'train.csv was damaged at its end, which is cut; its last step is 3' in done.stdout
     assert path.read_text() == ''.join(
         (runs[0] / 'train.csv').read_text().splitlines(keepends=True)[:-1]
     )

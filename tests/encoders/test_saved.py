@@ -110,12 +110,12 @@ def test_the_digest_sees_bits_paths_and_shapes(params):
 def test_all_that_differs_is_named(folder):
     with pytest.raises(EncoderError) as caught:
         load_encoder(folder, 'impala_small', (16, 8, 3), 3)
-    for words in (
+    for text in (
         'encoder: saved impala_debug, expected impala_small',
         'image_shape: saved (8, 8, 3), expected (16, 8, 3)',
         'frame_stack: saved 2, expected 3',
     ):
-        assert words in str(caught.value)
+        assert text in str(caught.value)
 
 
 def test_parameters_of_another_encoder_are_neither_saved_nor_loaded(tmp_path, params, monkeypatch):
@@ -130,17 +130,17 @@ def test_parameters_of_another_encoder_are_neither_saved_nor_loaded(tmp_path, pa
 
 
 def test_folders_that_are_none(tmp_path):
-    with pytest.raises(EncoderError, match='is no saved encoder'):
+    with pytest.raises(EncoderError, match='is not a saved encoder'):
         read_encoder(tmp_path)
     (tmp_path / DESCRIPTION).write_text('{')
     with pytest.raises(EncoderError, match='not valid JSON'):
         read_encoder(tmp_path)
-    with pytest.raises(EncoderError, match='is no saved encoder'):
+    with pytest.raises(EncoderError, match='is not a saved encoder'):
         read_encoder(tmp_path / DESCRIPTION)
 
 
 @pytest.mark.parametrize(
-    ('change', 'words'),
+    ('change', 'text'),
     [
         ({'format_version': FORMAT_VERSION + 1}, f'format version {FORMAT_VERSION + 1}'),
         ({'colour': 'red'}, 'colour'),
@@ -150,10 +150,10 @@ def test_folders_that_are_none(tmp_path):
         ({'frame_stack': 10**20}, 'frame_stack'),
     ],
 )
-def test_folders_of_another_version(folder, change, words):
+def test_folders_of_another_version(folder, change, text):
     path = folder / DESCRIPTION
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(EncoderError, match=words):
+    with pytest.raises(EncoderError, match=text):
         load_encoder(folder, *EXPECTED)
 
 

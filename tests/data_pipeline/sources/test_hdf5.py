@@ -172,10 +172,10 @@ def large(arrays):
 
 
 FAULTS = {
-    'observations': (without('observations'), 'holds neither observations'),
-    'rewards': (without('rewards'), 'lacks rewards'),
+    'observations': (without('observations'), 'has neither observations'),
+    'rewards': (without('rewards'), 'has no rewards'),
     'terminals': (without('terminals'), 'lacks terminals'),
-    'timeouts': (without('timeouts'), 'lacks timeouts'),
+    'timeouts': (without('timeouts'), 'has no timeouts'),
     'NaN': (nan_rewards, 'rewards holds values that are not finite, first in row 3'),
     'twos': (twos, 'timeouts holds values other than 0 and 1'),
     'short': (short, 'arrays differ in length'),

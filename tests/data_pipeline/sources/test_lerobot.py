@@ -210,11 +210,11 @@ def test_one_key_and_notes(dataset, episodes, tmp_path):
     source = store.manifest.sources['train']
     notes = ' '.join(source['notes'])
     assert 'masks are 1 - next.done' in notes
-    assert 'which were skipped: 1' in notes
+    assert 'skipped episodes of one row: 1' in notes
     assert f'ignored: {FRONT}, {HAND}, observation.state' in notes
     assert source['keys'] == {'observation': 'observation.effort'}
     for keys, message in (
-        ({}, rf'not one observation; name one or more .*of observation\.effort, {FRONT}'),
+        ({}, rf'not a single observation; choose .*from observation\.effort, {FRONT}'),
         ({'': 'waist'}, "no observation 'waist'"),
     ):
         with pytest.raises(DataError, match=message):
@@ -258,9 +258,9 @@ FAULTS = {
     'no video in it': (rewritten('*.mp4', lambda x: b'x' * 99), r'\.mp4: cannot be read'),
     'version': (
         rewritten('info.json', lambda x: x.replace(b'v2.1', b'v1.6').replace(b'v3.0', b'v1.6')),
-        r'LeRobot v1\.6; versions 2\.1 and 3\.0 are known',
+        r'LeRobot v1\.6 is not supported; versions 2\.1 and 3\.0 are',
     ),
-    'info': (rewritten('info.json', lambda x: b'{}'), r"not as LeRobot has it: no 'features'"),
+    'info': (rewritten('info.json', lambda x: b'{}'), r"not in LeRobot's layout: no 'features'"),
     'longer': (
         rewritten('episodes.jsonl', lambda x: x.replace(b'"length": 70', b'"length": 71')),
         r'has 70 rows of it, meta says 71',

@@ -75,7 +75,7 @@ def test_one_array(tmp_path):
     store = prepared(tmp_path, episodes, {'': 'joints'})
     notes = ' '.join(store.manifest.sources['train']['notes'])
     assert 'ignored: observations/camera' in notes
-    assert 'episodes without a step, which were skipped: 1' in notes
+    assert 'skipped episodes without a step: 1' in notes
     for episode in episodes:
         del episode['observations/camera']
         episode['observations'] = episode.pop('observations/joints')
@@ -110,7 +110,7 @@ def test_wrong_files_are_refused(tmp_path, key):
 
 
 def test_keys(tmp_path, fql, assert_one_line):
-    held = r'name one or more .*of observations/camera, observations/joints'
+    held = r'choose .*from observations/camera, observations/joints'
     for keys in ({}, {'': 'waist'}, {'x': 'waist', 'y': 'joints'}):
         with pytest.raises(DataError, match=held):
             prepared(tmp_path, make_episodes(), keys)

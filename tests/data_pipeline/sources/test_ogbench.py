@@ -126,7 +126,7 @@ WRONG_ARRAYS = {
     'no channels': (changed('observations', lambda x: x[..., :0]), 'empty'),
     'no axis of channels': (
         changed('observations', lambda x: np.repeat(x, 3, -1)[..., :8]),
-        r'neither the first nor the last axis .*\(h, w, c\)',
+        r'not clear which axis holds the channels.*\(h, w, c\)',
     ),
     'no rows': (lambda arrays: {k: v[:0] for k, v in arrays.items()}, 'empty'),
     'actions of rank 1': (changed('actions', lambda x: x[:, 0]), 'actions is float32'),

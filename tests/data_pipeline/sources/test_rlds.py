@@ -325,7 +325,7 @@ def test_short_episodes_are_skipped_and_counted(write_rlds, tmp_path, file_forma
 
 
 def test_nothing_but_short_episodes(write_rlds):
-    with pytest.raises(DataError, match='holds no episode of two steps'):
+    with pytest.raises(DataError, match='no episode has two steps'):
         rlds_splits(str(write_rlds(robot_episodes((1, 0)))), STATE)
 
 
@@ -404,7 +404,7 @@ def test_the_same_dataset_is_not_prepared_again(write_rlds, tmp_path):
     before = (tmp_path / 's' / 'manifest.json').stat().st_mtime_ns
     write_store(tmp_path / 's', 'robot', rlds_splits(folder, IMAGE))
     assert (tmp_path / 's' / 'manifest.json').stat().st_mtime_ns == before
-    with pytest.raises(DataError, match='pass --overwrite'):
+    with pytest.raises(DataError, match='replace it with --overwrite'):
         write_store(tmp_path / 's', 'robot', rlds_splits(folder, WRIST))
 
 

@@ -150,7 +150,7 @@ def test_another_source_needs_overwrite(source, target, make_arrays, change):
     elif change == 'new val file':
         np.savez(source.with_name('tiny-v0-val.npz'), **make_arrays(seed=1))
     name = 'other-v0' if change == 'name' else 'tiny-v0'
-    with pytest.raises(DataError, match='pass --overwrite'):
+    with pytest.raises(DataError, match='replace it with --overwrite'):
         prepare_store(target, name, source)
     store = prepare_store(target, name, source, overwrite=True)
     assert store.manifest.dataset == name
@@ -166,7 +166,7 @@ def test_another_source_needs_overwrite(source, target, make_arrays, change):
 def test_what_is_no_store_is_never_removed(source, target, overwrite):
     target.mkdir(parents=True)
     (target / 'thesis.tex').write_text('dear')
-    with pytest.raises(DataError, match='other than a frame store'):
+    with pytest.raises(DataError, match='is not a frame store'):
         prepare_store(target, 'tiny-v0', source, overwrite=overwrite)
     assert (target / 'thesis.tex').read_text() == 'dear'
 
@@ -349,7 +349,7 @@ def test_who_comes_second_waits_for_the_store(source, target, make_arrays, same_
     if same_source:
         read_all(results[0])
     else:
-        assert 'store of other source files stands here' in str(results[0])
+        assert 'made from other source files' in str(results[0])
     assert names(target.parent) == ['tiny-v0']
 
 
@@ -400,7 +400,7 @@ FAULTS = {
     'missing array': (lambda t: (t / 'train/qpos.npy').unlink(), 'qpos.npy is missing'),
     'short array': (
         lambda t: os.truncate(t / 'train/observations.npy', 2000),
-        'observations.npy has 2000 bytes in place of 2816',
+        'observations.npy has 2000 bytes, not 2816',
     ),
     'another type': (swap_shape, 'actions.npy is float32'),
 }

@@ -271,7 +271,9 @@ def test_a_killed_worker_gives_one_line(make_store):
         workers[0].kill()
 
     threading.Thread(target=kill, daemon=True).start()
-    with pytest.raises(DataError, match=f'the process that labels it for {CUBE} died') as caught:
+    with pytest.raises(
+        DataError, match=f'the process that computes its labels for {CUBE} died'
+    ) as caught:
         task_labels(store, 'train', CUBE, {})
     assert '\n' not in str(caught.value)
 

@@ -206,7 +206,7 @@ def test_another_shape_or_type_is_one_clear_error(run, observation):
 def test_rows_must_stay_as_many(run):
     policy = load_policy(run)
     policy(images(1, 2)[0])
-    with pytest.raises(ValueError, match='an episode of 2 rows goes on with 3'):
+    with pytest.raises(ValueError, match='the episode began with 2 rows, not 3'):
         policy(images(1, 3)[0])
 
 
