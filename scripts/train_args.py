@@ -27,7 +27,7 @@ class Train:
     fql train --task visual-cube-single-play-singletask-task1-v0 --run-dir runs/cube
     fql train --resume runs/cube
 
-    Defaults are the paper's for the task: name one to see them, fql train --task ... --help.
+    The defaults are the published settings of the task: fql train --task ... --help shows them.
     """
 
     config: Annotated[TrainConfig, tyro.conf.arg(name='')]

@@ -13,7 +13,7 @@ from scripts.main import COMMANDS
 from scripts.shared_args import value_of
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*ROOT.glob('*.md'), *sorted((ROOT / 'docs').glob('*.md'))]
+PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
 BLOCK, INLINE = re.compile(r'```.*?```', re.DOTALL), re.compile(r'`([^`]+)`')
 PATH = re.compile(r'`((?:fql|data_pipeline|encoders|scripts|tests|docs)/[\w/.-]+)`')
 ELSEWHERE = {'--xla_gpu_deterministic_ops', '--logdir'}

@@ -216,7 +216,7 @@ def test_a_lock_is_held_by_one_process_and_freed_by_its_death(tmp_path, capfd):
     assert 'waiting for it' not in capfd.readouterr().out
 
 
-def test_a_full_disk_is_told_with_the_file(tmp_path):
+def test_a_full_disk_is_reported_with_the_file(tmp_path):
     """The system's error of a write names no file. /dev/full fails like a full disk."""
 
     def write():

@@ -171,7 +171,7 @@ def test_two_processes_pretrain_the_encoder_of_one(fql, start_fql, assert_one_li
     assert_one_line(fql('pretrain', *settings, *arguments), 'several processes need --run-dir')
 
 
-def test_the_first_process_listens_where_it_is_told_only(start_fql, tmp_path):
+def test_the_first_process_listens_where_it_is_asked_to_only(start_fql, tmp_path):
     first, second = start_two(start_fql, 'train', *SETTINGS, '--run-dir', tmp_path / 'run')
     second.kill()
     port = int(str(first.args[first.args.index('--coordinator') + 1]).rpartition(':')[2])

@@ -94,7 +94,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize('wrong', WRONG)
-def test_a_wrong_observation_is_told_in_one_line(arm, policy, wrong):
+def test_a_wrong_observation_is_reported_in_one_line(arm, policy, wrong):
     change, message = WRONG[wrong]
     observation, _ = arm.Arm().reset(seed=0)
     policy.reset()

@@ -116,7 +116,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize('damage', DAMAGES)
-def test_a_damaged_configuration_is_told_in_one_line(run, fql, assert_one_line, damage):
+def test_a_damaged_configuration_is_reported_in_one_line(run, fql, assert_one_line, damage):
     path = run / 'config.json'
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     for command in (('train', '--resume'), ('inspect', 'checkpoint'), ('evaluate',)):
@@ -145,14 +145,14 @@ def test_a_field_of_another_type_is_named(run, fql, assert_one_line, name, value
 
 
 @pytest.mark.parametrize('damage', DAMAGES)
-def test_damaged_checksums_of_the_data_are_told_in_one_line(run, fql, assert_one_line, damage):
+def test_damaged_checksums_of_the_data_are_reported_in_one_line(run, fql, assert_one_line, damage):
     path = run / 'data.json'
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     assert_one_line(fql('train', '--resume', run), str(path))
 
 
 @pytest.mark.parametrize('name', ['train.csv', 'eval.csv'])
-def test_a_damaged_row_is_told_in_one_line(run, fql, assert_one_line, name):
+def test_a_damaged_row_is_reported_in_one_line(run, fql, assert_one_line, name):
     rows = (run / 'train.csv').read_text().splitlines()
     (run / name).write_text('\n'.join([*rows[:2], f'x{rows[2]}', *rows[3:], '']))
     assert_one_line(fql('train', '--resume', run, '--steps', 5), f'{name}: line 3 is damaged')

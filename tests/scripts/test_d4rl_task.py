@@ -60,7 +60,7 @@ def finished_run(fql, tmp_path):
 
 
 @pytest.mark.long
-def test_the_score_is_recorded_and_told_with_what_it_may_be_compared_with(
+def test_the_score_is_recorded_and_reported_with_what_it_may_be_compared_with(
     fql, finished_run, tmp_path
 ):
     run, told = finished_run

@@ -142,7 +142,7 @@ def test_resume_on_other_data_is_refused(
             'must lie in [0, 1], not 2',
         ),
         (('--coordinator', 'auto'), '--coordinator auto: '),
-        (('--coordinator', 'junk'), '--coordinator junk: not HOST:PORT'),
+        (('--coordinator', 'junk'), '--coordinator must be HOST:PORT'),
         (('--coordinator', 'host:99999'), 'must be HOST:PORT'),
         (('--coordinator', 'x' * 5000), 'must be HOST:PORT'),
         (('--coordinator', 'no.such.host.invalid:4567'), 'no.such.host.invalid:4567: [Errno -'),
@@ -183,7 +183,7 @@ def test_nobody_waits_for_checkpoints_that_never_come(assert_one_line, fql, prep
     run = tmp_path / 'run'
     settings = (*SMALL, '--save-interval', 0, '--run-dir', run)
     assert fql('train', '--task', QUICKSTART_TASK, *settings).returncode == 0
-    assert_one_line(fql('evaluate', run, '--watch'), 'saves nothing')
+    assert_one_line(fql('evaluate', run, '--watch'), 'saves no checkpoints')
 
 
 def test_a_configuration_that_lacks_a_field(assert_one_line, fql, finished_run, tmp_path):

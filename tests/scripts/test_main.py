@@ -168,7 +168,7 @@ def test_help_comes_at_once():
     assert time.perf_counter() - began < 3  # 0.2 s; with JAX alone more than a second.
 
 
-def test_what_makes_no_sense_is_told_before_anything_heavy_is_imported(run_python, tmp_path):
+def test_what_makes_no_sense_is_reported_before_anything_heavy_is_imported(run_python, tmp_path):
     done = run_python(
         'import os, sys\n'
         'from pathlib import Path\n'
@@ -262,7 +262,7 @@ def test_a_closed_output_is_no_fault():
     assert done.returncode == 0
 
 
-def test_a_device_that_is_not_there_is_told_in_one_line(fql, assert_one_line, monkeypatch):
+def test_a_device_that_is_not_there_is_reported_in_one_line(fql, assert_one_line, monkeypatch):
     def run(args):
         raise RuntimeError("Unable to initialize backend 'cuda': no such\\nand more")
 
@@ -281,7 +281,7 @@ def test_an_output_that_nobody_reads_is_no_fault(arguments):
     assert (done.returncode, done.stderr) == (141, b'')
 
 
-def test_a_broken_pipe_that_is_not_the_output_is_told(fql, assert_one_line, monkeypatch):
+def test_a_broken_pipe_that_is_not_the_output_is_reported(fql, assert_one_line, monkeypatch):
     def run(args):
         raise BrokenPipeError('a worker')
 

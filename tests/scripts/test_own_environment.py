@@ -129,7 +129,7 @@ def test_the_environment_goes_online_and_on(fql, reach, tmp_path):
         ('pictures:Wide-v0', ('actions have size 5, those of the data 2', 'are (32, 48, 3)')),
     ],
 )
-def test_an_environment_that_does_not_fit_is_told_in_one_line(
+def test_an_environment_that_does_not_fit_is_reported_in_one_line(
     fql, assert_one_line, reach, env, texts, tmp_path
 ):
     Path('pictures.py').write_text(PICTURES)

@@ -143,7 +143,7 @@ def large_action(arrays):
 
 
 BAD_ARRAYS = {
-    without_terminals: 'lacks terminals',
+    without_terminals: 'has no terminals',
     float_images: 'observations is float32',
     ragged: 'actions holds Python objects',
     unequal: 'arrays differ in length',

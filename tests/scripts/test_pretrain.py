@@ -182,7 +182,9 @@ def test_the_encoder_of_an_agent(assert_one_line, fql, tmp_path, sharing):
     assert_one_line(done, 'no checkpoint of step 4')
 
 
-def test_what_cannot_be_done_is_told_in_one_line(assert_one_line, fql, dots, prepared, tmp_path):
+def test_what_cannot_be_done_is_reported_in_one_line(
+    assert_one_line, fql, dots, prepared, tmp_path
+):
     run = tmp_path / 'run'
     done = fql('pretrain', '--dataset', 'nothing-v0', '--run-dir', run)
     assert_one_line(done, 'fql prepare nothing-v0')

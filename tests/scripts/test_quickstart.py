@@ -31,7 +31,7 @@ def test_damaged_data_are_to_be_deleted(fql, assert_one_line, tmp_path):
     assert_one_line(done, 'delete it, then run the command again')
 
 
-def test_a_run_folder_in_use_is_told_before_data_are_collected(fql, assert_one_line, tmp_path):
+def test_a_run_folder_in_use_is_reported_before_data_are_collected(fql, assert_one_line, tmp_path):
     run, data = tmp_path / 'run', tmp_path / 'data'
     run.write_text('mine')
     assert_one_line(fql('quickstart', '--data-dir', data, '--run-dir', run), f'{run} exists')

@@ -110,7 +110,7 @@ def test_commands_are_listed_before_anything_is_there(fql, tmp_path):
 
 
 @pytest.mark.usefixtures('prepared')
-def test_a_fault_is_told_before_anything_starts(fql, assert_one_line, tmp_path):
+def test_a_fault_is_reported_before_anything_starts(fql, assert_one_line, tmp_path):
     arguments = ('--dir', tmp_path / 'runs')
     assert_one_line(fql('sweep', 'no.toml', *arguments), 'no.toml is neither a file')
     file = write_file(tmp_path, '"two"')

@@ -60,7 +60,7 @@ def test_a_pretraining_on_damaged_data(fql, store, tmp_path, name):
     assert_stopped(fql(*arguments, '--frame-stack', 1, *SMALL), path, run)
 
 
-def test_damage_is_told_before_labels_are_computed(fql, assert_one_line, store):
+def test_damage_is_reported_before_labels_are_computed(fql, assert_one_line, store):
     shutil.rmtree(store / 'labels', ignore_errors=True)
     flip(store / 'train' / 'qpos.npy')
     data = ('--data-dir', store.parent)
@@ -68,12 +68,12 @@ def test_damage_is_told_before_labels_are_computed(fql, assert_one_line, store):
     assert not (store / 'labels').exists()
 
 
-def test_damaged_labels_are_told(fql, assert_one_line, store):
+def test_damaged_labels_are_reported(fql, assert_one_line, store):
     data = ('--data-dir', store.parent)
     assert fql('inspect', 'data', store.name, '--verify', *data).returncode == 0
     path = next(store.glob('labels/*/train/rewards.npy'))
     flip(path)
-    assert_one_line(fql('inspect', 'data', store.name, '--verify', *data), str(path), 'remove')
+    assert_one_line(fql('inspect', 'data', store.name, '--verify', *data), str(path), 'delete')
 
 
 @pytest.mark.long

@@ -448,7 +448,7 @@ def test_a_cube_out_of_the_scenes_sight_spoils_the_episode(y, z, is_sound):
         assert oracle.is_sound({'qpos': qpos}) is (is_sound or not buttons)
 
 
-def test_a_spoilt_episode_is_begun_anew(monkeypatch):
+def test_a_spoilt_episode_is_begun_again(monkeypatch):
     class Oracle:
         attempts = 0
 

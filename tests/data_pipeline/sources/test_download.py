@@ -221,7 +221,7 @@ def test_published_checksum_is_compared(serve, tmp_path, is_right):
     assert not (tmp_path / 'd-v0.npz.part').exists()
 
 
-def test_what_no_digest_verifies_is_told(serve, tmp_path):
+def test_what_no_digest_verifies_is_reported(serve, tmp_path):
     lines: list[str] = []
     path = download_file('d-v0.npz', tmp_path, [serve(Mirror()).url], note=lines.append)
     assert len(lines) == 1

@@ -115,10 +115,10 @@ def put(name: str, place: object, value: object) -> Callable[[dict], dict]:
 
 
 WRONG_ARRAYS = {
-    'no observations': (without('observations'), 'lacks observations'),
+    'no observations': (without('observations'), 'has no observations'),
     'no actions, no terminals': (
         lambda arrays: {'observations': arrays['observations']},
-        'lacks actions, terminals',
+        'has no actions, terminals',
     ),
     'float images': (changed('observations', np.float32), 'observations is float32'),
     'flat uint8': (changed('observations', lambda x: x.reshape(14, -1)), 'observations is uint8'),

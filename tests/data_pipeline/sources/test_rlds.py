@@ -111,7 +111,7 @@ def test_failed_export_leaves_nothing(store, tmp_path):
     assert all(path.name.endswith('.lock') for path in files)
 
 
-def test_a_disk_that_is_full_within_an_export_is_told(make_arrays, small_disk, tmp_path):
+def test_a_disk_that_is_full_within_an_export_is_reported(make_arrays, small_disk, tmp_path):
     """ArrayRecord raises its own errors for it."""
     np.savez(tmp_path / 'd.npz', **make_arrays((1_000,) * 2, (128, 128, 1)))
     large = prepare_store(tmp_path / 'large', 'large-v0', tmp_path / 'd.npz')

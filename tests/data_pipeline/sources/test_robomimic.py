@@ -144,8 +144,8 @@ def drop(key: str) -> Any:
 
 STATE = 'obs/robot0_eef_pos'
 FAULTS = {
-    'no actions': (drop('actions'), r'data/demo_2 lacks actions'),
-    'no observation': (drop(STATE), r'data/demo_2 lacks obs/robot0_eef_pos'),
+    'no actions': (drop('actions'), r'data/demo_2 has no actions'),
+    'no observation': (drop(STATE), r'data/demo_2 has no obs/robot0_eef_pos'),
     'rewards of some': (drop('rewards'), r'demo_2: rewards and dones are in some'),
     'short actions': (spoiled('actions', lambda x: x[:-1]), r'data/demo_2: arrays differ in len'),
     'NaN': (spoiled(STATE, lambda x: x * np.nan), 'observations holds values that are not finite'),
@@ -190,7 +190,7 @@ def test_several_observations_of_which_one_is_not_there(tmp_path):
     del demos['demo_2']['next_obs/robot0_eef_pos']
     source = write_demos(tmp_path / 'demos.hdf5', demos)
     keys = observation_keys(['agentview_image', 'robot0_eef_pos'])
-    with pytest.raises(DataError, match='data/demo_2 lacks next_obs/robot0_eef_pos'):
+    with pytest.raises(DataError, match='data/demo_2 has no next_obs/robot0_eef_pos'):
         file_splits(source, 'd', keys)
     with pytest.raises(DataError, match=r"no observation 'waist'; choose .*eef_pos"):
         file_splits(source, 'd', observation_keys(['agentview_image', 'waist']))

@@ -239,7 +239,7 @@ def test_a_split_may_lack_what_is_not_required(source, target, make_arrays):
     assert 'qvel' not in prepare_store(target, 'tiny-v0', source).splits['val'].info
 
 
-def test_full_disk_is_told_before_anything_is_written(source, target, monkeypatch):
+def test_full_disk_is_reported_before_anything_is_written(source, target, monkeypatch):
     usage = type('Usage', (), {'free': 1000})
     monkeypatch.setattr('shutil.disk_usage', lambda path: usage)
     with pytest.raises(DataError, match='of disk'):

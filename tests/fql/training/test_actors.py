@@ -152,7 +152,7 @@ def test_what_was_broken_off_is_brought_back(tmp_path, horizon):
     assert episodes[-len(later) :] == later
 
 
-def test_an_environment_that_does_not_repeat_itself_is_told_of(tmp_path, capsys):
+def test_an_environment_that_does_not_repeat_itself_is_reported(tmp_path, capsys):
     with World(tmp_path / 'replay', 'Random', 1) as world:
         world.actors.start()
         world.turn()

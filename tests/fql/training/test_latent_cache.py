@@ -296,7 +296,7 @@ def test_damaged_latents_stop_a_run(fql, assert_one_line, own_store, saved, tmp_
     assert f'fql: {path} is not what was written' in done.stderr.splitlines()[-1]
     assert finished_steps(run / 'checkpoints') == [0, 1]
     done = fql('inspect', 'data', own_store.name, '--verify', *data)
-    assert_one_line(done, str(path), 'remove')
+    assert_one_line(done, str(path), 'delete')
 
 
 def test_no_latents_are_computed_from_damaged_frames(fql, own_store, saved, tmp_path):
