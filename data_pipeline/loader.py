@@ -181,7 +181,7 @@ def make_windows(
     """
     check_windows(split, config)
     trajectories = find_trajectories(split)
-    images = map_inputs(split)
+    inputs = map_inputs(split)
     actions = as_tensor(split.actions)
     later_config = dataclasses.replace(config, seed=config.seed + _MORE_SEEDS)
 
@@ -194,15 +194,15 @@ def make_windows(
         later = samples._replace(rows=samples.rows + offsets)
         places = tuple(range(1 - config.frame_stack, 1))
         coin = flip_coin(config, step)
-        shifts = sample_all_shifts(images, coin, config, step)
-        later_shifts = sample_all_shifts(images, coin, later_config, step)
+        shifts = sample_all_shifts(inputs, coin, config, step)
+        later_shifts = sample_all_shifts(inputs, coin, later_config, step)
 
-        def gather(at: Samples, offsets: Any) -> Any:
+        def gather(at: Samples, shifts: Any) -> Any:
             rows = stack_rows(at, places)
             return map_named(
-                lambda array, shift: gather_inputs(array, rows, coin, shift, config),
-                images,
-                offsets,
+                lambda array, offsets: gather_inputs(array, rows, coin, offsets, config),
+                inputs,
+                shifts,
             )
 
         steps = steps_from(samples.rows, offsets, config.horizon)

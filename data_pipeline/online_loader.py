@@ -169,8 +169,7 @@ def stream_source(stream: Stream, like: Any) -> Source:
     """The rows of a stream as tensors, including rows that will be appended.
 
     Args:
-        like: the data's observations, see `map_inputs`, or their latents; the stream's have the
-            same names and shapes.
+        like: the data's inputs, see `map_inputs`; the stream's have the same names and shapes.
     """
 
     def column(name: str) -> tf.Tensor:
