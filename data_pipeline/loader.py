@@ -163,11 +163,11 @@ def make_windows(
     trajectory where these are fewer.
 
     Args:
-        split: its observations are images.
+        split: its observations are images, or several arrays with an image among them.
 
     Yields:
         Read-only arrays, for b = batch_size / process_count windows:
-        frames: (b, frame_stack, h, w, c) uint8, the stack at t: oldest first, padded with the
+        frames: (b, frame_stack, *observation shape), the stack at t: oldest first, padded with the
             first frame of the trajectory.
         later_frames: the same at t + k.
         actions: (b, horizon, a) float32: a_t .. a_{t+k-1}, clipped to +-(1 - 1e-5); then zeros.
@@ -181,7 +181,7 @@ def make_windows(
     """
     check_windows(split, config)
     trajectories = find_trajectories(split)
-    images = map_inputs(split)
+    inputs = map_inputs(split)
     actions = as_tensor(split.actions)
     later_config = dataclasses.replace(config, seed=config.seed + _MORE_SEEDS)
 
@@ -194,14 +194,21 @@ def make_windows(
         later = samples._replace(rows=samples.rows + offsets)
         places = tuple(range(1 - config.frame_stack, 1))
         coin = flip_coin(config, step)
-        shifts = sample_shifts(images.shape, coin, config, step)
-        later_shifts = sample_shifts(images.shape, coin, later_config, step)
-        frames = gather_inputs(images, stack_rows(samples, places), coin, shifts, config)
-        later_frames = gather_inputs(images, stack_rows(later, places), coin, later_shifts, config)
+        shifts = sample_all_shifts(inputs, coin, config, step)
+        later_shifts = sample_all_shifts(inputs, coin, later_config, step)
+
+        def gather(at: Samples, shifts: Any) -> Any:
+            rows = stack_rows(at, places)
+            return map_named(
+                lambda array, offsets: gather_inputs(array, rows, coin, offsets, config),
+                inputs,
+                shifts,
+            )
+
         steps = steps_from(samples.rows, offsets, config.horizon)
         return {
-            'frames': frames,
-            'later_frames': later_frames,
+            'frames': gather(samples, shifts),
+            'later_frames': gather(later, later_shifts),
             'actions': clipped(gather_inside(actions, steps, 0)),
             'offsets': tf.cast(offsets, tf.int32),
             'indices': samples.rows,
@@ -256,15 +263,10 @@ def check_batches(split: Split, config: LoaderConfig) -> None:
 def check_windows(split: Split, config: LoaderConfig) -> None:
     """Raises DataError if such windows cannot be made.
 
-    Observations are several arrays, or not images; or see `check_batches`. A window may begin in
-    every transition.
+    There are no images among the observations; or see `check_batches`. A window may begin in every
+    transition.
     """
-    if isinstance(split.observations, dict):
-        raise DataError(
-            f'{split.path}: observations are several arrays ({", ".join(split.observations)}), '
-            'but a single one of images is needed; prepare the dataset with one --observation-key'
-        )
-    if split.observations.ndim != 4:
+    if all(array.ndim != 4 for array in named(split.observations).values()):
         raise DataError(f'{split.path}: observations are vectors, but images are needed')
     check_batches(split, dataclasses.replace(config, horizon=1))
 
@@ -558,7 +560,8 @@ def sample_all_shifts(inputs: Any, coin: tf.Tensor, config: LoaderConfig, step: 
     seeds = dict.fromkeys(shapes, config.seed)
     _, *further = [name for name in sorted(shapes) if len(shapes[name]) == 3] or ['']
     for number, name in enumerate(further):
-        seeds[name] += (3 + number) * _MORE_SEEDS
+        # The even ones in between are those of a window's later observation.
+        seeds[name] += (3 + 2 * number) * _MORE_SEEDS
     return unnamed(
         {
             name: sample_shifts(shape, coin, dataclasses.replace(config, seed=seeds[name]), step)

@@ -6,8 +6,6 @@ from typing import Any, NamedTuple
 import jax
 from einops import rearrange
 
-from fql.agents.configs import Spec
-
 LOADED_FIELDS = ('inputs', 'actions', 'rewards', 'masks')
 """The loader's arrays that every agent reads."""
 
@@ -39,17 +37,6 @@ class Batch(NamedTuple):
     valid: jax.Array | None = None
     next_actions: jax.Array | None = None
     next_actions_valid: jax.Array | None = None
-
-
-def abstract_observations(spec: Spec, size: Any) -> Any:
-    """Shapes and dtypes of a batch of `size` stacked observations."""
-    shapes, dtypes = spec.observation_shape, spec.observation_dtype
-    if isinstance(shapes, Mapping):
-        return {
-            name: jax.ShapeDtypeStruct((size, *shape), dtypes[name])
-            for name, shape in shapes.items()
-        }
-    return jax.ShapeDtypeStruct((size, *shapes), dtypes)
 
 
 def stack_frames(frames: jax.Array) -> jax.Array:

@@ -59,7 +59,7 @@ def find_source(args: Prepare) -> Mapping[str, SourceSplit]:
         if is_replay(args.source):
             if keys:
                 raise FQLError(
-                    f'{args.source}: a replay has one observation; leave out --observation-key'
+                    f'{args.source}: a replay is read whole; leave out --observation-key'
                 )
             return replay_splits(args.source)
         return file_splits(args.source, args.name, keys)

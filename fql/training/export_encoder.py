@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from data_pipeline.observations import describe
 from encoders.description import SavedEncoder
 from fql.compiled import abstract_state
 from fql.devices import one_device_mesh
@@ -57,23 +56,17 @@ def read_trained(folder: RunFolder, spec: RunSpec, step: int | None) -> tuple[Pa
     config = spec.config
     if not spec.images:
         raise FQLError(f'{folder.path}: observations are vectors, so that it has no encoder')
-    if isinstance(spec.observation_shape, dict):
-        shown = describe(spec.observation_shape, spec.observation_dtype)
-        raise FQLError(
-            f'{folder.path}: an encoder is exported only where observations are one image; '
-            f'these are {shown}'
-        )
     step, params = restore_params(folder, spec, step, print_notice)
     reader, agent = CheckpointReader(folder.checkpoints), agent_of(spec)
-    height, width, channels = spec.observation_shape
     saved = SavedEncoder(
         encoder=config.agent.encoder.size,
-        image_shape=(height, width, channels // config.frame_stack),
+        image_shape=spec.frame_shape,
         frame_stack=config.frame_stack,
         objective=config.agent.name,
         dataset=config.dataset or find_task(config.task).dataset,
         step=step,
         versions=reader.versions(step),
+        cameras=config.agent.encoder.cameras,
     )
     first_head = next(iter(agent.trains_encoder))
     return params['encoders'][agent.encoding.name(first_head)], saved

@@ -39,14 +39,11 @@ class LoadedPolicy:
         """
         self._act = make_act(agent_of(spec), policy)
         self._params = params
-        stack = spec.config.frame_stack
-        self.observation_shape = map_named(
-            lambda shape: (*shape[:-1], shape[-1] // stack), spec.observation_shape
-        )
+        self.observation_shape = spec.frame_shape
         self.observation_dtype = spec.observation_dtype
         self.action_dim = spec.action_dim
         self._range = spec.action_range
-        self._frames: deque[Any] = deque(maxlen=stack)
+        self._frames: deque[Any] = deque(maxlen=spec.config.frame_stack)
         self._actions: deque[np.ndarray] = deque()
         self.reset()
 

@@ -176,8 +176,14 @@ class RunSpec:
 
     @property
     def images(self) -> bool:
-        """Whether observations are images."""
+        """Whether observations are images, or include images."""
         return self.shapes.images
+
+    @property
+    def frame_shape(self) -> Any:
+        """Shape of one observation, not stacked; of several, by name."""
+        stack = self.config.frame_stack
+        return map_named(lambda shape: (*shape[:-1], shape[-1] // stack), self.observation_shape)
 
     @property
     def observation_bytes(self) -> int:

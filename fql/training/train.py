@@ -41,6 +41,7 @@ from fql.training.comparability import comparability
 from fql.training.config import TrainConfig, validate_config
 from fql.training.data import (
     LabelledSplit,
+    check_cameras,
     frame_shapes,
     load_training_data,
     loader_config,
@@ -254,13 +255,13 @@ def check_run(config: TrainConfig, path: Path, resume: Resume) -> CheckedRun:
     check_data(folder, store_of(data))
     check_augmentation(config.augmentation, frame_shapes(data['train'].split))
     spec = run_spec(data['train'], config)
-    check_several(spec)
+    check_cameras(config.agent.encoder.cameras, data['train'].split)
     learner = make_learner(spec)
     abstract = abstract_state(learner, mesh, config.shard_params)
     encoder = None
     starts_fresh = not finished_steps(folder.checkpoints) and not config.online.source
     if config.agent.encoder.source and starts_fresh:
-        encoder = read_starting_encoder(config, data['train'])
+        encoder = read_starting_encoder(spec)
         if uses_cache(config):
             check_room(data, spec, encoder)
     check_batches(data['train'].split, loader_config(data['train'], config, **this_process()))
@@ -339,19 +340,6 @@ def check_online_resume(folder: RunFolder, config: TrainConfig) -> None:
         )
 
 
-def check_several(spec: RunSpec) -> None:
-    """Raise FQLError if observations are several arrays where only one is supported."""
-    if not isinstance(spec.observation_shape, dict):
-        return
-    shown = describe(spec.observation_shape, spec.observation_dtype)
-    for flag, is_given in {
-        '--online-steps': spec.config.online.online_steps > 0,
-        '--encoder.from': spec.config.agent.encoder.source != '',
-    }.items():
-        if is_given:
-            raise FQLError(f'{flag} is for observations of one array; these are {shown}')
-
-
 def make_evaluation(
     spec: RunSpec,
     mesh: Mesh,
@@ -388,17 +376,22 @@ def make_evaluation(
     return evaluate
 
 
-def read_starting_encoder(config: TrainConfig, data: LabelledSplit) -> Params:
+def read_starting_encoder(spec: RunSpec) -> Params:
     """The parameters of the saved encoder that a run starts from, NumPy arrays.
 
     Raises:
         FQLError, EncoderError: it cannot be that run's encoder.
     """
-    frame_shape = data.split.observations.shape[1:]
-    if len(frame_shape) != 3:
+    if not spec.images:
         raise FQLError('observations are vectors, which need no encoder: leave out --encoder.from')
-    encoder = config.agent.encoder
-    params = load_encoder(Path(encoder.source), encoder.size, frame_shape, config.frame_stack)
+    encoder = spec.config.agent.encoder
+    params = load_encoder(
+        Path(encoder.source),
+        encoder.size,
+        spec.frame_shape,
+        spec.config.frame_stack,
+        encoder.cameras,
+    )
     return jax.tree.map(np.asarray, params)
 
 
@@ -409,7 +402,7 @@ def describe_encoder(spec: RunSpec, state: TrainState) -> str:
         return 'none'
     text = f'{encoder.size}, {encoder.sharing}'
     if isinstance(spec.observation_shape, dict):
-        text += ', one for each camera'
+        text += ', one for all cameras' if encoder.cameras == 'shared' else ', one for each camera'
     if encoder.mode == 'scratch':
         return text
     text += f', {encoder.mode}, from {encoder.source}'

@@ -7,11 +7,17 @@ import jax
 import numpy as np
 import pytest
 
-from encoders.description import DESCRIPTION, FORMAT_VERSION, SavedEncoder, read_encoder
+from encoders.description import (
+    DESCRIPTION,
+    FORMAT_VERSION,
+    SavedEncoder,
+    read_encoder,
+    write_encoder,
+)
 from encoders.errors import EncoderError
 from encoders.impala import ENCODERS
 from encoders.leaves import tree_digest
-from encoders.saved import load_encoder, save_encoder
+from encoders.saved import abstract_params, load_encoder, save_encoder
 
 SAVED = SavedEncoder(
     encoder='impala_debug',
@@ -42,6 +48,55 @@ def test_round_trip_is_bit_exact(folder, params):
     jax.tree.map(np.testing.assert_array_equal, load_encoder(folder, *EXPECTED), params)
     saved = read_encoder(folder)
     assert saved == dataclasses.replace(SAVED, digest=tree_digest(params))
+
+
+SHAPES = {'left': (8, 8, 3), 'right': (8, 8, 3), 'pose': (4,)}
+SEVERAL = dataclasses.replace(SAVED, image_shape=SHAPES)
+
+
+@pytest.mark.parametrize('cameras', ['separate', 'shared'])
+def test_an_encoder_of_several_arrays(tmp_path, cameras):
+    saved = dataclasses.replace(SEVERAL, cameras=cameras)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), abstract_params(saved)
+    )
+    assert len(params) == {'separate': 3, 'shared': 2}[cameras]
+    saved = save_encoder(tmp_path, params, saved)
+    assert read_encoder(tmp_path) == saved
+    found = load_encoder(tmp_path, 'impala_debug', SHAPES, 2, cameras)
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+    other = {'separate': 'shared', 'shared': 'separate'}[cameras]
+    with pytest.raises(EncoderError, match=f'cameras: saved {cameras}, expected {other}'):
+        load_encoder(tmp_path, 'impala_debug', SHAPES, 2, other)
+    with pytest.raises(EncoderError, match=r"image_shape: saved {.*'pose': \(4,\)}, expected {"):
+        load_encoder(tmp_path, 'impala_debug', {**SHAPES, 'pose': (5,)}, 2, cameras)
+    with pytest.raises(EncoderError, match=r'image_shape: saved {.*}, expected \(8, 8, 3\)'):
+        load_encoder(tmp_path, *EXPECTED)
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'image_shape': {}},
+        {'image_shape': {'pose': [4]}},
+        {'image_shape': {**SHAPES, 'pose': [4, 4]}},
+        {'image_shape': {**SHAPES, 'pose': 4}},
+        {'cameras': 'both'},
+        {'cameras': 'shared', 'image_shape': {**SHAPES, 'left': [8, 9, 3]}},
+        {'cameras': 'shared', 'image_shape': [8, 8, 3]},
+    ],
+)
+def test_a_damaged_description_of_several_arrays(tmp_path, changes):
+    write_encoder(tmp_path, SEVERAL)
+    path = tmp_path / DESCRIPTION
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(EncoderError, match='damaged'):
+        read_encoder(tmp_path)
+
+
+def test_the_description_of_one_image_has_no_cameras(folder):
+    assert 'cameras' not in json.loads((folder / DESCRIPTION).read_text())
 
 
 def test_the_digest_sees_bits_paths_and_shapes(params):

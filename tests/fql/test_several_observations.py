@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from encoders.cameras import abstract_observations
 from encoders.leaves import tree_digest
 from fql.agents.configs import AGENT_CONFIGS, EncoderConfig, FQLConfig, Spec
 from fql.agents.registry import make_agent
-from fql.batch import Batch, abstract_observations, batch_from_inputs
+from fql.batch import Batch, batch_from_inputs
 from fql.learner import Learner, make_optimizer
 
 SHAPES = {'main': (8, 8, 3), 'wrist': (6, 4, 1), 'state': (5,)}
@@ -24,7 +25,7 @@ def batch_of(agent, size=4):
     steps = (size,) if agent.horizon == 1 else (size, agent.horizon)
     numbers = jax.ShapeDtypeStruct(steps, jnp.float32)
     actions = jax.ShapeDtypeStruct((*steps, 2), jnp.float32)
-    observations = abstract_observations(agent.spec, size)
+    observations = abstract_observations(agent.spec.observation_shape, size)
     needed = {'valid': numbers, 'next_actions': actions, 'next_actions_valid': numbers}
     return Batch(
         observations,

@@ -123,7 +123,7 @@ def test_what_is_exported_acts_as_the_run(run, exported, tmp_path):
     assert len(description['data']['train']) == 64
     assert json.loads((moved / 'config.json').read_text())['config']['agent']['encoder'] == {
         **{'mode': 'finetune', 'source': 'encoder', 'size': 'impala_debug', 'sharing': 'shared'},
-        **{'lr_multiplier': 1.0, 'unfreeze_step': 0},
+        **{'cameras': 'separate', 'lr_multiplier': 1.0, 'unfreeze_step': 0},
     }
 
 
