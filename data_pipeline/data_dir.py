@@ -38,7 +38,7 @@ def check_name(name: str) -> str:
     if not is_sound:
         raise DataError(
             f'{name!r} cannot be a name: it must be a single name of a folder, without slashes, '
-            'and must not begin with . or -'
+            f'of at most {_LONGEST_NAME} bytes, and must not begin with . or -'
         )
     return name
 

@@ -70,13 +70,14 @@ def observation_keys(words: Sequence[str]) -> dict[str, str]:
     """
     keys: dict[str, str] = {}
     for word in words:
-        name, equals, key = word.rpartition('=')
+        name, equals, key = word.partition('=')
         if not equals:
-            name = key.rpartition('/')[2] if len(words) > 1 else ''
+            name, key = word.rpartition('/')[2] if len(words) > 1 else '', word
         if name in keys:
             raise DataError(f'two observations are called {name!r}; name them with NAME=KEY')
-        if name or equals:
+        if equals or len(words) > 1:
             check_name(name)
+            check_name(array_name(name))  # Longer.
         keys[name] = key
     return keys
 
