@@ -238,7 +238,8 @@ def test_next_observations_that_are_not_those_of_the_next_row(tmp_path, broken):
     """They would be other transitions than the file's."""
     demos = make_demos(following=True)
     key = 'next_obs/robot0_eef_pos'
-    demos['demo_2'][key][:-1] = broken(demos['demo_2'][key][:-1])
+    following = demos['demo_2'][key]
+    demos['demo_2'][key] = np.concatenate([broken(following[:-1]), following[-1:]])
     with pytest.raises(DataError, match=r'row 0 of /data/demo_2/next_obs/\S+ is not row 1 of'):
         prepared(tmp_path, demos, 'robot0_eef_pos')
 
