@@ -78,7 +78,7 @@ def command_help(prog: str, declared: Any, default: Any) -> str:
     required = [action for action in actions if action.option_strings and action.required]
     words = [str(action.metavar) for action in positional]
     words += [f'{action.option_strings[0]} {action.metavar}' for action in required]
-    width = min(shutil.get_terminal_size().columns, 120) - 2
+    width = max(38, min(shutil.get_terminal_size().columns, 120) - 2)
     formatter = Formatter(prog, max_help_position=30, width=width)
     for title, members in grouped(actions).items():
         formatter.start_section(title)

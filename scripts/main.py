@@ -7,15 +7,19 @@ be imported here or where arguments are declared.
 # ruff: noqa: E402
 import sys
 from multiprocessing import parent_process
+from pathlib import Path
 
-from fql.stopping import leave_on_signals
+from fql.stopping import leave_on_interrupt, leave_on_signals, raise_on_interrupt
 
-RESUMABLE = {'train', 'pretrain', 'quickstart'}
+RESUMABLE = {'train', 'pretrain', 'quickstart', 'sweep'}
 """Commands that can be stopped at any moment and run again."""
 
 # Before the imports below, which take a while.
-if RESUMABLE & set(sys.argv[1:2]) and parent_process() is None:
-    leave_on_signals()
+if parent_process() is None:
+    if RESUMABLE & set(sys.argv[1:2]):
+        leave_on_signals()
+    elif Path(sys.argv[0]).name in ('fql', 'main.py'):  # Not where tests import this.
+        leave_on_interrupt()
 
 import difflib
 import importlib
@@ -183,7 +187,9 @@ def run(words: list[str]) -> int:
         os.environ.update(SAME_DRAWS)
         # Without it, TensorFlow imports Keras 3 and Matplotlib, a sixth of its import time.
         os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')
-        return importlib.import_module(module).run(args) or 0
+        command_module = imported(module)
+        raise_on_interrupt()
+        return command_module.run(args) or 0
     except (FQLError, DataError, EncoderError) as error:
         print(f'fql: {error}', file=sys.stderr)
         return 1
@@ -200,6 +206,18 @@ def run(words: list[str]) -> int:
     except KeyboardInterrupt:
         print('\nfql: interrupted', file=sys.stderr)
         return 130
+
+
+def imported(module: str) -> Any:
+    """A command's own file, with all that it needs.
+
+    Raises:
+        FQLError: a library cannot be imported with the environment variables that it reads then.
+    """
+    try:
+        return importlib.import_module(module)
+    except ValueError as error:  # JAX's of JAX_..., tqdm's of TQDM_..., Matplotlib's of MPLBACKEND.
+        raise FQLError(f'{first_line(error)} (is an environment variable wrong?)') from error
 
 
 def answer(words: list[str]) -> int:

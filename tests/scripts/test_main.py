@@ -311,4 +311,28 @@ def test_a_flag_is_read_before_the_words_are_parsed():
     assert value_of(['--task'], '--task') is None
     assert value_of(['--seed', '1', '--task', 'a'], '--task') == 'a'
     assert value_of(['--task=a=b'], '--task') == 'a=b'
+    assert value_of(['--task', 'a', '--task=b'], '--task') == 'b'
+
+
+def test_of_a_setting_given_twice_the_last_counts(fql):
+    """Also where other defaults depend on it: alpha is 10 for the antmaze, 300 for the cube."""
+    tasks = ('--task', 'antmaze-umaze-v2', '--task', 'cube-single-play-singletask-task1-v0')
+    assert fql('train', *tasks, '--help').stdout == fql('train', *tasks[2:], '--help').stdout
+
+
+def test_a_narrow_terminal_gets_help(fql, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '1')
+    assert max(map(len, fql('report', '--help').stdout.splitlines())) > 10
+
+
+def test_a_library_that_refuses_its_environment_variable(fql, assert_one_line, monkeypatch):
+    def imported(name):
+        raise ValueError("invalid literal for int() with base 10: 'x'")
+
+    monkeypatch.setattr('scripts.main.importlib.import_module', imported)
+    assert_one_line(fql('tasks'), "'x' (is an environment variable wrong?)")
+
+
+def test_a_name_with_a_line_break_is_refused(fql, assert_one_line):
+    assert_one_line(fql('report', 'a\nb'), "'a\\nb' has a line break")
     assert {'-h', '--help'} == HELP
