@@ -26,6 +26,7 @@ import importlib
 import importlib.metadata
 import os
 import select
+import threading
 from contextlib import suppress
 from typing import Any, NoReturn, TextIO
 
@@ -119,6 +120,7 @@ def main() -> NoReturn:
     open_standard_streams()
     keep_freed_memory()
     sys.unraisablehook = report_unraisable
+    threading.excepthook = report_in_thread
     for stream in (sys.stdout, sys.stderr):
         # In the C locale (cron, minimal containers) no text may cause a fault.
         stream.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
@@ -153,6 +155,15 @@ def report_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
     """
     if str(unraisable.exc_value) != 'Event loop is closed':
         sys.__unraisablehook__(unraisable)
+
+
+def report_in_thread(fault: threading.ExceptHookArgs) -> None:
+    """Python's own report, except for a part of a save that Orbax begins when the program ends.
+
+    Another part failed then, and that fault was reported.
+    """
+    if not str(fault.exc_value).startswith('cannot schedule new futures after'):
+        threading.__excepthook__(fault)
 
 
 def run(words: list[str]) -> int:

@@ -167,10 +167,9 @@ def state_of(folder: SweepFolder, run: SweepRun, queued: bool = False) -> State:
 
 def failure(folder: SweepFolder, run: SweepRun) -> str:
     """The last line that a failed run printed; empty if it was stopped or killed."""
-    try:
-        tail = folder.log(run).read_bytes()[-4000:].decode('utf-8', errors='replace')
-    except OSError:
+    if not folder.log(run).is_file():
         return ''
+    tail = folder.log(run).read_bytes()[-4000:].decode('utf-8', errors='replace')
     tail = tail.rpartition(_ATTEMPT)[2]
     lines = [line.strip() for line in tail.replace('\r', '\n').splitlines() if line.strip()]
     last = lines[-1] if lines else ''
