@@ -35,3 +35,23 @@ def _leave(number: int, frame: FrameType | None) -> None:
     with contextlib.suppress(OSError):
         os.write(2, b'\nfql: stopped; run it again, with --resume if there is a run folder\n')
     os._exit(EXIT_CODE)
+
+
+def leave_on_interrupt() -> None:
+    """From here on, until `raise_on_interrupt`, SIGINT ends this process in one line.
+
+    While Python imports, a KeyboardInterrupt would be a traceback, or abort a library.
+    """
+    signal.signal(signal.SIGINT, _interrupted)
+
+
+def raise_on_interrupt() -> None:
+    """End the effect of `leave_on_interrupt`: SIGINT raises KeyboardInterrupt."""
+    if signal.getsignal(signal.SIGINT) is _interrupted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, b'\nfql: interrupted\n')
+    os._exit(128 + signal.SIGINT)

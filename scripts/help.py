@@ -27,7 +27,7 @@ GROUPS = {
     'the run': 'task agent dataset objective run_dir resume steps seed source step data_dir '
     'verify_data',
     'agent': 'agent.alpha agent.*',
-    'encoder': 'encoder* agent.encoder* agent.bc_flow_trains_encoder latent_*',
+    'encoder': 'encoder* cameras agent.encoder* agent.bc_flow_trains_encoder latent_*',
     'training': 'batch_size frame_stack horizon shift_probability lr tau hidden_dims mask_ratio',
     'online phase': 'online.online_steps online.*',
     'evaluation': 'env eval_* max_episode_steps env_* success_timing',
@@ -78,7 +78,7 @@ def command_help(prog: str, declared: Any, default: Any) -> str:
     required = [action for action in actions if action.option_strings and action.required]
     parts = [str(action.metavar) for action in positional]
     parts += [f'{action.option_strings[0]} {action.metavar}' for action in required]
-    width = min(shutil.get_terminal_size().columns, 120) - 2
+    width = max(38, min(shutil.get_terminal_size().columns, 120) - 2)
     formatter = Formatter(prog, max_help_position=30, width=width)
     for title, members in grouped(actions).items():
         formatter.start_section(title)

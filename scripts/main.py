@@ -7,21 +7,26 @@ be imported here or where arguments are declared.
 # ruff: noqa: E402
 import sys
 from multiprocessing import parent_process
+from pathlib import Path
 
-from fql.stopping import leave_on_signals
+from fql.stopping import leave_on_interrupt, leave_on_signals, raise_on_interrupt
 
-RESUMABLE = {'train', 'pretrain', 'quickstart'}
+RESUMABLE = {'train', 'pretrain', 'quickstart', 'sweep'}
 """Commands that can be stopped at any moment and run again."""
 
 # Before the imports below, which take a while.
-if RESUMABLE & set(sys.argv[1:2]) and parent_process() is None:
-    leave_on_signals()
+if parent_process() is None:
+    if RESUMABLE & set(sys.argv[1:2]):
+        leave_on_signals()
+    elif Path(sys.argv[0]).name in ('fql', 'main.py'):  # Not where tests import this.
+        leave_on_interrupt()
 
 import difflib
 import importlib
 import importlib.metadata
 import os
 import select
+import threading
 from contextlib import suppress
 from typing import Any, NoReturn, TextIO
 
@@ -115,6 +120,7 @@ def main() -> NoReturn:
     open_standard_streams()
     keep_freed_memory()
     sys.unraisablehook = report_unraisable
+    threading.excepthook = report_in_thread
     for stream in (sys.stdout, sys.stderr):
         # In the C locale (cron, minimal containers) no text may cause a fault.
         stream.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
@@ -151,6 +157,15 @@ def report_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
         sys.__unraisablehook__(unraisable)
 
 
+def report_in_thread(fault: threading.ExceptHookArgs) -> None:
+    """Python's own report, except for a part of a save that Orbax begins when the program ends.
+
+    Another part failed then, and that fault was reported.
+    """
+    if not str(fault.exc_value).startswith('cannot schedule new futures after'):
+        threading.__excepthook__(fault)
+
+
 def run(arguments: list[str]) -> int:
     """Run a command and return its exit code."""
     try:
@@ -185,7 +200,9 @@ def run(arguments: list[str]) -> int:
         os.environ.update(SAME_DRAWS)
         # Without it, TensorFlow imports Keras 3 and Matplotlib, a sixth of its import time.
         os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')
-        return importlib.import_module(module).run(args) or 0
+        command_module = imported(module)
+        raise_on_interrupt()
+        return command_module.run(args) or 0
     except (FQLError, DataError, EncoderError) as error:
         print(f'fql: {error}', file=sys.stderr)
         return 1
@@ -202,6 +219,18 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print('\nfql: interrupted', file=sys.stderr)
         return 130
+
+
+def imported(module: str) -> Any:
+    """A command's own file, with all that it needs.
+
+    Raises:
+        FQLError: a library cannot be imported with the environment variables that it reads then.
+    """
+    try:
+        return importlib.import_module(module)
+    except ValueError as error:  # JAX's of JAX_..., tqdm's of TQDM_..., Matplotlib's of MPLBACKEND.
+        raise FQLError(f'{first_line(error)} (is an environment variable wrong?)') from error
 
 
 def answer(arguments: list[str]) -> int:

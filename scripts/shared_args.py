@@ -34,9 +34,14 @@ JsonOut = Annotated[
 
 
 def check_values(args: Any) -> None:
-    """Raise FQLError for a number out of its bounds, or a device or pipe instead of a file."""
+    """Raise FQLError for a number out of its bounds, or a name that cannot be a user's file.
+
+    That is a device or a pipe, or a name with line breaks, which would break messages too.
+    """
     check_bounds(args)
     for path in _paths(args):
+        if any(ord(character) < 32 for character in str(path)):
+            raise FQLError(f'{str(path)!r} has a line break, or another control character')
         is_odd = False
         with suppress(OSError, ValueError):  # No file can have this name.
             is_odd = path.exists() and not (path.is_file() or path.is_dir())
@@ -56,10 +61,14 @@ def _paths(args: Any) -> Iterator[Path]:
 
 
 def value_of(arguments: list[str], flag: str) -> str | None:
-    """The value of a flag, read before the arguments are parsed; None without the flag."""
+    """The value of a flag, read before the arguments are parsed; None without the flag.
+
+    Of a flag that is given several times the last value counts, as when they are parsed.
+    """
+    value = None
     for argument, following in itertools.zip_longest(arguments, arguments[1:]):
         if argument == flag:
-            return following
-        if argument.startswith(f'{flag}='):
-            return argument.removeprefix(f'{flag}=')
-    return None
+            value = following
+        elif argument.startswith(f'{flag}='):
+            value = argument.removeprefix(f'{flag}=')
+    return value

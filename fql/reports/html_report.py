@@ -20,7 +20,7 @@ from fql.reports.run_results import (
     varying_settings,
 )
 from fql.reports.statistics import Estimate, estimate, improvement, interquartile_mean, mean
-from fql.training.config import setting_text, settings_of
+from fql.training.config import setting_text, settings_of_results
 from fql.training.presets import default_config
 
 STYLE = Path(__file__).with_name('report.css')
@@ -203,7 +203,7 @@ class _Videos:
 
     def _figure(self, path: Path, title: str) -> str:
         content = path.read_bytes()
-        if len(content) > min(VIDEO_BYTES, self._room):
+        if not content.startswith(b'GIF8') or len(content) > min(VIDEO_BYTES, self._room):
             return f'<p class="soft">{escape(title)}: <code>{escape(str(path))}</code></p>'
         self._room -= len(content)
         data = base64.b64encode(content).decode()
@@ -216,7 +216,7 @@ class _Videos:
 
 def newest_video(folder: Path) -> Path | None:
     """The recorded evaluation of the highest update."""
-    found = [path for path in folder.glob('*.gif') if path.stem.isdecimal()]
+    found = [path for path in folder.glob('*.gif') if path.stem.isdecimal() and path.is_file()]
     return max(found, key=lambda path: int(path.stem), default=None)
 
 
@@ -260,7 +260,7 @@ def settings_section(groups: Sequence[Group]) -> str:
 def differences_from_defaults(group: Group) -> dict[str, tuple[str, str]]:
     """By flag, the value in these runs and the default of the task and agent, if they differ."""
     ours = group.runs[0].settings
-    defaults = settings_of(default_config(find_task(group.task), group.agent, ours['env']))
+    defaults = settings_of_results(default_config(find_task(group.task), group.agent, ours['env']))
     return {
         flag: (setting_text(value), setting_text(defaults[flag]))
         for flag, value in ours.items()

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from data_pipeline.files import replacing
 from data_pipeline.observations import named
 from fql.reports.measures import SUCCESS, Measure, measure_of
 from fql.training.metrics_log import read_csv
@@ -25,8 +26,9 @@ LOSSES = (
 def plot_learning_curve(
     run: RunFolder, title: str, baselines: Mapping[str, float] | None = None
 ) -> None:
-    """Draw `learning_curve` into `run.learning_curve`."""
-    learning_curve(run, title, baselines).savefig(run.learning_curve, dpi=110)
+    """Draw `learning_curve` into `run.learning_curve`, whole or not at all."""
+    with replacing(run.learning_curve) as temporary:
+        learning_curve(run, title, baselines).savefig(temporary, format='png', dpi=110)
 
 
 def learning_curve(

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipeline.files import write_text
+from data_pipeline.files import make_folder, write_text
 from fql.errors import FQLError
-from fql.reports.html_report import html_report
+from fql.reports.html_report import html_report, missing_runs
 from fql.reports.output import format_table
 from fql.reports.run_results import PROTOCOL_EVALUATIONS, Group, Run, group_runs, read_run
 from fql.reports.statistics import estimate, interquartile_mean, mean
@@ -33,24 +33,31 @@ def report(paths: Sequence[Path], out: Path) -> str:
     groups = group_runs(runs)
     names = ', '.join(path.absolute().name for path in paths[:3])
     title = f'{names} and {len(paths) - 3} more' if len(paths) > 3 else names
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     write_text(out, html_report(title, groups, not_run))
-    return format_groups(groups)
+    left_out = len(missing_runs(groups, not_run))
+    note = f'\nnot finished, or left out: {left_out} (listed on the page)' if left_out else ''
+    return format_groups(groups) + note
 
 
 def sweep_runs(folder: SweepFolder) -> tuple[list[Run], dict[str, str]]:
-    """The runs of a sweep that have evaluations, and what all others lack, by name."""
+    """The runs of a sweep that have evaluations, and what unfinished ones lack, by name.
+
+    One that cannot be read is named among these and does not hide the others.
+    """
     found, missing = [], {}
     for run in read_sweep(folder.record):
         state = state_of(folder, run)
         path = folder.run(run)
+        fault = failure(folder, run) if state == 'failed' else ''
         if path.eval_csv.exists() and path.spec.exists():
-            found.append(read_run(path.path))
-        if state != 'done':
+            try:
+                found.append(read_run(path.path))
+            except FQLError as error:
+                fault = str(error)
+        if state != 'done' or fault:
             made = f'{updates_made(path):,} of {run.config.total_updates:,} updates'
-            missing[run.name] = f'{state}, {made}' + (
-                f': {failure(folder, run)}' if state == 'failed' else ''
-            )
+            missing[run.name] = ': '.join(part for part in (f'{state}, {made}', fault) if part)
     return found, missing
 
 

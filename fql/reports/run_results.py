@@ -13,15 +13,14 @@ import numpy as np
 from fql.errors import FQLError
 from fql.reports.measures import Measure, read_results
 from fql.reports.published import PublishedResult, published_result
-from fql.training.config import RESUMABLE_FIELDS, setting_text, settings_of
+from fql.training.config import setting_text, settings_of_results
 from fql.training.run_folder import RunFolder, read_spec
 
 _NUMBER = re.compile(r'[-_.]?\d+(?=/|$)')
 PROTOCOL_EVALUATIONS = 3
 """The FQL paper reports the mean over this many last evaluations."""
-NOT_COMPARED = {'seed', 'task', 'agent', 'dataset'} | {
-    name.replace('_', '-') for name in RESUMABLE_FIELDS - {'steps', 'online_steps'}
-}
+NOT_COMPARED = {'seed', 'task', 'agent'}
+"""Settings that are named elsewhere than among those in which groups differ."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Run:
 
     Attributes:
         folder: of the run.
-        settings: by flag; `agent` is its name.
+        settings: those that results depend on, by flag; `agent` is its name.
         measure: of its results.
         results: by step.
     """
@@ -108,7 +107,7 @@ def read_run(path: Path) -> Run:
         FQLError: it is no run folder, or has no evaluations.
     """
     folder = RunFolder(path)
-    settings = settings_of(read_spec(folder).config)
+    settings = settings_of_results(read_spec(folder).config)
     measure, results = read_results(folder.eval_csv)
     if not results:
         raise FQLError(f'{path}: a run folder without evaluations')
@@ -119,7 +118,7 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Runs by task and settings, in the order given.
 
     Raises:
-        FQLError: two runs are the same, or the runs of a group are measured differently.
+        FQLError: two runs are the same, or the runs of a task are measured differently.
     """
     together: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
@@ -140,9 +139,14 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         for (_, agent), alike in by_task.items()
         for name, members in zip(_names(agent, alike), alike, strict=True)
     ]
-    for group in groups:
-        if len({run.measure for run in group.runs}) > 1:
-            raise FQLError(f'{group.task}, {group.name}: the runs are measured differently')
+    measured: dict[str, Run] = {}
+    for run in (run for members in together.values() for run in members):
+        other = measured.setdefault(run.settings['task'], run)
+        if run.measure != other.measure:
+            raise FQLError(
+                f'{other.folder.path} and {run.folder.path} are measured differently: by '
+                f'{other.measure.name} and by {run.measure.name}'
+            )
     return groups
 
 

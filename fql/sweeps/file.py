@@ -2,23 +2,26 @@
 
 import dataclasses
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.data_dir import check_name
+from data_pipeline.errors import DataError
 from fql.agents.configs import AGENT_CONFIGS
 from fql.envs.tasks import OWN_TASK, find_task, task_names
-from fql.errors import FQLError
-from fql.training.config import TrainConfig, with_settings
+from fql.errors import FQLError, first_line
+from fql.training.config import TrainConfig, check_bounds, settings_of_results, with_settings
 from fql.training.presets import default_config
 
 READY = Path(__file__).parent / 'ready'
 RECORD = 'sweep.toml'
 """The file's name in a sweep's folder."""
 KEYS = ('tasks', 'agents', 'seeds', 'settings', 'task-settings', 'agent-settings', 'variants')
-SET_BY_THE_SWEEP = ('task', 'seed', 'data-dir')
+SET_BY_THE_SWEEP = ('task', 'seed', 'data-dir', 'online.from')
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,8 @@ def read_sweep(path: Path) -> list[SweepRun]:
     """
     try:
         values = tomllib.loads(path.read_text(encoding='utf-8'))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise FQLError(f'{path} is not valid TOML: {error}') from None
+    except (ValueError, RecursionError) as error:  # Also of numbers with too many digits.
+        raise FQLError(f'{path} is not valid TOML: {first_line(error)}') from None
     try:
         return _runs(values)
     except FQLError as error:
@@ -82,7 +85,7 @@ def _runs(values: Mapping[str, Any]) -> list[SweepRun]:
     by_task, by_agent = _tables(values, 'task-settings'), _tables(values, 'agent-settings')
     _check_used('task-settings', by_task, tasks)
     _check_used('agent-settings', by_agent, agents)
-    variants = _tables(values, 'variants') or {'': {}}
+    variants = _variants(values)
     common = _settings(values.get('settings', {}), 'settings')
     of_seed_0 = [
         _run(
@@ -95,7 +98,30 @@ def _runs(values: Mapping[str, Any]) -> list[SweepRun]:
         for agent in agents
         for variant, own in variants.items()
     ]
+    _check_different(of_seed_0)
     return [_with_seed(run, seed) for seed in seeds for run in of_seed_0]
+
+
+def _variants(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings by variant; a single one without a name if the file has none."""
+    tables = _tables(values, 'variants')
+    for name in tables:
+        try:
+            check_name(name)
+        except DataError as error:
+            raise FQLError(f'variants: {error}') from None
+        if name.startswith('seed-'):
+            raise FQLError(f'variants: {name!r} is the name of a run')
+    return tables or {'': {}}
+
+
+def _check_different(runs: Iterable[SweepRun]) -> None:
+    """Raise FQLError if two runs would have the same results."""
+    names: dict[tuple[Any, ...], str] = {}
+    for run in runs:
+        other = names.setdefault(tuple(settings_of_results(run.config).items()), run.name)
+        if other != run.name:
+            raise FQLError(f'{other} and {run.name} have the same settings')
 
 
 def _run(task: str, agent: str, variant: str, settings: Mapping[str, Any]) -> SweepRun:
@@ -113,7 +139,8 @@ def _run(task: str, agent: str, variant: str, settings: Mapping[str, Any]) -> Sw
 
 
 def _with_seed(run: SweepRun, seed: int) -> SweepRun:
-    config = with_settings(dataclasses.replace(run.config, seed=seed), {})
+    config = dataclasses.replace(run.config, seed=seed)
+    check_bounds(config)
     return SweepRun(f'{run.name}/seed-{seed}', config, (*run.arguments, '--seed', str(seed)))
 
 
@@ -121,6 +148,8 @@ def _arguments(name: str, value: Any) -> list[str]:
     """A setting as arguments of a command line."""
     if isinstance(value, bool):
         return [f'--{name}' if value else f'--no-{name}']
+    if str(value).startswith('-'):
+        return [f'--{name}={value}']
     return [f'--{name}', *map(str, value if isinstance(value, list) else [value])]
 
 
@@ -150,7 +179,7 @@ def _list(values: Mapping[str, Any], key: str, kind: type, default: Iterable[Any
 
 
 def _check_once(key: str, items: list[Any]) -> None:
-    if twice := [item for i, item in enumerate(items) if item in items[:i]]:
+    if twice := [item for item, count in Counter(items).items() if count > 1]:
         raise FQLError(f'{key}: {twice[0]} is named twice')
 
 
@@ -159,9 +188,6 @@ def _tables(values: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
     tables = values.get(key, {})
     if not isinstance(tables, dict):
         raise FQLError(f'{key} must be tables of settings, [{key}.NAME]')
-    for name in tables:
-        if '/' in name or name.startswith(('.', 'seed-')):
-            raise FQLError(f'{key}: {name!r} cannot be the name of a folder')
     return {name: _settings(table, f'{key}.{name}') for name, table in tables.items()}
 
 

@@ -98,7 +98,7 @@ def is_done(folder: RunFolder, run: SweepRun) -> bool:
 def updates_made(folder: RunFolder) -> int:
     """Updates that a run's metrics or checkpoints show."""
     rows = []
-    with suppress(FQLError):  # A damaged file is the run's own fault to report.
+    with suppress(FQLError, OSError):  # A damaged file is the run's own fault to report.
         rows = read_csv(folder.train_csv)[-1:]
     return max(
         [*(int(row['step']) for row in rows), *finished_steps(folder.checkpoints)], default=0
@@ -111,7 +111,12 @@ def claimed_log(path: Path) -> Iterator[IO[bytes] | None]:
 
     The lock belongs to the open file: it lasts until the last process with this output has ended,
     however that ends. So a process that outlives its sweep is known.
+
+    Raises:
+        FQLError: something else has the log's name.
     """
+    if path.exists() and not path.is_file():  # Opening a pipe would never end.
+        raise FQLError(f'{path} is not a file: move it away')
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('ab') as file:
         try:
@@ -129,12 +134,19 @@ def begin_attempt(log: IO[bytes], arguments: Sequence[str]) -> None:
 
 
 def is_running(folder: SweepFolder, run: SweepRun) -> bool:
-    """Whether a process of the run exists, on this machine or where the file's lock is seen."""
+    """Whether a process of the run exists, on this machine or where the file's lock is seen.
+
+    The log is only read: the sweep may be another user's.
+    """
     log = folder.log(run)
-    if not log.exists():
+    if not log.is_file():
         return False
-    with claimed_log(log) as file:
-        return file is None
+    with log.open('rb') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
 
 
 def state_of(folder: SweepFolder, run: SweepRun, queued: bool = False) -> State:
@@ -156,10 +168,9 @@ def state_of(folder: SweepFolder, run: SweepRun, queued: bool = False) -> State:
 
 def failure(folder: SweepFolder, run: SweepRun) -> str:
     """The last line that a failed run printed; empty if it was stopped or killed."""
-    try:
-        tail = folder.log(run).read_bytes()[-4000:].decode('utf-8', errors='replace')
-    except FileNotFoundError:
+    if not folder.log(run).is_file():
         return ''
+    tail = folder.log(run).read_bytes()[-4000:].decode('utf-8', errors='replace')
     tail = tail.rpartition(_ATTEMPT)[2]
     lines = [line.strip() for line in tail.replace('\r', '\n').splitlines() if line.strip()]
     last = lines[-1] if lines else ''
@@ -188,10 +199,16 @@ def sweep_table(folder: SweepFolder, runs: list[SweepRun], states: Mapping[str, 
 
 
 def _last_results(folder: SweepFolder, runs: list[SweepRun]) -> str:
-    """The mean of the last evaluation of each run that has one."""
-    found = [read_results(folder.run(run).eval_csv) for run in runs]
+    """The mean of the last evaluation of each run that has one, and how many cannot be read."""
+    found = []
+    for run in runs:
+        with suppress(FQLError):
+            found.append(read_results(folder.run(run).eval_csv))
     last = [results[max(results)] for _, results in found if results]
-    if not last:
-        return ''
-    measure = next(measure for measure, results in found if results)
-    return f'{measure.name} {measure.text(sum(last) / len(last))} of {len(last)}'
+    parts = []
+    if last:
+        measure = next(measure for measure, results in found if results)
+        parts.append(f'{measure.name} {measure.text(sum(last) / len(last))} of {len(last)}')
+    if len(found) < len(runs):
+        parts.append(f'{len(runs) - len(found)} damaged')
+    return ', '.join(parts)

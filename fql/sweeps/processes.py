@@ -11,6 +11,7 @@ from types import FrameType
 
 from tqdm import tqdm
 
+from fql.errors import FQLError
 from fql.stopping import EXIT_CODE
 from fql.sweeps.file import SweepRun
 from fql.sweeps.folder import (
@@ -98,7 +99,12 @@ def run_processes(
                 run = waiting.pop(0)
                 slot = next(slot for slot, name in slots.items() if name not in going.own)
                 slots[slot] = run.name
-                process = start(folder, run, data_dir, gpu_variables(slot, jobs, gpus))
+                try:
+                    process = start(folder, run, data_dir, gpu_variables(slot, jobs, gpus))
+                except (FQLError, OSError) as error:
+                    failed[run.name] = f'cannot be started: {error}'
+                    tqdm.write(f'failed: {run.name}: {failed[run.name]}')
+                    continue
                 if process is None:
                     going.others[run.name] = run
                 else:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.files import locked
+from data_pipeline.files import locked, make_folder
 from fql.command import command
 from fql.errors import FQLError
 from fql.stopping import EXIT_CODE
@@ -60,8 +60,9 @@ def sweep(
     for dataset, task in {(run.config.dataset, run.config.task) for run in runs}:
         task_dataset_path(task, dataset, data_dir)
     folder = SweepFolder(path)
-    write_record(folder, file, runs)
+    make_folder(folder.path)
     with locked(folder.lock, f'runs the sweep in {folder.path}'):
+        write_record(folder, file, runs)
         states = states_of(folder, runs)
         print(sweep_table(folder, runs, states), flush=True)
         is_stopped = False

@@ -444,8 +444,8 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
         raise FQLError(f'agent {config.agent.name} has no setting {unknown[0]!r}{hint}')
     values = config_to_dict(_replaced(config, settings))
     agent = {name: value for name, value in values.pop('agent').items() if name != 'name'}
-    # As after JSON, which turns tuples into lists.
-    values, agent = json.loads(json.dumps([values, agent]))
+    # As after JSON, which turns tuples into lists; a date of TOML is text on a command line.
+    values, agent = json.loads(json.dumps([values, agent], default=str))
     try:
         agent_config = from_json(type(config.agent), agent)
         changed = from_json(TrainConfig, values, given={'agent': agent_config})
@@ -471,6 +471,12 @@ def setting_text(value: Any) -> str:
     if isinstance(value, int):
         return f'{value:,}'
     return f'{value:g}' if isinstance(value, float) else str(value)
+
+
+def settings_of_results(config: TrainConfig) -> dict[str, Any]:
+    """The settings that a run's results depend on, by flag."""
+    others = {name.replace('_', '-') for name in RESUMABLE_FIELDS - {'steps', 'online_steps'}}
+    return {name: value for name, value in settings_of(config).items() if name not in others}
 
 
 def _replaced(config: Any, settings: Mapping[str, Any]) -> Any:

@@ -1,12 +1,31 @@
-"""Whether a run fits into memory, estimated from shapes before anything is allocated."""
+"""Whether a run fits into memory, and into the limit of open files, before anything is made."""
 
 import math
+import resource
 
 import jax
 
 from data_pipeline.machine import available_memory
 from fql.errors import FQLError
 from fql.learner import Learner, TrainState
+
+OPEN_FILES = 256
+"""A save opens some hundred files, events and threads at once."""
+
+
+def check_open_files() -> None:
+    """Raise FQLError if too few files may be open for a save; raise a soft limit that is too low.
+
+    Orbax fails at any place then, with many tracebacks.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = [limit == resource.RLIM_INFINITY or limit >= OPEN_FILES for limit in (soft, hard)]
+    if not enough[1]:
+        raise FQLError(
+            f'only {hard} files may be open at once (ulimit -n): a run needs {OPEN_FILES}'
+        )
+    if not enough[0]:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, hard))
 
 
 def check_memory(learner: Learner, abstract: TrainState, batch_bytes: int) -> None:

@@ -31,7 +31,7 @@ from fql.training.checkpoints import CheckpointWriter, restore_newest
 from fql.training.data import check_cameras, frame_shapes, open_dataset
 from fql.training.interruption import Interruption
 from fql.training.loop import Trainer, rows_logged
-from fql.training.memory import check_memory
+from fql.training.memory import check_memory, check_open_files
 from fql.training.metrics_log import MetricsLog
 from fql.training.pretrain_config import (
     PretrainConfig,
@@ -74,6 +74,7 @@ def pretrain(
         EncoderError: the encoder that an extended run is to replace cannot be read.
     """
     validate_pretrain_config(config)
+    check_open_files()
     mesh = make_mesh()
     check_batch_size(config.batch_size, mesh)
     folder = RunFolder(path.absolute())

@@ -59,7 +59,7 @@ from fql.training.learning import (
     validation_of,
 )
 from fql.training.loop import Batches, Trainer, rows_logged
-from fql.training.memory import check_memory
+from fql.training.memory import check_memory, check_open_files
 from fql.training.metrics_log import MetricsLog
 from fql.training.online import (
     describe_online,
@@ -239,6 +239,7 @@ def check_run(config: TrainConfig, path: Path, resume: Resume) -> CheckedRun:
     """Find out whether a run can be started, and from which parts; see `train`."""
     validate_config(config)
     check_wandb(config)
+    check_open_files()
     mesh = make_mesh()
     check_batch_size(config.batch_size, mesh)
     folder = RunFolder(path.absolute())

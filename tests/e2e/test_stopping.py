@@ -97,8 +97,21 @@ def test_a_signal_while_environments_start(start_fql, tmp_path):
 
 
 @pytest.mark.skipif(not Path('/proc/self/maps').exists(), reason='reads /proc/PID')
-def test_a_command_that_cannot_be_continued_ends_as_usual(start_fql, tmp_path):
-    process = start_fql('prepare', 'x', '--source', tmp_path / 'x.npz')
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGTERM
+@pytest.mark.parametrize(
+    ('command', 'number', 'code', 'line'),
+    [
+        ('tasks', signal.SIGTERM, -signal.SIGTERM, ''),
+        ('tasks', signal.SIGINT, 130, 'fql: interrupted'),
+        ('sweep', signal.SIGTERM, EXIT_CODE, 'fql: stopped; run it again'),
+    ],
+)
+def test_a_command_that_is_still_importing(start_fql, command, number, code, line):
+    """Only a sweep can be continued."""
+    process = start_fql(command)
+    while not has_mapped(process, '_multiarray_umath'):
+        assert process.poll() is None, process.communicate()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert errors.strip().startswith(line)
+    assert len(errors.strip().splitlines()) == bool(line)

@@ -4,12 +4,14 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from scripts.main import COMMANDS, HELP, SAME_DRAWS
+from scripts.main import COMMANDS, HELP, SAME_DRAWS, report_in_thread
 from scripts.shared_args import value_of
 
 PROGRAM = (sys.executable, '-m', 'scripts.main')
@@ -311,4 +313,41 @@ def test_a_flag_is_read_before_the_words_are_parsed():
     assert value_of(['--task'], '--task') is None
     assert value_of(['--seed', '1', '--task', 'a'], '--task') == 'a'
     assert value_of(['--task=a=b'], '--task') == 'a=b'
+    assert value_of(['--task', 'a', '--task=b'], '--task') == 'b'
+
+
+def test_of_a_setting_given_twice_the_last_counts(fql):
+    """Also where other defaults depend on it: alpha is 10 for the antmaze, 300 for the cube."""
+    tasks = ('--task', 'antmaze-umaze-v2', '--task', 'cube-single-play-singletask-task1-v0')
+    assert fql('train', *tasks, '--help').stdout == fql('train', *tasks[2:], '--help').stdout
+
+
+@pytest.mark.parametrize(('fault', 'is_shown'), [('cannot schedule new', False), ('else', True)])
+def test_faults_in_threads(capfd, monkeypatch, fault, is_shown):
+    """Those of Orbax's threads at the program's end follow a fault that was reported."""
+    monkeypatch.setattr(threading, 'excepthook', report_in_thread)
+    pool = ThreadPoolExecutor()
+    pool.shutdown()
+    work = pool.submit if fault == 'cannot schedule new' else int
+    thread = threading.Thread(target=work, args=('else',))
+    thread.start()
+    thread.join()
+    assert ('Traceback' in capfd.readouterr().err) == is_shown
+
+
+def test_a_narrow_terminal_gets_help(fql, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '1')
+    assert max(map(len, fql('report', '--help').stdout.splitlines())) > 10
+
+
+def test_a_library_that_refuses_its_environment_variable(fql, assert_one_line, monkeypatch):
+    def imported(name):
+        raise ValueError("invalid literal for int() with base 10: 'x'")
+
+    monkeypatch.setattr('scripts.main.importlib.import_module', imported)
+    assert_one_line(fql('tasks'), "'x' (is an environment variable wrong?)")
+
+
+def test_a_name_with_a_line_break_is_refused(fql, assert_one_line):
+    assert_one_line(fql('report', 'a\nb'), "'a\\nb' has a line break")
     assert {'-h', '--help'} == HELP

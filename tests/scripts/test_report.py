@@ -1,7 +1,9 @@
 """`fql report` against successes written by hand, and its page in a browser."""
 
+import os
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
@@ -40,7 +42,7 @@ def test_runs_of_other_seeds_are_one_group(fql, tmp_path):
     ]
     done = fql('report', *runs, '--out', tmp_path / 'r.html')
     assert done.returncode == 0, done.stderr
-    task, header, *rows, source, written = done.stdout.strip().splitlines()
+    task, header, *rows, source, left_out, written = done.stdout.strip().splitlines()
     assert task == CUBE
     assert cells(header) == [
         *('seeds', 'updates', 'success', '95 % interval', 'IQM', 'last 3', 'paper')
@@ -55,6 +57,7 @@ def test_runs_of_other_seeds_are_one_group(fql, tmp_path):
     ]
     assert cells(rows[2]) == ['iql', '1', '30', '25.0%', '-', '25.0%', '25.0%', '70 ± 12 %']
     assert source.startswith('paper: Park, Li, Levine 2025 (arXiv 2502.02538)')
+    assert left_out == 'not finished, or left out: 1 (listed on the page)'
     assert written == f'wrote {tmp_path / "r.html"}'
     page = (tmp_path / 'r.html').read_text()
     assert f'{CUBE}/fql (batch-size 256)' in page
@@ -91,6 +94,88 @@ def test_what_cannot_be_is_refused(fql, assert_one_line, tmp_path):
     (scored / 'eval.csv').write_text(f'step,{columns}\n10,0.5,9.0,80.0\n')
     assert_one_line(fql('report', run, scored, *out), 'are measured differently')
     assert not (tmp_path / 'new.html').exists()
+
+
+def test_runs_on_other_data_are_other_groups(fql, tmp_path):
+    """And those that report other numbers cannot share a task's table."""
+    own = {'task': 'own', 'env': 'maze:maze-v0'}
+    runs = [
+        write_run(tmp_path / name, {10: success}, TrainConfig(dataset=name, seed=seed, **own))
+        for seed, (name, success) in enumerate((('play', 0.2), ('noisy', 0.8)))
+    ]
+    out = ('--out', tmp_path / 'r.html')
+    done = fql('report', *runs, *out)
+    rows = [cells(line)[:4] for line in done.stdout.splitlines()[2:4]]
+    assert rows == [
+        ['fql (dataset play)', '1', '10', '20.0%'],
+        ['fql (dataset noisy)', '1', '10', '80.0%'],
+    ]
+    agent = IQLConfig()
+    other = write_run(
+        tmp_path / 'iql', {10: 'nan'}, TrainConfig(dataset='play', agent=agent, **own)
+    )
+    done = fql('report', runs[0], other, '--out', tmp_path / 'n.html')
+    assert 'are measured differently: by success and by return' in done.stderr
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """A sweep's folder of three runs, of which the first has an evaluation."""
+    folder = tmp_path / 'sweep'
+    write_run(folder / CUBE / 'fql' / 'seed-0', {10: 0.5})
+    (folder / 'sweep.toml').write_text(
+        f'tasks = ["{CUBE}"]\nseeds = [0, 1, 2]\n[settings]\nsteps = 10'
+    )
+    return folder
+
+
+DAMAGES = {
+    'no row yet': lambda run: (run / 'eval.csv').write_text('step,evaluation/success\n'),
+    'a damaged row': lambda run: (run / 'eval.csv').write_text('step,evaluation/success\n1\n2,1\n'),
+    'a damaged config.json': lambda run: (run / 'config.json').write_text('{'),
+    'folders': lambda run: [(run / name).mkdir() for name in ('train.csv', '../seed-1.log')],
+    'pipes': lambda run: [os.mkfifo(run / name) for name in ('train.csv', '../seed-1.log')],
+    'another evaluation': lambda run: [(run / 'eval.csv').unlink(), os.mkfifo(run / 'eval.csv')],
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_a_damaged_run_does_not_hide_the_others_of_a_sweep(fql, sweep, tmp_path, damage):
+    DAMAGES[damage](
+        write_run(sweep / CUBE / 'fql' / 'seed-1', {10: 0.5}, TrainConfig(CUBE, seed=1))
+    )
+    done = fql('report', sweep, '--out', tmp_path / 'r.html')
+    assert done.returncode == 0, done.stderr
+    assert 'not finished, or left out:' in done.stdout
+    assert ', 0 of 10 updates' in (tmp_path / 'r.html').read_text()
+
+
+def test_a_sweep_of_another_user(sweep, tmp_path, fql, monkeypatch):
+    """Its logs can be read only."""
+    log = sweep / CUBE / 'fql' / 'seed-0.log'
+    log.write_text('\n$ fql train\nfql: no disk\n')
+    opened = Path.open
+
+    def read_only(path, mode='r', *rest, **named):
+        if path.suffix == '.log' and mode not in ('r', 'rb'):
+            raise PermissionError(13, 'Permission denied', str(path))
+        return opened(path, mode, *rest, **named)
+
+    monkeypatch.setattr(Path, 'open', read_only)
+    done = fql('report', sweep, '--out', tmp_path / 'r.html')
+    assert done.returncode == 0, done.stderr
+    assert 'failed, 0 of 10 updates: fql: no disk' in (tmp_path / 'r.html').read_text()
+
+
+def test_only_pictures_are_put_into_the_page(fql, tmp_path):
+    """Not the file that a link in a stranger's run folder leads to."""
+    run = write_run(tmp_path / 'run', {10: 0.5})
+    (tmp_path / 'secret').write_text('a secret')
+    (run / 'videos').mkdir()
+    (run / 'videos' / '10.gif').symlink_to(tmp_path / 'secret')
+    (run / 'videos' / '20.gif').mkdir()
+    assert fql('report', run, '--out', tmp_path / 'r.html').returncode == 0
+    assert 'base64' not in (tmp_path / 'r.html').read_text()
 
 
 class Tags(HTMLParser):

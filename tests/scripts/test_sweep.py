@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import threading
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 
+from data_pipeline.files import locked
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.stopping import EXIT_CODE
 from fql.sweeps.cluster import TrainJob
@@ -97,6 +99,31 @@ def test_runs_can_be_added_and_not_changed(fql, assert_one_line, sweep, tmp_path
     other.write_text(f'# More to come.\n{file.read_text()}')
     assert fql('sweep', other, '--dir', folder).returncode == 0
     assert (folder / 'sweep.toml').read_text().startswith('# More to come.')
+
+
+def test_a_second_sweep_of_one_folder_changes_nothing(fql, assert_one_line, sweep, tmp_path):
+    """Not even the record, which says what the first one runs."""
+    file = write_file(tmp_path, 2, '[0, 1]')
+    folder = tmp_path / 'runs'
+    folder.mkdir()
+    with locked(folder / 'sweep.lock', 'runs it'):
+        assert_one_line(fql('sweep', file, '--dir', folder), 'another process runs the sweep')
+    assert not (folder / 'sweep.toml').exists()
+
+
+def test_damage_of_one_run_stops_no_other(fql, sweep, tmp_path):
+    """Seed 0 is finished, but its evaluations are damaged; seed 1 cannot have its log."""
+    file, folder = write_file(tmp_path, 2, '[0, 1]'), tmp_path / 'runs'
+    shutil.copytree(sweep[1], folder)
+    (folder / f'{RUN}0' / 'eval.csv').write_text('step,evaluation/success\n1\n2,0.5\n')
+    os.mkfifo(folder / f'{RUN}1.log')
+    done = fql('sweep', file, '--dir', folder)
+    assert done.returncode == 1
+    assert '1 damaged' in done.stdout.splitlines()[1]
+    assert f'failed: {RUN}1: cannot be started: {folder / RUN}1.log is not a file' in done.stdout
+    assert done.stderr.splitlines()[-1] == (
+        'fql: 1 of 2 runs failed; run the same command to try them again'
+    )
 
 
 def test_commands_are_listed_before_anything_is_there(fql, tmp_path):

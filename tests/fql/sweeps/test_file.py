@@ -117,7 +117,17 @@ def test_the_ready_sweeps_are_those_of_the_paper():
         ('A\n[settings]\nseed = 1', 'settings: seed cannot be set here'),
         ('A\n[settings]\nsave-interval = 0', 'must be resumable'),
         ('A\n[variants.x]\nalpha = []', 'antmaze-umaze-v2, fql, x: alpha must be float'),
-        ('A\n[variants."a/b"]', "'a/b' cannot be the name of a folder"),
+        ('A\n[variants."a/b"]', "variants: 'a/b' is not a valid name"),
+        ('A\n[variants."a\\nb"]', 'is not a valid name'),
+        (f'A\n[variants.{"a" * 300}]', 'is not a valid name'),
+        ('A\n[variants.""]', "'' is not a valid name"),
+        ('A\n[variants.seed-1]', "'seed-1' is the name of a run"),
+        ('A\n[variants.a]\n[variants.b]\nlr = 3e-4', 'fql/a and .*fql/b have the same settings'),
+        ('A\n[variants.a]\n[variants.b]\neval-workers = 2', 'have the same settings'),
+        ('A\n[settings]\nonline.from = "x"', 'settings: online.from cannot be set here'),
+        ('A\n[settings]\nsteps = 2026-01-02', "steps must be int, not '2026-01-02'"),
+        (f'A\nseeds = [{"9" * 5000}]', 'not valid TOML: Exceeds the limit'),
+        (f'A\nseeds = {"[" * 5000}', 'not valid TOML: maximum recursion'),
         ('A\n[agent-settings.iql]\nlr = 1', "agent-settings: the sweep has no 'iql'"),
         ('A\n[task-settings."cube*"]\nlr = 1', "task-settings: the sweep has no 'cube\\*'"),
     ],
@@ -127,6 +137,21 @@ def test_what_is_wrong_is_named(tmp_path, text, message):
         runs_of(tmp_path, text.replace('A\n', 'tasks = ["antmaze-umaze-v2"]\n'))
     assert '\n' not in str(raised.value)
     assert str(raised.value).startswith(str(tmp_path / 'sweep.toml'))
+
+
+def test_a_value_that_looks_like_a_flag_is_a_value(tmp_path):
+    text = 'tasks = ["antmaze-umaze-v2"]\n[settings]\nwandb-project = "--agent"'
+    (run,) = runs_of(tmp_path, text)
+    words = [*run.arguments, '--run-dir', 'x']
+    default, config = Train.defaults(words), (tyro.conf.OmitArgPrefixes,)
+    assert tyro.cli(Train, default=default, args=words, config=config).config == run.config
+
+
+def test_many_seeds_are_read_in_no_time(tmp_path):
+    """Not by comparing each with all others."""
+    seeds = list(range(20_000))
+    text = f'tasks = ["antmaze-umaze-v2"]\nseeds = {seeds}'
+    assert [run.config.seed for run in runs_of(tmp_path, text)] == seeds
 
 
 def test_the_example_of_the_docs(tmp_path):
