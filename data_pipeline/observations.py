@@ -70,13 +70,14 @@ def observation_keys(arguments: Sequence[str]) -> dict[str, str]:
     """
     keys: dict[str, str] = {}
     for argument in arguments:
-        name, equals, key = argument.rpartition('=')
+        name, equals, key = argument.partition('=')
         if not equals:
-            name = key.rpartition('/')[2] if len(arguments) > 1 else ''
+            name, key = argument.rpartition('/')[2] if len(arguments) > 1 else '', argument
         if name in keys:
             raise DataError(f'two observations are called {name!r}; name them with NAME=KEY')
-        if name or equals:
+        if equals or len(arguments) > 1:
             check_name(name)
+            check_name(array_name(name))  # Longer.
         keys[name] = key
     return keys
 

@@ -42,7 +42,7 @@ class SavedEncoder:
     cameras: str = 'separate'
 
     @property
-    def frames(self) -> str:
+    def shape_text(self) -> str:
         """The shapes of its input, not stacked: `64x64x3`, or `front 64x64x3, pose 7`."""
         shapes = self.image_shape
         if isinstance(shapes, Mapping):

@@ -233,9 +233,8 @@ def is_unread(stream: TextIO) -> bool:
 
 def expand_home(argument: str) -> str:
     """An argument whose ~, which a shell leaves alone after an =, is the home folder."""
-    flag, equals, value = (
-        argument.partition('=') if argument.startswith('--') else ('', '', argument)
-    )
+    is_flag = argument.startswith('--')
+    flag, equals, value = argument.partition('=') if is_flag else ('', '', argument)
     return flag + equals + (os.path.expanduser(value) if value.startswith('~') else value)
 
 

@@ -1,6 +1,7 @@
 """`fql train`: starts or continues a run."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 from data_pipeline.data_dir import resolve_data_dir
@@ -20,7 +21,7 @@ def run(args: Train) -> int:
     data_dir = str(resolve_data_dir(args.config.data_dir))
     agent = args.config.agent
     if agent.encoder.source:
-        source = str(Path(agent.encoder.source).expanduser().absolute())
+        source = str(Path(os.path.expanduser(agent.encoder.source)).absolute())
         agent = dataclasses.replace(
             agent, encoder=dataclasses.replace(agent.encoder, source=source)
         )

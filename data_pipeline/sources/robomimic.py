@@ -1,8 +1,9 @@
 """HDF5 files in robomimic's layout: `data/demo_i` with obs/*, next_obs/*, actions, rewards, dones.
 
-Every row of a demonstration is a transition. The last one ends in the last row of `next_obs`. If
-that is not stored and `dones` is set, it ends in its own observation again, whose value the mask
-excludes. Otherwise the last action is not used.
+Every row of a demonstration is a transition. The last one ends in the last row of `next_obs`, whose
+other rows must be those of `obs` that follow. If `next_obs` is not stored and `dones` is set, the
+last one ends in its own observation again, whose value the mask excludes. Otherwise the last action
+is not used.
 Source: https://robomimic.github.io/docs/datasets/overview.html
 """
 
@@ -20,6 +21,7 @@ from data_pipeline.observations import array_name
 from data_pipeline.sources.arrays import Fitted, fit_arrays
 from data_pipeline.sources.base import ArraySpec, Note, SourceSplit, describe_file, taken_from
 from data_pipeline.sources.hdf5 import HdfColumn, choose_keys, list_columns, open_hdf5, open_item
+from data_pipeline.sources.rows import find_jumps
 from data_pipeline.sources.table import settle_last_actions
 
 _FILTERS = {'train': 'mask/train', 'val': 'mask/valid'}
@@ -77,9 +79,12 @@ def robomimic_splits(source: Path, keys: Mapping[str, str]) -> dict[str, SourceS
         items = {name: open_item(file['data'], name) for name in file['data']}
         groups = [name for name, item in items.items() if isinstance(item, h5py.Group)]
         names = {'train': sorted(groups, key=_number)}
+        masks = file.get('mask')
+        unused = {f'mask/{key}' for key in masks} if isinstance(masks, h5py.Group) else set()
         if all(isinstance(file.get(key), h5py.Dataset) for key in _FILTERS.values()):
             chosen = {split: _listed(source, file[key]) for split, key in _FILTERS.items()}
             names = {split: sorted(names, key=_number) for split, names in chosen.items() if names}
+            unused -= set(_FILTERS.values())
         held = {name: list_columns(file['data'][name]) for name in groups}
     if not names.get('train'):
         raise DataError(f'{source}: data holds no demonstration for training')
@@ -94,7 +99,7 @@ def robomimic_splits(source: Path, keys: Mapping[str, str]) -> dict[str, SourceS
             f'{source}, split {split}',
             description,
             {name: _demo(f'{source}: data/{name}', held[name], keys) for name in demos},
-            sorted(held[demos[0]].keys() - _USED - taken),
+            sorted(held[demos[0]].keys() - _USED - taken | unused),
         )
         for split, demos in names.items()
     }
@@ -241,7 +246,20 @@ def _blocks(demo: Demo, fitted: Mapping[str, Fitted]) -> Iterator[tuple[str, np.
     yield 'actions', settle_last_actions(actions, terminals)
     for name, column in demo.observations.items():
         convert = fitted[name].convert
+        if name in demo.following:
+            _check_following(column, demo.following[name])
         for block in column.blocks():
             yield name, convert(block)
         if demo.appends:
             yield name, convert(demo.following.get(name, column).read(-1))
+
+
+def _check_following(column: HdfColumn, following: HdfColumn) -> None:
+    """Raises DataError where a stored next observation is not that of the next row."""
+    jumps = find_jumps(column.blocks(), following.blocks())
+    if jumps.any():
+        row = int(np.argmax(jumps))
+        raise DataError(
+            f'{column.path}: row {row} of {following.key} is not row {row + 1} of {column.key}: '
+            'steps are missing there; make another demonstration of what follows'
+        )

@@ -17,11 +17,10 @@ from fql.reports.run_results import (
     PROTOCOL_EVALUATIONS,
     Group,
     is_on_one_scale,
-    setting_text,
     varying_settings,
 )
 from fql.reports.statistics import Estimate, estimate, improvement, interquartile_mean, mean
-from fql.training.config import settings_of
+from fql.training.config import setting_text, settings_of
 from fql.training.presets import default_config
 
 STYLE = Path(__file__).with_name('report.css')

@@ -13,7 +13,7 @@ import numpy as np
 from fql.errors import FQLError
 from fql.reports.measures import Measure, read_results
 from fql.reports.published import PublishedResult, published_result
-from fql.training.config import RESUMABLE_FIELDS, settings_of
+from fql.training.config import RESUMABLE_FIELDS, setting_text, settings_of
 from fql.training.run_folder import RunFolder, read_spec
 
 _NUMBER = re.compile(r'[-_.]?\d+(?=/|$)')
@@ -181,19 +181,6 @@ def _names(agent: str, alike: Sequence[Sequence[Run]]) -> list[str]:
         for i in range(len(alike))
     ]
     return [f'{agent} ({text})' if text else agent for text in texts]
-
-
-def setting_text(value: Any) -> str:
-    """A setting's value as it is given on a command line."""
-    if value is None:
-        return '-'
-    if isinstance(value, bool):
-        return 'on' if value else 'off'
-    if isinstance(value, tuple):
-        return ' '.join(map(setting_text, value))
-    if isinstance(value, int):
-        return f'{value:,}'
-    return f'{value:g}' if isinstance(value, float) else str(value)
 
 
 def is_on_one_scale(groups: Sequence[Group]) -> bool:

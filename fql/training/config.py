@@ -460,6 +460,19 @@ def settings_of(config: TrainConfig) -> dict[str, Any]:
     return {name.replace('_', '-'): value for name, value in _flat(config).items()}
 
 
+def setting_text(value: Any) -> str:
+    """A setting's value for a reader."""
+    if value is None:
+        return '-'
+    if isinstance(value, bool):
+        return 'on' if value else 'off'
+    if isinstance(value, tuple):
+        return ' '.join(map(setting_text, value))
+    if isinstance(value, int):
+        return f'{value:,}'
+    return f'{value:g}' if isinstance(value, float) else str(value)
+
+
 def _replaced(config: Any, settings: Mapping[str, Any]) -> Any:
     changes = {}
     for entry in dataclasses.fields(config):

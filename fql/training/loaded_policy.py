@@ -1,5 +1,6 @@
 """A trained policy in a user's own program: observations in, actions out."""
 
+import os
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -138,7 +139,7 @@ def load_policy(
     Raises:
         FQLError: no such folder, checkpoint or policy.
     """
-    folder = RunFolder(Path(path).expanduser())
+    folder = RunFolder(Path(os.path.expanduser(path)))
     spec = read_spec(folder)
     if is_exported(folder.path):
         params = read_exported(folder.path, spec)

@@ -225,7 +225,7 @@ def qpos_groups(dataset: str, width: int) -> dict[str, range]:
 def describe(folder: Path, saved: SavedEncoder, store: FrameStore, result: ProbeResult) -> str:
     """The table, groups first."""
     lines = [
-        f'{folder}: {saved.encoder} of {saved.frames}, stack of {saved.frame_stack}, '
+        f'{folder}: {saved.encoder} of {saved.shape_text}, stack of {saved.frame_stack}, '
         f'{saved.objective} on {saved.dataset}, {saved.step:,} updates',
         f'{store.path}: fitted to {result.train_rows:,} rows of train, R^2 on '
         f'{result.val_rows:,} rows of val; pixels are averaged to at most {PIXELS}x{PIXELS}',

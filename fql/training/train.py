@@ -38,7 +38,7 @@ from fql.reports.published import published_result
 from fql.training.augmentation import check_augmentation
 from fql.training.checkpoints import CheckpointWriter, restore_newest
 from fql.training.comparability import comparability
-from fql.training.config import TrainConfig, validate_config
+from fql.training.config import TrainConfig, setting_text, validate_config
 from fql.training.data import (
     LabelledSplit,
     check_cameras,
@@ -420,14 +420,8 @@ def describe_agent(agent: AgentConfig) -> str:
         for entry in dataclasses.fields(agent)
         if entry.name not in common
     }
-    shown = (f'{name.replace("_", "-")} {_shown(value)}' for name, value in settings.items())
+    shown = (f'{name.replace("_", "-")} {setting_text(value)}' for name, value in settings.items())
     return ', '.join([agent.name, f'discount {agent.discount:g}', *shown])
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, bool):
-        return 'on' if value else 'off'
-    return f'{value:g}' if isinstance(value, float) else str(value)
 
 
 def start_summary(

@@ -289,7 +289,13 @@ def test_keys(arrays, tmp_path):
     assert observation_keys(['obs/front']) == {'': 'obs/front'}
     assert observation_keys(['eye=obs/front']) == {'eye': 'obs/front'}
     assert observation_keys(['obs/front', 'x']) == {'front': 'obs/front', 'x': 'x'}
-    for arguments, fault in ((['a/x', 'b/x'], "two observations are called 'x'"), (['=x'], "''")):
+    assert observation_keys(['x=a=b']) == {'x': 'a=b'}
+    for arguments, fault in (
+        (['a/x', 'b/x'], "two observations are called 'x'"),
+        (['=x'], "''"),
+        (['x', 'a/'], "''"),
+        (['n' * 190 + '=x'], r'observations\.n.* of at most 200 bytes'),  # Of the store's array.
+    ):
         with pytest.raises(DataError, match=fault):
             observation_keys(arguments)
     with pytest.raises(DataError, match=r"no observation 'waist'; it holds actions, .*wrist"):

@@ -63,7 +63,7 @@ def test_a_checkpoint_of_another_run_is_refused(runs, run, assert_all_refuse):
 
 def test_a_copy_under_another_number_is_refused(run, assert_all_refuse):
     shutil.copytree(run / 'checkpoints' / '2', run / 'checkpoints' / '6')
-    assert_all_refuse(run, 'checkpoints/6 is the checkpoint of step 2')
+    assert_all_refuse(run, 'checkpoints/6 holds the checkpoint of step 2')
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,13 @@ COLLECT = (sys.executable, '-m', 'scripts.main', 'collect', 'pointmaze-medium-v0
 PUZZLE = ('collect', 'puzzle-3x3-v0', '--dataset-type', 'noisy', '--episode-steps', 20)
 
 
+def test_data_folder_of_an_unknown_user(monkeypatch, tmp_path):
+    """As in a shell, the ~ of a user who does not exist stays."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('FQL_DATA_DIR', '~no-such-user/data')
+    assert resolve_data_dir('') == tmp_path / '~no-such-user' / 'data'
+
+
 @pytest.mark.long
 def test_from_nothing_to_labels(assert_one_line, fql):
     folder = resolve_data_dir('')

@@ -231,3 +231,19 @@ def test_filter_keys_that_list_no_names(tmp_path, mask):
         file['mask/train'] = mask
     with pytest.raises(DataError, match='/mask/train must list names of demonstrations'):
         file_splits(source, 'd', 'robot0_eef_pos')
+
+
+@pytest.mark.parametrize('broken', [lambda x: np.roll(x, 1, axis=0), lambda x: x * np.nan])
+def test_next_observations_that_are_not_those_of_the_next_row(tmp_path, broken):
+    """They would be other transitions than the file's."""
+    demos = make_demos(following=True)
+    key = 'next_obs/robot0_eef_pos'
+    following = demos['demo_2'][key]
+    demos['demo_2'][key] = np.concatenate([broken(following[:-1]), following[-1:]])
+    with pytest.raises(DataError, match=r'row 0 of /data/demo_2/next_obs/\S+ is not row 1 of'):
+        prepared(tmp_path, demos, 'robot0_eef_pos')
+
+
+def test_filter_keys_that_are_not_used_are_named(tmp_path):
+    store = prepared(tmp_path, make_demos(), 'robot0_eef_pos', half=['demo_0'])
+    assert 'mask/half' in ' '.join(store.manifest.sources['train']['notes'])

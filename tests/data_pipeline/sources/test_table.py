@@ -12,6 +12,7 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.sources.ogbench import npz_splits
+from data_pipeline.sources.rows import find_jumps
 from data_pipeline.store.frame_store import Split
 from data_pipeline.store.writer import prepare_store, write_store
 
@@ -128,6 +129,15 @@ def test_next_observations_over_many_blocks(tmp_path):
     np.testing.assert_array_equal(split.observations[starts], observations)
     np.testing.assert_array_equal(split.observations[starts + 1], following)
     assert len(split.lengths) == 5
+
+
+def test_jumps_between_blocks_of_any_length():
+    """A block of one row has no next row within it; numbers that are not finite differ."""
+    rows = np.arange(4, dtype=np.float64)[:, None]
+    following = np.array([1, 7, np.nan, 9], np.float64)[:, None]
+    for cuts in ([1], [3], [1, 2, 3]):
+        jumps = find_jumps(np.split(rows, cuts), np.split(following, cuts))
+        assert jumps.tolist() == [False, True, True, False]
 
 
 def test_the_next_observation_of_another_trajectory_is_not_taken(tmp_path, table):

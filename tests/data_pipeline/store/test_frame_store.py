@@ -6,12 +6,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
+from data_pipeline.files import write_npy_header
 from data_pipeline.schema import from_json
 from data_pipeline.store.frame_store import FrameStore, open_store
 from data_pipeline.store.manifest import Manifest
@@ -392,7 +395,42 @@ def swap_shape(target: Path) -> None:
     path.write_text(path.read_text().replace('"<f4"', '"<i4"'))
 
 
+def edit_train(target: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes a store's record of the split `train`."""
+    splits = json.loads((target / 'manifest.json').read_text())['splits']
+    change(splits['train'])
+    edit_manifest(target, splits=splits)
+
+
+def flatten_images(target: Path) -> None:
+    """A store of images whose rows are all of one axis, in the file and in the manifest."""
+    path = target / 'train' / 'observations.npy'
+    array = np.load(path)
+    flat = (len(array), array[0].size)
+    with path.open('r+b') as file:
+        write_npy_header(file, flat, array.dtype)
+    edit_train(target, lambda train: train['arrays']['observations'].update(shape=flat))
+
+
+def scale_actions(target: Path) -> None:
+    sources = json.loads((target / 'manifest.json').read_text())['sources']
+    sources['train']['action_range'] = {'low': [0], 'high': [9]}
+    edit_manifest(target, sources=sources)
+
+
 FAULTS = {
+    'flat images': (flatten_images, 'observations is uint8'),
+    'an observation without a name': (
+        lambda t: edit_train(
+            t, lambda x: x['arrays'].update({'observations.': x['arrays'].pop('observations')})
+        ),
+        "'' is not a valid name",
+    ),
+    'a range of other actions': (scale_actions, 'a range of 1 actions'),
+    'trajectories': (
+        lambda t: edit_train(t, lambda x: x.update(trajectories=7)),
+        'not as many trajectories in train',
+    ),
     'newer format': (lambda t: edit_manifest(t, format_version=2), 'format 2 is newer'),
     'no manifest': (lambda t: (t / 'manifest.json').unlink(), 'no frame store here'),
     'half a manifest': (lambda t: os.truncate(t / 'manifest.json', 50), 'damaged'),
