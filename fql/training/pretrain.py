@@ -13,6 +13,7 @@ from data_pipeline.loader import LoaderConfig, check_windows, make_windows
 from data_pipeline.store.frame_store import FrameStore
 from data_pipeline.store.verification import Verification, VerifyMode
 from encoders.description import SavedEncoder, read_encoder
+from encoders.saved import load_encoder
 from fql.command import command
 from fql.compiled import (
     abstract_state,
@@ -192,9 +193,13 @@ def write_final_encoder(folder: RunFolder, spec: PretrainSpec, encoder: Params) 
     """Write the encoder of a finished run into its folder.
 
     A run that was extended replaces the one it had.
+
+    Raises:
+        EncoderError: the one that is there is damaged.
     """
-    replace = folder.encoder.exists()
-    if replace and read_encoder(folder.encoder).step == spec.config.steps:
+    replace, config = folder.encoder.exists(), spec.config
+    if replace and read_encoder(folder.encoder).step == config.steps:
+        load_encoder(folder.encoder, config.encoder, spec.image_shape, config.frame_stack)
         return
     saved = describe_encoder(spec, spec.config.steps, versions())
     save_encoder_folder(folder.encoder, encoder, saved, replace=replace)
