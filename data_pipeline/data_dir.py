@@ -11,7 +11,7 @@ _LONGEST_NAME = 200  # less than the usual 255, as locks and temporary folders a
 def resolve_data_dir(flag: str) -> Path:
     """The folder chosen by `--data-dir` or `$FQL_DATA_DIR`, else the user's cache folder."""
     chosen = flag or os.environ.get('FQL_DATA_DIR')
-    return Path(chosen).expanduser().absolute() if chosen else _user_cache_dir()
+    return Path(os.path.expanduser(chosen)).absolute() if chosen else _user_cache_dir()
 
 
 def dataset_folder(flag: str, name: str) -> Path:
@@ -37,8 +37,8 @@ def check_name(name: str) -> str:
     )
     if not is_sound:
         raise DataError(
-            f'{name!r} cannot be a name: it must be a single name of a folder, without slashes, '
-            'and must not begin with . or -'
+            f'{name!r} is not a valid name: it must be the name of a folder, without slashes, that '
+            f'does not begin with . or -, of at most {_LONGEST_NAME} bytes'
         )
     return name
 

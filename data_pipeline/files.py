@@ -146,8 +146,7 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
         if old.exists() and not target.exists():
             os.rename(old, target)
         for leftover in (folder, old):
-            if leftover.exists():
-                shutil.rmtree(leftover)
+            _remove(leftover)
         if target.exists() and not replace:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
         folder.mkdir()
@@ -160,6 +159,14 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder, or what else has its name, if it exists; a link, not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def make_folder(path: Path) -> None:
@@ -245,7 +252,9 @@ def load_array(path: Path, *, mapped: bool = False) -> np.ndarray:
         start, size = file.tell(), file.seek(0, os.SEEK_END)
         count = math.prod(shape)
         if size != start + count * dtype.itemsize:
-            raise ValueError(f'{path.name} has {size} bytes, not those of {dtype} {shape}')
+            raise ValueError(
+                f'{path.name} has {size} bytes, too few or too many for {dtype} {shape}'
+            )
         if mapped:
             return np.memmap(path, dtype, 'r', start, shape)
         file.seek(start)

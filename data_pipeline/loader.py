@@ -1,15 +1,17 @@
 """Batches from a frame store, by tf.data: (stack at t, k actions, stack at t + k).
 
     step -> transitions drawn with (seed, step) -> rows of both stacks and of the steps between
-         -> frames, randomly shifted -> prefetch
+         -> inputs, images among them randomly shifted -> prefetch
 
 With k = 1 a sample is a transition, with k = h a chunk of h actions (`make_batches`), with k drawn
 from 1..h a window for the pretraining of encoders (`make_windows`).
 
-Where an observation is several arrays by name, `frames` and `shifts` are dictionaries of the same
+Inputs are what is read of a row before stacking: its frame, or the latents cached in its place.
+
+Where an observation is several arrays by name, `inputs` and `shifts` are dictionaries of the same
 names. All arrays are of the same rows; each image has its own shifts.
 
-No draw depends on an earlier one, so that a run can continue at any step. Frames are gathered from
+No draw depends on an earlier one, so that a run can continue at any step. Inputs are gathered from
 the memory-mapped file, and only by TensorFlow's ops (Python ones hang at exit).
 """
 
@@ -120,7 +122,7 @@ def make_batches(
 
     Yields:
         Read-only arrays, for b = batch_size / process_count samples that begin in row t:
-        frames: (b, number of `frame_offsets`, *observation shape) as in the store: the stack at t
+        inputs: (b, number of `frame_offsets`, *input shape) as in the store: the stack at t
             is the first `frame_stack` of them, that at t + horizon the last ones, both oldest
             first. Rows before or behind t's trajectory are replaced by its first or last one.
         actions: (b, a) float32, clipped to +-(1 - 1e-5).
@@ -161,11 +163,11 @@ def make_windows(
     trajectory where these are fewer.
 
     Args:
-        split: its observations are images.
+        split: its observations are images, or several arrays with an image among them.
 
     Yields:
         Read-only arrays, for b = batch_size / process_count windows:
-        frames: (b, frame_stack, h, w, c) uint8, the stack at t: oldest first, padded with the
+        frames: (b, frame_stack, *observation shape), the stack at t: oldest first, padded with the
             first frame of the trajectory.
         later_frames: the same at t + k.
         actions: (b, horizon, a) float32: a_t .. a_{t+k-1}, clipped to +-(1 - 1e-5); then zeros.
@@ -179,7 +181,7 @@ def make_windows(
     """
     check_windows(split, config)
     trajectories = find_trajectories(split)
-    frames = map_frames(split)
+    inputs = map_inputs(split)
     actions = as_tensor(split.actions)
     later_config = dataclasses.replace(config, seed=config.seed + _MORE_SEEDS)
 
@@ -192,16 +194,21 @@ def make_windows(
         later = samples._replace(rows=samples.rows + offsets)
         places = tuple(range(1 - config.frame_stack, 1))
         coin = flip_coin(config, step)
-        shifts = sample_shifts(frames.shape, coin, config, step)
-        later_shifts = sample_shifts(frames.shape, coin, later_config, step)
-        images = gather_observations(frames, stack_rows(samples, places), coin, shifts, config)
-        later_images = gather_observations(
-            frames, stack_rows(later, places), coin, later_shifts, config
-        )
+        shifts = sample_all_shifts(inputs, coin, config, step)
+        later_shifts = sample_all_shifts(inputs, coin, later_config, step)
+
+        def gather(at: Samples, shifts: Any) -> Any:
+            rows = stack_rows(at, places)
+            return map_named(
+                lambda array, offsets: gather_inputs(array, rows, coin, offsets, config),
+                inputs,
+                shifts,
+            )
+
         steps = steps_from(samples.rows, offsets, config.horizon)
         return {
-            'frames': images,
-            'later_frames': later_images,
+            'frames': gather(samples, shifts),
+            'later_frames': gather(later, later_shifts),
             'actions': clipped(gather_inside(actions, steps, 0)),
             'offsets': tf.cast(offsets, tf.int32),
             'indices': samples.rows,
@@ -224,7 +231,7 @@ def as_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """The batches of all requests, as read-only arrays, in order."""
     options = tf.data.Options()
-    options.experimental_optimization.apply_default_optimizations = False  # They copy the frames.
+    options.experimental_optimization.apply_default_optimizations = False  # They copy the inputs.
     # Nothing in it needs AutoGraph, whose conversion would take longer than the rest of the time
     # before the first batch.
     dataset = requests.map(
@@ -250,22 +257,17 @@ def check_batches(split: Split, config: LoaderConfig) -> None:
     for observations in named(split.observations).values():
         shape = observations.shape[1:]
         if shifts_images(shape, config) and config.shift_pad >= min(shape[:2]):
-            raise DataError(f'{split.path}: shift_pad {config.shift_pad} for images of {shape}')
+            raise DataError(f'{split.path}: shift_pad {config.shift_pad} is too large for {shape}')
 
 
 def check_windows(split: Split, config: LoaderConfig) -> None:
     """Raises DataError if such windows cannot be made.
 
-    Observations are several arrays, or not images; or see `check_batches`. A window may begin in
-    every transition.
+    There are no images among the observations; or see `check_batches`. A window may begin in every
+    transition.
     """
-    if isinstance(split.observations, dict):
-        raise DataError(
-            f'{split.path}: observations are several arrays ({", ".join(split.observations)}), '
-            'where one of images is needed; prepare a dataset of one --observation-key'
-        )
-    if split.observations.ndim != 4:
-        raise DataError(f'{split.path}: observations are vectors, where images are needed')
+    if all(array.ndim != 4 for array in named(split.observations).values()):
+        raise DataError(f'{split.path}: observations are vectors, but images are needed')
     check_batches(split, dataclasses.replace(config, horizon=1))
 
 
@@ -275,7 +277,7 @@ def num_starts(split: Split, config: LoaderConfig) -> int:
 
 
 def frame_offsets(frame_stack: int, horizon: int) -> tuple[int, ...]:
-    """The rows, relative to t, of a sample's `frames`: those of both stacks, each once, in order.
+    """The rows, relative to t, of a sample's `inputs`: those of both stacks, each once, in order.
 
     The first `frame_stack` are the stack at t, the last ones that at t + horizon; see
     `stack_places`. There are frame_stack + min(frame_stack, horizon) of them.
@@ -285,7 +287,7 @@ def frame_offsets(frame_stack: int, horizon: int) -> tuple[int, ...]:
 
 
 def stack_places(frame_stack: int, horizon: int) -> tuple[slice, slice]:
-    """Which of a sample's `frames` are the stack at t, and which that at t + horizon."""
+    """Which of a sample's `inputs` are the stack at t, and which that at t + horizon."""
     places = len(frame_offsets(frame_stack, horizon))
     return slice(0, frame_stack), slice(places - frame_stack, places)
 
@@ -312,7 +314,7 @@ def batch_maker(
         if config.next_actions:
             following = following_rows(trajectories, transitions)
         coin = flip_coin(config, step)
-        shifts = sample_all_shifts(source.frames, coin, config, step)
+        shifts = sample_all_shifts(source.inputs, coin, config, step)
         batch = gather_samples(source, samples, following, coin, shifts, config)
         return {**batch, 'indices': samples.rows, 'shifts': shifts}
 
@@ -326,7 +328,7 @@ def split_source(split: Split, rewards: np.ndarray, masks: np.ndarray) -> 'Sourc
         tf.constant(rewards, tf.float32),
         tf.constant(masks, tf.float32),
     )
-    return Source(map_frames(split), columns)
+    return Source(map_inputs(split), columns)
 
 
 def gather_samples(
@@ -347,10 +349,10 @@ def gather_samples(
     """
     stack = stack_rows(samples, frame_offsets(config.frame_stack, config.horizon))
 
-    def gather(frames: Frames, offsets: tf.Tensor) -> tf.Tensor:
-        return gather_observations(frames, stack, coin, offsets, config)
+    def gather(inputs: Inputs, offsets: tf.Tensor) -> tf.Tensor:
+        return gather_inputs(inputs, stack, coin, offsets, config)
 
-    batch: Batch = {'frames': map_named(gather, source.frames, shifts)}
+    batch: Batch = {'inputs': map_named(gather, source.inputs, shifts)}
     if config.horizon == 1:
         batch |= gather_transitions(source.columns, samples.rows)
     else:
@@ -419,18 +421,18 @@ def available_memory() -> int:
     return next((int(x.split()[1]) << 10 for x in lines if x.startswith('MemAvailable:')), 0)
 
 
-class Frames(NamedTuple):
-    """One array of observations: its file as a tensor (n, values per row), and a row's shape."""
+class Inputs(NamedTuple):
+    """Frames or latents, in one array: a file as a tensor (n, values per row); a row's shape."""
 
     values: tf.Tensor
     shape: tuple[int, ...]
 
 
-def map_frames(split: Split) -> Any:
-    """The memory-mapped observations of a split: `Frames`, or several by name."""
+def map_inputs(split: Split) -> Any:
+    """The memory-mapped frames or latents of a split: `Inputs`, or several by name."""
     return unnamed(
         {
-            name: Frames(map_file(split.path / f'{array_name(name)}.npy'), array.shape[1:])
+            name: Inputs(map_file(split.path / f'{array_name(name)}.npy'), array.shape[1:])
             for name, array in named(split.observations).items()
         }
     )
@@ -445,9 +447,9 @@ class Columns(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Rows that batches are gathered from; for `frames` see `map_frames`."""
+    """Rows that batches are gathered from; for `inputs` see `map_inputs`."""
 
-    frames: Any
+    inputs: Any
     columns: Columns
 
 
@@ -549,16 +551,17 @@ def sample_shifts(
     return tf.where(coin, local_part(offsets, config), config.shift_pad)
 
 
-def sample_all_shifts(frames: Any, coin: tf.Tensor, config: LoaderConfig, step: tf.Tensor) -> Any:
-    """`sample_shifts` for each array of `frames`, in the same form.
+def sample_all_shifts(inputs: Any, coin: tf.Tensor, config: LoaderConfig, step: tf.Tensor) -> Any:
+    """`sample_shifts` for each array of `inputs`, in the same form.
 
     The first image, sorted by name, has the offsets that a single image would have.
     """
-    shapes = {name: array.shape for name, array in named(frames).items()}
+    shapes = {name: array.shape for name, array in named(inputs).items()}
     seeds = dict.fromkeys(shapes, config.seed)
     _, *further = [name for name in sorted(shapes) if len(shapes[name]) == 3] or ['']
     for number, name in enumerate(further):
-        seeds[name] += (3 + number) * _MORE_SEEDS
+        # The even ones in between are those of a window's later observation.
+        seeds[name] += (3 + 2 * number) * _MORE_SEEDS
     return unnamed(
         {
             name: sample_shifts(shape, coin, dataclasses.replace(config, seed=seeds[name]), step)
@@ -573,43 +576,43 @@ def stack_rows(samples: Samples, offsets: tuple[int, ...]) -> tf.Tensor:
     return tf.clip_by_value(rows, samples.first[:, None], samples.last[:, None])
 
 
-def gather_observations(
-    frames: Frames, rows: tf.Tensor, coin: tf.Tensor, shifts: tf.Tensor, config: LoaderConfig
+def gather_inputs(
+    inputs: Inputs, rows: tf.Tensor, coin: tf.Tensor, shifts: tf.Tensor, config: LoaderConfig
 ) -> tf.Tensor:
-    """(b, k, *shape): the observations of rows (b, k), shifted if the coin says so."""
-    if not shifts_images(frames.shape, config):
-        return gather_frames(frames, rows)
+    """(b, k, *shape): the inputs of rows (b, k), shifted if the coin says so."""
+    if not shifts_images(inputs.shape, config):
+        return gather_rows(inputs, rows)
     return tf.cond(
         coin,
-        lambda: gather_shifted(frames, rows, shifts, config.shift_pad),
-        lambda: gather_frames(frames, rows),
+        lambda: gather_shifted(inputs, rows, shifts, config.shift_pad),
+        lambda: gather_rows(inputs, rows),
     )
 
 
-def gather_frames(frames: Frames, rows: tf.Tensor) -> tf.Tensor:
-    """(b, k, *shape): the frames of rows (b, k)."""
-    return tf.reshape(tf.gather(frames.values, rows), [-1, rows.shape[1], *frames.shape])
+def gather_rows(inputs: Inputs, rows: tf.Tensor) -> tf.Tensor:
+    """(b, k, *shape): the inputs of rows (b, k), as they are."""
+    return tf.reshape(tf.gather(inputs.values, rows), [-1, rows.shape[1], *inputs.shape])
 
 
-def gather_shifted(frames: Frames, rows: tf.Tensor, shifts: tf.Tensor, pad: int) -> tf.Tensor:
-    """`gather_frames` of images (h, w, c), all images of a sample shifted by its offset.
+def gather_shifted(inputs: Inputs, rows: tf.Tensor, shifts: tf.Tensor, pad: int) -> tf.Tensor:
+    """`gather_rows` of images (h, w, c), all images of a sample shifted by its offset.
 
     An edge-padded crop is a gather with clamped indices. The rows of an image are gathered so from
     the file. For the columns, samples of the same offset are cut and padded together, which is
     several times faster than a gather of pixels.
     """
-    height, width, channels = frames.shape
+    height, width, channels = inputs.shape
     row_offsets = tf.cast(shifts[:, :1] - pad, tf.int64)
     image_rows = tf.clip_by_value(tf.range(height, dtype=tf.int64) + row_offsets, 0, height - 1)
     lines = rows[:, :, None] * height + image_rows[:, None, :]
     lines = tf.reshape(lines, [-1, rows.shape[1] * height])
-    pixels = tf.reshape(frames.values, [-1, width * channels])
+    pixels = tf.reshape(inputs.values, [-1, width * channels])
     samples = tf.dynamic_partition(tf.range(tf.shape(rows)[0]), shifts[:, 1], 2 * pad + 1)
     groups = [
         shift_columns(tf.gather(pixels, tf.gather(lines, group)), offset - pad, channels)
         for offset, group in enumerate(samples)
     ]
-    return tf.reshape(tf.dynamic_stitch(samples, groups), [-1, rows.shape[1], *frames.shape])
+    return tf.reshape(tf.dynamic_stitch(samples, groups), [-1, rows.shape[1], *inputs.shape])
 
 
 def shift_columns(lines: tf.Tensor, offset: int, channels: int) -> tf.Tensor:

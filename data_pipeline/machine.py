@@ -24,13 +24,13 @@ def available_processors(root: Path = ROOT) -> int:
     has_affinity = hasattr(os, 'sched_getaffinity')
     processors = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     for folder in _cgroups(root, 'cpu'):
-        words = _words(folder / 'cpu.max')  # Version 2: quota and period in microseconds.
-        words = words or [
-            *_words(folder / 'cpu.cfs_quota_us'),
-            *_words(folder / 'cpu.cfs_period_us'),
+        fields = _fields(folder / 'cpu.max')  # Version 2: quota and period in microseconds.
+        fields = fields or [
+            *_fields(folder / 'cpu.cfs_quota_us'),
+            *_fields(folder / 'cpu.cfs_period_us'),
         ]
-        if len(words) == 2 and words[0].isdigit():  # 'max' means no quota, in version 1 -1.
-            processors = min(processors, math.ceil(int(words[0]) / int(words[1])))
+        if len(fields) == 2 and fields[0].isdigit():  # 'max' means no quota, in version 1 -1.
+            processors = min(processors, math.ceil(int(fields[0]) / int(fields[1])))
     return max(processors, 1)
 
 
@@ -45,8 +45,8 @@ def available_memory(root: Path = ROOT) -> int | None:
         found = dict(re.findall(r'^(\w+): +(\d+) kB$', meminfo.read_text(), re.MULTILINE))
         limits.append(1024 * (int(found['MemAvailable']) + int(found['SwapFree'])))
     for folder in _cgroups(root, 'memory'):
-        words = _words(folder / 'memory.max') or _words(folder / 'memory.limit_in_bytes')
-        limits += [int(word) for word in words if word.isdigit()]
+        fields = _fields(folder / 'memory.max') or _fields(folder / 'memory.limit_in_bytes')
+        limits += [int(field) for field in fields if field.isdigit()]
     return min(limits, default=None)
 
 
@@ -68,8 +68,8 @@ def _cgroups(root: Path, controller: str) -> list[Path]:
     return folders
 
 
-def _words(path: Path) -> list[str]:
-    """The words of a file; none where it cannot be read."""
+def _fields(path: Path) -> list[str]:
+    """The fields of a file, split at white space; none where it cannot be read."""
     try:
         return path.read_text().split()
     except OSError:

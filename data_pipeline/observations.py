@@ -58,25 +58,26 @@ def pick_observations(arrays: Mapping[str, Any]) -> Any:
     )
 
 
-def observation_keys(words: Sequence[str]) -> dict[str, str]:
+def observation_keys(arguments: Sequence[str]) -> dict[str, str]:
     """The keys of the observations in a source, by the names that they get in the store.
 
     Args:
-        words: `KEY` or `NAME=KEY` each. A single KEY has the name ''; each of several KEYs is named
+        arguments: `KEY` or `NAME=KEY` each. A single KEY has the name ''; each of several is named
             by the part after its last slash.
 
     Raises:
         DataError: two have the same name, or a name is not valid.
     """
     keys: dict[str, str] = {}
-    for word in words:
-        name, equals, key = word.rpartition('=')
+    for argument in arguments:
+        name, equals, key = argument.partition('=')
         if not equals:
-            name = key.rpartition('/')[2] if len(words) > 1 else ''
+            name, key = argument.rpartition('/')[2] if len(arguments) > 1 else '', argument
         if name in keys:
             raise DataError(f'two observations are called {name!r}; name them with NAME=KEY')
-        if name or equals:
+        if equals or len(arguments) > 1:
             check_name(name)
+            check_name(array_name(name))  # Longer.
         keys[name] = key
     return keys
 

@@ -1,14 +1,15 @@
 """Batches of the online phase: from the data and from a replay that grows, by tf.data.
 
     step, rows in the replay -> samples drawn with (seed, step) -> a queue
-        -> frames, randomly shifted, as of `data_pipeline.loader` -> batch
+        -> inputs, randomly shifted, as of `data_pipeline.loader` -> batch
 
 The samples of update n depend only on (seed, n, rows in the replay when it was requested).
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, Self
+from functools import partial
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import tensorflow as tf
@@ -16,7 +17,7 @@ import tensorflow as tf
 from data_pipeline.loader import (
     Batch,
     Columns,
-    Frames,
+    Inputs,
     LoaderConfig,
     Samples,
     Source,
@@ -24,9 +25,10 @@ from data_pipeline.loader import (
     flip_coin,
     gather_samples,
     map_file,
-    sample_shifts,
+    sample_all_shifts,
     split_source,
 )
+from data_pipeline.observations import array_name, map_named, named, unnamed
 from data_pipeline.replay import Episodes, Replay, Stream
 from data_pipeline.store.frame_store import Split
 
@@ -144,7 +146,7 @@ class OnlineBatches:
         """Maps the replay as it is now."""
         self._stop()
         streams = self._replay.streams
-        sources = [self._data, *(stream_source(stream, self._data.frames) for stream in streams)]
+        sources = [self._data, *(stream_source(stream, self._data.inputs) for stream in streams)]
         size = self._config.local_size
         types = [tf.int64, tf.int32] + [tf.int64] * 4
         shapes: list[list[int]] = [[]] + [[size]] * 5
@@ -163,26 +165,32 @@ class OnlineBatches:
         self._queue, self._batches = None, iter(())
 
 
-def stream_source(stream: Stream, like: Frames) -> Source:
+def stream_source(stream: Stream, like: Any) -> Source:
     """The rows of a stream as tensors, including rows that will be appended.
 
     Args:
-        like: the data's observations, frames or latents; the stream's have the same shape.
+        like: the data's inputs, see `map_inputs`; the stream's have the same names and shapes.
     """
 
-    def column(name: str, *shape: int) -> tf.Tensor:
-        return tf.reshape(map_file(stream.path / f'{name}.npy', growing=True), [-1, *shape])
+    def column(name: str) -> tf.Tensor:
+        return map_file(stream.path / f'{name}.npy', growing=True)
 
-    shown = 'observations' if stream.layout.latents is None else 'latents'
-    frames = map_file(stream.path / f'{shown}.npy', growing=True)
-    action_dim = stream.layout.action_dim
-    columns = Columns(column('actions', action_dim), column('rewards'), column('masks'))
-    return Source(Frames(frames, like.shape), columns)
+    def inputs(name: str, shape: tuple[int, ...]) -> Inputs:
+        is_latents = stream.layout.latents is not None
+        return Inputs(column('latents' if is_latents else array_name(name)), shape)
+
+    columns = Columns(
+        column('actions'),
+        tf.reshape(column('rewards'), [-1]),
+        tf.reshape(column('masks'), [-1]),
+    )
+    return Source(
+        unnamed({name: inputs(name, array.shape) for name, array in named(like).items()}), columns
+    )
 
 
 def mixture_maker(sources: Sequence[Source], config: LoaderConfig) -> Callable[..., Batch]:
     """The function (step, *drawn) -> batch of samples from several sources."""
-    shape = sources[0].frames.shape
 
     def make_batch(
         step: tf.Tensor,
@@ -193,17 +201,19 @@ def mixture_maker(sources: Sequence[Source], config: LoaderConfig) -> Callable[.
         following: tf.Tensor,
     ) -> Batch:
         coin = flip_coin(config, step)
-        shifts = sample_shifts(shape, coin, config, step)
+        shifts = sample_all_shifts(sources[0].inputs, coin, config, step)
         groups = tf.dynamic_partition(tf.range(config.local_size), chosen, len(sources))
         parts = []
         for source, group in zip(sources, groups, strict=True):
             samples = Samples(*(tf.gather(values, group) for values in (rows, first, last)))
             next_rows = tf.gather(following, group) if config.next_actions else None
-            group_shifts = tf.gather(shifts, group)
+            group_shifts = map_named(partial(tf.gather, indices=group), shifts)
             parts.append(gather_samples(source, samples, next_rows, coin, group_shifts, config))
-        batch = {
-            name: tf.dynamic_stitch(groups, [part[name] for part in parts]) for name in parts[0]
-        }
+
+        def join(*arrays: tf.Tensor) -> tf.Tensor:
+            return tf.dynamic_stitch(groups, list(arrays))
+
+        batch = {name: map_named(join, *(part[name] for part in parts)) for name in parts[0]}
         return {**batch, 'sources': chosen, 'indices': rows, 'shifts': shifts}
 
     return make_batch

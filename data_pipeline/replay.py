@@ -3,9 +3,10 @@
     <replay>/replay.json          how many rows there are, and what they are
     <replay>/<split>/<array>.npy  split: `train` of the first environment, `train_1`, ... of others
 
-A split is the stream of one environment, episode after episode. Row t holds an observation, and the
-action that was taken there with its reward and mask. The last row of an episode has `terminals` set
-and leads nowhere. The newest row of a stream holds an observation only, until its action is taken.
+A split is the stream of one environment, episode after episode. Row t holds an observation, of one
+array or several, and the action that was taken there with its reward and mask. The last row of an
+episode has `terminals` set and leads nowhere. The newest row of a stream holds an observation only,
+until its action is taken.
 
 Files are longer than their contents, by up to EXTENT rows that take no disk space, so that a loader
 can map them before they are filled. A row is written before it is counted, and what lies behind the
@@ -27,10 +28,18 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from data_pipeline.data_dir import dataset_folder
+from data_pipeline.data_dir import check_name, dataset_folder
 from data_pipeline.errors import DataError
 from data_pipeline.files import read_npy_header, sync_file, write_json, write_npy_header
+from data_pipeline.observations import (
+    array_name,
+    is_observation,
+    named,
+    pick_observations,
+    unnamed,
+)
 from data_pipeline.schema import from_json, load_json
+from data_pipeline.sources.base import LABEL_ARRAYS
 from data_pipeline.store.frame_store import FrameStore, Split, open_store
 from data_pipeline.store.manifest import FORMAT_VERSION, ArrayEntry, Manifest, SplitEntry
 
@@ -40,21 +49,24 @@ EXTENT = 16_384
 """Number of rows by which the files of a stream grow."""
 
 _READ_BYTES = 4 << 20
-_SHOWN = {'observations', 'latents'}
-"""Arrays that are complete up to the newest row; the others have no entry of that row yet."""
+
+
+def _is_shown(array: str) -> bool:
+    """Whether an array is complete up to the newest row; others have no entry of that row yet."""
+    return is_observation(array) or array == 'latents'
 
 
 @dataclass(frozen=True)
 class Layout:
     """The contents of a row of a replay.
 
-    frame_shape, frame_dtype: of a frame, not stacked
+    frame_shape, frame_dtype: of a frame, not stacked; of several arrays, by name
     action_dim: size of an action
     latents: size and type of the latents of the stack that ends in a row, if they are kept
     """
 
-    frame_shape: tuple[int, ...]
-    frame_dtype: str
+    frame_shape: tuple[int, ...] | Mapping[str, tuple[int, ...]]
+    frame_dtype: str | Mapping[str, str]
     action_dim: int
     latents: tuple[int, str] | None = None
 
@@ -62,7 +74,10 @@ class Layout:
     def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """The row shape and type of each array, by name."""
         arrays: dict[str, tuple[tuple[int, ...], np.dtype]] = {
-            'observations': (self.frame_shape, np.dtype(self.frame_dtype)),
+            **{
+                array_name(name): (shape, np.dtype(named(self.frame_dtype)[name]))
+                for name, shape in named(self.frame_shape).items()
+            },
             'actions': ((self.action_dim,), np.dtype(np.float32)),
             'rewards': ((), np.dtype(np.float32)),
             'masks': ((), np.dtype(np.float32)),
@@ -153,8 +168,12 @@ class Stream:
         """The positions of the episodes; valid until something is appended."""
         return Episodes(self._ends[: self._num_ends], self.rows)
 
-    def start(self, frame: np.ndarray, latents: np.ndarray | None = None) -> None:
-        """Appends the first row of an episode; the one before it must have ended."""
+    def start(self, frame: Any, latents: np.ndarray | None = None) -> None:
+        """Appends the first row of an episode; the one before it must have ended.
+
+        Args:
+            frame: the observation, an array or several by name.
+        """
         assert not self.episodes.is_open
         self._append(frame, latents, [])
 
@@ -163,7 +182,7 @@ class Stream:
         action: np.ndarray,
         reward: float,
         mask: float,
-        frame: np.ndarray,
+        frame: Any,
         ends: bool,
         latents: np.ndarray | None = None,
     ) -> None:
@@ -192,7 +211,7 @@ class Stream:
         last = episodes.ends[-1] if len(episodes.ends) else -1
         if self.rows - last == 2:
             self.rows -= 1
-            for name in _SHOWN & self._arrays.keys():
+            for name in filter(_is_shown, self._arrays):
                 self._crc[name] = self._checksum(name, self.rows)
             return
         shape, _ = self._arrays['actions']
@@ -207,6 +226,15 @@ class Stream:
             self._files[name].fileno(), (end - start) * size, self._starts[name] + start * size
         )
         return np.frombuffer(data, dtype).reshape(end - start, *shape)
+
+    def read_frames(self, start: int, end: int) -> Any:
+        """The same of the observations, an array or several by name."""
+        return unnamed(
+            {
+                name: self.read(array_name(name), start, end)
+                for name in named(self.layout.frame_shape)
+            }
+        )
 
     @property
     def record(self) -> dict[str, Any]:
@@ -263,7 +291,7 @@ class Stream:
         self._ends, self._num_ends = ends, len(ends)
         complete = self.rows - 1
         self._crc = {
-            name: self._checksum(name, self.rows if name in _SHOWN else complete)
+            name: self._checksum(name, self.rows if _is_shown(name) else complete)
             for name in self._arrays
         }
 
@@ -274,7 +302,7 @@ class Stream:
             for name in self._arrays:
                 # What a killed process has written behind the rows is overwritten with zeros. The
                 # newest row has only its observation.
-                kept = rows if name in _SHOWN else max(rows - 1, 0)
+                kept = rows if _is_shown(name) else max(rows - 1, 0)
                 self._resize(name, kept)
                 self._resize(name, capacity)
         self.capacity = capacity
@@ -285,14 +313,16 @@ class Stream:
         file.seek(0)
         write_npy_header(file, (rows, *shape), dtype)
 
-    def _append(self, frame: np.ndarray, latents: np.ndarray | None, columns: list[Values]) -> None:
+    def _append(self, frame: Any, latents: np.ndarray | None, columns: list[Values]) -> None:
         """Writes a row's observation and the values that complete rows; then counts the row."""
-        shape, dtype = self._arrays['observations']
-        assert frame.shape == shape
-        assert frame.dtype == dtype
+        shown: Values = [
+            (array_name(name), self.rows, value) for name, value in named(frame).items()
+        ]
+        assert {name for name, _, _ in shown} == set(filter(is_observation, self._arrays))
+        for name, _, value in shown:
+            assert (value.shape, value.dtype) == self._arrays[name]
         if self.rows == self.capacity:
             self._reserve(self.rows)
-        shown: Values = [('observations', self.rows, frame)]
         if self.layout.latents is not None:
             shown.append(('latents', self.rows, latents))
         self._write([*shown, *itertools.chain(*columns)])
@@ -445,6 +475,11 @@ class _Record:
         for name in self.streams:
             if not re.fullmatch('train(_[1-9][0-9]*)?', name):
                 raise ValueError(f'no stream is called {name!r}')
+        shapes, dtypes = named(self.layout.frame_shape), named(self.layout.frame_dtype)
+        if shapes.keys() != dtypes.keys():
+            raise ValueError(f'shapes of {list(shapes)}, types of {list(dtypes)}')
+        for name in filter(None, shapes):
+            check_name(name)
 
 
 def is_replay(path: Path) -> bool:
@@ -515,8 +550,8 @@ def verify_replay(path: Path) -> None:
         record = from_json(_Record, load_json(path / RECORD))
         for name, stream in record.streams.items():
             for key, row in record.layout.arrays.items() if stream.rows else ():
-                # While an episode is unfinished, only the `_SHOWN` arrays have its newest row.
-                complete = {stream.rows, stream.rows - (key not in _SHOWN)}
+                # While an episode is unfinished, only what is shown has its newest row.
+                complete = {stream.rows, stream.rows - (not _is_shown(key))}
                 if stream.crc32.get(key) not in _crcs(path / name / f'{key}.npy', *row, complete):
                     raise ValueError(
                         f'the {stream.rows:,} rows of {name}/{key}.npy are not what was written '
@@ -549,11 +584,11 @@ def _closed_split(folder: Path, layout: Layout, rows: int) -> Split | None:
         return None
     if rows - (episodes.ends[-1] if len(episodes.ends) else -1) == 2:
         arrays = {name: array[:-1] for name, array in arrays.items()}
-    terminals = np.array(arrays.pop('terminals'))
+    terminals = np.array(arrays['terminals'])
     terminals[-1] = True
-    arrays.pop('latents', None)
-    required = (arrays.pop('observations'), arrays.pop('actions'), terminals)
-    return Split(folder.name, folder, *required, {}, arrays)
+    labels = {name: arrays[name] for name in LABEL_ARRAYS}
+    required = (pick_observations(arrays), arrays['actions'], terminals)
+    return Split(folder.name, folder, *required, {}, labels)
 
 
 def _map_rows(path: Path, shape: tuple[int, ...], dtype: np.dtype, rows: int) -> np.ndarray:
@@ -591,7 +626,7 @@ def _columns(row: int, action: np.ndarray, reward: float, mask: float, *, ends: 
 def _damage(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, TypeError, ValueError) as error:  # TypeError: an invalid dtype.
+    except (DataError, OSError, TypeError, ValueError) as error:  # TypeError: an invalid dtype.
         raise DataError(f'{path}: damaged replay: {error}') from error
 
 

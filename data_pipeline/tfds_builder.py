@@ -8,14 +8,15 @@
 
 `tfds.load` and `as_dataset` cannot read it: TFDS reads ArrayRecord files as data sources only.
 
-Any store of one observation array can be exported, and so every OGBench dataset. An episode's last
-step is its last row: an observation, and an action that is not used. OGBench's data have no goals:
-rewards are 0, discounts 1, and no step is terminal; a task's rewards follow from qpos (see
-`data_pipeline.store.labels`). If a store has rewards and masks, these are the rewards and
-discounts.
+Any store can be exported, and so every OGBench dataset. A step's `observation` is an array, or a
+dictionary of several by name. An episode's last step is its last row: an observation, and an action
+that is not used. OGBench's data have no goals: rewards are 0, discounts 1, and no step is terminal;
+a task's rewards follow from qpos (see `data_pipeline.store.labels`). If a store has rewards and
+masks, these are the rewards and discounts.
 """
 
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,12 @@ from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
 from data_pipeline.errors import DataError
 from data_pipeline.files import atomic_folder
+from data_pipeline.observations import map_named, named
 from data_pipeline.store.frame_store import FrameStore, Progress, Split
 
 DATASET = 'ogbench'
 VERSION = '1.0.0'
 _SHARD_BYTES = 1 << 30  # of frames before compression
-_STEP_NAMES = {'observations': 'observation', 'actions': 'action'}
 
 
 def export_tfds(store: FrameStore, out: Path, progress: Progress | None = None) -> Path:
@@ -45,12 +46,9 @@ def export_tfds(store: FrameStore, out: Path, progress: Progress | None = None) 
         progress: called as `progress(done_rows, all_rows)` after each episode.
 
     Raises:
-        DataError: the dataset exists already, or cannot be written; or observations are several
-            arrays.
+        DataError: the dataset exists already, or cannot be written.
     """
     target = Path(out) / DATASET / store.manifest.dataset / VERSION
-    if isinstance(store.splits['train'].observations, dict):
-        raise DataError(f'{store.path}: only stores of one observation array can be exported yet')
     if target.exists():
         raise DataError(f'{target} exists; delete it or name another folder')
     try:
@@ -64,18 +62,26 @@ def export_tfds(store: FrameStore, out: Path, progress: Progress | None = None) 
     return target
 
 
+def map_steps(function: Callable[[np.ndarray], Any], split: Split) -> dict[str, Any]:
+    """`function` of each array of a split that is stored as it is, in the form of a step."""
+    return {
+        'observation': map_named(function, split.observations),
+        'action': function(split.actions),
+        **{name: function(array) for name, array in split.info.items()},
+    }
+
+
 def step_features(split: Split) -> Any:
     """TFDS's features of one step."""
-    tensors = {
-        _STEP_NAMES.get(name, name): tfds.features.Tensor(
+
+    def tensor(array: np.ndarray) -> Any:
+        return tfds.features.Tensor(
             shape=array.shape[1:], dtype=array.dtype, encoding=tfds.features.Encoding.BYTES
         )
-        for name, array in split.arrays.items()
-        if name != 'terminals' and name not in split.labels
-    }
+
     return tfds.features.FeaturesDict(
         {
-            **tensors,
+            **map_steps(tensor, split),
             'reward': np.float32,
             'discount': np.float32,
             'is_first': np.bool_,
@@ -121,11 +127,11 @@ def _write(store: FrameStore, folder: Path, progress: Progress) -> None:
         done += rows
         progress(done, total)
 
-    frames = splits['train'].observations
+    row_bytes = sum(array[0].nbytes for array in named(splits['train'].observations).values())
     longest = max(int(split.lengths.max()) for split in splits.values())
     writer = tfds.core.SequentialWriter(
         info,
-        max_examples_per_shard=max(1, _SHARD_BYTES // (longest * frames[0].nbytes)),
+        max_examples_per_shard=max(1, _SHARD_BYTES // (longest * row_bytes)),
         file_format='array_record',
     )
     writer.initialize_splits(list(splits))
@@ -143,11 +149,7 @@ def _episodes(split: Split, advance: Callable[[int], None]) -> Iterator[dict[str
         places = np.arange(steps)
         yield {
             'steps': {
-                **{
-                    _STEP_NAMES.get(name, name): array[end - steps : end]
-                    for name, array in split.arrays.items()
-                    if name != 'terminals' and name not in split.labels
-                },
+                **map_steps(itemgetter(slice(end - steps, end)), split),
                 'reward': rewards[end - steps : end],
                 'discount': discounts[end - steps : end],
                 'is_first': places == 0,

@@ -19,28 +19,42 @@ class SavedEncoder:
 
     Attributes:
         encoder: its size, a key of `ENCODERS`.
-        image_shape: (h, w, c) of one frame.
+        image_shape: (h, w, c) of one frame; of several arrays such shapes by name, and (d,) of
+            vectors.
         frame_stack: frames along the channels of its input.
         objective: training objective: a name of `encoders.pretraining`, or 'fql'.
         dataset: the name of the data it was trained on.
         step: updates it was trained for.
         versions: of the packages it was trained with.
         digest: `tree_digest` of its parameters; `save_encoder` fills it in.
+        cameras: 'separate' or 'shared', see `encoders.cameras.CameraEncoder`; in the file only
+            where there are several arrays.
     """
 
     encoder: str
-    image_shape: tuple[int, int, int]
+    image_shape: Any
     frame_stack: int
     objective: str
     dataset: str
     step: int
     versions: Mapping[str, str] = field(default_factory=dict)
     digest: str = ''
+    cameras: str = 'separate'
+
+    @property
+    def shape_text(self) -> str:
+        """The shapes of its input, not stacked: `64x64x3`, or `front 64x64x3, pose 7`."""
+        shapes = self.image_shape
+        if isinstance(shapes, Mapping):
+            return ', '.join(f'{name} {_joined(shape)}' for name, shape in shapes.items())
+        return _joined(shapes)
 
 
 def write_encoder(folder: Path, saved: SavedEncoder) -> None:
     """Write the description of the encoder in `folder`."""
     values = {'format_version': FORMAT_VERSION, **dataclasses.asdict(saved)}
+    if not isinstance(saved.image_shape, Mapping):
+        del values['cameras']
     (folder / DESCRIPTION).write_text(json.dumps(values, indent=2) + '\n')
 
 
@@ -54,19 +68,34 @@ def read_encoder(folder: Path) -> SavedEncoder:
     try:
         values = json.loads(path.read_text(encoding='utf-8'))
     except (FileNotFoundError, NotADirectoryError):
-        raise EncoderError(f'{folder} is no saved encoder: it has no {DESCRIPTION}') from None
+        raise EncoderError(f'{folder} is not a saved encoder: it has no {DESCRIPTION}') from None
     except (ValueError, RecursionError) as error:
         raise EncoderError(f'{path} is not valid JSON: {error}') from None
     version = values.pop('format_version', None) if isinstance(values, dict) else None
     if type(version) is not int or version != FORMAT_VERSION:
         raise EncoderError(f'{path}: format version {version}, this program reads {FORMAT_VERSION}')
     expected = {entry.name for entry in dataclasses.fields(SavedEncoder)}
+    if not isinstance(values.get('image_shape'), dict):
+        values.setdefault('cameras', 'separate')
     if values.keys() != expected:
         wrong = ', '.join(sorted(values.keys() ^ expected))
         raise EncoderError(f'{path}: missing or unknown: {wrong} (written by another version?)')
     if damaged := [name for name, is_sound in _FIELDS.items() if not is_sound(values[name])]:
         raise EncoderError(f'{path}: damaged: {", ".join(damaged)}')
-    return SavedEncoder(**{**values, 'image_shape': tuple(values['image_shape'])})
+    shapes = values['image_shape']
+    if isinstance(shapes, dict):
+        shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        images = [shape for shape in shapes.values() if len(shape) == 3]
+    else:
+        shapes = tuple(shapes)
+        images = [shapes]
+    if values['cameras'] == 'shared' and (len(images) < 2 or len(set(images)) > 1):
+        raise EncoderError(f'{path}: damaged: cameras shared, but not several of one shape')
+    return SavedEncoder(**{**values, 'image_shape': shapes})
+
+
+def _joined(shape: tuple[int, ...]) -> str:
+    return 'x'.join(map(str, shape))
 
 
 def _is_count(value: Any) -> bool:
@@ -81,16 +110,26 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _is_shape(value: Any, *lengths: int) -> bool:
+    return isinstance(value, list) and len(value) in lengths and all(map(_is_size, value))
+
+
+def _are_shapes(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return _is_shape(value, 3)
+    shapes = value.values()
+    return all(_is_shape(shape, 1, 3) for shape in shapes) and any(len(s) == 3 for s in shapes)
+
+
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     'encoder': _is_text,
-    'image_shape': lambda value: (
-        isinstance(value, list) and len(value) == 3 and all(map(_is_size, value))
-    ),
+    'image_shape': _are_shapes,
     'frame_stack': _is_size,
     'objective': _is_text,
     'dataset': _is_text,
     'step': _is_count,
     'versions': lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
     'digest': _is_text,
+    'cameras': lambda value: value in ('separate', 'shared'),
 }
 """Whether a field's JSON value is of its type."""

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from encoders.cameras import Shapes, abstract_observations, observation_encoder
 from encoders.description import SavedEncoder, read_encoder, write_encoder
 from encoders.errors import EncoderError
 from encoders.impala import ENCODERS
@@ -53,24 +53,28 @@ def save_encoder(folder: Path, params: Params, saved: SavedEncoder) -> SavedEnco
 
 
 def load_encoder(
-    folder: Path, encoder: str, image_shape: tuple[int, ...], frame_stack: int
+    folder: Path, encoder: str, image_shape: Shapes, frame_stack: int, cameras: str = 'separate'
 ) -> Params:
     """The parameters of a saved encoder, if it is exactly the expected one.
 
     Args:
         encoder: a key of `ENCODERS`.
-        image_shape: (h, w, c) of one frame.
-        frame_stack: frames of a stack.
+        image_shape, frame_stack, cameras: see `SavedEncoder`.
 
     Returns:
-        The tree that `ENCODERS[encoder].init` makes, of float32 NumPy arrays.
+        The tree that the encoder's `init` makes, of float32 NumPy arrays.
 
     Raises:
         EncoderError: no saved encoder, a damaged one, or another one; names all differences.
     """
     folder = Path(folder).absolute()
     saved = read_encoder(folder)
-    wanted = {'encoder': encoder, 'image_shape': tuple(image_shape), 'frame_stack': frame_stack}
+    wanted = {
+        'encoder': encoder,
+        'image_shape': image_shape,
+        'frame_stack': frame_stack,
+        'cameras': cameras,
+    }
     differences = [
         f'{name}: saved {getattr(saved, name)}, expected {value}'
         for name, value in wanted.items()
@@ -105,10 +109,10 @@ def abstract_params(saved: SavedEncoder) -> Params:
     """
     if saved.encoder not in ENCODERS:
         names = ', '.join(ENCODERS)
-        raise EncoderError(f'unknown encoder {saved.encoder}; there are {names}')
-    height, width, channels = saved.image_shape
-    images = jax.ShapeDtypeStruct((1, height, width, channels * saved.frame_stack), jnp.uint8)
-    return jax.eval_shape(ENCODERS[saved.encoder].init, jax.random.key(0), images)['params']
+        raise EncoderError(f'unknown encoder {saved.encoder}; the encoders are {names}')
+    encoder = observation_encoder(ENCODERS[saved.encoder], saved.image_shape, saved.cameras)
+    observations = abstract_observations(saved.image_shape, 1, saved.frame_stack)
+    return jax.eval_shape(encoder.init, jax.random.key(0), observations)['params']
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:

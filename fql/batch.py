@@ -6,9 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from einops import rearrange
 
-from fql.agents.configs import Spec
-
-LOADED_FIELDS = ('frames', 'actions', 'rewards', 'masks')
+LOADED_FIELDS = ('inputs', 'actions', 'rewards', 'masks')
 """The loader's arrays that every agent reads."""
 
 
@@ -41,17 +39,6 @@ class Batch(NamedTuple):
     next_actions_valid: jax.Array | None = None
 
 
-def abstract_observations(spec: Spec, size: Any) -> Any:
-    """Shapes and dtypes of a batch of `size` stacked observations."""
-    shapes, dtypes = spec.observation_shape, spec.observation_dtype
-    if isinstance(shapes, Mapping):
-        return {
-            name: jax.ShapeDtypeStruct((size, *shape), dtypes[name])
-            for name, shape in shapes.items()
-        }
-    return jax.ShapeDtypeStruct((size, *shapes), dtypes)
-
-
 def stack_frames(frames: jax.Array) -> jax.Array:
     """(b, t, h, w, c) -> (b, h, w, t * c), or (b, t, d) -> (b, t * d); oldest first."""
     if frames.ndim == 5:
@@ -59,26 +46,26 @@ def stack_frames(frames: jax.Array) -> jax.Array:
     return rearrange(frames, 'b t d -> b (t d)')
 
 
-def batch_from_frames(arrays: Mapping[str, Any], horizon: int = 1) -> Batch:
-    """Build the two stacks, which may overlap, from the distinct frames that the loader delivers.
+def batch_from_inputs(arrays: Mapping[str, Any], horizon: int = 1) -> Batch:
+    """Build the two stacks, which may overlap, from the distinct inputs that the loader delivers.
 
     Args:
-        arrays: of NumPy or JAX: `frames` (b, n, *frame shape), or several of them by name, whose
-            first frames are the stack of the observation and whose last ones that of the next
-            observation; `actions`, `rewards`, `masks`, and what else `Batch` has; other entries are
-            ignored.
+        arrays: of NumPy or JAX: `inputs` (b, n, *shape), frames or cached latents, or several
+            arrays of these by name, whose first entries are the stack of the observation and whose
+            last ones that of the next observation; `actions`, `rewards`, `masks`, and what else
+            `Batch` has; other entries are ignored.
         horizon: steps between the two observations.
     """
-    frames = arrays['frames']
-    count = jax.tree.leaves(frames)[0].shape[1]
+    inputs = arrays['inputs']
+    count = jax.tree.leaves(inputs)[0].shape[1]
     stack = max(count - horizon, count // 2)
     others = {name: arrays[name] for name in Batch._fields if name in arrays}
     return Batch(
         **{
             **others,
-            'observations': jax.tree.map(lambda x: stack_frames(x[:, :stack]), frames),
+            'observations': jax.tree.map(lambda x: stack_frames(x[:, :stack]), inputs),
             'next_observations': jax.tree.map(
-                lambda x: stack_frames(x[:, count - stack :]), frames
+                lambda x: stack_frames(x[:, count - stack :]), inputs
             ),
         }
     )

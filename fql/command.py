@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 
-def command(*words: object) -> str:
+def command(*arguments: object) -> str:
     """A command of this program, quoted for a shell: `fql train --resume runs/cube`.
 
     Where no `fql` is on the search path, the program is named as the user called it.
     """
-    return shlex.join([*_program(), *map(str, words)])
+    return shlex.join([*_program(), *map(str, arguments)])
 
 
 def _program() -> list[str]:

@@ -65,7 +65,7 @@ def abstract_on(shapes: Tree, mesh: Mesh, shard_params: bool) -> Tree:
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Raise FQLError if a batch cannot be split evenly over the devices."""
     if batch_size % mesh.size:
-        raise FQLError(f'batch-size {batch_size} is no multiple of the {mesh.size} devices')
+        raise FQLError(f'batch-size {batch_size} is not a multiple of the {mesh.size} devices')
 
 
 def compiler_options() -> dict[str, str]:

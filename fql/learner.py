@@ -161,7 +161,7 @@ def make_optimizer(lr: float, encoder: EncoderConfig) -> optax.GradientTransform
                 lambda updates: updates >= encoder.unfreeze_step,
             ),
         },
-        # One label for each part, so that every leaf below has one.
+        # The name of each part's optimiser, which holds for all leaves below it.
         lambda params: {name: 'encoders' if name == 'encoders' else 'heads' for name in params},
     )
 

@@ -13,7 +13,7 @@ from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.errors import DataError
 from data_pipeline.machine import available_processors
 from fql.command import command
-from fql.reports.tables import tell
+from fql.reports.output import print_notice
 from fql.training.progress import progress_bar, progress_callback
 from scripts.collect_args import Collect
 
@@ -30,9 +30,7 @@ def run(args: Collect) -> None:
     if not args.overwrite:
         kept = [path for _, path, _ in jobs if path.exists()]
         if len(kept) == len(jobs):
-            raise DataError(
-                f'{" and ".join(map(str, kept))} exists already; --overwrite replaces it'
-            )
+            raise DataError(f'{" and ".join(map(str, kept))} exists; replace it with --overwrite')
         jobs = [job for job in jobs if job[1] not in kept]
         for path in kept:
             print(f'kept: {path}')
@@ -56,7 +54,7 @@ def recipe_of(args: Collect) -> tuple[Recipe, int]:
     recipe = dataclasses.replace(recipe, seed=args.seed, env_kwargs=_env_kwargs(args), **given)
     recipe.check()
     if args.frame_size is not None and not recipe.is_visual:
-        raise DataError(f'frame_size is for images, which {args.env} has not: visual-{args.env}')
+        raise DataError(f'frame_size is for images; {args.env} has none, visual-{args.env} does')
     return recipe, episodes
 
 
@@ -87,6 +85,6 @@ def _collect_with_progress(recipe: Recipe, out: Path, episodes: int, args: Colle
                 notify=tqdm.write,
             )
     except KeyboardInterrupt:
-        tell('\nfinished episodes are kept: the same command goes on from them')
+        print_notice('\nfinished episodes are kept; run the same command to continue from them')
         raise
     print(f'{out}: {rows:,} rows in {episodes:,} trajectories')

@@ -3,20 +3,24 @@
 import dataclasses
 
 from fql.envs.tasks import find_task
-from fql.reports.tables import tell
+from fql.reports.output import print_notice
 from fql.reports.video import save_video
 from fql.training.comparability import comparability
 from fql.training.config import check_environment
 from fql.training.evaluation import Policy, random_policy
 from fql.training.learning import agent_of
 from fql.training.policy import make_act, make_policy, restore_params, with_candidates
-from fql.training.rollouts import describe_result, evaluate_with_progress, start_workers
+from fql.training.rollouts import (
+    VIDEO_FPS,
+    describe_result,
+    evaluate_with_progress,
+    start_workers,
+)
 from fql.training.run_folder import RunFolder, RunSpec, read_spec
 from fql.training.watch import watch
 from scripts.evaluate_args import Evaluate
 
 VIDEO_EPISODES = 4
-VIDEO_FPS = 20
 
 
 def run(args: Evaluate) -> None:
@@ -40,7 +44,7 @@ def run(args: Evaluate) -> None:
                 policy,
                 args.episodes,
                 seed,
-                label='evaluate',
+                title='evaluate',
                 record_episodes=VIDEO_EPISODES if args.video else 0,
             )
             judged = f', success judged {config.success_timing}-step' if task.is_ogbench else ''
@@ -73,7 +77,7 @@ def make_policies(args: Evaluate, folder: RunFolder, spec: RunSpec, seed: int) -
             for count in args.candidates
         }
     acts = {title: make_act(agent, name) for title, agent in agents.items()}
-    step, params = restore_params(folder, spec, args.step, tell)
+    step, params = restore_params(folder, spec, args.step, print_notice)
     return {
         f'{title} of step {step:,}': make_policy(act, params, seed) for title, act in acts.items()
     }

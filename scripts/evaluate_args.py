@@ -7,7 +7,7 @@ from typing import Literal
 import tyro
 
 from fql.errors import FQLError
-from fql.reports.tables import check_new
+from fql.reports.output import check_new
 from fql.training.run_folder import RunFolder, read_spec, steps_to_read
 
 
@@ -56,13 +56,13 @@ class Evaluate:
         )
         if self.watch and (self.policy or any(x is not None for x in others)):
             raise FQLError(
-                '--watch evaluates every checkpoint as the trainer would: '
-                'beside it only --episodes, --workers and --env'
+                '--watch evaluates every checkpoint as training does; '
+                'only --episodes, --workers and --env can be given with it'
             )
         if self.policy == 'random' and (self.step is not None or self.candidates):
-            raise FQLError('--policy random is of no checkpoint: leave out --step and --candidates')
+            raise FQLError('--policy random reads no checkpoint: leave out --step and --candidates')
         if self.video is not None and len(self.candidates) > 1:
-            raise FQLError('--video shows one policy: give one number of --candidates')
+            raise FQLError('--video shows one policy: give a single number to --candidates')
         if self.video is not None and self.video.suffix not in ('.gif', '.mp4'):
             raise FQLError(f'{self.video}: only .gif and .mp4 videos are written')
         check_new(self.video)

@@ -8,7 +8,6 @@ def run(args: ExportEncoder) -> None:
     """Write the folder; say what is in it."""
     saved = export_encoder(args.run, args.step, args.out)
     print(
-        f'{args.out}: {saved.encoder}, {saved.frame_stack} frame(s) of '
-        f'{"x".join(map(str, saved.image_shape))}, {saved.objective} on {saved.dataset}, '
-        f'{saved.step:,} updates'
+        f'{args.out}: {saved.encoder}, {saved.frame_stack} frame(s) of {saved.shape_text}, '
+        f'{saved.objective} on {saved.dataset}, {saved.step:,} updates'
     )

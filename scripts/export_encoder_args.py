@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from fql.reports.tables import check_new
+from fql.reports.output import check_new
 from fql.training.run_folder import RunFolder, read_spec, steps_to_read
 
 

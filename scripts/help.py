@@ -76,8 +76,8 @@ def command_help(prog: str, declared: Any, default: Any) -> str:
     actions = [tidied(action) for action in declared_actions(declared, default)]
     positional = [action for action in actions if not action.option_strings]
     required = [action for action in actions if action.option_strings and action.required]
-    words = [str(action.metavar) for action in positional]
-    words += [f'{action.option_strings[0]} {action.metavar}' for action in required]
+    parts = [str(action.metavar) for action in positional]
+    parts += [f'{action.option_strings[0]} {action.metavar}' for action in required]
     width = max(38, min(shutil.get_terminal_size().columns, 120) - 2)
     formatter = Formatter(prog, max_help_position=30, width=width)
     for title, members in grouped(actions).items():
@@ -85,7 +85,7 @@ def command_help(prog: str, declared: Any, default: Any) -> str:
         formatter.add_arguments(members)
         formatter.end_section()
     about = reflowed(inspect.cleandoc(declared.__doc__), width)
-    usage = f'usage: {" ".join([prog, *words, "[options]"])}'
+    usage = f'usage: {" ".join([prog, *parts, "[options]"])}'
     return f'{usage}\n\n{about}\n\n{formatter.format_help().rstrip()}'
 
 
@@ -119,7 +119,7 @@ def grouped(actions: list[argparse.Action]) -> dict[str, list[argparse.Action]]:
     """The options by group; in one group where no run is configured."""
     if not any(action.dest.startswith('config.') for action in actions):
         return {'options': actions}
-    patterns = [(title, word) for title, words in GROUPS.items() for word in words.split()]
+    patterns = [(title, name) for title, names in GROUPS.items() for name in names.split()]
     places: dict[str, list[tuple[int, argparse.Action]]] = {title: [] for title in GROUPS}
     for action in actions:
         name = action.dest.removeprefix('config.').replace('-', '_')

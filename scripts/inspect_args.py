@@ -8,7 +8,7 @@ import tyro
 
 from data_pipeline.replay import is_replay
 from fql.errors import FQLError
-from fql.reports.tables import check_new, check_new_picture
+from fql.reports.output import check_new, check_new_picture
 from fql.training.config import AugmentationConfig
 from fql.training.datasets import dataset_path, task_dataset_path
 from fql.training.run_folder import RunFolder, read_spec, steps_to_read

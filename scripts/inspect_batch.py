@@ -7,7 +7,7 @@ import numpy as np
 
 from data_pipeline.observations import flattened
 from fql.agents.configs import FQLConfig
-from fql.batch import batch_from_frames
+from fql.batch import batch_from_inputs
 from fql.envs.tasks import find_task
 from fql.reports.plots import plot_batch
 from fql.training.config import validate_config
@@ -34,7 +34,7 @@ def run(args: InspectBatch) -> None:
         config = dataclasses.replace(config, agent=agent)
     validate_config(config)
     arrays = batch_of_update(config, args.step)
-    fields = batch_from_frames(arrays, agent.horizon)._asdict()
+    fields = batch_from_inputs(arrays, agent.horizon)._asdict()
     batch = {name: value for name, value in fields.items() if value is not None}
     provenance = {'indices': arrays['indices'], 'shifts': arrays['shifts']}
     if args.out is not None:

@@ -6,7 +6,7 @@ from encoders.leaves import tree_digest
 from fql.compiled import abstract_state
 from fql.devices import one_device_mesh
 from fql.learner import count_parameters
-from fql.reports.tables import tell
+from fql.reports.output import print_notice
 from fql.training.checkpoints import CheckpointReader
 from fql.training.learning import make_learner
 from fql.training.run_folder import RunFolder, read_identity, read_spec
@@ -18,7 +18,7 @@ def run(args: InspectCheckpoint) -> None:
     run_folder = RunFolder(args.run)
     spec = read_spec(run_folder)
     reader = CheckpointReader(run_folder.checkpoints, read_identity(run_folder.spec))
-    step = reader.find(args.step, tell)
+    step = reader.find(args.step, print_notice)
     state = reader.restore(abstract_state(make_learner(spec), one_device_mesh()), step)
     report = {
         'step': int(state.step),

@@ -90,9 +90,9 @@ COMMANDS: dict[str, tuple[Any, str]] = {
 }
 """The class of each command's arguments, and the module whose `run` does the work.
 
-Such a class may have `defaults(words)`, the arguments to start from, `expand(words)`, which writes
-short forms out, and `check()`, which raises FQLError on what makes no sense, before anything heavy
-is imported.
+Such a class may have `defaults(arguments)`, the arguments to start from, `expand(arguments)`,
+which writes short forms out, and `check()`, which raises FQLError on what makes no sense, before
+anything heavy is imported.
 """
 
 HELP = {'-h', '--help'}
@@ -166,26 +166,28 @@ def report_in_thread(fault: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(fault)
 
 
-def run(words: list[str]) -> int:
+def run(arguments: list[str]) -> int:
     """Run a command and return its exit code."""
     try:
-        words = [expand_home(word) for word in words]
-        name = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
+        arguments = [expand_home(argument) for argument in arguments]
+        name = next(
+            (name for name in COMMANDS if arguments[: len(name.split())] == name.split()), None
+        )
         if name is None:
-            return answer(words)
+            return answer(arguments)
         declared, module = COMMANDS[name]
-        words = words[len(name.split()) :]
+        arguments = arguments[len(name.split()) :]
         if hasattr(declared, 'expand'):
-            words = declared.expand(words)
-        default = declared.defaults(words) if hasattr(declared, 'defaults') else None
-        if HELP & set(words):
+            arguments = declared.expand(arguments)
+        default = declared.defaults(arguments) if hasattr(declared, 'defaults') else None
+        if HELP & set(arguments):
             print(command_help(f'fql {name}', declared, default))
             return 0
         args: Any = tyro.cli(
             declared,
             default=default,
             prog=f'fql {name}',
-            args=words,
+            args=arguments,
             config=(tyro.conf.OmitArgPrefixes,),
         )
         check_values(args)
@@ -231,19 +233,19 @@ def imported(module: str) -> Any:
         raise FQLError(f'{first_line(error)} (is an environment variable wrong?)') from error
 
 
-def answer(words: list[str]) -> int:
-    """Answer words that name no command: help, the version, or the nearest names."""
-    first = words[0] if words else ''
+def answer(arguments: list[str]) -> int:
+    """Answer arguments that name no command: help, the version, or the nearest names."""
+    first = arguments[0] if arguments else ''
     if first == '--version':
         print(f'fql {importlib.metadata.version("fql-pixels")}')
         return 0
     family = first if first in FAMILIES else ''
-    rest = words[1:] if family else words
+    rest = arguments[1:] if family else arguments
     if not rest or rest[0] in HELP:
         summaries = {name: cls.__doc__.split('\n')[0] for name, (cls, _) in COMMANDS.items()}
         print(overview(summaries, family), file=sys.stdout if rest else sys.stderr)
         return 0 if rest else 2
-    asked = ' '.join(words[: 2 if family else 1])
+    asked = ' '.join(arguments[: 2 if family else 1])
     names = COMMANDS if family else [*COMMANDS, *FAMILIES]
     nearest = difflib.get_close_matches(asked, names, cutoff=0.5)
     hint = f'did you mean {" or ".join(nearest)}?' if nearest else f'{command("--help")} names all'
@@ -258,9 +260,10 @@ def is_unread(stream: TextIO) -> bool:
     return bool(poll.poll(0))
 
 
-def expand_home(word: str) -> str:
-    """A word whose ~, which a shell leaves alone after an =, is the home folder."""
-    flag, equals, value = word.partition('=') if word.startswith('--') else ('', '', word)
+def expand_home(argument: str) -> str:
+    """An argument whose ~, which a shell leaves alone after an =, is the home folder."""
+    is_flag = argument.startswith('--')
+    flag, equals, value = argument.partition('=') if is_flag else ('', '', argument)
     return flag + equals + (os.path.expanduser(value) if value.startswith('~') else value)
 
 

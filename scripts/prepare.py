@@ -58,7 +58,9 @@ def find_source(args: Prepare) -> Mapping[str, SourceSplit]:
     if args.source is not None:
         if is_replay(args.source):
             if keys:
-                raise FQLError(f'{args.source}: a replay has one observation: no --observation-key')
+                raise FQLError(
+                    f'{args.source}: a replay is read whole; leave out --observation-key'
+                )
             return replay_splits(args.source)
         return file_splits(args.source, args.name, keys)
     if args.dataset in (*ANTMAZE_TASKS, *ADROIT_TASKS):

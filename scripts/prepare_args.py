@@ -28,13 +28,14 @@ class Prepare:
     """
 
     dataset: tyro.conf.Positional[str] = ''
-    """Name to give the dataset; OGBench's or D4RL's, for their data; default the source's, without
-    its ending."""
+    """Name of the dataset; for OGBench's and D4RL's data their name of it. Default: the file's name
+    without its ending."""
     source: Path | None = None
     """An .npz file in OGBench's format, an HDF5 file of D4RL, robomimic or Minari, the folder of a
-    LeRobot dataset, or that of a run's replay, RUN/replay; NAME-val.npz beside NAME.npz becomes the
-    validation split. With rewards and masks (0: no value beyond this transition) in it, there is a
-    task own; with timeouts beside terminals, these are D4RL's, and masks are 1 - terminals."""
+    LeRobot dataset, or of a run's replay, RUN/replay. NAME-val.npz beside NAME.npz becomes the
+    validation split. A file with rewards and masks (0 where the task is complete, else 1) can be
+    trained on as --task own. A file with timeouts and terminals is read as D4RL's: masks are
+    1 - terminals."""
     tfds: str | None = None
     """An RLDS dataset: a folder that TFDS has written, or name[/config] of a dataset that TFDS
     knows. Its actions have to be within [-1, 1]."""
@@ -44,11 +45,11 @@ class Prepare:
     observation_key: Annotated[
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar='[NAME=]KEY')
     ] = ()
-    """Which images (uint8) or vectors to take: an array of an .npz or HDF5 file; which of obs/* of
-    a robomimic file, of observations/* of a Minari file; a feature of a LeRobot dataset; where an
-    RLDS step holds them, such as observation/image, default observation. Given several times, an
-    observation is all of these arrays, each by its NAME, by default the KEY after its last slash;
-    an environment has them in its Dict under these names."""
+    """Which images (uint8) or vectors to take: an array of an .npz or HDF5 file; a part of obs/ in
+    a robomimic file, or of observations/ in a Minari file; a feature of a LeRobot dataset; the
+    place in an RLDS step, such as observation/image (default: observation). If it is given several
+    times, an observation is all of these arrays by NAME; without NAME, by the part of KEY after
+    the last slash. The environment's Dict has the same names."""
     action_key: str = 'action'
     """Where an RLDS step holds the action."""
     reward_key: str = ''
@@ -74,9 +75,9 @@ class Prepare:
     def check(self) -> None:
         """Raise FQLError if the arguments make no sense."""
         if len(self.sources) > 1:
-            raise FQLError(f'{" and ".join(self.sources)} exclude each other')
+            raise FQLError(f'give only one of {" and ".join(self.sources)}')
         if self.source is not None and not self.source.name:  # '', which is read as '.', or '/'.
-            raise FQLError(f'--source {self.source} names no file')
+            raise FQLError(f'--source must name a file, not {self.source}')
         if not self.name:
             raise FQLError('name the dataset: fql prepare NAME')
         for name in ('observation_key', 'action_key', 'reward_key'):

@@ -46,9 +46,9 @@ class Pretrain:
         return self.config.data_dir
 
     @classmethod
-    def defaults(cls, words: list[str]) -> 'Pretrain':
-        """What the words start from: the stored run to resume, if any."""
-        resume = value_of(words, '--resume')
+    def defaults(cls, arguments: list[str]) -> 'Pretrain':
+        """What the arguments start from: the stored run to resume, if any."""
+        resume = value_of(arguments, '--resume')
         if resume and resume != 'auto':
             return cls(read_pretrain_spec(RunFolder(Path(resume))).config)
         return cls(dataclasses.replace(PretrainConfig(dataset=''), dataset=tyro.MISSING))

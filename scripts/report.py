@@ -7,4 +7,4 @@ from scripts.report_args import Report
 def run(args: Report) -> None:
     """Print a table and write the page."""
     print(report(args.runs, args.out))
-    print(f'written: {args.out}')
+    print(f'wrote {args.out}')

@@ -6,7 +6,7 @@ from pathlib import Path
 import tyro
 
 from fql.errors import FQLError
-from fql.reports.tables import check_new
+from fql.reports.output import check_new
 from fql.sweeps.file import RECORD
 from fql.training.run_folder import RunFolder
 
@@ -39,4 +39,4 @@ class Report:
             check_new(self.out)
         for run in self.runs:
             if not (run / RECORD).exists() and not RunFolder(run).eval_csv.exists():
-                raise FQLError(f'{run}: no run folder with evaluations, nor a sweep')
+                raise FQLError(f'{run} is neither a run folder with evaluations nor a sweep')

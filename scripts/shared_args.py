@@ -61,15 +61,15 @@ def _paths(args: Any) -> Iterator[Path]:
                 yield Path(item)
 
 
-def value_of(words: list[str], flag: str) -> str | None:
-    """The value of a flag, read before the words are parsed; None without the flag.
+def value_of(arguments: list[str], flag: str) -> str | None:
+    """The value of a flag, read before the arguments are parsed; None without the flag.
 
     Of a flag that is given several times the last value counts, as when they are parsed.
     """
     value = None
-    for word, following in itertools.zip_longest(words, words[1:]):
-        if word == flag:
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+        if argument == flag:
             value = following
-        elif word.startswith(f'{flag}='):
-            value = word.removeprefix(f'{flag}=')
+        elif argument.startswith(f'{flag}='):
+            value = argument.removeprefix(f'{flag}=')
     return value

@@ -44,7 +44,10 @@ class Sweep:
         if self.cluster_options and self.cluster is None:
             raise FQLError('--cluster-options needs --cluster')
         if self.gpus and self.cluster is not None:
-            raise FQLError('--gpus is for runs of this machine; --cluster-options gpus_per_node=1')
+            raise FQLError(
+                '--gpus is for runs on this machine; '
+                'on a cluster, use --cluster-options gpus_per_node=1'
+            )
         for option in self.cluster_options:
             if '=' not in option:
-                raise FQLError(f'--cluster-options {option}: not NAME=VALUE')
+                raise FQLError(f'--cluster-options must be NAME=VALUE, not {option}')

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from fql.agents.configs import AGENT_CONFIGS, AgentConfig
 from fql.envs.tasks import Task, find_task, task_names
 from fql.errors import FQLError
-from fql.reports.tables import format_table
+from fql.reports.output import format_table
 from fql.training.presets import (
     ONLINE_PRESETS,
     PRESETS,
@@ -29,11 +29,11 @@ def run(args: Tasks) -> None:
         FQLError: no such task or agent.
     """
     if args.agent and args.agent not in AGENT_CONFIGS:
-        raise FQLError(f'no agent {args.agent!r}; there are {", ".join(AGENT_CONFIGS)}')
+        raise FQLError(f'unknown agent {args.agent!r}; the agents are {", ".join(AGENT_CONFIGS)}')
     pattern = args.pattern if set(args.pattern) & set('*?[') else f'*{args.pattern}*'
     names = [name for name in task_names() if fnmatchcase(name, pattern)]
     if not names:
-        raise FQLError(f'no task fits {args.pattern!r}; fql tasks lists all')
+        raise FQLError(f'no task matches {args.pattern!r}; fql tasks lists all')
     agents = [args.agent] if args.agent else list(AGENT_CONFIGS)
     rows = [row for name in names for row in task_rows(find_task(name), agents)]
     print(format_table(HEADER, rows, left_columns=len(HEADER)))

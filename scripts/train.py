@@ -1,11 +1,12 @@
 """`fql train`: starts or continues a run."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 from data_pipeline.data_dir import resolve_data_dir
 from fql.errors import FQLError
-from fql.reports.tables import tell
+from fql.reports.output import print_notice
 from fql.training.checkpoints import CheckpointReader
 from fql.training.run_folder import RunFolder, choose_folder, read_spec
 from fql.training.run_start import connect_processes
@@ -20,15 +21,15 @@ def run(args: Train) -> int:
     data_dir = str(resolve_data_dir(args.config.data_dir))
     agent = args.config.agent
     if agent.encoder.source:
-        source = str(Path(agent.encoder.source).expanduser().absolute())
+        source = str(Path(os.path.expanduser(agent.encoder.source)).absolute())
         agent = dataclasses.replace(
             agent, encoder=dataclasses.replace(agent.encoder, source=source)
         )
     config = dataclasses.replace(args.config, data_dir=data_dir, agent=agent)
     if args.source is not None:
         if config.steps != read_spec(RunFolder(args.source)).config.steps:
-            raise FQLError(f'--steps: those of {args.source} are made; --step says which to take')
-        steps = CheckpointReader(RunFolder(args.source).checkpoints).find(args.step, tell)
+            raise FQLError('--steps cannot be set with --from; choose a checkpoint with --step')
+        steps = CheckpointReader(RunFolder(args.source).checkpoints).find(args.step, print_notice)
         config = dataclasses.replace(config, steps=steps)
     folder = choose_folder(args.run_dir, args.resume, config.task)
     return train(config, *folder, verify_data=args.verify_data)

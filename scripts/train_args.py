@@ -27,7 +27,7 @@ class Train:
     fql train --task visual-cube-single-play-singletask-task1-v0 --run-dir runs/cube
     fql train --resume runs/cube
 
-    Defaults are the paper's for the task: name one to see them, fql train --task ... --help.
+    The defaults are the published settings of the task: fql train --task ... --help shows them.
     """
 
     config: Annotated[TrainConfig, tyro.conf.arg(name='')]
@@ -54,45 +54,45 @@ class Train:
         return self.config.data_dir
 
     @classmethod
-    def defaults(cls, words: list[str]) -> 'Train':
-        """What the words start from: the stored run to resume, or the task's own settings."""
-        resume, task = value_of(words, '--resume'), value_of(words, '--task')
-        agent = value_of(words, '--agent') or 'fql'
+    def defaults(cls, arguments: list[str]) -> 'Train':
+        """What the arguments start from: the stored run to resume, or the task's own settings."""
+        resume, task = value_of(arguments, '--resume'), value_of(arguments, '--task')
+        agent = value_of(arguments, '--agent') or 'fql'
         if resume and resume != 'auto':
             config = read_spec(RunFolder(Path(resume))).config
-        elif source := value_of(words, '--from'):
+        elif source := value_of(arguments, '--from'):
             config = started_from(Path(source))
         elif agent not in AGENT_CONFIGS:  # The parser says what it may be.
             config = TrainConfig(task=tyro.MISSING)
         elif task:
-            config = default_config(find_task(task), agent, value_of(words, '--env') or '')
+            config = default_config(find_task(task), agent, value_of(arguments, '--env') or '')
         else:
             config = TrainConfig(task=tyro.MISSING, agent=AGENT_CONFIGS[agent]())
         return cls(config, agent=cast(AgentName, config.agent.name))
 
     @classmethod
-    def expand(cls, words: list[str]) -> list[str]:
-        """The words with `--encoder NAME` as `--encoder.size NAME`.
+    def expand(cls, arguments: list[str]) -> list[str]:
+        """The arguments with `--encoder NAME` as `--encoder.size NAME`.
 
         Raises:
             SystemExit: one is a flag of other agents; names these.
         """
-        agent = AGENT_CONFIGS.get(value_of(words, '--agent') or 'fql', FQLConfig)
-        if not value_of(words, '--resume') and not value_of(words, '--from'):
+        agent = AGENT_CONFIGS.get(value_of(arguments, '--agent') or 'fql', FQLConfig)
+        if not value_of(arguments, '--resume') and not value_of(arguments, '--from'):
             known = {entry.name for entry in dataclasses.fields(agent)}
-            for word in words:
-                name = word.partition('=')[0].removeprefix('--').replace('-', '_')
+            for argument in arguments:
+                name = argument.partition('=')[0].removeprefix('--').replace('-', '_')
                 owners = [
                     other.name
                     for other in AGENT_CONFIGS.values()
                     if name in {entry.name for entry in dataclasses.fields(other)}
                 ]
-                if word.startswith('--') and owners and name not in known:
+                if argument.startswith('--') and owners and name not in known:
                     flag = f'--{name.replace("_", "-")}'
                     text = f'{flag} is a setting of {", ".join(owners)}, not of {agent.name}'
                     print(f'fql: {text}', file=sys.stderr)
                     raise SystemExit(2)
-        return [re.sub('^--encoder(?==|$)', '--encoder.size', word) for word in words]
+        return [re.sub('^--encoder(?==|$)', '--encoder.size', argument) for argument in arguments]
 
     def check(self) -> None:
         """Raise FQLError, DataError or EncoderError if the arguments make no sense."""
@@ -104,7 +104,7 @@ class Train:
         if self.step is not None and self.source is None:
             raise FQLError('--step needs --from')
         if self.source is not None and self.resume not in (None, Path('auto')):
-            raise FQLError('--from starts a run, --resume continues one: give one of them')
+            raise FQLError('--from starts a run, --resume continues one; give only one of them')
         if self.source is not None and self.config.online.online_steps == 0:
             raise FQLError('--from needs --online-steps: the run starts where another one ended')
         choose_folder(self.run_dir, self.resume, self.config.task)
@@ -120,7 +120,7 @@ def started_from(source: Path) -> TrainConfig:
     """The settings of a run whose online phase begins where the offline run `source` ended."""
     config = read_spec(RunFolder(source)).config
     if config.online.online_steps:
-        raise FQLError(f'{source} has an online phase of its own: name an offline run')
+        raise FQLError(f'{source} has an online phase; name an offline run')
     online = online_defaults(find_task(config.task), config.agent.name)
     return dataclasses.replace(
         config, online=dataclasses.replace(online, source=str(source.absolute()))

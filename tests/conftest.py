@@ -207,15 +207,15 @@ def fql(environment, monkeypatch, capfd) -> Callable[..., 'subprocess.CompletedP
 
 @pytest.fixture
 def assert_one_line() -> Callable[..., None]:
-    """assert_one_line(done, word, ...): a fault that the user can resolve, reported in one line."""
+    """assert_one_line(done, text, ...): a fault that the user can resolve, reported in one line."""
 
-    def check(done: 'subprocess.CompletedProcess[str]', *words: str) -> None:
+    def check(done: 'subprocess.CompletedProcess[str]', *texts: str) -> None:
         assert done.returncode == 1, done.stdout + done.stderr
         lines = done.stderr.strip().splitlines()
         assert len(lines) == 1, done.stderr
         assert lines[0].startswith('fql: ')
-        for word in words:
-            assert word in lines[0]
+        for text in texts:
+            assert text in lines[0]
 
     return check
 

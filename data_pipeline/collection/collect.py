@@ -94,7 +94,7 @@ def _check_arguments(out: Path, episodes: int, workers: int, overwrite: bool) ->
     if out.suffix != '.npz':
         raise DataError(f'the file to collect into must end in .npz: {out}')
     if os.path.lexists(out) and not overwrite:
-        raise DataError(f'{out} exists already; remove it to collect again')
+        raise DataError(f'{out} exists; delete it, then run the command again')
 
 
 @contextmanager
@@ -115,7 +115,7 @@ def _open_parts(parts: Path, recipe: Recipe) -> None:
     elif (found := recipe_file.read_text(errors='replace')) != wanted:
         raise DataError(
             f'{parts} holds episodes of another collection, {found}; '
-            'finish that one or remove the folder'
+            'finish that collection, or delete the folder'
         )
 
 
@@ -166,8 +166,8 @@ def _run_workers(
                 slow = f'{recipe.env_id} took longer than {step_seconds:g} s for a step'
                 if repeated & set(missing[:1]):
                     raise DataError(
-                        f'{slow} of episode {missing[0]}, as when it was tried before; '
-                        '--env-step-seconds is the limit'
+                        f'{slow} of episode {missing[0]}, for the second time; '
+                        '--env-step-seconds sets the limit'
                     )
                 notify(f'{slow}: worker {index} is replaced and its episode repeated')
                 repeated |= set(missing[:1])
@@ -185,7 +185,7 @@ def _receive(group: WorkerGroup, index: int, recipe: Recipe) -> int | None:
         code = group.exit_code(index)
         raise DataError(
             f'a worker collecting from {recipe.env_id} died (exit code {code}); '
-            'run again to go on from the finished episodes'
+            'run the command again to continue from the finished episodes'
         ) from None
     if isinstance(message, str):
         raise DataError(message)
@@ -255,7 +255,7 @@ def _merge(parts: Sequence[Path], out: Path) -> None:
                     if (len(array) * len(parts), *array.shape[1:]) != shape or array.dtype != dtype:
                         raise DataError(
                             f'{part}: {name} is {array.dtype} {array.shape}, unlike the first '
-                            "episode's; remove that file and run again"
+                            "episode's; delete that file, then run the command again"
                         )
                     file.write(np.ascontiguousarray(array).data)
 
@@ -277,4 +277,6 @@ def _read_part(part: Path, *names: str) -> dict[str, np.ndarray]:
         return load_arrays(part, names)
     except ValueError as error:
         part.unlink()
-        raise DataError(f'{part} was damaged ({error}); run again to collect it') from error
+        raise DataError(
+            f'{part} was damaged ({error}); run the command again to collect it'
+        ) from error

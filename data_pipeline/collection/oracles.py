@@ -74,7 +74,7 @@ def make_environment(recipe: Recipe) -> Any:
             fault += '; rendering needs OpenGL: apt-get install libegl1 libgl1'
         raise DataError(fault) from error
     if not hasattr(env.unwrapped, 'get_oracle_subgoal' if recipe.is_maze else 'set_new_target'):
-        raise DataError(f'{recipe.env_id} is none of the environments that the oracle knows')
+        raise DataError(f'the oracle does not know environment {recipe.env_id}')
     if recipe.is_maze:
         # OGBench writes the maze's XML to a temporary file and leaves it.
         Path(env.unwrapped.fullpath).unlink(missing_ok=True)

@@ -77,7 +77,7 @@ class Recipe:
                 f'{self.env_id} has no data of type {self.dataset_type!r}, only {", ".join(types)}'
             )
         if 'ob_type' in self.env_kwargs:
-            raise DataError("ob_type is no setting: ids that begin with 'visual-' give images")
+            raise DataError("ob_type cannot be set: ids that begin with 'visual-' give images")
         if self.episode_steps < 1:
             raise DataError(f'episode_steps must be at least 1, not {self.episode_steps}')
         if self.seed < 0 or not self.noise >= 0:

@@ -93,8 +93,7 @@ def _is_channel_first(found: str, row_shape: tuple[int, ...]) -> bool:
     if first in _CHANNELS or first < min(height, last):
         return True
     raise DataError(
-        f'{found}: neither the first nor the last axis is clearly that of channels; '
-        'images must be (h, w, c)'
+        f'{found}: it is not clear which axis holds the channels; images must be (h, w, c)'
     )
 
 

@@ -177,7 +177,7 @@ def _check_lengths(origin: str, terminals: np.ndarray) -> None:
     if lengths[shortest] < 2:
         raise DataError(
             f'{origin}: the trajectory that ends at row {ends[shortest]} has one row; '
-            'two make a transition'
+            'it must have at least two'
         )
 
 
@@ -196,7 +196,7 @@ def _check_block(split: SourceSplit, name: str, block: np.ndarray, first_row: in
             row = split.row_of(first_row + int(np.argmax(np.abs(block).max(axis=1))))
             raise DataError(
                 f'{origin}: actions reach {largest:g} in row {row}, outside [-1, 1]; '
-                '--normalize-actions scales them, and what a policy does back to your units'
+                'scale them with --normalize-actions (a policy still acts in your units)'
             )
 
 
@@ -211,5 +211,5 @@ def _check_images(split: SourceSplit, name: str, terminals: np.ndarray, blank: n
         of_which = '' if name == OBSERVATIONS else f' in {name}'
         raise DataError(
             f'{split.origin}: all images of trajectory {first} ({rows}) are zero{of_which}, '
-            f'and so in {len(black)} of {len(ends)} trajectories; render them again'
+            f'the same in {len(black)} of {len(ends)} trajectories; render them again'
         )

@@ -103,15 +103,15 @@ def download_file(
                     continue
                 if note and not record['verified']:
                     note(
-                        f'{file}: not verified, as {urlsplit(url).hostname} publishes no digest; '
+                        f'{file}: not verified, as {urlsplit(url).hostname} publishes no checksum; '
                         f'SHA-256 {record["sha256"]}'
                     )
                 return path
     except OSError as error:
         raise DataError(f'{path}: cannot be written: {error.strerror or error}') from error
     raise DataError(
-        f'{file} could not be downloaded from {" nor from ".join(reasons)}; call again to go on '
-        'where it broke off, or get the file elsewhere and pass it with --source'
+        f'{file} could not be downloaded from {" nor from ".join(reasons)}; run the command again '
+        'to continue the download, or get the file elsewhere and name it with --source'
     )
 
 
@@ -142,10 +142,10 @@ def _download_from(url: str, path: Path, report: Progress) -> dict[str, Any]:
         digest = hashlib.file_digest(file, 'sha256').hexdigest()
     if part.sha256 not in (None, digest):
         part_file.unlink()
-        raise _TransferError(f'SHA-256 is {digest} in place of {part.sha256}')
+        raise _TransferError(f'SHA-256 is {digest}, not {part.sha256}')
     if not zipfile.is_zipfile(part_file):  # For instance, an error page of a gateway.
         part_file.unlink()
-        raise _TransferError('what it gives is no .npz file')
+        raise _TransferError('the download is not an .npz file')
     record = {'url': url, 'bytes': part.size, 'sha256': digest, 'verified': part.sha256 is not None}
     write_json(path.with_name(f'{path.name}.json'), record)
     sync_path(part_file)
@@ -226,7 +226,7 @@ def _whole_size(response: Any, start: int) -> int:
         raise _TransferError(f'the server does not continue at byte {start}')
     length = response.headers.get('Content-Length')
     if length is None:
-        raise _TransferError('the server does not tell the size')
+        raise _TransferError('the server does not give the size')
     return start + int(length)
 
 
@@ -236,9 +236,9 @@ def _copy(response: Any, file: IO[bytes], done: int, size: int, report: Progress
         try:
             block = response.read(min(_BLOCK_BYTES, size - done))
         except _CONNECTION_ERRORS as error:
-            raise _TransferError(f'broke off at byte {done} of {size}: {error}') from error
+            raise _TransferError(f'ended early, at byte {done} of {size}: {error}') from error
         if not block:
-            raise _TransferError(f'broke off at byte {done} of {size}')
+            raise _TransferError(f'ended early, at byte {done} of {size}')
         file.write(block)
         done += len(block)
         report(done, size)

@@ -116,7 +116,7 @@ def open_item(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | h5py.
     place = f'{group.file.filename}: {group.name.rstrip("/")}/{name}'
     item = group.get(name)
     if item is None:
-        raise DataError(f'{place} is a link that leads nowhere')
+        raise DataError(f'{place} is a broken link')
     is_elsewhere = item.file.filename != group.file.filename
     if isinstance(item, h5py.Dataset):
         is_elsewhere |= item.is_virtual or bool(item.external)
@@ -136,9 +136,9 @@ def choose_keys(source: Path, held: Sequence[str], asked: Mapping[str, str]) -> 
         return asked
     if len(held) == 1 and not asked:
         return {'': held[0]}
-    wanted = f'no observation {unknown[0]!r}' if unknown else 'not one observation'
-    listed = ', '.join(held) or 'none at all'
-    raise DataError(f'{source}: {wanted}; name one or more with --observation-key, of {listed}')
+    wanted = f'no observation {unknown[0]!r}' if unknown else 'not a single observation'
+    listed = ', '.join(held) or 'none'
+    raise DataError(f'{source}: {wanted}; choose with --observation-key from {listed}')
 
 
 def d4rl_splits(source: Path, dataset: str, keys: Mapping[str, str]) -> dict[str, SourceSplit]:
@@ -170,7 +170,7 @@ def d4rl_layout(origin: str, flags: Flags, ends_at_terminals: bool) -> Layout:
     """
     assert flags.timeouts is not None
     if flags.rewards is None:
-        raise DataError(f'{origin}: lacks rewards')
+        raise DataError(f'{origin}: has no rewards')
     is_transition = ~flags.timeouts
     is_transition[-1] = False
     ends = ~is_transition
@@ -196,12 +196,14 @@ def _d4rl_split(path: Path, dataset: str, keys: Mapping[str, str]) -> SourceSpli
     if not keys and 'observations' not in table:
         held = ', '.join(sorted(columns)[:10]) or 'nothing'
         raise DataError(
-            f'{path}: holds neither observations, as D4RL has them, nor data/demo_0, as robomimic '
-            f'has them; it holds {held}'
+            f"{path}: has neither observations (D4RL's layout) nor data/demo_0 (robomimic's); "
+            f'it has {held}'
         )
     is_d4rl = _D4RL_NAME.match(dataset) is not None
     if is_d4rl and not {'timeouts', FOLLOWING} & table.keys():
-        raise DataError(f'{path}: lacks timeouts, without which D4RL says of no row where it ends')
+        raise DataError(
+            f'{path}: has no timeouts, so that the ends of its trajectories are unknown'
+        )
     layout: Callable[[str, Flags], Layout] = lay_out_table
     if 'timeouts' in table and 'masks' not in table and (is_d4rl or 'rewards' in table):
         ends_at_terminals = not dataset.startswith('antmaze-')

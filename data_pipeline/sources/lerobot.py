@@ -8,13 +8,18 @@
 
 A row holds an observation and the action taken there. The observation after the last row is not
 stored. The last action is not used; where `next.done` is set, the row is a transition to its own
-observation, whose value the mask excludes. Source: https://huggingface.co/docs/lerobot
+observation, whose value the mask excludes. Row i of an episode shows frame i of its video, which
+its time stamp and the video's frames a second must confirm.
+Source: https://huggingface.co/docs/lerobot
 """
 
 import hashlib
 import io
 import itertools
 import json
+import math
+import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +31,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from data_pipeline.errors import DataError
 from data_pipeline.observations import array_name
@@ -39,6 +44,7 @@ SPLIT_NAMES = {'train': ('train',), 'val': ('val', 'validation')}
 """The possible names of each split in a dataset."""
 
 _ACTION, _REWARD, _DONE = 'action', 'next.reward', 'next.done'
+_EPISODE, _FRAME, _TIME = 'episode_index', 'frame_index', 'timestamp'
 _COUNTERS = {'timestamp', 'frame_index', 'episode_index', 'index', 'task_index'}
 _BLOCK_FRAMES = 64
 
@@ -50,12 +56,14 @@ class Episode:
     number, length: its index, and its number of rows
     data: the Parquet file
     videos: by feature, the file and the frame of it that is the episode's first
+    fps: frames a second
     """
 
     number: int
     length: int
     data: Path
     videos: Mapping[str, tuple[Path, int]]
+    fps: float
 
     @property
     def files(self) -> list[Path]:
@@ -96,18 +104,18 @@ def lerobot_splits(folder: Path, keys: Mapping[str, str]) -> dict[str, SourceSpl
         features = _find_features(folder, info['features'], keys)
         episodes = _find_episodes(folder, info, features.videos)
         held = info.get('splits') or {'train': f'0:{len(episodes)}'}
-        ranges = {
-            split: slice(*map(int, held[name].split(':')))
+        chosen = {
+            split: _episodes_in(episodes, held[name])
             for split, names in SPLIT_NAMES.items()
             for name in names
             if name in held
         }
-    if 'train' not in ranges:
+    if 'train' not in chosen:
         raise DataError(f'{folder}: no split named train, only {", ".join(held)}')
     others = sorted(info['features'].keys() - set(features.columns.values()) - _COUNTERS)
     return {
-        split: _split(f'{folder}, split {split}', folder, episodes[place], features, keys, others)
-        for split, place in ranges.items()
+        split: _split(f'{folder}, split {split}', folder, within, features, keys, others)
+        for split, within in chosen.items()
     }
 
 
@@ -120,9 +128,9 @@ def _find_keys(
     unknown = [key for key in asked.values() if key not in features]
     if asked and not unknown:
         return asked
-    wanted = f'no observation {unknown[0]!r}' if unknown else 'not one observation'
-    listed = ', '.join(held) or 'none at all'
-    raise DataError(f'{folder}: {wanted}; name one or more with --observation-key, of {listed}')
+    wanted = f'no observation {unknown[0]!r}' if unknown else 'not a single observation'
+    listed = ', '.join(held) or 'none'
+    raise DataError(f'{folder}: {wanted}; choose with --observation-key from {listed}')
 
 
 def _find_features(folder: Path, held: Mapping[str, Any], keys: Mapping[str, str]) -> Features:
@@ -135,6 +143,9 @@ def _find_features(folder: Path, held: Mapping[str, Any], keys: Mapping[str, str
         columns |= {'rewards': _REWARD, 'dones': _DONE}
     columns |= {array_name(name): key for name, key in sorted(keys.items())}
     kinds = {key: held[key]['dtype'] for key in columns.values()}
+    for key in columns.values():
+        if (held[key].get('info') or {}).get('video.is_depth_map'):
+            raise DataError(f'{folder}: {key} is a depth map; only images of 8 bits can be read')
     return Features(
         columns=columns,
         shapes={
@@ -150,52 +161,110 @@ def _find_features(folder: Path, held: Mapping[str, Any], keys: Mapping[str, str
 def _find_episodes(folder: Path, info: Mapping[str, Any], videos: frozenset[str]) -> list[Episode]:
     version = str(info['codebase_version'])
     if version.startswith('v2.'):
-        lines = (folder / 'meta' / 'episodes.jsonl').read_text(encoding='utf-8').splitlines()
+        lines = (folder / 'meta' / 'episodes.jsonl').read_text(encoding='utf-8').split('\n')
         entries = [json.loads(line) for line in lines if line.strip()]
-        for entry in entries:
-            entry['episode_chunk'] = entry['episode_index'] // info['chunks_size']
-        episodes = [
-            Episode(
-                entry['episode_index'],
-                entry['length'],
-                folder / info['data_path'].format(**entry),
-                {
-                    key: (folder / info['video_path'].format(video_key=key, **entry), 0)
-                    for key in videos
-                },
-            )
-            for entry in entries
-        ]
+        find = _episode_of_two
     elif version.startswith('v3.'):
-        paths = sorted(folder.glob('meta/episodes/*/*.parquet'))
+        paths = _meta_tables(folder)
         if not paths:
             raise DataError(f'{folder}: no meta/episodes/*/*.parquet')
         entries = [entry for path in paths for entry in _read_table(path).to_pylist()]
-        episodes = [
-            Episode(
-                entry['episode_index'],
-                entry['length'],
-                folder / _file_path(info['data_path'], entry, 'data'),
-                {
-                    key: (
-                        folder / _file_path(info['video_path'], entry, f'videos/{key}', key),
-                        round(entry[f'videos/{key}/from_timestamp'] * info['fps']),
-                    )
-                    for key in videos
-                },
-            )
-            for entry in entries
-        ]
+        find = _episode_of_three
     else:
-        raise DataError(f'{folder}: LeRobot {version}; versions 2.1 and 3.0 are known')
-    return sorted(episodes, key=lambda episode: episode.number)
+        raise DataError(f'{folder}: LeRobot {version} is not supported; versions 2.1 and 3.0 are')
+    episodes = [find(folder, info, entry, videos) for entry in entries]
+    episodes.sort(key=lambda episode: episode.number)
+    numbers = [episode.number for episode in episodes]
+    if len(set(numbers)) < len(numbers):
+        raise DataError(f'{folder}: an episode is listed more than once in meta')
+    for name, found in (
+        ('total_episodes', len(episodes)),
+        ('total_frames', sum(episode.length for episode in episodes)),
+    ):
+        if info.get(name, found) != found:
+            raise DataError(
+                f'{folder}: {name} is {info[name]} in meta/info.json, but {found} in the list of '
+                'episodes in meta: one of the two is not whole'
+            )
+    return episodes
+
+
+def _episode_of_two(
+    folder: Path, info: Mapping[str, Any], entry: Mapping[str, Any], videos: frozenset[str]
+) -> Episode:
+    """The episode of a line of `meta/episodes.jsonl`."""
+    number = _count(entry, _EPISODE)
+    chunk = number // max(1, _count(info, 'chunks_size'))
+    names = {'episode_index': number, 'episode_chunk': chunk}
+    return Episode(
+        number,
+        _count(entry, 'length'),
+        folder / info['data_path'].format(**names),
+        {key: (folder / info['video_path'].format(video_key=key, **names), 0) for key in videos},
+        _fps(info) if videos else 0,
+    )
+
+
+def _episode_of_three(
+    folder: Path, info: Mapping[str, Any], entry: Mapping[str, Any], videos: frozenset[str]
+) -> Episode:
+    """The episode of a row of `meta/episodes`."""
+    fps = _fps(info) if videos else 0
+    return Episode(
+        _count(entry, _EPISODE),
+        _count(entry, 'length'),
+        folder / _file_path(info['data_path'], entry, 'data'),
+        {
+            key: (
+                folder / _file_path(info['video_path'], entry, f'videos/{key}', key),
+                round(_number(entry, f'videos/{key}/from_timestamp') * fps),
+            )
+            for key in videos
+        },
+        fps,
+    )
+
+
+def _meta_tables(folder: Path) -> list[Path]:
+    """The files of the list of episodes of version 3.0."""
+    return sorted(folder.glob('meta/episodes/*/*.parquet'))
+
+
+def _number(values: Mapping[str, Any], name: str) -> float:
+    """An entry that must be a number from 0 to 2^31."""
+    value = values[name]
+    if type(value) not in (int, float) or not 0 <= value <= 2**31:
+        raise ValueError(f'{name} is {value!r}, not a number from 0 to 2^31')
+    return value
+
+
+def _count(values: Mapping[str, Any], name: str) -> int:
+    """An entry that must be an integer from 0 to 2^31."""
+    value = _number(values, name)
+    if value != int(value):
+        raise ValueError(f'{name} is {value!r}, not an integer')
+    return int(value)
+
+
+def _fps(info: Mapping[str, Any]) -> float:
+    if not (fps := _number(info, 'fps')):
+        raise ValueError('fps is 0')
+    return fps
+
+
+def _episodes_in(episodes: Sequence[Episode], numbers: str) -> list[Episode]:
+    """The episodes of a split, whose numbers are given as `first:end`."""
+    found = re.fullmatch(r'(\d+):(\d+)', numbers)
+    if not found or int(found[2]) > len(episodes):
+        raise ValueError(f'split {numbers!r} of {len(episodes)} episodes; it must be first:end')
+    return [e for e in episodes if int(found[1]) <= e.number < int(found[2])]
 
 
 def _file_path(template: str, entry: Mapping[str, Any], prefix: str, video_key: str = '') -> str:
     return template.format(
         video_key=video_key,
-        chunk_index=entry[f'{prefix}/chunk_index'],
-        file_index=entry[f'{prefix}/file_index'],
+        chunk_index=_count(entry, f'{prefix}/chunk_index'),
+        file_index=_count(entry, f'{prefix}/file_index'),
     )
 
 
@@ -209,7 +278,7 @@ def _split(
 ) -> SourceSplit:
     used = [episode for episode in episodes if episode.length > 1]
     if not used:
-        raise DataError(f'{origin}: no episode has two rows, which make a transition')
+        raise DataError(f'{origin}: no episode has two rows, as a transition needs')
     first: dict[str, np.ndarray] = {}
     for name, block in _rows(origin, used[:1], features):
         first.setdefault(name, block)
@@ -223,18 +292,20 @@ def _split(
             if fit.note:
                 note(fit.note)
         note(
-            'masks are 1 - next.done; where it is set in the last row of an episode, that row gets '
-            'its own observation again as its next one'
+            'masks are 1 - next.done; where it is set in the last row of an episode, the next '
+            'observation is that of the same row'
             if 'rewards' in fitted
-            else f'no {_REWARD} and {_DONE}, and so no task of its own'
+            else f'without {_REWARD} and {_DONE}, the data have no rewards and masks'
         )
         if len(used) < len(episodes):
-            note(f'episodes of one row, which were skipped: {len(episodes) - len(used):,}')
+            note(f'skipped episodes of one row: {len(episodes) - len(used):,}')
         if others:
             note(f'ignored: {", ".join(others)}')
 
     files = sorted({path for episode in used for path in episode.files})
     with _faults(folder):
+        meta = [folder / 'meta' / 'info.json', folder / 'meta' / 'episodes.jsonl']
+        files += [path for path in (*meta, *_meta_tables(folder)) if path.exists()]
         description = {
             'path': str(folder.resolve()),
             'bytes': sum(path.stat().st_size for path in files),
@@ -261,7 +332,11 @@ def _rows(
     origin: str, episodes: Sequence[Episode], features: Features
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The arrays of a store, episode after episode, in blocks."""
-    videos = {key: _frames_of(origin, episodes, key) for key in sorted(features.videos)}
+    videos = {
+        name: _frames_of(origin, episodes, key)
+        for name, key in features.columns.items()
+        if key in features.videos
+    }
     for episode, table in _tables(origin, episodes, features):
         here = f'{origin}, episode {episode.number}'
         numbers = {
@@ -286,7 +361,7 @@ def _rows(
             elif key in features.pictures:
                 blocks = _decoded(here, key, table[key])
             elif key in features.videos:
-                blocks = next(videos[key])
+                blocks = next(videos[name])
             else:
                 continue
             block = np.zeros(0)
@@ -300,25 +375,43 @@ def _tables(
     origin: str, episodes: Sequence[Episode], features: Features
 ) -> Iterator[tuple[Episode, pa.Table]]:
     """The rows of each episode in the Parquet files; one file is in memory at a time."""
-    columns = [*features.shapes, *sorted(features.pictures), 'episode_index']
+    columns = [*features.shapes, *sorted(features.pictures), _EPISODE, _FRAME]
+    if features.videos:
+        columns.append(_TIME)
     for path, group in itertools.groupby(episodes, lambda episode: episode.data):
         table = _read_table(path, columns)
-        if missing := set(columns) - set(table.column_names):
-            raise DataError(f'{path}: no column {", ".join(sorted(missing))}')
         for episode in group:
-            rows = table.filter(pc.equal(table['episode_index'], episode.number))
+            rows = table.filter(pc.equal(table[_EPISODE], episode.number))
             if len(rows) != episode.length:
                 raise DataError(
                     f'{origin}, episode {episode.number}: {path} has {len(rows)} rows of it, '
                     f'meta says {episode.length}'
                 )
+            _check_order(f'{origin}, episode {episode.number}: {path}', episode, rows)
             yield episode, rows
+
+
+def _check_order(place: str, episode: Episode, rows: pa.Table) -> None:
+    """Raises DataError if row i is not the episode's row i, or does not show frame i."""
+    wanted = np.arange(episode.length)
+    if not np.array_equal(_numbers(place, _FRAME, rows[_FRAME], ()), wanted):
+        raise DataError(f'{place}: {_FRAME} does not count the rows from 0 on, in their order')
+    if episode.videos:
+        times = _numbers(place, _TIME, rows[_TIME], ())
+        if not np.array_equal(np.round(times * episode.fps), wanted):
+            raise DataError(
+                f'{place}: {_TIME} is not {_FRAME} / {episode.fps:g}, and so the frames of the '
+                'videos are not those of the rows'
+            )
 
 
 def _read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     with _faults(path):
         path.open('rb').close()  # On a missing file, the system's message says more.
-        return pq.read_table(path, columns=columns)
+        present = pq.read_schema(path).names
+        if missing := [name for name in columns or () if name not in present]:
+            raise DataError(f'{path}: no column {", ".join(missing)}')
+        return pq.read_table(path, columns=columns, page_checksum_verification=True)
 
 
 def _numbers(origin: str, key: str, column: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -326,7 +419,9 @@ def _numbers(origin: str, key: str, column: Any, shape: tuple[int, ...]) -> np.n
     array = column.combine_chunks()
     try:
         while not pa.types.is_primitive(array.type):
+            _check_even(array)
             array = array.flatten()
+        _check_even(array)
         return array.to_numpy(zero_copy_only=False).reshape(len(column), *shape)
     except (AttributeError, TypeError, ValueError, pa.ArrowException) as error:
         raise DataError(
@@ -334,17 +429,50 @@ def _numbers(origin: str, key: str, column: Any, shape: tuple[int, ...]) -> np.n
         ) from error
 
 
+def _check_even(array: Any) -> None:
+    """Raises ValueError for missing values, and for lists of different lengths."""
+    if array.null_count:
+        raise ValueError(f'{array.null_count} are missing')
+    lengths = [] if pa.types.is_primitive(array.type) else pc.unique(pc.list_value_length(array))
+    if len(lengths) > 1:
+        raise ValueError(f'rows of {lengths[0]} and of {lengths[1]}')
+
+
 def _decoded(origin: str, key: str, column: Any) -> Iterator[np.ndarray]:
     """The images (n, h, w, c) of a column of encoded ones, in blocks."""
     for start in range(0, len(column), _BLOCK_FRAMES):
-        images = []
-        for value in column[start : start + _BLOCK_FRAMES].to_pylist():
+        images: list[np.ndarray] = []
+        for row, value in enumerate(column[start : start + _BLOCK_FRAMES].to_pylist(), start):
+            data = value.get('bytes') if isinstance(value, dict) else value
+            if not isinstance(data, bytes):
+                raise DataError(
+                    f'{origin}: {key} holds no encoded image in row {row}; files of images are not '
+                    'read'
+                )
             try:
-                with Image.open(io.BytesIO(value['bytes'])) as image:
-                    images.append(np.asarray(image if image.mode == 'L' else image.convert('RGB')))
-            except (OSError, TypeError, KeyError, ValueError) as error:
-                raise DataError(f'{origin}: {key} holds what is no image: {error}') from error
+                images.append(_picture(data))
+            except Exception as error:  # Pillow may raise any exception on damaged images.
+                raise DataError(
+                    f'{origin}: {key} holds what is no image in row {row}: {_line(error)}'
+                ) from error
+            if images[-1].shape != images[0].shape:
+                raise DataError(
+                    f'{origin}: {key} is {images[-1].shape} in row {row}, {images[0].shape} before'
+                )
         yield np.stack(images)
+
+
+def _picture(data: bytes) -> np.ndarray:
+    """An encoded image as (h, w, 3) or grey as (h, w), uint8."""
+    with warnings.catch_warnings(action='error', category=Image.DecompressionBombWarning):
+        try:
+            image = Image.open(io.BytesIO(data))
+        except UnidentifiedImageError:
+            raise ValueError('its format is unknown') from None
+        with image:
+            if image.mode in ('I', 'F') or image.mode.startswith('I;16'):
+                raise ValueError(f'its values are of more than 8 bits (mode {image.mode})')
+            return np.asarray(image if image.mode == 'L' else image.convert('RGB'))
 
 
 def _frames_of(
@@ -352,12 +480,12 @@ def _frames_of(
 ) -> Iterator[Iterator[np.ndarray]]:
     """For each episode, its frames (n, h, w, 3) uint8 in blocks; read these before the next's."""
     for path, group in itertools.groupby(episodes, lambda episode: episode.videos[key][0]):
-        frames = _decode(path)
-        place = 0
+        fps = episodes[0].fps
+        frames, place = _decode(path, fps), 0
         for episode in group:
             first = episode.videos[key][1]
             if first < place:
-                frames, place = _decode(path), 0
+                frames, place = _decode(path, fps), 0
             for _ in itertools.islice(frames, first - place):
                 pass
             place = first + episode.length
@@ -374,15 +502,23 @@ def _blocks(origin: str, frames: Iterator[np.ndarray], length: int) -> Iterator[
         yield np.stack(block)
 
 
-def _decode(path: Path) -> Iterator[np.ndarray]:
-    """The frames (h, w, 3) uint8 of a video, one after the other."""
+def _decode(path: Path, fps: float) -> Iterator[np.ndarray]:
+    """The frames (h, w, 3) uint8 of a video of so many frames a second, one after the other."""
     with _faults(path):
         path.open('rb').close()  # ffmpeg's message would have several lines.
         # Each frame once, whatever its time: the default fills gaps and drops early frames.
         reader = imageio_ffmpeg.read_frames(
-            str(path), pix_fmt='rgb24', output_params=['-fps_mode', 'passthrough']
+            str(path.absolute()),  # In a relative one, ffmpeg takes "a:b" for a protocol.
+            pix_fmt='rgb24',
+            input_params=['-xerror', '-err_detect', 'explode'],
+            output_params=['-fps_mode', 'passthrough'],
         )
-        width, height = next(reader)['size']
+        layout = next(reader)
+        width, height = layout['size']
+        if not math.isclose(layout['fps'], fps, rel_tol=0.01):  # It is printed rounded.
+            raise DataError(
+                f'{path}: has {layout["fps"]:g} frames a second; meta/info.json says {fps:g}'
+            )
         for data in reader:
             yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
 
@@ -397,8 +533,10 @@ def _faults(path: Path) -> Iterator[None]:
     except OSError as error:
         place = error.filename or path
         raise DataError(f'{place}: cannot be read: {error.strerror or _line(error)}') from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f'{path}: not as LeRobot has it: no {_line(error)}') from error
+    except KeyError as error:
+        raise DataError(f"{path}: not in LeRobot's layout: no {_line(error)}") from error
+    except (TypeError, AttributeError, IndexError) as error:
+        raise DataError(f"{path}: not in LeRobot's layout: {_line(error)}") from error
     except (ValueError, RuntimeError, pa.ArrowException) as error:
         raise DataError(f'{path}: cannot be read: {_line(error)}') from error
 

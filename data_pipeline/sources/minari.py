@@ -16,7 +16,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.observations import OBSERVATIONS, array_name
 from data_pipeline.sources.arrays import Fitted, fit_arrays
 from data_pipeline.sources.base import Note, SourceSplit, describe_file, taken_from
-from data_pipeline.sources.hdf5 import HdfColumn, choose_keys, list_columns, open_hdf5
+from data_pipeline.sources.hdf5 import HdfColumn, choose_keys, list_columns, open_hdf5, open_item
 
 FILE = 'main_data.hdf5'
 _EPISODE = re.compile(r'episode_(\d+)')
@@ -45,7 +45,7 @@ def download_minari(name: str) -> Path:
         reason = str(error).strip().partition('\n')[0]
         raise DataError(f'{name}: Minari cannot load it: {reason}') from error
     if not (folder / FILE).exists():
-        raise DataError(f'{name}: Minari keeps it in another form than HDF5, in {folder}')
+        raise DataError(f'{name}: Minari stores it in another format than HDF5, in {folder}')
     return folder / FILE
 
 
@@ -68,15 +68,15 @@ def minari_splits(source: Path, keys: Mapping[str, str]) -> dict[str, SourceSpli
     """
     with open_hdf5(source) as file:
         names = sorted(filter(_EPISODE.fullmatch, file), key=lambda name: int(name[8:]))
-        held = {name: list_columns(file[name]) for name in names}
+        held = {name: _columns(file, name) for name in names}
     keys = _find_keys(source, held[names[0]], keys)
     episodes = {}
     for name, columns in held.items():
         episode = _episode(f'{source}: {name}', columns, keys)
-        if episode['actions'].shape[0]:
+        if _rows(episode['actions']):
             episodes[name] = episode
     if not episodes:
-        raise DataError(f'{source}: no episode has a step')
+        raise DataError(f'{source}: every episode is empty')
     first = next(iter(episodes.values()))
     for name, episode in episodes.items():
         for array, column in episode.items():
@@ -105,7 +105,7 @@ def minari_splits(source: Path, keys: Mapping[str, str]) -> dict[str, SourceSpli
                 note(fit.note)
         note('masks are 1 - terminations')
         if len(episodes) < len(held):
-            note(f'episodes without a step, which were skipped: {len(held) - len(episodes):,}')
+            note(f'skipped episodes without a step: {len(held) - len(episodes):,}')
         if others:
             note(f'ignored: {", ".join(others)}')
 
@@ -122,13 +122,21 @@ def minari_splits(source: Path, keys: Mapping[str, str]) -> dict[str, SourceSpli
     }
 
 
+def _columns(file: h5py.File, name: str) -> Columns:
+    group = open_item(file, name)
+    if not isinstance(group, h5py.Group):
+        raise DataError(f'{file.filename}: {name} is not a group, as an episode is')
+    return list_columns(group)
+
+
+def _rows(column: HdfColumn) -> int:
+    return (*column.shape, 0)[0]
+
+
 def _find_keys(source: Path, columns: Columns, asked: Mapping[str, str]) -> Mapping[str, str]:
     """The requested datasets, or the only one if none is requested."""
     held = sorted(name for name in columns if name.partition('/')[0] == OBSERVATIONS)
-    keys = {
-        name: f'{OBSERVATIONS}/{key.removeprefix(f"{OBSERVATIONS}/")}'
-        for name, key in asked.items()
-    }
+    keys = {name: key if key in held else f'{OBSERVATIONS}/{key}' for name, key in asked.items()}
     return choose_keys(source, held, keys)
 
 
@@ -138,10 +146,10 @@ def _episode(origin: str, columns: Columns, keys: Mapping[str, str]) -> dict[str
     names |= {array_name(name): key for name, key in sorted(keys.items())}
     for key in names.values():
         if key not in columns:
-            raise DataError(f'{origin} lacks {key}')
-    steps = (*columns['actions'].shape, 0)[0]
+            raise DataError(f'{origin} has no {key}')
+    steps = _rows(columns['actions'])
     for name, key in names.items():
-        rows = (*columns[key].shape, 0)[0]
+        rows = _rows(columns[key])
         if rows != steps + (name not in _STEPS):
             raise DataError(f'{origin}: {key} has {rows} rows, of {steps} actions')
     return {name: columns[key] for name, key in names.items()}

@@ -153,11 +153,14 @@ def _dataset_folder(folder: Path) -> Path:
 def _array_paths(dataset: str, builder: Any, keys: RldsKeys) -> dict[str, str]:
     """The path within a step of each array of the store."""
     features = builder.info.features
-    if 'steps' not in features or not hasattr(features['steps'], 'feature'):
-        raise DataError(f'{dataset}: not an RLDS dataset: its examples have no `steps`')
+    if 'steps' not in features or not isinstance(features['steps'], tfds.features.Dataset):
+        raise DataError(
+            f'{dataset}: not an RLDS dataset: its examples have no `steps` that are a '
+            'tfds.features.Dataset'
+        )
     leaves = _leaves(features['steps'].feature)
     paths = {**keys.observations, 'actions': keys.action}
-    ends = ['is_last']
+    ends = ['is_first', 'is_last']
     if keys.reward:
         paths['rewards'] = keys.reward
         ends += ['discount', 'is_terminal']
@@ -168,13 +171,13 @@ def _array_paths(dataset: str, builder: Any, keys: RldsKeys) -> dict[str, str]:
     return paths | {name: name for name in (*INFO_ARRAYS, *ends) if name in leaves}
 
 
-def _leaves(feature: Any, prefix: str = '') -> dict[str, Any]:
-    """The features of a nested dictionary, by path."""
+def _leaves(feature: Any, names: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
+    """The names that lead to each feature of a nested dictionary, by path."""
     if not isinstance(feature, tfds.features.FeaturesDict):
-        return {prefix.removesuffix('/'): feature}
-    leaves: dict[str, Any] = {}
+        return {'/'.join(names): names}
+    leaves: dict[str, tuple[str, ...]] = {}
     for name, child in feature.items():
-        leaves |= _leaves(child, f'{prefix}{name}/')
+        leaves |= _leaves(child, (*names, name))
     return leaves
 
 
@@ -194,7 +197,7 @@ def _rlds_split(
 
     first = next(episodes(Counter()), None)
     if first is None:
-        raise DataError(f'{origin}: holds no episode of two steps, which make a transition')
+        raise DataError(f'{origin}: no episode has two steps, as a transition needs')
     fitted = fit_arrays(
         origin, {array: (rows.shape[1:], rows.dtype) for array, rows in first.items()}
     )
@@ -238,13 +241,14 @@ def _read_episodes(
 
     An episode without steps has no columns.
     """
-    unread = set(_leaves(builder.info.features['steps'].feature)) - set(paths.values())
-    decoders = {'steps': _nested({path: tfds.decode.SkipDecoding() for path in unread})}
+    leaves = _leaves(builder.info.features['steps'].feature)
+    unread = [names for path, names in leaves.items() if path not in paths.values()]
+    decoders = {'steps': _nested(dict.fromkeys(unread, tfds.decode.SkipDecoding()))}
     read = _from_array_record if _is_array_record(builder) else _from_tf_data
     try:
         for steps in read(builder, split, decoders):
             yield {
-                name: np.stack([_leaf(step, path) for step in steps])
+                name: np.stack([_leaf(step, leaves[path]) for step in steps])
                 for name, path in paths.items()
                 if steps
             }
@@ -282,12 +286,16 @@ def _as_rows(
     """The rows of an episode: the columns, with `terminals` for `is_last`; counted in `tally`."""
     rows = dict(columns)
     steps = len(rows['actions'])
-    early = np.flatnonzero(rows.pop('is_last', np.zeros(steps))[:-1])
-    if len(early):
-        raise DataError(f'{origin}: is_last is set at step {early[0]} of {steps}')
+    for name, odd in (('is_first', slice(1, None)), ('is_last', slice(None, -1))):
+        marks = np.zeros(steps, bool)
+        marks[odd] = _numbers(origin, name, rows.pop(name, marks)).astype(bool)[odd]
+        if marks.any():
+            raise DataError(f'{origin}: {name} is set at step {np.argmax(marks)} of {steps}')
     if 'rewards' in rows:
         rewards = _numbers(origin, 'rewards', rows['rewards'])
         discounts = _numbers(origin, 'discount', rows.pop('discount', np.ones(steps)))
+        if np.isnan(discounts).any():
+            raise DataError(f'{origin}: discount holds values that are not numbers')
         is_terminal = rows.pop('is_terminal', np.zeros(steps, bool))
         is_terminal = _numbers(origin, 'is_terminal', is_terminal).astype(bool)
         has_last_reward = bool(np.isfinite(rewards[-1]) and rewards[-1] != 0)
@@ -329,14 +337,14 @@ def _account(origin: str, tally: Counter[str]) -> Iterator[str]:
     """
     if tally['lost'] and not tally['rewarded']:
         raise DataError(
-            f'{origin}: the only rewards are in the last steps of episodes, whose actions lead '
-            'nowhere; where the task ends there, set is_terminal in them, and they are kept as '
-            'transitions; else store each reward in the step of the action that earned it'
+            f'{origin}: the only rewards are in the last steps of episodes, which are no '
+            'transitions. If the task ends there, set is_terminal in these steps. If not, store '
+            'each reward in the step of the action that earned it'
         )
     if tally['kept']:
         yield (
             f'the last step of {tally["kept"]:,} episodes is terminal and has a reward: it is a '
-            'transition too, and gets its own observation again as its next one'
+            'transition too, and its next observation is that of the same step'
         )
     if tally['lost']:
         yield (
@@ -347,16 +355,15 @@ def _account(origin: str, tally: Counter[str]) -> Iterator[str]:
         yield f'episodes of fewer than two steps, which were skipped: {tally["skipped"]:,}'
 
 
-def _leaf(step: Any, path: str) -> Any:
-    for name in path.split('/'):
+def _leaf(step: Any, names: tuple[str, ...]) -> Any:
+    for name in names:
         step = step[name]
     return step
 
 
-def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+def _nested(leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
-    for path, value in leaves.items():
-        *parents, name = path.split('/')
+    for (*parents, name), value in leaves.items():
         place = tree
         for parent in parents:
             place = place.setdefault(parent, {})

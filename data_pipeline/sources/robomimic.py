@@ -1,8 +1,9 @@
 """HDF5 files in robomimic's layout: `data/demo_i` with obs/*, next_obs/*, actions, rewards, dones.
 
-Every row of a demonstration is a transition. The last one ends in the last row of `next_obs`. If
-that is not stored and `dones` is set, it ends in its own observation again, whose value the mask
-excludes. Otherwise the last action is not used.
+Every row of a demonstration is a transition. The last one ends in the last row of `next_obs`, whose
+other rows must be those of `obs` that follow. If `next_obs` is not stored and `dones` is set, the
+last one ends in its own observation again, whose value the mask excludes. Otherwise the last action
+is not used.
 Source: https://robomimic.github.io/docs/datasets/overview.html
 """
 
@@ -20,6 +21,7 @@ from data_pipeline.observations import array_name
 from data_pipeline.sources.arrays import Fitted, fit_arrays
 from data_pipeline.sources.base import ArraySpec, Note, SourceSplit, describe_file, taken_from
 from data_pipeline.sources.hdf5 import HdfColumn, choose_keys, list_columns, open_hdf5, open_item
+from data_pipeline.sources.rows import find_jumps
 from data_pipeline.sources.table import settle_last_actions
 
 _FILTERS = {'train': 'mask/train', 'val': 'mask/valid'}
@@ -77,15 +79,18 @@ def robomimic_splits(source: Path, keys: Mapping[str, str]) -> dict[str, SourceS
         items = {name: open_item(file['data'], name) for name in file['data']}
         groups = [name for name, item in items.items() if isinstance(item, h5py.Group)]
         names = {'train': sorted(groups, key=_number)}
+        masks = file.get('mask')
+        unused = {f'mask/{key}' for key in masks} if isinstance(masks, h5py.Group) else set()
         if all(isinstance(file.get(key), h5py.Dataset) for key in _FILTERS.values()):
             chosen = {split: _listed(source, file[key]) for split, key in _FILTERS.items()}
             names = {split: sorted(names, key=_number) for split, names in chosen.items() if names}
+            unused -= set(_FILTERS.values())
         held = {name: list_columns(file['data'][name]) for name in groups}
     if not names.get('train'):
         raise DataError(f'{source}: data holds no demonstration for training')
     unknown = sorted({name for demos in names.values() for name in demos} - held.keys())
     if unknown:
-        raise DataError(f'{source}: mask names {unknown[0]}, which data lacks')
+        raise DataError(f'{source}: mask names {unknown[0]}, which is not in data')
     keys = _find_keys(source, held[names['train'][0]], keys)
     description = taken_from(describe_file(source), keys)
     taken = {f'{group}/{key}' for key in keys.values() for group in ('obs', 'next_obs')}
@@ -94,7 +99,7 @@ def robomimic_splits(source: Path, keys: Mapping[str, str]) -> dict[str, SourceS
             f'{source}, split {split}',
             description,
             {name: _demo(f'{source}: data/{name}', held[name], keys) for name in demos},
-            sorted(held[demos[0]].keys() - _USED - taken),
+            sorted(held[demos[0]].keys() - _USED - taken | unused),
         )
         for split, demos in names.items()
     }
@@ -129,7 +134,7 @@ def _demo(origin: str, columns: Mapping[str, HdfColumn], keys: Mapping[str, str]
     needed = (*seen.values(), *following.values(), 'actions')
     for name in needed:
         if name not in columns:
-            raise DataError(f'{origin} lacks {name}')
+            raise DataError(f'{origin} has no {name}')
     used = (*needed, *sorted(_USED - {'actions'}))
     lengths = {n: (*columns[n].shape, 0)[0] for n in used if n in columns}
     if len(set(lengths.values())) != 1:
@@ -159,7 +164,7 @@ def _split(
 ) -> SourceSplit:
     used = {name: demo for name, demo in demos.items() if demo.steps and demo.rows > 1}
     if not used:
-        raise DataError(f'{origin}: no demonstration has two observations, which make a transition')
+        raise DataError(f'{origin}: no demonstration has two observations, as a transition needs')
     first = next(iter(used.values()))
     for name, demo in used.items():
         _check_alike(f'{origin}, {name}', demo, first)
@@ -207,25 +212,25 @@ def _account(origin: str, demos: Sequence[Demo], skipped: int) -> Iterator[str]:
         DataError: the only rewards are in rows whose actions are not used.
     """
     if not demos[0].labels:
-        yield 'no rewards and dones in every demonstration, and so no task of its own'
+        yield 'without rewards and dones in every demonstration, the data have no rewards and masks'
     lost = [d for d in demos if d.labels and not d.appends and d.labels['rewards'][-1] != 0]
     rewards = [d.labels['rewards'][: None if d.appends else -1] for d in demos if d.labels]
     if lost and not np.concatenate(rewards).any():
         raise DataError(
-            f'{origin}: the only rewards are in the last rows of demonstrations, whose actions '
-            'lead nowhere; store next_obs, or set dones where the task ends'
+            f'{origin}: the only rewards are in the last rows of demonstrations, which are no '
+            'transitions; store next_obs, or set dones where the task ends'
         )
     if repeated := sum(not demo.following and demo.ends_task for demo in demos):
         yield (
-            f'the last row of {repeated:,} demonstrations is done: it gets its own observation '
-            'again as its next one'
+            f'the last row of {repeated:,} demonstrations is done: its next observation is that of '
+            'the same row'
         )
     if lost:
         yield (
             f'the rewards of {len(lost):,} last rows are not used, as no observation follows them'
         )
     if skipped:
-        yield f'demonstrations without a transition, which were skipped: {skipped:,}'
+        yield f'skipped demonstrations without a transition: {skipped:,}'
 
 
 def _blocks(demo: Demo, fitted: Mapping[str, Fitted]) -> Iterator[tuple[str, np.ndarray]]:
@@ -241,7 +246,20 @@ def _blocks(demo: Demo, fitted: Mapping[str, Fitted]) -> Iterator[tuple[str, np.
     yield 'actions', settle_last_actions(actions, terminals)
     for name, column in demo.observations.items():
         convert = fitted[name].convert
+        if name in demo.following:
+            _check_following(column, demo.following[name])
         for block in column.blocks():
             yield name, convert(block)
         if demo.appends:
             yield name, convert(demo.following.get(name, column).read(-1))
+
+
+def _check_following(column: HdfColumn, following: HdfColumn) -> None:
+    """Raises DataError where a stored next observation is not that of the next row."""
+    jumps = find_jumps(column.blocks(), following.blocks())
+    if jumps.any():
+        row = int(np.argmax(jumps))
+        raise DataError(
+            f'{column.path}: row {row} of {following.key} is not row {row + 1} of {column.key}: '
+            'steps are missing there; make another demonstration of what follows'
+        )

@@ -5,6 +5,7 @@ trajectory's last row is not used. Where a source's last row is a transition too
 observation is appended as a separate row.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -101,4 +102,6 @@ def _within(rows: np.ndarray, first: int, count: int) -> np.ndarray:
 
 def _differ(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     difference = a.astype(np.float32) - b.astype(np.float32)
-    return np.linalg.norm(difference.reshape(len(a), -1), axis=1) > _SAME_OBSERVATION
+    distances = np.linalg.norm(difference.reshape(len(a), math.prod(a.shape[1:])), axis=1)
+    # Numbers that are not finite differ.
+    return ~(distances <= _SAME_OBSERVATION)

@@ -126,8 +126,8 @@ def lay_out_table(origin: str, flags: Flags) -> Layout:
     elif flags.rewards is not None or flags.masks is not None:
         one, other = ('rewards', 'masks') if flags.masks is None else ('masks', 'rewards')
         notes.append(
-            f'{one} are ignored, as there are no {other}; a task of its own needs both, and masks '
-            'are 0 where no value lies beyond a transition, else 1'
+            f'{one} are ignored, as there are no {other}; --task own needs both; masks are 0 where '
+            'the task is complete, else 1'
         )
 
     kept = _kept_ends(flags, ends, masks)
@@ -137,11 +137,10 @@ def lay_out_table(origin: str, flags: Flags) -> Layout:
             f'timeouts ({np.count_nonzero(flags.timeouts):,})'
         )
     if kept.any():
-        own = 'its own observation again'
-        after = 'the observation stored after it' if flags.jumps is not None else own
+        following = 'stored after it' if flags.jumps is not None else 'of the same row'
         notes.append(
             f'the last row of {np.count_nonzero(kept):,} trajectories is a transition too, with '
-            f'its reward; it gets {after} as its next one'
+            f'its reward; its next observation is the one {following}'
         )
     if labels:
         notes += _lost_rewards(origin, labels['rewards'], ends & ~kept)
@@ -173,9 +172,9 @@ def _lost_rewards(origin: str, rewards: np.ndarray, lost: np.ndarray) -> list[st
         return []
     if not rewards[~lost].any():
         raise DataError(
-            f'{origin}: the only rewards are in the last rows of trajectories, whose actions lead '
-            'nowhere; where the task ends there, set masks to 0 in these rows, and they are kept '
-            'as transitions; else store each reward in the row of the action that earned it'
+            f'{origin}: the only rewards are in the last rows of trajectories, which are no '
+            'transitions. If the task ends there, set masks to 0 in these rows. '
+            'If not, store each reward in the row of the action that earned it'
         )
     return [
         f'the rewards of {count:,} last rows of trajectories are not used, as no observation '
@@ -205,7 +204,7 @@ def table_split(
             raises it.
     """
     if missing := missing_arrays(table):
-        raise DataError(f'{origin}: lacks {", ".join(missing)}')
+        raise DataError(f'{origin}: has no {", ".join(missing)}')
     lengths = {name: column.shape[0] if column.shape else 0 for name, column in table.items()}
     if 0 in lengths.values():
         raise DataError(f'{origin}: an array is empty: {lengths}')
@@ -239,11 +238,11 @@ def table_split(
     )
     rows = layout.rows
     if not len(rows.source):
-        raise DataError(f'{origin}: no trajectory has two rows, which make a transition')
+        raise DataError(f'{origin}: no trajectory has two rows, as a transition needs')
     notes = [array.note for array in fitted.values() if array.note]
     notes += layout.notes
     if rows.skipped:
-        notes.append(f'trajectories of one row, which were skipped: {rows.skipped:,}')
+        notes.append(f'skipped trajectories of one row: {rows.skipped:,}')
     if ignored := sorted(others):
         notes.append(f'ignored: {", ".join(ignored)}')
     whole = {
@@ -305,8 +304,8 @@ def _find_following(origin: str, table: Mapping[str, Column]) -> dict[str, Colum
             )
     if following and (without := sorted(seen.keys() - following.keys())):
         raise DataError(
-            f'{origin}: lacks what follows {", ".join(without)}, which it has of '
-            f'{", ".join(sorted(following))}'
+            f'{origin}: has next observations of {", ".join(sorted(following))}, but not of '
+            f'{", ".join(without)}'
         )
     return following
 

@@ -23,7 +23,7 @@ from data_pipeline.store.verification import Progress, StoredArray, check_array
 
 ALIGNMENT = 64  # bytes; TensorFlow aborts the process on a tensor that is not aligned so
 
-_REMEDY = 'make the dataset again: fql prepare with --overwrite'
+_REMEDY = 'prepare the dataset again, with --overwrite'
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +133,10 @@ def open_store(path: Path) -> FrameStore:
     except ValueError as error:
         raise _damaged(path, str(error)) from error
     store = FrameStore(path, manifest, splits)
-    for name in splits:
+    for name, split in splits.items():
         check_array(store.stored_array(name, 'terminals'))
+        if manifest.splits[name].trajectories != len(split.lengths):
+            raise _damaged(path, f'it has not as many trajectories in {name} as its manifest says')
     return store
 
 
@@ -149,7 +151,7 @@ def _open_split(folder: Path, manifest: Manifest) -> Split:
     split = Split(folder.name, folder, *required, info, labels)
     fits = {
         **{
-            name: array.dtype in (np.uint8, np.float32)
+            name: (array.dtype, array.ndim) in ((np.uint8, 4), (np.float32, 2))
             for name, array in arrays.items()
             if is_observation(name)
         },
@@ -178,4 +180,4 @@ def byte_counter(progress: Progress | None, total: int) -> Callable[[int], None]
 
 
 def _damaged(path: Path, fault: str) -> DataError:
-    return DataError(f'{path}: damaged frame store: {fault}; make it again with --overwrite')
+    return DataError(f'{path}: damaged frame store: {fault}; prepare it again, with --overwrite')

@@ -60,7 +60,7 @@ class LabelRecord:
 
     def __post_init__(self) -> None:
         if set(self.arrays) != set(_ARRAYS):
-            raise ValueError(f'arrays {", ".join(self.arrays)} in place of {", ".join(_ARRAYS)}')
+            raise ValueError(f'arrays {", ".join(self.arrays)}, not {", ".join(_ARRAYS)}')
 
 
 def task_labels(
@@ -179,8 +179,8 @@ def _compute_in_process(
             fault, labels = group.connections[0].recv()
         except (EOFError, OSError):
             raise DataError(
-                f'{store.path}: the process that labels it for {env_id} died, '
-                'perhaps for want of memory'
+                f'{store.path}: the process that computes its labels for {env_id} died, '
+                'perhaps because memory ran out'
             ) from None
     if fault is not None:
         raise DataError(fault)
@@ -225,7 +225,7 @@ def _check_widths(
         if name in found and found[name] != width:
             raise DataError(f'{prefix}: {name} has {found[name]} columns, {env_id} has {width}')
         if name not in found and name != 'qvel':
-            raise DataError(f'dataset {dataset} lacks {name}, which labels of {env_id} need')
+            raise DataError(f'dataset {dataset} has no {name}, which labels of {env_id} need')
 
 
 def _read_labels(folder: Path, recipe: Recipe) -> tuple[np.ndarray, np.ndarray] | None:
@@ -267,7 +267,7 @@ def _stored_arrays(folder: Path, record: LabelRecord) -> list[StoredArray]:
 
 
 def _remedy(folder: Path) -> str:
-    return f'remove {folder}, and they are computed again'
+    return f'delete {folder}; its arrays are then computed again'
 
 
 def _write_labels(folder: Path, recipe: Recipe, labels: tuple[np.ndarray, np.ndarray]) -> None:

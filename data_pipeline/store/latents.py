@@ -101,7 +101,7 @@ def stored_latents(folder: Path) -> list[StoredArray]:
     Raises:
         DamagedError: one cannot be read.
     """
-    remedy = f'remove {folder}, and they are computed again'
+    remedy = f'delete {folder}; its arrays are then computed again'
     arrays = []
     for path in sorted(folder.glob(f'*/{_RECORD}')):
         array = path.with_name(_ARRAY)

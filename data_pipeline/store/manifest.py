@@ -69,6 +69,7 @@ class SplitEntry:
             raise ValueError(f'no array {", ".join(missing)}')
         if OBSERVATIONS in self.arrays and sum(map(is_observation, self.arrays)) > 1:
             raise ValueError(f'{OBSERVATIONS} is one array, and there are others of it')
+        _check_names(*(n.partition('.')[2] for n in self.arrays if is_observation(n) and '.' in n))
         for name, entry in self.arrays.items():
             if entry.shape[:1] != (self.rows,):
                 raise ValueError(f'{name} has shape {entry.shape} in a split of {self.rows} rows')
@@ -103,7 +104,10 @@ class Manifest:
             notes = source.get('notes', [])
             if type(notes) is not list or not all(type(note) is str for note in notes):
                 raise ValueError(f'sources.{split}.notes must be a list of lines')
-            action_range_from_json(source.get('action_range'))
+            scaled = action_range_from_json(source.get('action_range'))
+            width = self.splits[split].arrays['actions'].shape[1:]
+            if scaled is not None and (len(scaled.low),) != width:
+                raise ValueError(f'a range of {len(scaled.low)} actions, of {width} in the data')
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -129,7 +133,7 @@ def open_array(path: Path, entry: ArrayEntry, *, mapped: bool = True) -> np.ndar
         ValueError: it is damaged, or does not match the entry.
     """
     if (size := path.stat().st_size) != entry.file_bytes:
-        raise ValueError(f'{path.name} has {size} bytes in place of {entry.file_bytes}')
+        raise ValueError(f'{path.name} has {size} bytes, not {entry.file_bytes}')
     array = load_array(path, mapped=mapped)
     if array.shape != entry.shape or array.dtype.str != entry.dtype:
         raise ValueError(f'{path.name} is {array.dtype} {array.shape}')

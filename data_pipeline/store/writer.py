@@ -82,7 +82,7 @@ def write_store(
     _check_splits(splits)
     sources = {name: split.description for name, split in splits.items()}
     if path.exists() and not (path / 'manifest.json').exists():
-        raise DataError(f'{path}: something other than a frame store stands here; move it away')
+        raise DataError(f'{path}: exists and is not a frame store; move it away')
     if path.exists() and not overwrite:
         return _reuse(path, dataset, sources)
 
@@ -233,5 +233,7 @@ def _reuse(path: Path, dataset: str, sources: Mapping[str, Any]) -> FrameStore:
     wanted = {split: file['sha256'] for split, file in sources.items()}
     found = {split: file['sha256'] for split, file in store.manifest.sources.items()}
     if wanted != found or dataset != store.manifest.dataset:
-        raise DataError(f'{path}: a store of other source files stands here; pass --overwrite')
+        raise DataError(
+            f'{path}: this store was made from other source files; replace it with --overwrite'
+        )
     return store

@@ -13,7 +13,7 @@ from data_pipeline.store.frame_store import open_store
 from data_pipeline.store.labels import task_labels
 from fql.agents.configs import EncoderConfig, FQLConfig, Spec
 from fql.agents.registry import make_agent
-from fql.batch import LOADED_FIELDS, batch_from_frames
+from fql.batch import LOADED_FIELDS, batch_from_inputs
 from fql.envs.tasks import QUICKSTART_TASK, find_task
 from fql.learner import Learner, make_optimizer
 
@@ -31,7 +31,7 @@ def main(updates):
     agent = make_agent(config, Spec(split.observations.shape[1:], 'uint8', split.actions.shape[1]))
     learner = Learner(agent, make_optimizer(config.lr, config.encoder))
     state = learner.init(seed=0)
-    update = jax.jit(lambda state, arrays: learner.update(state, batch_from_frames(arrays)))
+    update = jax.jit(lambda state, arrays: learner.update(state, batch_from_inputs(arrays)))
 
     for n, arrays in enumerate(make_batches(split, rewards, masks, loader, start_step=0), start=1):
         state, metrics = update(state, {name: arrays[name] for name in LOADED_FIELDS})

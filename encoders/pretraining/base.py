@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from encoders.cameras import Shapes, abstract_observations
 from encoders.mlp import KERNEL_INIT, MLP
 
 CODE_SIZE = 128
@@ -27,14 +28,15 @@ class Windows(NamedTuple):
     """Parts of trajectories, from t to t + k.
 
     Attributes:
-        observations: the stack at t, (b, h, w, c), uint8 or float32 in [0, 1], oldest first.
+        observations: the stack at t, (b, h, w, c), uint8 or float32 in [0, 1], oldest first; or
+            several such arrays, and (b, d) float32, by name.
         later_observations: the same at t + k.
         actions: (b, horizon, a) float32: a_t .. a_{t+k-1}, then zeros.
         offsets: (b,) int32: k, in 1..horizon.
     """
 
-    observations: jax.Array
-    later_observations: jax.Array
+    observations: Any
+    later_observations: Any
     actions: jax.Array
     offsets: jax.Array
 
@@ -52,8 +54,8 @@ class Objective(ABC):
     """A pretraining objective.
 
     Attributes:
-        encoder: images to latents.
-        image_shape: (h, w, c) of a stack.
+        encoder: observations to latents.
+        observation_shape: of a stack, (h, w, c); of several arrays, by name.
         action_dim: size of an action.
         horizon: largest k of a window.
         hidden_dims: widths of the hidden layers of each head.
@@ -61,7 +63,7 @@ class Objective(ABC):
     """
 
     encoder: nn.Module
-    image_shape: tuple[int, int, int]
+    observation_shape: Shapes
     action_dim: int
     horizon: int
     hidden_dims: Sequence[int]
@@ -93,8 +95,8 @@ class Objective(ABC):
     @property
     def latent_size(self) -> int:
         """Width of the encoder's latents."""
-        images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.uint8)
-        latents, _ = jax.eval_shape(self.encoder.init_with_output, jax.random.key(0), images)
+        observations = abstract_observations(self.observation_shape, 1)
+        latents, _ = jax.eval_shape(self.encoder.init_with_output, jax.random.key(0), observations)
         return int(latents.shape[-1])
 
     def mlp(self, *features: int) -> MLP:
@@ -104,9 +106,12 @@ class Objective(ABC):
     def init_params(self, key: jax.Array) -> Params:
         """Fresh parameters, all float32, from a typed PRNG key."""
         encoder_key, heads_key = jax.random.split(key)
-        images = jnp.zeros((1, *self.image_shape), jnp.uint8)
+        observations = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+            abstract_observations(self.observation_shape, 1),
+        )
         return {
-            'encoder': self.encoder.init(encoder_key, images)['params'],
+            'encoder': self.encoder.init(encoder_key, observations)['params'],
             'heads': {
                 name: head.module.init(
                     jax.random.fold_in(heads_key, i), jnp.zeros((1, head.inputs))
@@ -132,9 +137,9 @@ class Objective(ABC):
         del step
         return self.tau
 
-    def encode(self, params: Params, images: jax.Array) -> jax.Array:
-        """Latents (b, d) of images (b, h, w, c)."""
-        return cast(jax.Array, self.encoder.apply({'params': params['encoder']}, images))
+    def encode(self, params: Params, observations: Any) -> jax.Array:
+        """Latents (b, d) of observations, see `Windows`."""
+        return cast(jax.Array, self.encoder.apply({'params': params['encoder']}, observations))
 
     def head(self, params: Params, name: str, *inputs: jax.Array) -> jax.Array:
         """The output of a head for vectors (b, n), which are concatenated."""

@@ -50,6 +50,8 @@ class PatchDecoder(nn.Module):
 class Reconstruction(Objective):
     """`mean((decoder(z_t) - o_t)^2)` over all pixels, in [0, 1]: an autoencoder, as a baseline.
 
+    For observations of one image.
+
     With `mask_ratio` above 0, some patches of the encoder's images are black, drawn for each sample
     and the same for all its frames: He et al. 2022, 'Masked Autoencoders' (arXiv 2111.06377), with
     another encoder and decoder.
@@ -61,7 +63,8 @@ class Reconstruction(Objective):
     @property
     def heads(self) -> Mapping[str, Head]:
         """See `Objective`."""
-        return {'decoder': Head(PatchDecoder(self.hidden_dims, self.image_shape), self.latent_size)}
+        decoder = PatchDecoder(self.hidden_dims, self.observation_shape)
+        return {'decoder': Head(decoder, self.latent_size)}
 
     def loss(
         self,

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from encoders.cameras import CameraEncoder
+from encoders.cameras import abstract_observations, observation_encoder
 from encoders.impala import ENCODERS
 from fql.agents.configs import AgentConfig, Spec
-from fql.batch import Batch, abstract_observations
+from fql.batch import Batch
 from fql.encoding import Encoding, join_vectors
 from fql.learner import Metrics, Params
 from fql.networks import Head
@@ -113,9 +113,12 @@ class Agent(ABC):
         """Observations to latents; None where they are vectors, which are the latents then."""
         if not self.spec.images:
             return None
-        if isinstance(self.spec.observation_shape, Mapping):
-            return CameraEncoder(self.image_encoder, jnp.dtype(self.config.precision))
-        return self.image_encoder
+        return observation_encoder(
+            self.image_encoder,
+            self.spec.observation_shape,
+            self.config.encoder.cameras,
+            jnp.dtype(self.config.precision),
+        )
 
     @property
     def encoding(self) -> Encoding:
@@ -145,7 +148,8 @@ class Agent(ABC):
         heads = self.heads
         encoder_key, *head_keys = jax.random.split(key, 1 + len(heads))
         observations = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract_observations(self.spec, 1)
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+            abstract_observations(self.spec.observation_shape, 1),
         )
         encoders: Params = {}
         if self.encoder is None:

@@ -49,6 +49,9 @@ class EncoderConfig:
     """Size of the encoder; --encoder NAME is short for it."""
     sharing: Annotated[EncoderSharing, _flag('sharing')] = 'shared'
     """One encoder for all networks, or one each as in the reference implementation."""
+    cameras: Annotated[EncoderSharing, _flag('cameras')] = 'separate'
+    """Where an observation has several images: parameters for each, or the same for all, which must
+    be of one shape."""
     mode: Annotated[EncoderMode, _flag('mode')] = 'scratch'
     """Train a fresh encoder, train the saved one further, or keep the saved one unchanged."""
     source: Annotated[str, _flag('from', 'DIR')] = ''

@@ -90,8 +90,8 @@ def _choose_observations(spec: EnvSpec, env: 'gymnasium.Env') -> 'gymnasium.Env'
         raise FQLError(f'{spec.env_id}: observations must be a Dict with {wanted}, not {space}')
     if lacking := [name for name in spec.observations if name not in space.spaces]:
         raise FQLError(
-            f'{spec.env_id}: observations have no {", ".join(lacking)}, as the data have; they are '
-            f'{", ".join(space.spaces)}'
+            f'{spec.env_id}: observations have no {", ".join(lacking)}, which the data have; they '
+            f'have {", ".join(space.spaces)}'
         )
     return FilterObservation(env, list(spec.observations))
 
@@ -132,7 +132,7 @@ def _scale_actions(env_id: str, env: 'gymnasium.Env', scale: ActionRange) -> 'gy
 
     space, shape = env.action_space, (len(scale.low),)
     if not isinstance(space, Box) or space.shape != shape:
-        raise FQLError(f'{env_id}: actions are {space}, those of the data have shape {shape}')
+        raise FQLError(f'{env_id}: actions are {space}, but in the data they have shape {shape}')
     return TransformAction(
         env,
         lambda action: np.clip(scale.from_unit(action), space.low, space.high).astype(space.dtype),
@@ -161,7 +161,7 @@ def _check_spaces(spec: EnvSpec, env: 'gymnasium.Env') -> None:
     ):
         raise FQLError(
             f'{spec.env_id}: actions must be vectors in [-1, 1], not {actions}; '
-            "gymnasium's RescaleAction makes them so, fql prepare --normalize-actions the data's"
+            "use gymnasium's RescaleAction, and prepare the data with --normalize-actions"
         )
 
 

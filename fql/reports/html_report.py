@@ -17,11 +17,10 @@ from fql.reports.run_results import (
     PROTOCOL_EVALUATIONS,
     Group,
     is_on_one_scale,
-    setting_text,
     varying_settings,
 )
 from fql.reports.statistics import Estimate, estimate, improvement, interquartile_mean, mean
-from fql.training.config import settings_of_results
+from fql.training.config import setting_text, settings_of_results
 from fql.training.presets import default_config
 
 STYLE = Path(__file__).with_name('report.css')
@@ -36,8 +35,8 @@ def html_report(title: str, groups: Sequence[Group], not_run: Mapping[str, str])
         groups: all groups to compare.
         not_run: why a run is missing, by its name.
     """
-    labels = list(dict.fromkeys(group.label for group in groups))
-    colour_of = colours(labels)
+    names = list(dict.fromkeys(group.name for group in groups))
+    colour_of = colours(names)
     by_task: dict[str, list[Group]] = {}
     for group in groups:
         by_task.setdefault(group.task, []).append(group)
@@ -95,15 +94,15 @@ def overview(by_task: Mapping[str, Sequence[Group]], colour_of: Mapping[str, str
     measure = groups[0].measure
     rows = [
         [
-            _name(label, colour_of),
+            _name(name, colour_of),
             str(sum(map(len, strata))),
             interval_text(measure, estimate(mean, strata)),
             interval_text(measure, estimate(interquartile_mean, strata)),
         ]
-        for label, strata in shared.items()
+        for name, strata in shared.items()
     ]
     heads = ['', 'runs', f'mean {measure.name}', 'interquartile mean']
-    missing = [label for label in colour_of if label not in shared]
+    missing = [name for name in colour_of if name not in shared]
     note = (
         f'<p class="soft">Not on every task: {escape(", ".join(missing))}.</p>' if missing else ''
     )
@@ -127,7 +126,7 @@ def improvement_section(
         ]
         for ours in shared
     ]
-    table = _table(['', *(f'than {escape(label)}' for label in shared)], rows, '')
+    table = _table(['', *(f'than {escape(name)}' for name in shared)], rows, '')
     return (
         f'<section><h2>Probability of a better result</h2><div class="scroll">{table}</div>'
         '<p class="soft">Of two runs drawn at random, one of the agent of the row and one of that '
@@ -136,10 +135,10 @@ def improvement_section(
 
 
 def shared_results(by_task: Mapping[str, Sequence[Group]]) -> dict[str, list[np.ndarray]]:
-    """Last results by label, (runs,) for each task, of the labels that every task has."""
-    tables = [{group.label: group.last for group in members} for members in by_task.values()]
-    labels = [label for label in tables[0] if all(label in table for table in tables)]
-    return {label: [table[label] for table in tables] for label in labels}
+    """Last results by name, (runs,) for each task, of the names that every task has."""
+    tables = [{group.name: group.last for group in members} for members in by_task.values()]
+    names = [name for name in tables[0] if all(name in table for table in tables)]
+    return {name: [table[name] for table in tables] for name in names}
 
 
 def task_section(
@@ -155,7 +154,7 @@ def task_section(
         average = estimate(mean, [group.last])
         published = group.published
         row = [
-            _name(group.label, colour_of),
+            _name(group.name, colour_of),
             str(len(group.runs)),
             f'{group.steps[-1]:,}',
             strip(
@@ -164,7 +163,7 @@ def task_section(
                 average,
                 published_value(published, measure),
                 ends,
-                colour_of[group.label],
+                colour_of[group.name],
             ),
             interval_text(measure, average),
             interval_text(measure, estimate(interquartile_mean, [group.last])),
@@ -180,7 +179,7 @@ def task_section(
 
 
 def _legend(groups: Sequence[Group], colour_of: Mapping[str, str]) -> str:
-    keys = ' &ensp; '.join(_name(group.label, colour_of) for group in groups)
+    keys = ' &ensp; '.join(_name(group.name, colour_of) for group in groups)
     return f'{keys}<br>Mean over seeds with its 95 % interval; thin, the seeds.'
 
 
@@ -197,7 +196,7 @@ class _Videos:
             for run in group.runs:
                 found = newest_video(run.folder.videos)
                 if found is not None:
-                    title = f'{group.label}, seed {run.seed}, update {int(found.stem):,}'
+                    title = f'{group.name}, seed {run.seed}, update {int(found.stem):,}'
                     figures.append(self._figure(found, title))
                     break
         return f'<div class="films">{"".join(figures)}</div>' if figures else ''
@@ -232,7 +231,7 @@ def settings_section(groups: Sequence[Group]) -> str:
             for flag, (ours, default) in differences.items()
         )
         seeds = ', '.join(str(run.seed) for run in group.runs)
-        rows.append([escape(group.task), escape(group.label), seeds, text or 'none'])
+        rows.append([escape(group.task), escape(group.name), seeds, text or 'none'])
     heads = ['task', 'agent', 'seeds', 'changed settings']
     note = 'Changed are those that are not the published ones, or the defaults.'
     parts = [f'<h2>Settings</h2>{_table(heads, rows)}<p class="soft">{note}</p>']
@@ -241,7 +240,7 @@ def settings_section(groups: Sequence[Group]) -> str:
         cells = [
             [
                 escape(group.task),
-                escape(group.label),
+                escape(group.name),
                 *(escape(setting_text(found[i])) for found in varying.values()),
             ]
             for i, group in enumerate(groups)
@@ -272,7 +271,7 @@ def differences_from_defaults(group: Group) -> dict[str, tuple[str, str]]:
 def missing_runs(groups: Sequence[Group], not_run: Mapping[str, str]) -> dict[str, str]:
     """Why runs are not in the numbers: `not_run`, and runs behind others of their group."""
     behind = {
-        f'{group.task}/{group.label}/seed-{run.seed}': (
+        f'{group.task}/{group.name}/seed-{run.seed}': (
             f'left out of the tables: evaluated up to update {max(run.results):,} only'
         )
         for group in groups
@@ -360,8 +359,8 @@ def _count(number: int, noun: str) -> str:
     return f'{number} {noun}{"" if number == 1 else "s"}'
 
 
-def _name(label: str, colour_of: Mapping[str, str]) -> str:
-    return f'<span class="key" style="background:{colour_of[label]}"></span>{escape(label)}'
+def _name(name: str, colour_of: Mapping[str, str]) -> str:
+    return f'<span class="key" style="background:{colour_of[name]}"></span>{escape(name)}'
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], kind: str = 'results') -> str:
@@ -370,8 +369,8 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], kind: str = 'res
     body = ''.join(
         '<tr>'
         + ''.join(
-            f'<td{" class=name" if i == 0 else ""} data-label="{label}"><span>{cell}</span></td>'
-            for i, (label, cell) in enumerate(zip(heads, row, strict=True))
+            f'<td{" class=name" if i == 0 else ""} data-label="{head}"><span>{cell}</span></td>'
+            for i, (head, cell) in enumerate(zip(heads, row, strict=True))
         )
         + '</tr>'
         for row in rows

@@ -96,13 +96,13 @@ def plot_batch(path: Path, arrays: Mapping[str, Any], title: str) -> None:
 
     Args:
         path: the PNG to write.
-        arrays: a batch of the loader: `frames` (b, stack + 1, h, w, c), uint8 or float in [0, 1],
+        arrays: a batch of the loader: `inputs` (b, stack + 1, h, w, c), uint8 or float in [0, 1],
             or (b, stack + 1, d) for vectors, or several of these by name; `actions`, `rewards`,
             `masks`, `indices`, `shifts`. Of several steps, rewards and masks are those up to the
             last one.
         title: the figure's.
     """
-    shown, frames = first_shown(arrays['frames'])
+    shown, frames = first_shown(arrays['inputs'])
     frames = frames[:BATCH_ROWS]
     shifts = named(arrays['shifts'])[shown]
     title = f'{title} {shown}'.rstrip()

@@ -6,9 +6,9 @@ from pathlib import Path
 from data_pipeline.files import make_folder, write_text
 from fql.errors import FQLError
 from fql.reports.html_report import html_report, missing_runs
+from fql.reports.output import format_table
 from fql.reports.run_results import PROTOCOL_EVALUATIONS, Group, Run, group_runs, read_run
 from fql.reports.statistics import estimate, interquartile_mean, mean
-from fql.reports.tables import format_table
 from fql.sweeps.file import read_sweep
 from fql.sweeps.folder import SweepFolder, failure, state_of, updates_made
 
@@ -77,7 +77,7 @@ def format_groups(groups: Sequence[Group]) -> str:
             interval = f'{measure.text(average.low)} to {measure.text(average.high)}'
             rows.append(
                 [
-                    f'  {group.label}',
+                    f'  {group.name}',
                     str(len(group.runs)),
                     f'{group.steps[-1]:,}',
                     measure.text(average.value),

@@ -25,9 +25,9 @@ STRIP = (180, 22)
 """Width and height of a strip."""
 
 
-def colours(labels: Sequence[str]) -> dict[str, str]:
-    """A colour for each label; after the last one the colours repeat."""
-    return {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)}
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each name; after the last one the colours repeat."""
+    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
 
 
 def learning_curves(groups: Sequence[Group], colour_of: Mapping[str, str]) -> str:
@@ -38,8 +38,8 @@ def learning_curves(groups: Sequence[Group], colour_of: Mapping[str, str]) -> st
         axes = figure.subplots()
         for group in groups:
             value, low, high = curve(group.results)
-            colour = colour_of[group.label]
-            axes.plot(group.steps, value, color=colour, marker='o', ms=3, lw=2, label=group.label)
+            colour = colour_of[group.name]
+            axes.plot(group.steps, value, color=colour, marker='o', ms=3, lw=2, label=group.name)
             axes.fill_between(group.steps, low, high, color=colour, alpha=0.18, lw=0)
             axes.plot(group.steps, group.results.T, color=colour, lw=0.6, alpha=0.45)
         measure = groups[0].measure

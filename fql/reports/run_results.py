@@ -13,7 +13,7 @@ import numpy as np
 from fql.errors import FQLError
 from fql.reports.measures import Measure, read_results
 from fql.reports.published import PublishedResult, published_result
-from fql.training.config import settings_of_results
+from fql.training.config import setting_text, settings_of_results
 from fql.training.run_folder import RunFolder, read_spec
 
 _NUMBER = re.compile(r'[-_.]?\d+(?=/|$)')
@@ -50,12 +50,12 @@ class Group:
     """Runs that differ only in their seeds.
 
     Attributes:
-        label: the agent, and what distinguishes the group from others of its task and agent.
+        name: the agent, and what distinguishes the group from others of its task and agent.
         runs: by seed, those whose last evaluation is the latest.
         behind: the others, which do not count.
     """
 
-    label: str
+    name: str
     runs: Sequence[Run]
     behind: Sequence[Run] = ()
 
@@ -135,9 +135,9 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         first = members[0].settings
         by_task.setdefault((first['task'], first['agent']), []).append(members)
     groups = [
-        _group(label, members)
+        _group(name, members)
         for (_, agent), alike in by_task.items()
-        for label, members in zip(_labels(agent, alike), alike, strict=True)
+        for name, members in zip(_names(agent, alike), alike, strict=True)
     ]
     measured: dict[str, Run] = {}
     for run in (run for members in together.values() for run in members):
@@ -150,10 +150,10 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     return groups
 
 
-def _group(label: str, runs: Sequence[Run]) -> Group:
+def _group(name: str, runs: Sequence[Run]) -> Group:
     last = max(max(run.results) for run in runs)
     return Group(
-        label,
+        name,
         [run for run in runs if max(run.results) == last],
         [run for run in runs if max(run.results) < last],
     )
@@ -177,7 +177,7 @@ def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _labels(agent: str, alike: Sequence[Sequence[Run]]) -> list[str]:
+def _names(agent: str, alike: Sequence[Sequence[Run]]) -> list[str]:
     """The agent's name, with the settings in which the groups of one task and agent differ."""
     varying = varying_settings([Group('', members) for members in alike])
     texts = [
@@ -185,19 +185,6 @@ def _labels(agent: str, alike: Sequence[Sequence[Run]]) -> list[str]:
         for i in range(len(alike))
     ]
     return [f'{agent} ({text})' if text else agent for text in texts]
-
-
-def setting_text(value: Any) -> str:
-    """A setting's value as it is given on a command line."""
-    if value is None:
-        return '-'
-    if isinstance(value, bool):
-        return 'on' if value else 'off'
-    if isinstance(value, tuple):
-        return ' '.join(map(setting_text, value))
-    if isinstance(value, int):
-        return f'{value:,}'
-    return f'{value:g}' if isinstance(value, float) else str(value)
 
 
 def is_on_one_scale(groups: Sequence[Group]) -> bool:

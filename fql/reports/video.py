@@ -74,19 +74,19 @@ def _column(recording: Recording, length: int) -> np.ndarray:
 
 def _caption(recording: Recording, place: int, width: int) -> np.ndarray:
     """(h, width, 3): the episode's number, and the step, or the outcome at its end."""
-    text, colour = f'step {recording.steps[place]}', _RUNNING
+    outcome, colour = f'step {recording.steps[place]}', _RUNNING
     if place == len(recording.frames) - 1:
         last = recording.steps[place]
         if np.isnan(recording.success):
-            text = f'ended after {last} steps'
+            outcome = f'ended after {last} steps'
         elif recording.success > 0:
-            text, colour = f'success after {last} steps', _SUCCEEDED
+            outcome, colour = f'success after {last} steps', _SUCCEEDED
         else:
-            text, colour = f'no success in {last} steps', _FAILED
+            outcome, colour = f'no success in {last} steps', _FAILED
     image = Image.new('RGB', (width, _CAPTION_PIXELS), colour)
     draw = ImageDraw.Draw(image)
-    for line, words in enumerate((f'episode {recording.number}', text)):
-        draw.text((6, 4 + 17 * line), words, fill='white', font=_font())
+    for line, text in enumerate((f'episode {recording.number}', outcome)):
+        draw.text((6, 4 + 17 * line), text, fill='white', font=_font())
     return np.asarray(image)
 
 

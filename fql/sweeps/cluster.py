@@ -1,6 +1,6 @@
 """A sweep on a cluster, through submitit: a job for each run, which continues when it is requeued.
 
-submitit passes a job as a pickled file of `TrainJob`, which holds plain words alone.
+submitit passes a job as a pickled file of `TrainJob`, which holds plain strings alone.
 """
 
 import os
@@ -34,12 +34,12 @@ class TrainJob:
     """A job: one `fql train` with its own log.
 
     Attributes:
-        words: the arguments of `fql`.
+        arguments: the arguments of `fql`.
         log: the file that the process prints into.
     """
 
-    def __init__(self, words: Sequence[str], log: str) -> None:
-        self.words = tuple(words)
+    def __init__(self, arguments: Sequence[str], log: str) -> None:
+        self.arguments = tuple(arguments)
         self.log = log
         self._pid: int | None = None
         self._had_sigterm = False
@@ -55,9 +55,9 @@ class TrainJob:
                 raise RuntimeError(f'another process writes {self.log}')
             with suppress(ValueError):  # Not in the main thread: submitit calls it there.
                 signal.signal(signal.SIGTERM, self._note_sigterm)
-            begin_attempt(log, self.words)
+            begin_attempt(log, self.arguments)
             process = subprocess.Popen(
-                [*PROGRAM, *self.words], stdout=log, stderr=log, preexec_fn=_ignore_user_signals
+                [*PROGRAM, *self.arguments], stdout=log, stderr=log, preexec_fn=_ignore_user_signals
             )
         self._pid = process.pid
         while process.poll() is None:
@@ -75,7 +75,7 @@ class TrainJob:
             if not (self._had_sigterm and 'SLURM_JOB_ID' in os.environ):
                 os.kill(self._pid, signal.SIGTERM)
             os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
-        return DelayedSubmission(TrainJob(self.words, self.log))
+        return DelayedSubmission(TrainJob(self.arguments, self.log))
 
     def _note_sigterm(self, number: int, frame: FrameType | None) -> None:
         self._had_sigterm = True

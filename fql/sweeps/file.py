@@ -31,12 +31,12 @@ class SweepRun:
     Attributes:
         name: TASK/AGENT/seed-N, or TASK/AGENT/VARIANT/seed-N: its folder in that of the sweep.
         config: its settings.
-        words: the settings as arguments of `fql train`.
+        arguments: the settings as arguments of `fql train`.
     """
 
     name: str
     config: TrainConfig
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
 
 
 def ready_sweeps() -> list[str]:
@@ -53,7 +53,7 @@ def find_sweep(name: str) -> Path:
     if name in ready_sweeps():
         return READY / f'{name}.toml'
     if not Path(name).is_file():
-        raise FQLError(f'{name} is no file, nor one of {", ".join(ready_sweeps())}')
+        raise FQLError(f'{name} is neither a file nor one of {", ".join(ready_sweeps())}')
     return Path(name)
 
 
@@ -132,20 +132,20 @@ def _run(task: str, agent: str, variant: str, settings: Mapping[str, Any]) -> Sw
     except FQLError as error:
         raise FQLError(f'{task}, {agent}{f", {variant}" if variant else ""}: {error}') from None
     if config.save_interval == 0:
-        raise FQLError('save-interval 0: a run of a sweep must be one that can be continued')
-    words = [word for name, value in settings.items() for word in _words(name, value)]
+        raise FQLError('save-interval must not be 0: the runs of a sweep must be resumable')
+    arguments = [text for name, value in settings.items() for text in _arguments(name, value)]
     name = '/'.join(part for part in (task, agent, variant) if part)
-    return SweepRun(name, config, ('--task', task, '--agent', agent, *words))
+    return SweepRun(name, config, ('--task', task, '--agent', agent, *arguments))
 
 
 def _with_seed(run: SweepRun, seed: int) -> SweepRun:
     config = dataclasses.replace(run.config, seed=seed)
     check_bounds(config)
-    return SweepRun(f'{run.name}/seed-{seed}', config, (*run.words, '--seed', str(seed)))
+    return SweepRun(f'{run.name}/seed-{seed}', config, (*run.arguments, '--seed', str(seed)))
 
 
-def _words(name: str, value: Any) -> list[str]:
-    """A setting as words of a command line."""
+def _arguments(name: str, value: Any) -> list[str]:
+    """A setting as arguments of a command line."""
     if isinstance(value, bool):
         return [f'--{name}' if value else f'--no-{name}']
     if str(value).startswith('-'):
@@ -162,7 +162,7 @@ def _tasks(patterns: Iterable[str]) -> list[str]:
             continue
         found = [name for name in task_names() if fnmatchcase(name, pattern)]
         if not found:
-            raise FQLError(f'no task is called like {pattern!r} (fql tasks lists all)')
+            raise FQLError(f'no task matches {pattern!r} (fql tasks lists all)')
         tasks += found
     _check_once('tasks', tasks)
     return tasks
@@ -173,7 +173,7 @@ def _list(values: Mapping[str, Any], key: str, kind: type, default: Iterable[Any
     if not isinstance(found, list) or not all(type(item) is kind for item in found):
         raise FQLError(f'{key} must be a list of {"whole numbers" if kind is int else "names"}')
     if not found:
-        raise FQLError(f'{key}: none is named')
+        raise FQLError(f'{key} must not be empty')
     _check_once(key, found)
     return found
 

@@ -17,7 +17,7 @@ from typing import IO, Literal, get_args
 from data_pipeline.files import write_text
 from fql.errors import FQLError
 from fql.reports.measures import read_results
-from fql.reports.tables import format_table
+from fql.reports.output import format_table
 from fql.sweeps.file import RECORD, SweepRun, read_sweep
 from fql.training.metrics_log import read_csv
 from fql.training.run_folder import RunFolder, finished_steps
@@ -68,10 +68,10 @@ def write_record(folder: SweepFolder, source: Path, runs: list[SweepRun]) -> Non
         FQLError: a run of the sweep there is missing in the new file, or has other settings.
     """
     if folder.record.exists():
-        words = {run.name: run.words for run in runs}
+        arguments = {run.name: run.arguments for run in runs}
         for run in read_sweep(folder.record):
-            if words.get(run.name) != run.words:
-                what = 'has other settings' if run.name in words else 'is missing'
+            if arguments.get(run.name) != run.arguments:
+                what = 'has other settings' if run.name in arguments else 'is missing'
                 raise FQLError(
                     f'{folder.record} is of another sweep: {run.name} {what} in {source}; '
                     'name another --dir'
@@ -84,8 +84,9 @@ def write_record(folder: SweepFolder, source: Path, runs: list[SweepRun]) -> Non
 
 def train_command(folder: SweepFolder, run: SweepRun, data_dir: str) -> list[str]:
     """The arguments of `fql` that start or continue a run."""
-    words = ['train', *run.words, '--run-dir', str(folder.run(run).path), '--resume', 'auto']
-    return [*words, '--data-dir', data_dir] if data_dir else words
+    place = ['--run-dir', str(folder.run(run).path), '--resume', 'auto']
+    data = ['--data-dir', data_dir] if data_dir else []
+    return ['train', *run.arguments, *place, *data]
 
 
 def is_done(folder: RunFolder, run: SweepRun) -> bool:
@@ -126,9 +127,9 @@ def claimed_log(path: Path) -> Iterator[IO[bytes] | None]:
             yield file
 
 
-def begin_attempt(log: IO[bytes], words: Sequence[str]) -> None:
+def begin_attempt(log: IO[bytes], arguments: Sequence[str]) -> None:
     """Write the command that is about to be started into its log."""
-    log.write(f'{_ATTEMPT}{shlex.join(words)}\n'.encode())
+    log.write(f'{_ATTEMPT}{shlex.join(arguments)}\n'.encode())
     log.flush()
 
 

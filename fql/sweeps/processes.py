@@ -85,7 +85,7 @@ def run_processes(
     by_name = {run.name: run for run in runs}
     waiting = [run for run in waiting if run.name not in going.others]
     for name in going.others:
-        tqdm.write(f'goes on already: {name}')
+        tqdm.write(f'running already: {name}')
     failed: dict[str, str] = {}
     total = sum(run.config.total_updates for run in runs)
     made = {run.name: min(updates_made(folder.run(run)), run.config.total_updates) for run in runs}
@@ -128,7 +128,7 @@ def run_processes(
                     failed[name] = failure(folder, run) or f'ended with exit code {code}'
                     tqdm.write(f'failed: {name}: {failed[name]}')
     for name in going.others:
-        tqdm.write(f'goes on, started by an earlier sweep: {name}')
+        tqdm.write(f'still running, started by an earlier sweep: {name}')
     return going.is_stopping, failed
 
 
@@ -142,10 +142,10 @@ def start(
     with claimed_log(folder.log(run)) as log:
         if log is None:
             return None
-        words = train_command(folder, run, data_dir)
-        begin_attempt(log, words)
+        arguments = train_command(folder, run, data_dir)
+        begin_attempt(log, arguments)
         return subprocess.Popen(
-            [*PROGRAM, *words],
+            [*PROGRAM, *arguments],
             env={**os.environ, **variables},
             stdin=subprocess.DEVNULL,
             stdout=log,

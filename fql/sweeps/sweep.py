@@ -74,7 +74,7 @@ def sweep(
                     print(f'failed before: {run.name}: {failure(folder, run)}')
             if missing:
                 submit(folder, missing, data_dir, cluster, jobs, options or {})
-                print(f'submitted: {len(missing)} jobs; the same command shows how far they are')
+                print(f'submitted: {len(missing)} jobs; run the same command to see their states')
         elif any(state != 'done' for state in states.values()):
             is_stopped, failed = run_processes(folder, runs, data_dir, jobs, gpus)
             print(sweep_table(folder, runs, states_of(folder, runs)))
@@ -85,7 +85,7 @@ def sweep(
         return EXIT_CODE
     if failed:
         what = f'{len(failed)} of {len(runs)} runs failed'
-        raise FQLError(f'{what}; the same command tries them again')
+        raise FQLError(f'{what}; run the same command to try them again')
     return 0
 
 

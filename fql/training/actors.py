@@ -3,12 +3,14 @@
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from data_pipeline.observations import map_named, named
 from data_pipeline.replay import Replay
 from fql.envs.workers import EnvWorkers, Step
 from fql.errors import FQLError
@@ -18,7 +20,7 @@ from fql.training.policy import Act
 MAX_REPLACED = 10
 """Workers that may die or hang, in one run of the program, before it stops."""
 
-Encode = Callable[[np.ndarray], np.ndarray]
+Encode = Callable[[Any], np.ndarray]
 Report = Callable[[Mapping[str, float]], None]
 
 
@@ -28,14 +30,14 @@ class _Episode:
 
     Attributes:
         number: episodes of the environment before it.
-        observation: the newest one, a stack.
+        observation: the newest one, a stack; of several arrays, stacks by name.
         latents: of the observation, where they are stored.
         success: of the last step; NaN before the first.
         queue: actions still to execute before the policy is called again.
     """
 
     number: int
-    observation: np.ndarray
+    observation: Any
     latents: np.ndarray | None = None
     length: int = 0
     sum_of_rewards: float = 0.0
@@ -69,8 +71,8 @@ class Actors:
             seed: of the environments' resets.
             report: called with the metrics of each episode that has ended.
             reward_offset: added to the environments' rewards, as to those of the data.
-            encode: (W, ...) observations to their latents (W, d), which are stored beside them, and
-                which the policy reads in their place.
+            encode: (W, ...) observations, or several by name, to their latents (W, d), which are
+                stored beside them, and which the policy reads in their place.
         """
         self._workers, self._streams = workers, replay.streams
         self._act, self._key, self._seed, self._report = act, key, seed, report
@@ -112,9 +114,10 @@ class Actors:
                     strayed.add(index)
         for index, stream in enumerate(self._streams):
             episode = self._episodes[index]
-            frame = stream.read('observations', stream.rows - 1, stream.rows)[0]
-            if index in strayed or not np.array_equal(
-                self._newest_frame(index, episode.observation), frame
+            shown = named(self._newest_frame(index, episode.observation))
+            stored = named(stream.read_frames(stream.rows - 1, stream.rows))
+            if index in strayed or not all(
+                np.array_equal(shown[name], frame) for name, (frame,) in stored.items()
             ):
                 tqdm.write(
                     f'environment {index} does not repeat itself: reset with its seed and stepped '
@@ -150,7 +153,7 @@ class Actors:
         return self._act(
             params,
             self._key,
-            jnp.asarray(np.stack(shown)),
+            map_named(lambda *arrays: jnp.asarray(np.stack(arrays)), *shown),
             jnp.asarray(numbers, jnp.int32),
             jnp.asarray([episode.length for episode in episodes], jnp.int32),
         )
@@ -228,14 +231,14 @@ class Actors:
             frame = self._newest_frame(index, episode.observation)
             self._streams[index].start(frame, episode.latents)
 
-    def _latents(self, observations: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+    def _latents(self, observations: Mapping[int, Any]) -> dict[int, np.ndarray]:
         """The latents of some environments' observations; nothing where none are stored."""
         if self._encode is None or not observations:
             return {}
         # Always for all environments, so that one program computes all.
         filler = next(iter(observations.values()))
         rows = [observations.get(index, filler) for index in range(len(self._streams))]
-        latents = self._encode(np.stack(rows))
+        latents = self._encode(map_named(lambda *arrays: np.stack(arrays), *rows))
         return {index: latents[index] for index in observations}
 
     def _reset(self, indices: Sequence[int]) -> dict[int, _Episode]:
@@ -251,29 +254,31 @@ class Actors:
     def _episode_seed(self, index: int, number: int) -> int:
         return int(np.random.SeedSequence((self._seed, index, number)).generate_state(1)[0])
 
-    def _newest_frame(self, index: int, observation: np.ndarray) -> np.ndarray:
+    def _newest_frame(self, index: int, observation: Any) -> Any:
         """Of a stack, the frame that the replay stores."""
-        channels = self._streams[index].layout.frame_shape[-1]
-        return observation[..., -channels:]
+        shapes = self._streams[index].layout.frame_shape
+        return map_named(lambda stack, shape: stack[..., -shape[-1] :], observation, shapes)
 
     def _check(self, index: int, step: Step) -> None:
         self._check_observation(index, step.observation)
         if not np.isfinite(np.float32(step.reward)):
             raise FQLError(f'{self._place(index)} gave reward {step.reward}: it must be finite')
 
-    def _check_observation(self, index: int, observation: np.ndarray) -> None:
-        workers = self._workers
-        given = (observation.shape, observation.dtype)
-        if given != (workers.observation_shape, workers.observation_dtype):
-            raise FQLError(
-                f'{self._place(index)} gave an observation {given[0]} {given[1]} in place of '
-                f'{workers.observation_shape} {workers.observation_dtype}'
-            )
-        if not np.isfinite(observation).all():
-            raise FQLError(
-                f'{self._place(index)} gave an observation that is not finite; the checkpoints '
-                'before it are kept'
-            )
+    def _check_observation(self, index: int, observation: Any) -> None:
+        shapes = named(self._workers.observation_shape)
+        dtypes = named(self._workers.observation_dtype)
+        for name, array in named(observation).items():
+            which = f'an observation {name}'.rstrip()
+            if (array.shape, array.dtype) != (shapes[name], dtypes[name]):
+                raise FQLError(
+                    f'{self._place(index)} gave {which} {array.shape} {array.dtype} in place of '
+                    f'{shapes[name]} {dtypes[name]}'
+                )
+            if not np.isfinite(array).all():
+                raise FQLError(
+                    f'{self._place(index)} gave {which} that is not finite; the checkpoints '
+                    'before it are kept'
+                )
 
     def _place(self, index: int) -> str:
         text = f'environment {self._workers.spec.env_id} (worker {index}'

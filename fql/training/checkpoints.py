@@ -378,14 +378,14 @@ class CheckpointReader:
         path, described = self._folder / str(step), self._described(step)
         if described.step != step:
             raise FQLError(
-                f'{path} is the checkpoint of step {described.step:,} under another number: '
+                f'{path} holds the checkpoint of step {described.step:,}, not of this step; '
                 'move it away'
             )
         if not self._identity:
             return
         stored, expected = described.identity, self._identity
         if stored.get('run_id') != expected['run_id']:
-            raise FQLError(f'{path} is a checkpoint of another run: move it away')
+            raise FQLError(f'{path} is a checkpoint of another run; move it away')
         if differences := [
             f'{name} is {expected.get(name)!r}, was {stored.get(name)!r}'
             for name in {**stored, **expected}
@@ -393,7 +393,7 @@ class CheckpointReader:
         ]:
             raise FQLError(
                 f'the settings of {self._folder.parent} were edited since {path} was written: '
-                f'{"; ".join(differences)}; set them back'
+                f'{"; ".join(differences)}; undo these edits'
             )
 
     def _check_leaves(self, abstract: TrainState, step: int) -> None:

@@ -432,7 +432,7 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
     """The configuration with other values, by flag: `{'batch-size': 8, 'encoder.size': 'impala'}`.
 
     Args:
-        settings: JSON values; a list where the flag takes several words.
+        settings: JSON values; a list where the flag takes several values.
 
     Raises:
         FQLError: the agent has no such flag, or its value is of another type or makes no sense.
@@ -464,6 +464,19 @@ def settings_of_results(config: TrainConfig) -> dict[str, Any]:
     """The settings that a run's results depend on, by flag."""
     others = {name.replace('_', '-') for name in RESUMABLE_FIELDS - {'steps', 'online_steps'}}
     return {name: value for name, value in settings_of(config).items() if name not in others}
+
+
+def setting_text(value: Any) -> str:
+    """A setting's value for a reader."""
+    if value is None:
+        return '-'
+    if isinstance(value, bool):
+        return 'on' if value else 'off'
+    if isinstance(value, tuple):
+        return ' '.join(map(setting_text, value))
+    if isinstance(value, int):
+        return f'{value:,}'
+    return f'{value:g}' if isinstance(value, float) else str(value)
 
 
 def _replaced(config: Any, settings: Mapping[str, Any]) -> Any:

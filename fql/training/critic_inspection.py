@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fql.batch import batch_from_frames
+from fql.batch import batch_from_inputs
 from fql.envs.tasks import find_task
 from fql.errors import FQLError
-from fql.reports.tables import format_table, tell
+from fql.reports.output import format_table, print_notice
 from fql.training.data import load_training_data, store_of, training_batches
 from fql.training.learning import agent_of
 from fql.training.policy import restore_params
@@ -68,7 +68,7 @@ def view_critic(path: Path, step: int | None, states: int, data_dir: str = '') -
     agent = agent_of(spec)
     if 'critic' not in agent.heads:
         raise FQLError(f'{path}: agent {spec.config.agent.name} has no critics')
-    step, params = restore_params(folder, spec, step, tell)
+    step, params = restore_params(folder, spec, step, print_notice)
     config = dataclasses.replace(
         spec.config,
         batch_size=states,
@@ -79,7 +79,7 @@ def view_critic(path: Path, step: int | None, states: int, data_dir: str = '') -
     check_data(folder, store_of(splits))
     data = splits['train']
     arrays = next(training_batches(data, config, 0))
-    observations = batch_from_frames(arrays, agent.horizon).observations
+    observations = batch_from_inputs(arrays, agent.horizon).observations
 
     chunk = agent.heads['critic'].inputs[0] // spec.action_dim
     actions = compared_actions(spec.action_dim, spec.config.seed)

@@ -10,11 +10,12 @@ import numpy as np
 from data_pipeline.action_range import ActionRange, action_range_from_json
 from data_pipeline.errors import DataError
 from data_pipeline.loader import LoaderConfig, make_batches
-from data_pipeline.observations import map_named
+from data_pipeline.observations import describe, map_named, named
 from data_pipeline.sources.base import LABEL_ARRAYS
 from data_pipeline.store.frame_store import FrameStore, Split, open_store
 from data_pipeline.store.labels import task_labels
 from fql.envs.tasks import find_task
+from fql.errors import FQLError
 from fql.learner import split_seed
 from fql.training.augmentation import augment_frames, check_augmentation
 from fql.training.config import TrainConfig
@@ -28,11 +29,11 @@ class LabelledSplit:
     """A split of a dataset, labelled for a task.
 
     Attributes:
-        split: frames and actions.
+        split: observations and actions.
         rewards, masks: (n,) float32, one for each row of the split.
         action_range: what the actions were in the source, where they have been scaled.
-        has_latents: observations are latents of the stacks that end in their rows, in place of
-            frames (`fql.training.latent_cache`).
+        has_latents: the split has latents of the stacks that end in its rows, in place of frames
+            (`fql.training.latent_cache`).
     """
 
     split: Split
@@ -78,13 +79,24 @@ def batch_of_update(config: TrainConfig, step: int) -> dict[str, Any]:
     check_augmentation(config.augmentation, frame_shapes(data.split))
     arrays = next(training_batches(data, config, step))
     augment = jax.jit(augment_frames, static_argnames='config')
-    frames = augment(arrays['frames'], config.augmentation, split_seed(config.seed)[1], step)
-    return {**arrays, 'frames': jax.tree.map(np.asarray, frames)}
+    frames = augment(arrays['inputs'], config.augmentation, split_seed(config.seed)[1], step)
+    return {**arrays, 'inputs': jax.tree.map(np.asarray, frames)}
 
 
 def frame_shapes(split: Split) -> Any:
     """The shape of a split's observations, not stacked; of several, by name."""
     return map_named(lambda array: array.shape[1:], split.observations)
+
+
+def check_cameras(cameras: str, split: Split) -> None:
+    """Raise FQLError if `cameras` is shared and images are not several of one shape."""
+    images = [shape for shape in named(frame_shapes(split)).values() if len(shape) == 3]
+    if cameras == 'shared' and (len(images) < 2 or len(set(images)) > 1):
+        dtypes = map_named(lambda array: array.dtype, split.observations)
+        raise FQLError(
+            '--encoder.cameras shared is for several images of one shape; observations are '
+            f'{describe(frame_shapes(split), dtypes)}'
+        )
 
 
 def store_of(data: Mapping[str, LabelledSplit]) -> FrameStore:
@@ -103,8 +115,8 @@ def own_labels(store: FrameStore, split: Split, reward_offset: float = 0.0) -> L
     """
     if not split.labels:
         raise DataError(
-            f'{store.path}: split {split.name} has no rewards of its own; make it from an .npz '
-            'file with rewards and masks, or from an RLDS dataset with --reward-key'
+            f'{store.path}: split {split.name} has no rewards and masks; prepare it from a file '
+            'that has them, or from an RLDS dataset with --reward-key'
         )
     rewards, masks = (np.array(split.labels[name]) for name in LABEL_ARRAYS)
     return LabelledSplit(split, rewards + np.float32(reward_offset), masks, scaled_from(store))

@@ -108,8 +108,8 @@ def evaluate(
             slow = f'{workers.spec.env_id} took longer than {workers.step_seconds:g} s for a step'
             if episode in repeated:
                 raise FQLError(
-                    f'{slow} of episode {episode}, as when it was tried before; '
-                    '--env-step-seconds is the limit'
+                    f'{slow} of episode {episode}, for the second time; '
+                    '--env-step-seconds sets the limit'
                 )
             notify(f'{slow}: worker {worker} is replaced and episode {episode} repeated')
             repeated.add(episode)

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from data_pipeline.observations import describe
 from encoders.description import SavedEncoder
 from fql.compiled import abstract_state
 from fql.devices import one_device_mesh
 from fql.envs.tasks import find_task
 from fql.errors import FQLError
 from fql.learner import Params
-from fql.reports.tables import tell
+from fql.reports.output import print_notice
 from fql.training.checkpoints import CheckpointReader
 from fql.training.learning import agent_of
 from fql.training.policy import restore_params
@@ -46,7 +45,7 @@ def read_pretrained(
 ) -> tuple[Params, SavedEncoder]:
     """The encoder in a pretraining's checkpoint, and its description."""
     reader = CheckpointReader(folder.checkpoints, read_identity(folder.pretrain_spec))
-    step = reader.find(step, tell)
+    step = reader.find(step, print_notice)
     abstract = abstract_state(make_pretraining_learner(spec), one_device_mesh())
     params = reader.restore_params(abstract, step)
     return params['encoder'], describe_encoder(spec, step, reader.versions(step))
@@ -56,21 +55,18 @@ def read_trained(folder: RunFolder, spec: RunSpec, step: int | None) -> tuple[Pa
     """The encoder of an agent's critic, the only one with sharing, and its description."""
     config = spec.config
     if not spec.images:
-        raise FQLError(f'{folder.path}: its observations are vectors, so that it has no encoder')
-    if isinstance(spec.observation_shape, dict):
-        shown = describe(spec.observation_shape, spec.observation_dtype)
-        raise FQLError(f'{folder.path}: an encoder of one image is saved; observations are {shown}')
-    step, params = restore_params(folder, spec, step, tell)
+        raise FQLError(f'{folder.path}: observations are vectors, so that it has no encoder')
+    step, params = restore_params(folder, spec, step, print_notice)
     reader, agent = CheckpointReader(folder.checkpoints), agent_of(spec)
-    height, width, channels = spec.observation_shape
     saved = SavedEncoder(
         encoder=config.agent.encoder.size,
-        image_shape=(height, width, channels // config.frame_stack),
+        image_shape=spec.frame_shape,
         frame_stack=config.frame_stack,
         objective=config.agent.name,
         dataset=config.dataset or find_task(config.task).dataset,
         step=step,
         versions=reader.versions(step),
+        cameras=config.agent.encoder.cameras,
     )
     first_head = next(iter(agent.trains_encoder))
     return params['encoders'][agent.encoding.name(first_head)], saved

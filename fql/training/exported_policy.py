@@ -23,9 +23,9 @@ from jax import export
 from data_pipeline.files import atomic_folder, write_json
 from data_pipeline.observations import describe, flattened, pick_observations
 from data_pipeline.schema import read_json
+from encoders.cameras import abstract_observations
 from encoders.leaves import tree_digest
 from fql.agents.base import Agent, PlainEncoder
-from fql.batch import abstract_observations
 from fql.errors import FQLError
 from fql.learner import Params
 from fql.reports.measures import Measure, read_results
@@ -155,7 +155,7 @@ def export_program(agent: Agent, params: Params, policy: str) -> bytes:
     plain = type('Plain', (PlainEncoder, type(agent)), {})
     agent = plain(agent.config, agent.spec)
     (size,) = export.symbolic_shape('b')
-    observations = abstract_observations(agent.spec, size)
+    observations = abstract_observations(agent.spec.observation_shape, size)
     noise = jax.ShapeDtypeStruct((size, *agent.noise_shape), jnp.float32)
     act = jax.jit(lambda observations, noise: agent.act(params, observations, noise, policy))
     exported = export.export(act, platforms=PLATFORMS)(observations, noise)

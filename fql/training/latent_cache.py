@@ -9,6 +9,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipeline.errors import DataError
 from data_pipeline.files import locked
+from data_pipeline.observations import map_named
 from data_pipeline.store.frame_store import Split
 from data_pipeline.store.latents import (
     LatentWriter,
@@ -24,8 +26,9 @@ from data_pipeline.store.latents import (
     latent_split,
     make_latent_folder,
 )
+from encoders.cameras import abstract_observations
 from encoders.leaves import tree_digest
-from fql.batch import abstract_observations, stack_frames
+from fql.batch import stack_frames
 from fql.devices import AXIS, compiler_options, local_mesh
 from fql.errors import FQLError
 from fql.learner import Params
@@ -38,7 +41,7 @@ from fql.training.run_folder import RunSpec
 AHEAD = 2
 """Blocks queued on the devices while the host reads the next and writes the last."""
 
-Encode = Callable[[Params, jax.Array, jax.Array], jax.Array]
+Encode = Callable[[Params, Any, jax.Array], jax.Array]
 
 
 def uses_cache(config: TrainConfig) -> bool:
@@ -75,14 +78,14 @@ def check_room(data: dict[str, LabelledSplit], spec: RunSpec, encoder: Params) -
     if free < needed - there:
         raise DataError(
             f'{folder}: latents need {needed - there:,} bytes of disk, {free:,} are free; '
-            '--latent-cache float16 takes half of float32, off none'
+            'use --latent-cache float16 (half of float32) or off'
         )
 
 
 def cache_bytes(data: dict[str, LabelledSplit], spec: RunSpec) -> int:
     """Size of the latents of all rows."""
     config = spec.config
-    rows = sum(len(labelled.split.observations) for labelled in data.values())
+    rows = sum(len(labelled.split.terminals) for labelled in data.values())
     itemsize = np.dtype(config.latent_cache).itemsize
     return rows * latent_width(spec) * itemsize
 
@@ -106,7 +109,7 @@ def latent_width(spec: RunSpec) -> int:
     """Size of the encoder's latents."""
     encoder = agent_of(spec).encoder
     assert encoder is not None
-    observations = abstract_observations(spec.shapes, 1)
+    observations = abstract_observations(spec.observation_shape, 1)
     latents, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), observations)
     return latents.shape[1]
 
@@ -144,7 +147,7 @@ def cached_data(
             split = latent_split(folder, labelled.split, width, dtype)
             if split is None:
                 before()
-                rows = len(labelled.split.observations)
+                rows = len(labelled.split.terminals)
                 with LatentWriter(folder / name, (rows, width), dtype) as writer:
                     write_latents(writer, labelled.split, config, encode, encoder, mesh)
                 split = latent_split(folder, labelled.split, width, dtype)
@@ -170,7 +173,7 @@ def write_latents(
         encode: of `make_encode`, for this mesh.
     """
     encoder = jax.device_put(encoder, NamedSharding(mesh, PartitionSpec()))
-    rows, first, begun = len(split.observations), split.first_rows, writer.rows
+    rows, first, begun = len(split.terminals), split.first_rows, writer.rows
     pending: deque[tuple[jax.Array, int]] = deque()
     with progress_bar(f'latents of {split.name}', 'row', rows, initial=writer.rows) as bar:
 
@@ -179,8 +182,8 @@ def write_latents(
             block = np.asarray(latents)[:count]
             if not np.isfinite(block).all():
                 raise FQLError(
-                    f'an encoder with latents that are not finite in {config.latent_cache}; '
-                    'take another encoder, or another --run-dir with --latent-cache float32'
+                    f"the encoder's latents are not finite in {config.latent_cache}; start another "
+                    'run with --latent-cache float32, or with another encoder'
                 )
             is_first = writer.rows == begun
             writer.append(block)
@@ -201,14 +204,15 @@ def write_latents(
 
 def read_block(
     split: Split, first: np.ndarray, start: int, end: int, config: TrainConfig
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Any, np.ndarray]:
     """The frames that the stacks of rows `start` to `end` are made of, each once.
 
     Args:
         first: the first row of each row's trajectory.
 
     Returns:
-        frames: (min(n, batch_size + frame_stack - 1), h, w, c), a part of the split.
+        frames: (min(n, batch_size + frame_stack - 1), h, w, c), a part of the split; of several
+            arrays, by name.
         stacks: (batch_size, frame_stack) int32, places in `frames`, oldest first; the last row's
             fill up a short block.
     """
@@ -216,7 +220,7 @@ def read_block(
     begin = min(max(start - config.frame_stack + 1, 0), len(first) - length)
     rows = np.arange(start, end)
     stacks = np.maximum(rows[:, None] + np.arange(1 - config.frame_stack, 1), first[rows, None])
-    frames = split.observations[begin : begin + length]
+    frames = map_named(lambda array: array[begin : begin + length], split.observations)
     return frames, pad_rows((stacks - begin).astype(np.int32), config.batch_size)
 
 
@@ -225,7 +229,7 @@ def pad_rows(array: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([array, np.repeat(array[-1:], length - len(array), axis=0)])
 
 
-def put_block(frames: np.ndarray, stacks: np.ndarray, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
+def put_block(frames: Any, stacks: np.ndarray, mesh: Mesh) -> tuple[Any, jax.Array]:
     """The frames on every device, the samples split over the devices."""
     everywhere, spread = (
         NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(AXIS))
@@ -240,10 +244,10 @@ def make_encode(spec: RunSpec, mesh: Mesh) -> Encode:
     """
     encoding, config = agent_of(spec).encoding, spec.config
 
-    def encode(encoder: Params, frames: jax.Array, stacks: jax.Array) -> jax.Array:
-        images = stack_frames(frames[stacks])
+    def encode(encoder: Params, frames: Any, stacks: jax.Array) -> jax.Array:
+        observations = jax.tree.map(lambda array: stack_frames(array[stacks]), frames)
         params = {'encoders': {'shared': encoder}}
-        latents = encoding.encode(params, 'critic', images)
+        latents = encoding.encode(params, 'critic', observations)
         return latents.astype(config.latent_cache)
 
     spread = NamedSharding(mesh, PartitionSpec(AXIS))

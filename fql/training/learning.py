@@ -7,7 +7,7 @@ import jax
 
 from fql.agents.base import Agent
 from fql.agents.registry import make_agent
-from fql.batch import LOADED_FIELDS, Batch, batch_from_frames
+from fql.batch import LOADED_FIELDS, Batch, batch_from_inputs
 from fql.compiled import Arrays, Prepare
 from fql.learner import Learner, Metrics, TrainState, make_optimizer, scaled_encoders
 from fql.training.augmentation import augment_frames
@@ -46,8 +46,8 @@ def batch_maker(spec: RunSpec) -> Prepare:
     horizon, augmentation = agent_of(spec).horizon, spec.config.augmentation
 
     def prepare(arrays: Arrays, key: jax.Array, step: jax.Array) -> Batch:
-        frames = augment_frames(arrays['frames'], augmentation, key, step)
-        return batch_from_frames({**arrays, 'frames': frames}, horizon)
+        inputs = augment_frames(arrays['inputs'], augmentation, key, step)
+        return batch_from_inputs({**arrays, 'inputs': inputs}, horizon)
 
     return prepare
 
@@ -55,4 +55,4 @@ def batch_maker(spec: RunSpec) -> Prepare:
 def validation_of(spec: RunSpec) -> Callable[[TrainState, Arrays], Metrics]:
     """The function (state, the loader's arrays) -> metrics, without augmentation."""
     learner, horizon = make_learner(spec), agent_of(spec).horizon
-    return lambda state, arrays: learner.validate(state, batch_from_frames(arrays, horizon))
+    return lambda state, arrays: learner.validate(state, batch_from_inputs(arrays, horizon))

@@ -1,5 +1,6 @@
 """A trained policy in a user's own program: observations in, actions out."""
 
+import os
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,14 +40,11 @@ class LoadedPolicy:
         """
         self._act = make_act(agent_of(spec), policy)
         self._params = params
-        stack = spec.config.frame_stack
-        self.observation_shape = map_named(
-            lambda shape: (*shape[:-1], shape[-1] // stack), spec.observation_shape
-        )
+        self.observation_shape = spec.frame_shape
         self.observation_dtype = spec.observation_dtype
         self.action_dim = spec.action_dim
         self._range = spec.action_range
-        self._frames: deque[Any] = deque(maxlen=stack)
+        self._frames: deque[Any] = deque(maxlen=spec.config.frame_stack)
         self._actions: deque[np.ndarray] = deque()
         self.reset()
 
@@ -75,7 +73,9 @@ class LoadedPolicy:
         rows, is_batch = self._rows(observation)
         size = len(next(iter(named(rows).values())))
         if self._frames and (before := len(next(iter(named(self._frames[-1]).values())))) != size:
-            raise ValueError(f'an episode of {before} rows goes on with {size}: call reset()')
+            raise ValueError(
+                f'the episode began with {before} rows, not {size}; call reset() first'
+            )
         while len(self._frames) < self._frames.maxlen - 1:  # type: ignore[operator]
             self._frames.append(rows)
         self._frames.append(rows)
@@ -100,7 +100,7 @@ class LoadedPolicy:
         if missing := [name for name in shapes if name not in given]:
             wanted = ', '.join(shapes) if missing != [''] else 'one array'
             got = ', '.join(given) if isinstance(observation, Mapping) else 'one array'
-            raise ValueError(f'an observation of this policy is {wanted}; got {got}')
+            raise ValueError(f'an observation of this policy must be {wanted}; got {got}')
         rows = {}
         are_batches = set()
         for name, shape in shapes.items():
@@ -110,14 +110,14 @@ class LoadedPolicy:
             is_fit = block.dtype == dtype or (dtype == np.float32 and block.dtype.kind == 'f')
             if block.shape[1:] != shape or not is_fit or not len(block):
                 raise ValueError(
-                    f'{name or "an observation"} of this policy is {dtype} {shape}, or a batch of '
-                    f'them; got {array.dtype} {array.shape}'
+                    f'{name or "an observation"} of this policy must be {dtype} {shape}, or a '
+                    f'batch of them; got {array.dtype} {array.shape}'
                 )
             rows[name] = block.astype(dtype, copy=True)
             are_batches.add((is_batch, len(block)))
         if len(are_batches) > 1:
             raise ValueError(
-                'the arrays of an observation are batches of one size, or none is; got '
+                'all arrays of an observation must be batches of the same size, or none; got '
                 + ', '.join(f'{name} {np.shape(given[name])}' for name in shapes)
             )
         return unnamed(rows), is_batch
@@ -139,7 +139,7 @@ def load_policy(
     Raises:
         FQLError: no such folder, checkpoint or policy.
     """
-    folder = RunFolder(Path(path).expanduser())
+    folder = RunFolder(Path(os.path.expanduser(path)))
     spec = read_spec(folder)
     if is_exported(folder.path):
         params = read_exported(folder.path, spec)

@@ -98,11 +98,11 @@ class Phase(Protocol):
     """The turns of a run: updates alone, or environment steps with updates.
 
     Attributes:
-        label, unit: for the progress bar.
+        title, unit: for the progress bar.
         done: units done.
     """
 
-    label: str
+    title: str
     unit: str
     done: int
 
@@ -125,7 +125,7 @@ class Updates:
     batches: Batches
     per_call: int
     done: int
-    label = 'train'
+    title = 'train'
     unit = 'update'
 
     @property
@@ -239,7 +239,7 @@ class Trainer:
             return state
 
         try:
-            with progress_bar(phase.label, phase.unit, phase.total, initial=phase.done) as bar:
+            with progress_bar(phase.title, phase.unit, phase.total, initial=phase.done) as bar:
                 if is_evaluation_missing:
                     self.evaluate(state)
                 while phase.done < phase.total:
@@ -330,7 +330,7 @@ class Trainer:
         if wrong:
             raise NotFiniteError(
                 f'the state after step {int(state.step):,} is not finite ({len(wrong)} arrays, '
-                f'{wrong[0]} the first); it is not saved, the checkpoints before it are kept'
+                f'{wrong[0]} the first); it is not saved; earlier checkpoints are kept'
             )
 
     def _check_all(self, in_flight: InFlight) -> None:
@@ -358,7 +358,7 @@ class Trainer:
         wrong = [f'{name} = {value}' for name, value in terms.items() if not math.isfinite(value)]
         raise NotFiniteError(
             f'step {number:,} is not finite ({", ".join(wrong)}); its batch and metrics are in '
-            f'{self.folder.non_finite}; the checkpoints before it are kept'
+            f'{self.folder.non_finite}; earlier checkpoints are kept'
         )
 
     def _log(

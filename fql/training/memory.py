@@ -54,7 +54,7 @@ def check_memory(learner: Learner, abstract: TrainState, batch_bytes: int) -> No
         if there is not None and needed > there:
             raise FQLError(
                 f'parameters, target, optimiser and a batch need {needed / 1e9:,.1f} GB of memory, '
-                f'{place} can have {there / 1e9:,.1f} GB: choose smaller --hidden-dims, '
+                f'{place} can have {there / 1e9:,.1f} GB; choose a smaller --hidden-dims, '
                 '--encoder or --batch-size'
             )
 

@@ -54,7 +54,10 @@ class MetricsLog:
         found = read_csv(path)
         if path.exists() and b'\0' in path.read_bytes():
             steps = ', '.join(row['step'] for row in found[-1:]) or 'none'
-            print(f'{path} is damaged and was cut off; its last step is {steps}', flush=True)
+            print(
+                f'{path} was damaged at its end, which is cut; its last step is {steps}',
+                flush=True,
+            )
         rows = [row for row in found if step is None or int(row['step']) <= step]
         self._columns = list(rows[0]) if rows else []
         # At once, since another process may be reading: it must always find the rows.
@@ -81,7 +84,7 @@ class MetricsLog:
             other = sorted(set(row) ^ set(self._columns)) or ['their order']
             raise FQLError(
                 f'{self._path} has other columns than this run '
-                f'({", ".join(name[:40] for name in other[:3])}): move it away'
+                f'({", ".join(name[:40] for name in other[:3])}); move it away'
             )
         text = _as_csv([row])
         with naming(self._path), self._path.open('a', encoding='utf-8') as file:

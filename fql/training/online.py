@@ -31,6 +31,7 @@ from fql.envs.tasks import find_task
 from fql.envs.workers import EnvWorkers
 from fql.errors import FQLError
 from fql.learner import Params, TrainState, split_seed
+from fql.reports.plots import first_shown
 from fql.reports.video import Recording, save_video
 from fql.training.actors import Actors, Encode
 from fql.training.checkpoints import CheckpointReader, finished_steps
@@ -56,7 +57,7 @@ class OnlinePhase:
         done: environment steps made.
     """
 
-    label = 'online'
+    title = 'online'
     unit = 'step'
 
     def __init__(
@@ -253,12 +254,10 @@ def is_evaluation_due(config: TrainConfig, step: int) -> bool:
 
 def replay_layout(data: LabelledSplit, spec: RunSpec) -> Layout:
     """The layout of a row of a run's replay, as of its data."""
-    *leading, last = spec.observation_shape
-    frame_shape = (*leading, last // spec.config.frame_stack)
     latents = None
     if data.has_latents:
         latents = (data.split.observations.shape[1], spec.config.latent_cache)
-    return Layout(frame_shape, spec.observation_dtype, spec.action_dim, latents)
+    return Layout(spec.frame_shape, spec.observation_dtype, spec.action_dim, latents)
 
 
 def make_encode(spec: RunSpec, params: Params) -> Encode:
@@ -270,10 +269,10 @@ def make_encode(spec: RunSpec, params: Params) -> Encode:
     encoding, dtype = agent_of(spec).encoding, spec.config.latent_cache
     frozen = {'encoders': jax.tree.map(jnp.copy, params['encoders'])}
     encode = jax.jit(
-        lambda params, images: encoding.encode(params, 'critic', images).astype(dtype),
+        lambda params, shown: encoding.encode(params, 'critic', shown).astype(dtype),
         compiler_options=compiler_options(),
     )
-    return lambda observations: np.asarray(encode(frozen, jnp.asarray(observations)))
+    return lambda observations: np.asarray(encode(frozen, jax.tree.map(jnp.asarray, observations)))
 
 
 def make_acting(spec: RunSpec) -> Act:
@@ -294,13 +293,17 @@ def make_acting(spec: RunSpec) -> Act:
 
 
 def save_last_episode(folder: RunFolder, replay: Replay, step: int) -> None:
-    """Write a video of the first environment's last whole episode, if there is one."""
+    """Write a video of the first environment's last whole episode, if there is one.
+
+    Of several observations, the first image is shown.
+    """
     stream = replay.streams[0]
     ends = stream.episodes.ends
     if len(ends) == 0:
         return
     first = int(ends[-2]) + 1 if len(ends) > 1 else 0
-    frames = stream.read('observations', first, int(ends[-1]) + 1)[:MAX_VIDEO_FRAMES]
+    last = min(int(ends[-1]) + 1, first + MAX_VIDEO_FRAMES)
+    _, frames = first_shown(stream.read_frames(first, last))
     if frames.shape[-1] == 3:
         folder.videos.mkdir(exist_ok=True)
         recording = Recording(len(ends) - 1, frames, range(len(frames)), np.nan)

@@ -101,7 +101,9 @@ def with_candidates(spec: RunSpec, count: int) -> RunSpec:
         name: count for name in ('candidates', 'num_samples') if name in names
     }
     if not changes:
-        raise FQLError(f'--candidates: agent {agent.name} chooses among no candidates')
+        raise FQLError(
+            f'agent {agent.name} does not choose among candidates; leave out --candidates'
+        )
     config = dataclasses.replace(spec.config, agent=dataclasses.replace(agent, **changes))
     validate_config(config)
     return dataclasses.replace(spec, config=config)

@@ -1,6 +1,5 @@
 """A pretraining, from the checks before it to the saved encoder it ends with."""
 
-import math
 import shlex
 import time
 from collections.abc import Mapping
@@ -10,9 +9,12 @@ from pathlib import Path
 import jax
 
 from data_pipeline.loader import LoaderConfig, check_windows, make_windows
-from data_pipeline.store.frame_store import FrameStore
+from data_pipeline.observations import describe, map_named
+from data_pipeline.store.frame_store import FrameStore, Split
 from data_pipeline.store.verification import Verification, VerifyMode
+from encoders.cameras import abstract_observations
 from encoders.description import SavedEncoder, read_encoder
+from encoders.pretraining import OBJECTIVES
 from encoders.saved import load_encoder
 from fql.command import command
 from fql.compiled import (
@@ -23,10 +25,11 @@ from fql.compiled import (
     updates_per_call,
 )
 from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_processes
+from fql.errors import FQLError
 from fql.learner import Params, TrainState, count_parameters
 from fql.training.augmentation import check_augmentation
 from fql.training.checkpoints import CheckpointWriter, restore_newest
-from fql.training.data import open_dataset
+from fql.training.data import check_cameras, frame_shapes, open_dataset
 from fql.training.interruption import Interruption
 from fql.training.loop import Trainer, rows_logged
 from fql.training.memory import check_memory, check_open_files
@@ -89,13 +92,15 @@ def pretrain(
     train = store.splits['train']
     loader = loader_config(config)
     check_windows(train, loader)
-    check_augmentation(config.augmentation, train.observations.shape[1:])
-    height, width, channels = train.observations.shape[1:]
-    spec = PretrainSpec(config, (height, width, channels), train.actions.shape[1])
+    check_augmentation(config.augmentation, frame_shapes(train))
+    check_cameras(config.cameras, train)
+    check_objective(config, train)
+    spec = PretrainSpec(config, frame_shapes(train), train.actions.shape[1])
     learner = make_pretraining_learner(spec)
     abstract = abstract_state(learner, mesh)
     rows = config.batch_size // jax.process_count()
-    check_memory(learner, abstract, rows * math.prod(spec.stack_shape))
+    observations = jax.tree.leaves(abstract_observations(spec.stack_shape, rows))
+    check_memory(learner, abstract, sum(x.size * x.dtype.itemsize for x in observations))
     is_main = jax.process_index() == 0
     with ExitStack() as stack:
         verification = stack.enter_context(Verification(store.path, verify_data))
@@ -161,6 +166,16 @@ def pretrain(
     return code
 
 
+def check_objective(config: PretrainConfig, split: Split) -> None:
+    """Raise FQLError if the objective cannot take such observations."""
+    if config.objective == 'reconstruction' and isinstance(split.observations, Mapping):
+        others = ', '.join(name for name in OBJECTIVES if name != 'reconstruction')
+        raise FQLError(
+            'objective reconstruction is for observations of one image; these are '
+            f'{", ".join(split.observations)}: take another objective, {others}'
+        )
+
+
 def loader_config(config: PretrainConfig) -> LoaderConfig:
     """The settings of a run's batches in this process."""
     return LoaderConfig(
@@ -186,6 +201,7 @@ def describe_encoder(
         dataset=spec.config.dataset,
         step=step,
         versions=package_versions,
+        cameras=spec.config.cameras,
     )
 
 
@@ -199,7 +215,8 @@ def write_final_encoder(folder: RunFolder, spec: PretrainSpec, encoder: Params) 
     """
     replace, config = folder.encoder.exists(), spec.config
     if replace and read_encoder(folder.encoder).step == config.steps:
-        load_encoder(folder.encoder, config.encoder, spec.image_shape, config.frame_stack)
+        shapes, stack = spec.image_shape, config.frame_stack
+        load_encoder(folder.encoder, config.encoder, shapes, stack, config.cameras)
         return
     saved = describe_encoder(spec, spec.config.steps, versions())
     save_encoder_folder(folder.encoder, encoder, saved, replace=replace)
@@ -210,9 +227,10 @@ def start_summary(
 ) -> str:
     """What the run is about to do, on one screen."""
     config, split = spec.config, store.splits['train']
-    size = 'x'.join(str(n) for n in spec.stack_shape)
+    dtypes = map_named(lambda array: array.dtype, split.observations)
     lines = {
-        'objective': f'{config.objective}, {size} images, offsets up to {config.horizon}',
+        'objective': f'{config.objective}, offsets up to {config.horizon}',
+        'observations': describe(spec.stack_shape, dtypes),
         'dataset': (
             f'{store.path}: {split.num_transitions:,} transitions in '
             f'{split.terminals.sum():,} trajectories'
@@ -239,8 +257,9 @@ def end_summary(folder: RunFolder, config: PretrainConfig, updates: int, seconds
         'look at it': command('probe', folder.encoder),
         'use it': (
             f'{command("train")} --task ... --encoder {config.encoder} '
-            f'--frame-stack {config.frame_stack} --encoder.from {shlex.quote(str(folder.encoder))} '
-            '--encoder.mode frozen --shift-probability 0'
+            + ('--encoder.cameras shared ' if config.cameras == 'shared' else '')
+            + f'--frame-stack {config.frame_stack} --encoder.from '
+            f'{shlex.quote(str(folder.encoder))} --encoder.mode frozen --shift-probability 0'
         ),
     }
     return '\n'.join(f'{name:>13}: {text}' for name, text in lines.items())

@@ -3,9 +3,12 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from fql.agents.configs import EncoderName
+import tyro
+
+from data_pipeline.observations import map_named
+from fql.agents.configs import EncoderName, EncoderSharing
 from fql.training.config import AugmentationConfig, check_bounds, raise_unless
 from fql.training.run_folder import RunFolder, read_stored, write_stored
 
@@ -22,13 +25,16 @@ class PretrainConfig:
     """A pretraining. With (seed, step) it determines every batch and every update."""
 
     dataset: str
-    """Name of the prepared dataset, of images."""
+    """Name of the prepared dataset, of images, or of several arrays with images among them."""
     objective: ObjectiveName = 'inverse_dynamics'
     """What the encoder is trained for: the action on the way to a later observation, separating
     observations that follow from those that do not, predicting later latents, the flow policy
     of behaviour cloning, or the images themselves."""
     encoder: EncoderName = 'impala_small'
     """Size of the encoder."""
+    cameras: Annotated[EncoderSharing, tyro.conf.arg(name='encoder.cameras')] = 'separate'
+    """Where an observation has several images: parameters for each, or the same for all, which must
+    be of one shape."""
     frame_stack: int = 3
     """Frames in an image observation (1: no stacking), as in the runs that will use the encoder."""
     horizon: int = 10
@@ -78,19 +84,20 @@ class PretrainSpec:
 
     Attributes:
         config: the run's settings.
-        image_shape: (h, w, c) of one frame.
+        image_shape: (h, w, c) of one frame; of several arrays such shapes by name, and (d,) of
+            vectors.
         action_dim: size of an action.
     """
 
     config: PretrainConfig
-    image_shape: tuple[int, int, int]
+    image_shape: Any
     action_dim: int
 
     @property
-    def stack_shape(self) -> tuple[int, int, int]:
-        """(h, w, c) of a stack."""
-        height, width, channels = self.image_shape
-        return height, width, channels * self.config.frame_stack
+    def stack_shape(self) -> Any:
+        """The same of a stack."""
+        stack = self.config.frame_stack
+        return map_named(lambda shape: (*shape[:-1], shape[-1] * stack), self.image_shape)
 
 
 def validate_pretrain_config(config: PretrainConfig) -> None:
@@ -115,7 +122,7 @@ class _StoredSpec:
 
     run_id: str
     config: PretrainConfig
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, int, int] | Mapping[str, tuple[int, ...]]
     action_dim: int
     versions: Mapping[str, str]
 
@@ -124,7 +131,7 @@ def write_pretrain_spec(run: RunFolder, spec: PretrainSpec) -> None:
     """Write `pretraining.json` whole or not at all."""
     values = {
         'config': dataclasses.asdict(spec.config),
-        'image_shape': list(spec.image_shape),
+        'image_shape': map_named(list, spec.image_shape),
         'action_dim': spec.action_dim,
     }
     write_stored(run.pretrain_spec, FORMAT_VERSION, values)

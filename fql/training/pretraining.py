@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from encoders.cameras import observation_encoder
 from encoders.impala import ENCODERS
 from encoders.pretraining import OBJECTIVES
 from encoders.pretraining.base import Objective, Windows, effective_rank
@@ -28,8 +29,8 @@ def objective_of(spec: PretrainSpec) -> Objective:
     config = spec.config
     options = {'mask_ratio': config.mask_ratio} if config.objective == 'reconstruction' else {}
     return OBJECTIVES[config.objective](
-        encoder=ENCODERS[config.encoder],
-        image_shape=spec.stack_shape,
+        encoder=observation_encoder(ENCODERS[config.encoder], spec.stack_shape, config.cameras),
+        observation_shape=spec.stack_shape,
         action_dim=spec.action_dim,
         horizon=config.horizon,
         hidden_dims=config.hidden_dims,
@@ -51,8 +52,12 @@ def window_maker(spec: PretrainSpec) -> Prepare:
         if not augmentation.is_on:
             return windows_from_frames(arrays)
         # The stacks at t and at t + k are augmented independently.
-        both = jnp.concatenate([arrays['frames'], arrays['later_frames']])
-        frames, later = jnp.split(augment_frames(both, augmentation, key, step), 2, axis=0)
+        both = jax.tree.map(
+            lambda *frames: jnp.concatenate(frames), arrays['frames'], arrays['later_frames']
+        )
+        both, size = augment_frames(both, augmentation, key, step), len(arrays['offsets'])
+        frames = jax.tree.map(lambda array: array[:size], both)
+        later = jax.tree.map(lambda array: array[size:], both)
         return windows_from_frames({**arrays, 'frames': frames, 'later_frames': later})
 
     return prepare
@@ -78,8 +83,8 @@ def pretraining_validation(spec: PretrainSpec) -> Callable[[TrainState, Arrays],
 def windows_from_frames(arrays: Arrays) -> Windows:
     """Stack the frames of the loader's windows, NumPy or JAX."""
     return Windows(
-        observations=stack_frames(arrays['frames']),
-        later_observations=stack_frames(arrays['later_frames']),
+        observations=jax.tree.map(stack_frames, arrays['frames']),
+        later_observations=jax.tree.map(stack_frames, arrays['later_frames']),
         actions=arrays['actions'],
         offsets=arrays['offsets'],
     )

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,9 @@ from einops import reduce
 from tqdm import tqdm
 
 from data_pipeline.errors import DataError
+from data_pipeline.observations import map_named, named
 from data_pipeline.store.frame_store import FrameStore, Split
+from encoders.cameras import abstract_observations, observation_encoder
 from encoders.description import SavedEncoder, read_encoder
 from encoders.errors import EncoderError
 from encoders.impala import ENCODERS
@@ -30,7 +33,7 @@ PIXELS = 16
 STILL = 0.01
 """Columns of a smaller standard deviation (radians, metres) are left out of a group's mean."""
 
-Features = Callable[[np.ndarray], np.ndarray]
+Features = Callable[[Any], np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +80,9 @@ def probe_encoder(
         raise EncoderError(
             f'{folder} is for frames of {saved.image_shape}, {store.path} has {shape}'
         )
-    params = load_encoder(folder, saved.encoder, saved.image_shape, saved.frame_stack)
+    params = load_encoder(
+        folder, saved.encoder, saved.image_shape, saved.frame_stack, saved.cameras
+    )
     return describe(folder, saved, store, probe(store, saved, params, columns, rows))
 
 
@@ -93,22 +98,24 @@ def probe(
     Raises:
         FQLError, DataError: see `probe_encoder`.
     """
-    train, val = (labelled_split(store, name) for name in ('train', 'val'))
+    train, val = (split_with_qpos(store, name) for name in ('train', 'val'))
     width = train.info['qpos'].shape[1]
     columns = columns or tuple(range(width))
     if wrong := [column for column in columns if not 0 <= column < width]:
         raise FQLError(f'target {wrong}: qpos of {store.path} has columns 0 to {width - 1}')
     if rows < 10:
         raise FQLError('rows must be at least 10')
-    encoder = ENCODERS[saved.encoder]
-    height, width, channels = saved.image_shape
-    images = jnp.zeros((1, height, width, channels * saved.frame_stack), jnp.uint8)
+    encoder = observation_encoder(ENCODERS[saved.encoder], saved.image_shape, saved.cameras)
+    observations = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        abstract_observations(saved.image_shape, 1, saved.frame_stack),
+    )
     # Given as an argument, so that saved and random share one compiled program.
-    encode = jax.jit(lambda params, images: encoder.apply({'params': params}, images))
-    random = jax.jit(encoder.init)(jax.random.key(0), images)['params']
+    encode = jax.jit(lambda params, shown: encoder.apply({'params': params}, shown))
+    random = jax.jit(encoder.init)(jax.random.key(0), observations)['params']
     ways: dict[str, Features] = {
-        'saved': lambda images: encode(params, images),
-        'random': lambda images: encode(random, images),
+        'saved': lambda shown: encode(params, shown),
+        'random': lambda shown: encode(random, shown),
         'pixels': shrink,
     }
     train_rows, val_rows = spaced_rows(train, rows), spaced_rows(val, rows)
@@ -124,7 +131,7 @@ def probe(
     return ProbeResult(columns, scores, moves, len(train_rows), len(val_rows))
 
 
-def labelled_split(store: FrameStore, name: str) -> Split:
+def split_with_qpos(store: FrameStore, name: str) -> Split:
     """A split that has qpos.
 
     Raises:
@@ -139,8 +146,13 @@ def labelled_split(store: FrameStore, name: str) -> Split:
 
 def spaced_rows(split: Split, count: int) -> np.ndarray:
     """At most `count` rows of a split, (n,) int64, evenly spaced, ascending."""
-    total = len(split.observations)
+    total = len(split.terminals)
     return np.linspace(0, total - 1, min(total, count)).astype(np.int64)
+
+
+def read_stacks(split: Split, rows: np.ndarray) -> Any:
+    """The stacks of rows (b, frame_stack), oldest first."""
+    return map_named(lambda array: np.asarray(stack_frames(array[rows])), split.observations)
 
 
 def compute_features(
@@ -155,13 +167,20 @@ def compute_features(
         # The last block is filled up, so that there is one shape to compile for.
         filled = np.pad(block, (0, BLOCK - len(block)), mode='edge')
         stack = np.maximum(filled[:, None] + offsets, first[filled][:, None])
-        images = np.asarray(stack_frames(split.observations[stack]))
-        blocks.append(np.asarray(features(images), np.float32)[: len(block)])
+        shown = read_stacks(split, stack)
+        blocks.append(np.asarray(features(shown), np.float32)[: len(block)])
         bar.update(len(block))
     return np.concatenate(blocks)
 
 
-def shrink(images: np.ndarray) -> np.ndarray:
+def shrink(observations: Any) -> np.ndarray:
+    """Features (b, d) float32 of observations: averages of images, vectors as they are."""
+    arrays = named(observations).values()
+    parts = [shrink_images(array) if array.ndim == 4 else array for array in arrays]
+    return np.concatenate(parts, axis=1)
+
+
+def shrink_images(images: np.ndarray) -> np.ndarray:
     """(b, h, w, c) uint8 to (b, d) float32: averages over equal blocks, at most 16x16 of them."""
     height, width = (-(-size // PIXELS) for size in images.shape[1:3])
     rows, columns = images.shape[1] // height * height, images.shape[2] // width * width
@@ -194,9 +213,9 @@ def qpos_groups(dataset: str, width: int) -> dict[str, range]:
     groups = {'arm': range(5), 'wrist': range(5, 6), 'gripper': range(6, 14)}
     for i in range(count):
         first = 14 + 7 * i
-        label = f'cube {i}' if count > 1 else 'cube'
-        groups[f'{label} position'] = range(first, first + 3)
-        groups[f'{label} orientation'] = range(first + 3, first + 7)
+        name = f'cube {i}' if count > 1 else 'cube'
+        groups[f'{name} position'] = range(first, first + 3)
+        groups[f'{name} orientation'] = range(first + 3, first + 7)
     rest = 14 + 7 * count
     if rest < width:
         groups['buttons, drawer, window' if 'scene' in dataset else 'buttons'] = range(rest, width)
@@ -205,19 +224,18 @@ def qpos_groups(dataset: str, width: int) -> dict[str, range]:
 
 def describe(folder: Path, saved: SavedEncoder, store: FrameStore, result: ProbeResult) -> str:
     """The table, groups first."""
-    images = 'x'.join(map(str, saved.image_shape)) + f', stack of {saved.frame_stack}'
     lines = [
-        f'{folder}: {saved.encoder} of {images}, {saved.objective} on {saved.dataset}, '
-        f'{saved.step:,} updates',
+        f'{folder}: {saved.encoder} of {saved.shape_text}, stack of {saved.frame_stack}, '
+        f'{saved.objective} on {saved.dataset}, {saved.step:,} updates',
         f'{store.path}: fitted to {result.train_rows:,} rows of train, R^2 on '
         f'{result.val_rows:,} rows of val; pixels are averaged to at most {PIXELS}x{PIXELS}',
         '',
         f'{"":>24}' + ''.join(f'{name:>9}' for name in result.scores),
     ]
-    for label, columns in qpos_groups(store.manifest.dataset, 1 + max(result.columns)).items():
+    for group, columns in qpos_groups(store.manifest.dataset, 1 + max(result.columns)).items():
         means = [result.group_mean(name, columns) for name in result.scores]
         if not np.isnan(means).all():
-            lines.append(f'{label:>24}' + ''.join(f'{mean:9.3f}' for mean in means))
+            lines.append(f'{group:>24}' + ''.join(f'{mean:9.3f}' for mean in means))
     for i, column in enumerate(result.columns):
         scores = ''.join(f'{values[i]:9.3f}' for values in result.scores.values())
         note = '' if result.moves[i] else '   (hardly moves; in no mean)'

@@ -101,15 +101,15 @@ def prepare_data(dataset: str, data_dir: Path) -> None:
     try:
         splits = npz_splits(source)
     except DataError as error:
-        raise DataError(f'{error}; delete it, and it is collected again') from error
+        raise DataError(f'{error}; delete it, then run the command again') from error
     stands = path.exists()
     try:
         store = write_store(path, dataset, splits)
     except DataError as error:
         if not stands:
             raise
-        words = ('prepare', dataset, '--source', source, '--data-dir', data_dir, '--overwrite')
-        raise DataError(f'{error}: {command(*words)}') from error
+        arguments = ('prepare', dataset, '--source', source, '--data-dir', data_dir, '--overwrite')
+        raise DataError(f'{error}: {command(*arguments)}') from error
     print(describe_store(store))
 
 
@@ -130,7 +130,7 @@ def compare(config: TrainConfig, folder: RunFolder) -> dict[str, EvaluationResul
                 policy,
                 config.eval_episodes,
                 seed,
-                label=f'evaluate {name}',
+                title=f'evaluate {name}',
                 record_episodes=GIF_EPISODES if name == 'FQL' else 0,
             )
             for name, policy in policies.items()

@@ -98,11 +98,11 @@ def evaluate_with_progress(
     policy: Policy,
     episodes: int,
     seed: int,
-    label: str,
+    title: str,
     record_episodes: int = 0,
 ) -> EvaluationResult:
     """`evaluate` with a progress bar."""
-    with progress_bar(label, 'episode', episodes) as bar:
+    with progress_bar(title, 'episode', episodes) as bar:
         return evaluate(
             workers,
             policy,

@@ -176,8 +176,14 @@ class RunSpec:
 
     @property
     def images(self) -> bool:
-        """Whether observations are images."""
+        """Whether observations are images, or include images."""
         return self.shapes.images
+
+    @property
+    def frame_shape(self) -> Any:
+        """Shape of one observation, not stacked; of several, by name."""
+        stack = self.config.frame_stack
+        return map_named(lambda shape: (*shape[:-1], shape[-1] // stack), self.observation_shape)
 
     @property
     def observation_bytes(self) -> int:
@@ -238,7 +244,7 @@ def choose_folder(run_dir: Path | None, resume: Path | None, name: str) -> tuple
             raise FQLError('--resume auto needs --run-dir')
         return run_dir, 'auto'
     if run_dir not in (None, resume):
-        raise FQLError('--resume names the run folder; leave --run-dir out')
+        raise FQLError('--resume names the run folder; leave out --run-dir')
     return resume, 'always'
 
 
@@ -257,10 +263,11 @@ def check_processes(processes: Processes, run_dir: Path | None, resume: Path | N
     _, _, port = processes.coordinator.rpartition(':')
     if processes.coordinator != 'auto' and not (port.isdecimal() and 0 < int(port) < 2**16):
         raise FQLError(
-            f'--coordinator {processes.coordinator}: not HOST:PORT, such as 10.0.0.1:1234, nor auto'
+            f'--coordinator must be HOST:PORT, such as 10.0.0.1:1234, or auto, '
+            f'not {processes.coordinator}'
         )
     if not 0 <= number < count:
-        raise FQLError(f'--process-id {number} of --num-processes {count}: they count from 0')
+        raise FQLError(f'--process-id must lie in [0, {count - 1}], not {number}')
 
 
 def versions() -> dict[str, str]:

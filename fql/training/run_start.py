@@ -64,7 +64,7 @@ def check_run_folder(
         raise FQLError(
             f'{folder.path} has metrics up to step {max(int(row["step"]) for row in rows):,}, but '
             f'no checkpoint in {folder.checkpoints} to continue from (is a disk not mounted? was '
-            'save-interval 0?); put them back, or start another run'
+            'save-interval 0?); restore them, or start another run'
         )
     latest = max(steps, default=0)
     if latest > last:
@@ -78,7 +78,7 @@ def check_data(folder: RunFolder, store: FrameStore) -> None:
     if not folder.data.exists():
         raise FQLError(
             f'{folder.path} has no {folder.data.name}, which says what data it was trained on; '
-            'put it back, or start another run'
+            'restore it, or start another run'
         )
     if read_object(folder.data) != store.checksums:
         raise FQLError(

@@ -38,9 +38,10 @@ from fql.reports.published import published_result
 from fql.training.augmentation import check_augmentation
 from fql.training.checkpoints import CheckpointWriter, restore_newest
 from fql.training.comparability import comparability
-from fql.training.config import TrainConfig, validate_config
+from fql.training.config import TrainConfig, setting_text, validate_config
 from fql.training.data import (
     LabelledSplit,
+    check_cameras,
     frame_shapes,
     load_training_data,
     loader_config,
@@ -255,13 +256,13 @@ def check_run(config: TrainConfig, path: Path, resume: Resume) -> CheckedRun:
     check_data(folder, store_of(data))
     check_augmentation(config.augmentation, frame_shapes(data['train'].split))
     spec = run_spec(data['train'], config)
-    check_several(spec)
+    check_cameras(config.agent.encoder.cameras, data['train'].split)
     learner = make_learner(spec)
     abstract = abstract_state(learner, mesh, config.shard_params)
     encoder = None
     starts_fresh = not finished_steps(folder.checkpoints) and not config.online.source
     if config.agent.encoder.source and starts_fresh:
-        encoder = read_starting_encoder(config, data['train'])
+        encoder = read_starting_encoder(spec)
         if uses_cache(config):
             check_room(data, spec, encoder)
     check_batches(data['train'].split, loader_config(data['train'], config, **this_process()))
@@ -335,22 +336,9 @@ def check_online_resume(folder: RunFolder, config: TrainConfig) -> None:
     """Raise FQLError if --steps differs in a run whose online phase has begun."""
     if folder.replay.exists() and (stored := read_spec(folder).config.steps) != config.steps:
         raise FQLError(
-            f'{folder.path}: its online phase has begun behind {stored:,} offline updates; '
-            f'--steps cannot become {config.steps:,}'
+            f'{folder.path}: its online phase began after {stored:,} offline updates; '
+            f'--steps cannot be changed to {config.steps:,}'
         )
-
-
-def check_several(spec: RunSpec) -> None:
-    """Raise FQLError if observations are several arrays where only one is supported."""
-    if not isinstance(spec.observation_shape, dict):
-        return
-    shown = describe(spec.observation_shape, spec.observation_dtype)
-    for flag, is_given in {
-        '--online-steps': spec.config.online.online_steps > 0,
-        '--encoder.from': spec.config.agent.encoder.source != '',
-    }.items():
-        if is_given:
-            raise FQLError(f'{flag} is for observations of one array; these are {shown}')
 
 
 def make_evaluation(
@@ -378,7 +366,7 @@ def make_evaluation(
             make_policy(act, params, config.eval_seed),
             config.eval_episodes,
             config.eval_seed,
-            label=f'evaluate step {step:,}',
+            title=f'evaluate step {step:,}',
             record_episodes=config.eval_videos,
         )
         task = find_task(config.task)
@@ -389,17 +377,22 @@ def make_evaluation(
     return evaluate
 
 
-def read_starting_encoder(config: TrainConfig, data: LabelledSplit) -> Params:
+def read_starting_encoder(spec: RunSpec) -> Params:
     """The parameters of the saved encoder that a run starts from, NumPy arrays.
 
     Raises:
         FQLError, EncoderError: it cannot be that run's encoder.
     """
-    frame_shape = data.split.observations.shape[1:]
-    if len(frame_shape) != 3:
-        raise FQLError('observations are vectors, which have no encoder: leave out --encoder.from')
-    encoder = config.agent.encoder
-    params = load_encoder(Path(encoder.source), encoder.size, frame_shape, config.frame_stack)
+    if not spec.images:
+        raise FQLError('observations are vectors, which need no encoder: leave out --encoder.from')
+    encoder = spec.config.agent.encoder
+    params = load_encoder(
+        Path(encoder.source),
+        encoder.size,
+        spec.frame_shape,
+        spec.config.frame_stack,
+        encoder.cameras,
+    )
     return jax.tree.map(np.asarray, params)
 
 
@@ -410,7 +403,7 @@ def describe_encoder(spec: RunSpec, state: TrainState) -> str:
         return 'none'
     text = f'{encoder.size}, {encoder.sharing}'
     if isinstance(spec.observation_shape, dict):
-        text += ', one for each camera'
+        text += ', one for all cameras' if encoder.cameras == 'shared' else ', one for each camera'
     if encoder.mode == 'scratch':
         return text
     text += f', {encoder.mode}, from {encoder.source}'
@@ -428,14 +421,8 @@ def describe_agent(agent: AgentConfig) -> str:
         for entry in dataclasses.fields(agent)
         if entry.name not in common
     }
-    shown = (f'{name.replace("_", "-")} {_shown(value)}' for name, value in settings.items())
+    shown = (f'{name.replace("_", "-")} {setting_text(value)}' for name, value in settings.items())
     return ', '.join([agent.name, f'discount {agent.discount:g}', *shown])
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, bool):
-        return 'on' if value else 'off'
-    return f'{value:g}' if isinstance(value, float) else str(value)
 
 
 def start_summary(

@@ -41,4 +41,4 @@ def agree_on_verification(verification: Verification, between: Callable[[], None
     except DamagedError as error:
         fault = error
     if multihost_utils.process_allgather(np.array(fault is not None)).any():
-        raise fault or DamagedError('another process has found damaged data, and says which')
+        raise fault or DamagedError('another process found damaged data; see its message')

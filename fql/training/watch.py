@@ -44,11 +44,9 @@ def watch(folder: RunFolder, episodes: int, num_workers: int, env: str = '') -> 
     check_environment(config)
     task = find_task(config.task)
     if config.eval_interval:
-        raise FQLError(
-            f'the trainer of {folder.path} evaluates by itself; train with --eval-interval 0'
-        )
+        raise FQLError(f'{folder.path} is evaluated by its training; train with --eval-interval 0')
     if not config.save_interval:
-        raise FQLError(f'the trainer of {folder.path} saves nothing: its save-interval is 0')
+        raise FQLError(f'{folder.path} saves no checkpoints: its save-interval is 0')
     act = make_act(agent_of(spec))
     abstract = abstract_state(make_learner(spec), one_device_mesh())
     with (
@@ -71,7 +69,7 @@ def watch(folder: RunFolder, episodes: int, num_workers: int, env: str = '') -> 
                 make_policy(act, params, config.eval_seed),
                 episodes,
                 config.eval_seed,
-                label=f'evaluate step {step:,}',
+                title=f'evaluate step {step:,}',
                 record_episodes=config.eval_videos,
             )
             record_evaluation(folder, log, step, result, task)

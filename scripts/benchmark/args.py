@@ -8,7 +8,7 @@ import tyro
 
 from fql.agents.configs import AgentName, EncoderName
 from fql.errors import FQLError
-from fql.reports.tables import check_new
+from fql.reports.output import check_new
 from fql.training.datasets import task_dataset_path
 from scripts.shared_args import DataDir, JsonOut
 
@@ -42,8 +42,8 @@ class BenchmarkUpdate:
     agent: AgentName = 'fql'
     """The agent whose update is timed, with its default settings."""
     against: tuple[str, ...] = ()
-    """Compare two configurations instead: A as given here, B with these NAME=VALUE settings of
-    fql train changed."""
+    """Compare two configurations in one mode (the one of --modes; default shared): A as given here,
+    B with these NAME=VALUE settings of fql train changed."""
     rounds: Rounds = 10
     batch_size: int = 256
     """As for fql train."""

@@ -18,7 +18,7 @@ from data_pipeline.store.frame_store import Split
 from fql.batch import LOADED_FIELDS
 from fql.compiled import abstract_state, initial_state, make_train_step
 from fql.devices import make_mesh, put_batch
-from fql.reports.tables import format_table, tell, write_json
+from fql.reports.output import format_table, print_notice, write_json
 from fql.reports.timing import median_ratio, take_turns
 from fql.training.config import TrainConfig
 from fql.training.data import LabelledSplit, load_training_data, run_spec, training_batches
@@ -50,14 +50,14 @@ def run(args: BenchmarkData) -> None:
     data = load_training_data(config)['train']
     with tempfile.TemporaryDirectory(prefix='benchmark-', dir=config.data_dir) as folder:
         # Memory and disk first, while nothing else is held; but TensorFlow itself is not counted.
-        tell('1/4 prepare and export')
+        print_notice('1/4 prepare and export')
         sources = measure_sources(data.split, Path(folder))
-        tell('2/4 a million frames')
+        print_notice('2/4 a million frames')
         next(training_batches(data, dataclasses.replace(config, batch_size=1), 0))
         million = measure_million_frames(config, args.batches, Path(folder))
-    tell('3/4 samplers')
+    print_notice('3/4 samplers')
     samplers = compare_samplers(data, config, args.rounds)
-    tell('4/4 waiting')
+    print_notice('4/4 waiting')
     report: Report = {
         'batch_size': config.batch_size,
         'frame_stack': config.frame_stack,
@@ -87,17 +87,17 @@ def format_report(report: Report) -> str:
         ('  at step 900,000', f'{million["first_batch_at_step_900000_s"]:.2f} s', ''),
     ]
     for batches, megabytes in growth.items():
-        label = f'  anonymous memory after {batches:,} batches'
-        lines.append((label, f'{megabytes:+.0f} MB', ''))
+        name = f'  anonymous memory after {batches:,} batches'
+        lines.append((name, f'{megabytes:+.0f} MB', ''))
     lines.append(('  of it since 1,000', f'{since:+.0f} MB', ''))
-    for name, label in (
+    for name, row in (
         ('prepare', 'prepare from .npz'),
         ('prepare_hdf5', 'prepare from HDF5'),
         ('export', 'export to TFDS'),
     ):
         result = report['sources'][name]
         peak = f'{result["peak_anonymous_growth_mb"]:+.0f} MB'
-        lines.append((label, f'{result["frames_per_second"]:,} frames/s', ''))
+        lines.append((row, f'{result["frames_per_second"]:,} frames/s', ''))
         lines.append(('  peak of anonymous memory', peak, ''))
     waits = f'{report["training_waits_for_data_share"]:.2%}'
     lines.append(('share of training time that waits for data', waits, ''))

@@ -15,7 +15,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.store.frame_store import Split
 from data_pipeline.store.latents import LatentWriter
 from fql.devices import local_mesh
-from fql.reports.tables import format_table, write_json
+from fql.reports.output import format_table, write_json
 from fql.reports.timing import median_ratio, take_turns
 from fql.training.data import load_training_data, run_spec
 from fql.training.latent_cache import (

@@ -24,7 +24,7 @@ from fql.devices import make_mesh
 from fql.envs.make import EnvSpec
 from fql.envs.tasks import OWN_TASK
 from fql.envs.workers import EnvWorkers
-from fql.reports.tables import format_table, write_json
+from fql.reports.output import format_table, write_json
 from fql.reports.timing import WARM_UP, median_ratio, take_turns
 from fql.training.actors import Actors
 from fql.training.checkpoints import CheckpointWriter
@@ -154,7 +154,8 @@ def fast_workers(config: TrainConfig) -> EnvWorkers:
 def compare_environments(args: BenchmarkOnline, folder: Path) -> dict[str, float]:
     """Steps a second of one bare environment, and of all actors with their policy and replay.
 
-    Each renders in one thread, the bare one too: by itself it would take several cores.
+    Each renders in one thread, the bare one too: by itself it would take several cores. It repeats
+    the actions of the actors' first environment, since a robot at rest is simulated faster.
     """
     render_in_one_thread()
     config = TrainConfig(task=OWN_TASK, frame_stack=1)
@@ -171,18 +172,18 @@ def compare_environments(args: BenchmarkOnline, folder: Path) -> dict[str, float
             )
             actors.start()
             bare.reset({0: 0})
-            action = np.zeros(workers.action_dim, np.float32)
-
-            def step_bare() -> None:
-                for _ in range(steps):
-                    bare.step({0: action})
+            stream = replay.streams[0]
 
             def step_actors() -> None:
                 for _ in range(steps):
                     actors.begin(actors.choose(params))
                     actors.finish()
 
-            seconds = take_turns({'bare': step_bare, 'actors': step_actors}, args.rounds)
+            def step_bare() -> None:
+                for action in stream.read('actions', stream.rows - 1 - steps, stream.rows - 1):
+                    bare.step({0: action})
+
+            seconds = take_turns({'actors': step_actors, 'bare': step_bare}, args.rounds)
     made = {'bare': steps, 'actors': steps * args.workers}
     return {name: made[name] / statistics.median(turns) for name, turns in seconds.items()}
 

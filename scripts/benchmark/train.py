@@ -15,7 +15,7 @@ from fql.compiled import (
     initial_state,
 )
 from fql.devices import put_batch
-from fql.reports.tables import format_table, write_json
+from fql.reports.output import format_table, write_json
 from fql.reports.timing import median_ratio, take_turns
 from fql.training.checkpoints import CheckpointWriter
 from fql.training.config import TrainConfig

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from fql.agents.base import Agent, PlainEncoder
 from fql.agents.configs import AGENT_CONFIGS, FQLConfig
 from fql.agents.fql import FQL
-from fql.batch import batch_from_frames
+from fql.batch import batch_from_inputs
 from fql.compiled import (
     Arrays,
     Prepare,
@@ -31,13 +31,13 @@ from fql.compiled import (
 from fql.devices import check_batch_size, make_mesh, put_batch
 from fql.errors import FQLError
 from fql.learner import Learner, Metrics, TrainState, make_optimizer
-from fql.reports.tables import format_table, write_json
+from fql.reports.output import format_table, write_json
 from fql.reports.timing import median_ratio, take_turns
 from fql.training.config import TrainConfig, validate_config
 from fql.training.learning import agent_of, batch_maker, make_learner
 from fql.training.memory import check_memory
 from fql.training.run_folder import RunSpec
-from scripts.benchmark.args import BenchmarkUpdate
+from scripts.benchmark.args import BenchmarkUpdate, Mode
 
 ACTION_DIM = 5
 CHANNELS = 3
@@ -88,16 +88,27 @@ def run(args: BenchmarkUpdate) -> None:
     if args.against:
         changed = changed_config(config, args.against)
         check_memory_of_variants(changed, args.image_size)
-        variants = {
-            'A': our_variant(config, args.image_size),
-            'B': our_variant(changed, args.image_size),
-        }
+        make = MODES[compared_mode(args.modes)]
+        variants = {'A': make(config, args.image_size), 'B': make(changed, args.image_size)}
     else:
         variants = {mode: MODES[mode](config, args.image_size) for mode in args.modes}
     report = measure(variants, args.rounds, config.agent.precision)
     report = {'device': jax.devices()[0].device_kind, 'devices': jax.device_count(), **report}
     print(format_report(report))
     write_json(args.json, {'config': dataclasses.asdict(config), **report})
+
+
+def compared_mode(modes: tuple[Mode, ...]) -> Mode:
+    """The mode in which `--against` compares two configurations: the one given, else shared.
+
+    Raises:
+        FQLError: several are given.
+    """
+    if modes == BenchmarkUpdate.modes:
+        return 'shared'
+    if len(modes) > 1:
+        raise FQLError(f'--against compares in one mode, not in {" ".join(modes)}')
+    return modes[0]
 
 
 def check_memory_of_variants(config: TrainConfig, image_size: int) -> None:
@@ -145,7 +156,7 @@ def changed_config(config: TrainConfig, changes: tuple[str, ...]) -> TrainConfig
         elif separator and hasattr(config, field):
             config = dataclasses.replace(config, **{field: value})
         else:
-            raise FQLError(f'--against {change}: not NAME=VALUE of a setting of fql train')
+            raise FQLError(f'--against must be NAME=VALUE, a setting of fql train, not {change}')
     validate_config(config)
     return config
 
@@ -172,7 +183,7 @@ def latents_variant(config: TrainConfig, image_size: int) -> Variant:
     assert agent.encoder is not None
     latents, _ = jax.eval_shape(agent.encoder.init_with_output, jax.random.key(0), observations)
     arrays = {
-        'frames': random_vectors((config.batch_size, 2, latents.shape[-1])),
+        'inputs': random_vectors((config.batch_size, 2, latents.shape[-1])),
         **random_columns(agent, config.batch_size),
     }
     return host_variant(spec, agent, arrays, make_mesh(), has_latents=True)
@@ -184,7 +195,7 @@ def states_variant(config: TrainConfig, image_size: int) -> Variant:
     spec = RunSpec(config, (STATE_DIM,), 'float32', ACTION_DIM)
     agent = agent_of(spec)
     arrays = {
-        'frames': random_vectors((config.batch_size, 2, STATE_DIM)),
+        'inputs': random_vectors((config.batch_size, 2, STATE_DIM)),
         **random_columns(agent, config.batch_size),
     }
     return host_variant(spec, agent, arrays, make_mesh())
@@ -230,7 +241,7 @@ def on_device_variant(config: TrainConfig, image_size: int) -> Variant:
         learner, device_sampler(config, agent.horizon), abstract_state(learner, mesh), count
     )
     state = initial_state(learner, config.seed, mesh)
-    batches = [{'frames': frames, **columns}] * count
+    batches = [{'inputs': frames, **columns}] * count
     compiled = train_step.jitted.lower(*train_step.arguments(state, batches)).compile()
     return make_variant(
         lambda state: compiled(*train_step.arguments(state, batches)), state, compiled, count
@@ -244,18 +255,18 @@ def device_sampler(config: TrainConfig, horizon: int) -> Prepare:
 
     def prepare(arrays: Arrays, key: jax.Array, step: jax.Array) -> Any:
         rows_key, coin_key, shift_key = jax.random.split(jax.random.fold_in(key, step), 3)
-        bounds = (stack, len(arrays['frames']) - horizon)
+        bounds = (stack, len(arrays['inputs']) - horizon)
         rows = jax.random.randint(rows_key, (config.batch_size,), *bounds)
         coin = jax.random.uniform(coin_key) < config.shift_probability
         shifts = jax.random.randint(shift_key, (config.batch_size, 2), -SHIFT_PAD, SHIFT_PAD + 1)
         lines, columns = (
             jnp.clip(jnp.arange(size) + shifts[:, i : i + 1] * coin, 0, size - 1)
-            for i, size in enumerate(arrays['frames'].shape[1:3])
+            for i, size in enumerate(arrays['inputs'].shape[1:3])
         )
         places = (rows[:, None] + jnp.asarray(offsets))[:, :, None, None]
-        frames = arrays['frames'][places, lines[:, None, :, None], columns[:, None, None, :]]
-        batch = {name: column[rows] for name, column in arrays.items() if name != 'frames'}
-        return batch_from_frames({'frames': frames, **batch}, horizon)
+        frames = arrays['inputs'][places, lines[:, None, :, None], columns[:, None, None, :]]
+        batch = {name: column[rows] for name, column in arrays.items() if name != 'inputs'}
+        return batch_from_inputs({'inputs': frames, **batch}, horizon)
 
     return prepare
 
@@ -270,7 +281,7 @@ def reference_variant(config: TrainConfig, image_size: int) -> Variant:
     spec, mesh = image_spec(config, image_size), make_mesh()
     agent = ReferenceFQL(fql_config(config), spec.shapes)
     learner = Learner(agent, make_optimizer(config.agent.lr, config.agent.encoder))
-    batch = batch_from_frames(random_arrays(agent, config, image_size))
+    batch = batch_from_inputs(random_arrays(agent, config, image_size))
     arrays = {name: np.asarray(x) for name, x in batch._asdict().items() if x is not None}
     state = initial_state(learner, config.seed, mesh)
 
@@ -288,7 +299,7 @@ def fql_config(config: TrainConfig) -> FQLConfig:
         FQLError: another agent has no such mode.
     """
     if not isinstance(config.agent, FQLConfig):
-        raise FQLError(f'modes reference and plain are of fql; agent {config.agent.name} has none')
+        raise FQLError(f'modes reference and plain are for agent fql only, not {config.agent.name}')
     return config.agent
 
 
@@ -330,7 +341,7 @@ def random_arrays(agent: Agent, config: TrainConfig, image_size: int) -> HostArr
     """A batch as the loader gives it."""
     count = config.frame_stack + min(agent.horizon, config.frame_stack)
     frames = random_images((config.batch_size, count, image_size, image_size, CHANNELS))
-    return {'frames': frames, **random_columns(agent, config.batch_size)}
+    return {'inputs': frames, **random_columns(agent, config.batch_size)}
 
 
 def random_images(shape: tuple[int, ...]) -> np.ndarray:

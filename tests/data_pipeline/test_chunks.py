@@ -83,7 +83,7 @@ def test_chunks_against_numpy(make_split, stack, horizon):
     now, later = stack_places(stack, horizon)
     is_shifted = []
     for batch in take(split, 12, frame_stack=stack, horizon=horizon, discount=0.9):
-        assert batch['frames'].shape == (8, stack + min(stack, horizon), 8, 9, 3)
+        assert batch['inputs'].shape == (8, stack + min(stack, horizon), 8, 9, 3)
         for name in ('actions', 'rewards', 'masks', 'valid'):
             assert batch[name].dtype == np.float32
         for i, t in enumerate(batch['indices']):
@@ -92,7 +92,7 @@ def test_chunks_against_numpy(make_split, stack, horizon):
             for places, row in ((now, t), (later, t + horizon)):
                 rows = np.clip(np.arange(row - stack + 1, row + 1), firsts[t], lasts[t])
                 expected = [crop(split.observations[r], batch['shifts'][i]) for r in rows]
-                np.testing.assert_array_equal(batch['frames'][i, places], expected)
+                np.testing.assert_array_equal(batch['inputs'][i, places], expected)
         is_shifted.append((batch['shifts'] != 3).any())
     assert any(is_shifted)
     assert not all(is_shifted)
@@ -114,7 +114,7 @@ def test_a_chunk_of_one_is_a_transition(make_split):
     split = make_split()
     labels = random_labels(split)
     for batch in take(split, 3, horizon=1, discount=0.5):
-        assert set(batch) == {'frames', 'actions', 'rewards', 'masks', 'indices', 'shifts'}
+        assert set(batch) == {'inputs', 'actions', 'rewards', 'masks', 'indices', 'shifts'}
         np.testing.assert_array_equal(batch['rewards'], labels[0][batch['indices']])
         np.testing.assert_array_equal(batch['masks'], labels[1][batch['indices']])
 
@@ -132,12 +132,12 @@ def test_processes_load_the_parts_of_one_batch(make_split):
 def test_vectors_come_in_chunks_too(make_split):
     split = make_split(shape=(6,), dtype=np.float32)
     for batch in take(split, 2, frame_stack=2, horizon=4):
-        assert batch['frames'].shape == (8, 4, 6)
+        assert batch['inputs'].shape == (8, 4, 6)
         rows = batch['indices'][:, None] + np.array(frame_offsets(2, 4))
         first = split.first_rows[batch['indices']][:, None]
         last = first + np.repeat(split.lengths, split.lengths)[batch['indices']][:, None] - 1
         np.testing.assert_array_equal(
-            batch['frames'], split.observations[np.clip(rows, first, last)]
+            batch['inputs'], split.observations[np.clip(rows, first, last)]
         )
 
 
@@ -233,8 +233,8 @@ def test_chunks_against_published_sampling(tmp_path, name):
         np.testing.assert_allclose(
             batch[field][valid], reference[f'batch/{field}'][valid], rtol=1e-6, atol=1e-6
         )
-    assert batch['frames'].shape[1] == 2
-    np.testing.assert_array_equal(batch['frames'][:, 0], reference['batch/observations'])
+    assert batch['inputs'].shape[1] == 2
+    np.testing.assert_array_equal(batch['inputs'][:, 0], reference['batch/observations'])
     later = reference['batch/next_observations']
     # For images, the time axis is the second to last.
     later = later[..., -1, :] if config['pixels'] else later[:, -1]
@@ -246,9 +246,9 @@ def test_chunks_against_published_sampling(tmp_path, name):
     is_inside = valid[:, -1] & ~is_end
     is_end &= valid[:, -1]
     assert is_end.any()
-    np.testing.assert_array_equal(batch['frames'][is_end, 1], later[is_end])
+    np.testing.assert_array_equal(batch['inputs'][is_end, 1], later[is_end])
     np.testing.assert_array_equal(
-        batch['frames'][is_inside, 1],
+        batch['inputs'][is_inside, 1],
         reference['dataset/observations'][last_steps[is_inside] + 1],
     )
     assert len(reference['dataset/actions']) - horizon + 1 == reference['index_bound']

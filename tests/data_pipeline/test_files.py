@@ -183,6 +183,25 @@ def test_what_killed_processes_have_left_is_put_right(tmp_path, run_python, when
     assert names(tmp_path) == ['.a-b.incomplete', 'a']
 
 
+LEFTOVERS = {
+    'file': lambda path: path.write_text('x'),
+    'link': lambda path: path.symlink_to('kept'),
+    'broken link': lambda path: path.symlink_to('nowhere'),
+}
+
+
+@pytest.mark.parametrize('kind', LEFTOVERS)
+@pytest.mark.parametrize('ending', ['incomplete', 'replaced'])
+def test_leftovers_that_are_no_folders_are_removed(tmp_path, kind, ending):
+    replace(tmp_path / 'a', 'old')
+    replace(tmp_path / 'kept', 'kept')
+    LEFTOVERS[kind](tmp_path / f'.a.{ending}')
+    replace(tmp_path / 'a', 'new')
+    assert (tmp_path / 'a' / 'x').read_text() == 'new'
+    assert (tmp_path / 'kept' / 'x').read_text() == 'kept'
+    assert names(tmp_path) == ['a', 'kept']
+
+
 HOLD = """
 import sys
 from pathlib import Path
@@ -216,7 +235,7 @@ def test_a_lock_is_held_by_one_process_and_freed_by_its_death(tmp_path, capfd):
     assert 'waiting for it' not in capfd.readouterr().out
 
 
-def test_a_full_disk_is_told_with_the_file(tmp_path):
+def test_a_full_disk_is_reported_with_the_file(tmp_path):
     """The system's error of a write names no file. /dev/full fails like a full disk."""
 
     def write():

@@ -73,7 +73,7 @@ def assert_batch_is_plain(batch: Batch, arrays: Batch, stack: int, pad: int) -> 
         plain_frames(arrays['observations'], arrays['terminals'], row, shift, stack, pad)
         for row, shift in zip(batch['indices'], batch['shifts'], strict=True)
     ]
-    np.testing.assert_array_equal(batch['frames'], expected)
+    np.testing.assert_array_equal(batch['inputs'], expected)
     np.testing.assert_array_equal(
         batch['actions'], np.clip(arrays['actions'][batch['indices']], -0.99999, 0.99999)
     )
@@ -104,7 +104,7 @@ def test_batches_of_real_data(real_store, real_source):
         real_store.splits['train'], 4, batch_size=256, frame_stack=3, shift_probability=1
     )
     for batch in batches:
-        assert batch['frames'].shape == (256, 4, 64, 64, 3)
+        assert batch['inputs'].shape == (256, 4, 64, 64, 3)
         assert_batch_is_plain(batch, arrays, 3, 3)
     assert np.unique(np.concatenate([b['shifts'] for b in batches]), axis=0).shape == (49, 2)
 
@@ -112,7 +112,7 @@ def test_batches_of_real_data(real_store, real_source):
 def test_fields(make_split):
     batch = take(make_split(), 1, frame_stack=2, shift_probability=1)[0]
     assert {name: (array.dtype, array.shape) for name, array in batch.items()} == {
-        'frames': (np.uint8, (8, 3, 8, 8, 3)),
+        'inputs': (np.uint8, (8, 3, 8, 8, 3)),
         'actions': (np.float32, (8, 4)),
         'rewards': (np.float32, (8,)),
         'masks': (np.float32, (8,)),
@@ -137,7 +137,7 @@ def test_vectors_are_stacked_and_never_shifted(make_split, make_arrays, dtype):
     arrays = make_arrays(shape=(9,), dtype=dtype)
     arrays['observations'] = arrays['observations'].astype(np.float32)
     for batch in take(split, 3, frame_stack=3, shift_probability=1):
-        assert batch['frames'].dtype == np.float32
+        assert batch['inputs'].dtype == np.float32
         assert_batch_is_plain(batch, arrays, 3, 3)
         assert (batch['shifts'] == 3).all()
 
@@ -170,7 +170,7 @@ labels = np.zeros(len(split.actions), np.float32)
 batches = make_batches(split, labels, labels, LoaderConfig(8, 3), start_step=3)
 digest = hashlib.sha256()
 for batch in itertools.islice(batches, 20):
-    digest.update(batch['frames'].tobytes() + batch['indices'].tobytes())
+    digest.update(batch['inputs'].tobytes() + batch['indices'].tobytes())
 print(digest.hexdigest())
 # The iterator is live and prefetching when the interpreter ends.
 """
@@ -227,7 +227,7 @@ def test_batches_outlive_what_made_them(make_split):
     del split
     gc.collect()
     for batch in expected:
-        np.testing.assert_array_equal(next(batches)['frames'], batch['frames'])
+        np.testing.assert_array_equal(next(batches)['inputs'], batch['inputs'])
 
 
 def test_batches_are_not_written_over_by_later_ones(make_split):
@@ -235,9 +235,9 @@ def test_batches_are_not_written_over_by_later_ones(make_split):
     labels = row_rewards(len(split.actions))
     batches = make_batches(split, labels, labels, LoaderConfig(8))
     first = next(batches)
-    before = first['frames'].copy()
+    before = first['inputs'].copy()
     list(itertools.islice(batches, 30))
-    np.testing.assert_array_equal(first['frames'], before)
+    np.testing.assert_array_equal(first['inputs'], before)
 
 
 MEMORY = """

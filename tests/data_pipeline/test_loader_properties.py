@@ -167,6 +167,6 @@ def test_batches_of_all_processes_are_the_batch(lengths, frame_stack, division, 
             for place in range(len(rows) - 1)
         }
         expected = [stacks[row] for row in whole['indices'].tolist()]
-        assert whole['frames'].reshape(batch_size, -1).tolist() == expected
+        assert whole['inputs'].reshape(batch_size, -1).tolist() == expected
         np.testing.assert_array_equal(whole['rewards'], whole['indices'])
         np.testing.assert_array_equal(whole['masks'], -whole['indices'])

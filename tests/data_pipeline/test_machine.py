@@ -107,6 +107,6 @@ def test_a_machine_that_does_not_tell(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='/proc')
-def test_this_machine_tells():
+def test_this_machine_is_known():
     total = int(subprocess.check_output(['awk', '/MemTotal/ {print $2}', '/proc/meminfo'])) * 1024
     assert 0 < available_memory() <= 2 * total

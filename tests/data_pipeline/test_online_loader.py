@@ -57,7 +57,7 @@ class Plain:
         following = self.transitions.index(row) + 1
         following = self.transitions[min(following, len(self.transitions) - 1)]
         return {
-            'frames': np.stack(frames),
+            'inputs': np.stack(frames),
             'actions': np.clip(np.stack(actions), -0.99999, 0.99999),
             'rewards': np.array(rewards),
             'masks': np.array(masks),

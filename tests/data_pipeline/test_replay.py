@@ -3,27 +3,39 @@
 import json
 import os
 import shutil
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
+from data_pipeline.observations import map_named
 from data_pipeline.replay import EXTENT, Episodes, Layout, Replay, open_replay, verify_replay
 from data_pipeline.sources.replay import replay_splits
 
 LAYOUT = Layout((4, 5, 3), 'uint8', 2)
 STATES = Layout((3,), 'float32', 2)
+SEVERAL = Layout(
+    {'front': (4, 5, 3), 'wrist': (2, 3, 1), 'pose': (3,)},
+    {'front': 'uint8', 'wrist': 'uint8', 'pose': 'float32'},
+    2,
+)
 REFERENCE = Path(__file__).resolve().parents[1] / 'parity' / 'data' / 'replay_buffer.npz'
 
 
 def make_episodes(lengths, layout=LAYOUT, seed=0):
-    """Episodes of these numbers of steps: (frames (n + 1, ...), actions, rewards, masks)."""
+    """Episodes of these numbers of steps: (n + 1 frames, actions, rewards, masks)."""
     rng = np.random.default_rng(seed)
     for length in lengths:
-        frames = rng.integers(0, 256, (length + 1, *layout.frame_shape))
+        count = length + 1
+        frames = map_named(
+            lambda shape, dtype, n=count: rng.integers(0, 256, (n, *shape)).astype(dtype),
+            layout.frame_shape,
+            layout.frame_dtype,
+        )
         yield (
-            frames.astype(layout.frame_dtype),
+            [map_named(itemgetter(i), frames) for i in range(count)],
             rng.uniform(-1, 1, (length, layout.action_dim)).astype(np.float32),
             rng.normal(size=length).astype(np.float32),
             rng.integers(0, 2, length).astype(np.float32),
@@ -57,6 +69,22 @@ def test_a_replay_reads_as_a_frame_store(tmp_path):
         found = {'actions': split.actions, **split.labels}[name][split.valid_rows]
         np.testing.assert_array_equal(found, np.concatenate(expected))
     assert not split.actions[split.terminals].any()
+
+
+def test_several_arrays_read_as_those_of_a_frame_store(tmp_path):
+    (episode,) = make_episodes((4,), SEVERAL)
+    with Replay(tmp_path / 'replay', 'env', SEVERAL, 1) as replay:
+        append(replay.streams[0], episode)
+        newest = replay.streams[0].read_frames(4, 5)
+    split = open_replay(tmp_path / 'replay').splits['train']
+    assert split.observations.keys() == newest.keys() == SEVERAL.frame_shape.keys()
+    for name, array in split.observations.items():
+        np.testing.assert_array_equal(array, [frame[name] for frame in episode[0]])
+        np.testing.assert_array_equal(newest[name][0], episode[0][4][name])
+    assert {path.name for path in (tmp_path / 'replay' / 'train').iterdir()} == {
+        *(f'observations.{name}.npy' for name in SEVERAL.frame_shape),
+        *(f'{name}.npy' for name in ('actions', 'rewards', 'masks', 'terminals')),
+    }
 
 
 def test_an_episode_that_has_only_begun_is_left_out(tmp_path):
@@ -104,7 +132,7 @@ def snapshot(folder):
     }
 
 
-@pytest.mark.parametrize('layout', [LAYOUT, STATES])
+@pytest.mark.parametrize('layout', [LAYOUT, STATES, SEVERAL])
 def test_a_replay_cut_at_a_checkpoint_goes_on_as_if_nothing_had_been(tmp_path, layout):
     episodes = list(make_episodes((3, 4, 6, 2), layout))
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
@@ -224,12 +252,19 @@ def test_an_episode_that_is_cut_off(tmp_path):
         assert replay.streams[0].episodes.ends.tolist() == [2, 6]
 
 
-@pytest.mark.parametrize('name', ['observations', 'actions', 'rewards', 'masks', 'terminals'])
-def test_no_store_is_made_of_a_damaged_replay(tmp_path, name):
-    with Replay(tmp_path / 'replay', 'env', LAYOUT, 2) as replay:
-        for stream, episode in zip(replay.streams, make_episodes((5, 3)), strict=True):
+@pytest.mark.parametrize(
+    ('layout', 'name'),
+    [
+        *((LAYOUT, name) for name in ('observations', 'actions', 'rewards', 'masks', 'terminals')),
+        *((SEVERAL, f'observations.{name}') for name in ('front', 'pose')),
+    ],
+)
+def test_no_store_is_made_of_a_damaged_replay(tmp_path, layout, name):
+    with Replay(tmp_path / 'replay', 'env', layout, 2) as replay:
+        episodes = list(make_episodes((5, 3), layout))
+        for stream, episode in zip(replay.streams, episodes, strict=True):
             append(stream, episode)
-        replay.streams[0].start(np.zeros((4, 5, 3), np.uint8))
+        replay.streams[0].start(episodes[1][0][0])
     verify_replay(tmp_path / 'replay')
     path = tmp_path / 'replay' / 'train_1' / f'{name}.npy'
     data = bytearray(path.read_bytes())
@@ -250,6 +285,7 @@ def test_no_store_is_made_of_a_damaged_replay(tmp_path, name):
         (('layout', 'frame_shape'), [4, 5]),
         (('layout', 'frame_shape'), [10**30]),
         (('layout', 'frame_shape'), [0]),
+        (('layout', 'frame_dtype'), {'front': 'uint8'}),
         (('layout', 'latents'), [3, 'x']),
         (('streams',), {'../elsewhere': {'rows': 4, 'crc32': {}}}),
     ],
@@ -268,6 +304,15 @@ def test_a_record_that_is_not_that_of_its_files(tmp_path, place, value):
     with pytest.raises(DataError, match=r'replay: ') as caught:
         replay_splits(tmp_path / 'replay')
     assert '\n' not in str(caught.value)
+
+
+def test_names_lead_to_no_other_folder(tmp_path):
+    with Replay(tmp_path / 'replay', 'env', SEVERAL, 1) as replay:
+        append(replay.streams[0], next(make_episodes((5,), SEVERAL)))
+    path = tmp_path / 'replay' / 'replay.json'
+    path.write_text(path.read_text().replace('wrist', '../x'))
+    with pytest.raises(DataError, match=r"damaged replay: '\.\./x' is not a valid name"):
+        open_replay(tmp_path / 'replay')
 
 
 @pytest.mark.parametrize('rows', [EXTENT, 7])

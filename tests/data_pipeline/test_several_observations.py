@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DamagedError, DataError
-from data_pipeline.loader import LoaderConfig, check_windows, make_batches
+from data_pipeline.loader import LoaderConfig, check_windows, make_batches, make_windows
 from data_pipeline.observations import observation_keys
+from data_pipeline.online_loader import OnlineBatches
+from data_pipeline.replay import Layout, Replay
 from data_pipeline.sources.files import file_splits
+from data_pipeline.sources.rlds import RldsKeys, rlds_splits
 from data_pipeline.store.frame_store import FrameStore, open_store
 from data_pipeline.store.verification import verify
 from data_pipeline.store.writer import write_store
@@ -98,7 +101,7 @@ def test_batches_are_what_they_say(arrays, tmp_path, stack, horizon):
     expected = stored(arrays)
     last = np.flatnonzero(arrays['terminals'])
     for batch in take(prepared(tmp_path, arrays), 8, frame_stack=stack, horizon=horizon, seed=2):
-        assert batch['frames'].keys() == batch['shifts'].keys() == expected.keys()
+        assert batch['inputs'].keys() == batch['shifts'].keys() == expected.keys()
         for place, row in enumerate(batch['indices']):
             number = np.searchsorted(last, row)
             first = last[number - 1] + 1 if number else 0
@@ -108,7 +111,7 @@ def test_batches_are_what_they_say(arrays, tmp_path, stack, horizon):
                 for offset in range(1 - stack, 1)
             ]
             for name, array in expected.items():
-                frames, shift = batch['frames'][name][place], batch['shifts'][name][place]
+                frames, shift = batch['inputs'][name][place], batch['shifts'][name][place]
                 if array.ndim == 4:
                     wanted = [[shifted(array[r], shift) for r in rows] for rows in (now, later)]
                 else:
@@ -129,7 +132,7 @@ def test_draws_are_those_of_a_single_image(arrays, tmp_path):
         for name in ('indices', 'actions', 'rewards'):
             np.testing.assert_array_equal(batch[name], alone[name])
         np.testing.assert_array_equal(batch['shifts']['hand'], alone['shifts'])
-        np.testing.assert_array_equal(batch['frames']['hand'], alone['frames'])
+        np.testing.assert_array_equal(batch['inputs']['hand'], alone['inputs'])
         assert (batch['shifts']['main'] != batch['shifts']['hand']).any()
     assert {path.name for path in (tmp_path / 'one' / 'store' / 'train').iterdir()} == {
         f'{name}.npy' for name in ('observations', 'actions', 'terminals', 'qpos', 'qvel')
@@ -144,10 +147,98 @@ def test_batch_n_is_the_same_from_any_start_and_in_parts(arrays, tmp_path):
         take(store, 5, shift_probability=1, process_index=i, process_count=2)[4] for i in range(2)
     ]
     for name in ('main', 'hand', 'state'):
-        for field in ('frames', 'shifts'):
+        for field in ('inputs', 'shifts'):
             np.testing.assert_array_equal(late[field][name], whole[4][field][name])
             joined = np.concatenate([part[field][name] for part in parts])
             np.testing.assert_array_equal(joined, whole[4][field][name])
+
+
+def test_an_exported_dataset_is_the_same_again(arrays, tmp_path):
+    rows = len(arrays['state'])
+    store = prepared(
+        tmp_path, {**arrays, 'rewards': np.arange(rows), 'masks': np.arange(rows) % 3 > 0}
+    )
+    split = store.splits['train']
+    folder = export_tfds(store, tmp_path / 'tfds')
+    steps = json.loads((folder / 'features.json').read_text())
+    assert all(f'"{name}"' in json.dumps(steps) for name in KEYS)
+    keys = RldsKeys({name: f'observation/{name}' for name in KEYS}, reward='reward')
+    again = write_store(tmp_path / 'again', 'd', rlds_splits(str(folder), keys)).splits['train']
+    assert again.arrays.keys() == split.arrays.keys()
+    np.testing.assert_array_equal(again.terminals, split.terminals)
+    for name, array in split.arrays.items():
+        used = ~split.terminals if name in ('actions', 'rewards', 'masks') else slice(None)
+        np.testing.assert_array_equal(again.arrays[name][used], array[used], err_msg=name)
+
+
+def test_windows_of_each_array(arrays, tmp_path):
+    """Each stack is of its rows and shifted as it says, the two stacks and all cameras apart."""
+    arrays['top'] = arrays['wrist'][..., None]
+    split = prepared(tmp_path, arrays, {**KEYS, 'top': 'top'}).splits['train']
+    config = LoaderConfig(8, frame_stack=2, horizon=3, shift_pad=PAD, shift_probability=1)
+    last = np.flatnonzero(split.terminals)
+    for batch in itertools.islice(make_windows(split, config), 4):
+        starts = batch['indices']
+        for prefix, rows in (('', starts), ('later_', starts + batch['offsets'])):
+            for place, row in enumerate(rows):
+                number = np.searchsorted(last, starts[place])
+                first = last[number - 1] + 1 if number else 0
+                assert row <= last[number]
+                for name, array in split.observations.items():
+                    wanted = array[[max(row - 1, first), row]]
+                    if array.ndim == 4:
+                        shift = batch[f'{prefix}shifts'][name][place]
+                        wanted = [shifted(frame, shift) for frame in wanted]
+                    np.testing.assert_array_equal(batch[f'{prefix}frames'][name][place], wanted)
+        drawn = {
+            batch[field][name].tobytes()
+            for field in ('shifts', 'later_shifts')
+            for name in ('hand', 'main', 'top')
+        }
+        assert len(drawn) == 6
+
+
+@pytest.mark.parametrize('share', [None, 0.25])
+def test_batches_of_data_and_replay(arrays, tmp_path, share):
+    """Each array of a sample is of its row, of the data or of the replay, shifted as it says."""
+    split = prepared(tmp_path, arrays).splits['train']
+    rng = np.random.default_rng(3)
+    held = [{name: np.array(array) for name, array in split.observations.items()}]
+    held.append({name: array[::-1].copy() for name, array in held[0].items()})
+    types = {name: str(array.dtype) for name, array in held[1].items()}
+    layout = Layout({name: array.shape[1:] for name, array in held[1].items()}, types, 4)
+    numbers = np.arange(len(split.terminals), dtype=np.float32)
+    config = LoaderConfig(batch_size=8, frame_stack=2, shift_pad=PAD)
+    seen = set()
+    with (
+        Replay(tmp_path / 'replay', 'env', layout, 1) as replay,
+        OnlineBatches(split, numbers, numbers, replay, share, config) as batches,
+    ):
+        frames = [{name: array[i] for name, array in held[1].items()} for i in range(8)]
+        replay.streams[0].start(frames[0])
+        for i in range(1, 6):
+            replay.streams[0].step(rng.uniform(-1, 1, 4), i, 1.0, frames[i], i == 5)
+        replay.streams[0].start(frames[6])
+        replay.streams[0].step(rng.uniform(-1, 1, 4), 0.0, 1.0, frames[7], False)
+        last = [np.flatnonzero(split.terminals), np.array([5, 7])]
+        batches.ask(range(6))
+        for _ in range(6):
+            _, batch = batches.take()
+            assert batch['inputs'].keys() == batch['shifts'].keys() == held[0].keys()
+            for place, (source, row) in enumerate(
+                zip(batch['sources'], batch['indices'], strict=True)
+            ):
+                number = np.searchsorted(last[source], row)
+                first = last[source][number - 1] + 1 if number else 0
+                for name, array in held[source].items():
+                    wanted = array[[max(row - 1, first), row, row + 1]]
+                    shift = batch['shifts'][name][place]
+                    if array.ndim == 4:
+                        wanted = [shifted(frame, shift) for frame in wanted]
+                    np.testing.assert_array_equal(batch['inputs'][name][place], wanted)
+                seen.add((int(source), bool((batch['shifts']['hand'][place] != PAD).any())))
+            assert (batch['shifts']['state'] == PAD).all()
+    assert seen == {(0, False), (0, True), (1, False), (1, True)}
 
 
 def test_stored_following_observations(arrays, tmp_path):
@@ -172,7 +263,7 @@ def test_stored_following_observations(arrays, tmp_path):
     np.testing.assert_array_equal(seen['state'][starts + 1], np.float32(arrays['next_state']))
     np.testing.assert_array_equal(seen['wrist'][starts + 1][..., 0], arrays['next_wrist'])
     del arrays['next_wrist']
-    with pytest.raises(DataError, match=r'lacks what follows observations\.wrist'):
+    with pytest.raises(DataError, match=r'but not of observations\.wrist'):
         prepared(tmp_path, arrays, observation_keys(['state', 'wrist']))
 
 
@@ -198,20 +289,26 @@ def test_keys(arrays, tmp_path):
     assert observation_keys(['obs/front']) == {'': 'obs/front'}
     assert observation_keys(['eye=obs/front']) == {'eye': 'obs/front'}
     assert observation_keys(['obs/front', 'x']) == {'front': 'obs/front', 'x': 'x'}
-    for words, fault in ((['a/x', 'b/x'], "two observations are called 'x'"), (['=x'], "''")):
+    assert observation_keys(['x=a=b']) == {'x': 'a=b'}
+    for arguments, fault in (
+        (['a/x', 'b/x'], "two observations are called 'x'"),
+        (['=x'], "''"),
+        (['x', 'a/'], "''"),
+        (['n' * 190 + '=x'], r'observations\.n.* of at most 200 bytes'),  # Of the store's array.
+    ):
         with pytest.raises(DataError, match=fault):
-            observation_keys(words)
+            observation_keys(arguments)
     with pytest.raises(DataError, match=r"no observation 'waist'; it holds actions, .*wrist"):
         prepared(tmp_path, arrays, {'waist': 'waist'})
     store = prepared(tmp_path, arrays)
-    with pytest.raises(DataError, match='pass --overwrite'):
+    with pytest.raises(DataError, match='replace it with --overwrite'):
         prepared(tmp_path, arrays, {'hand': 'wrist', 'state': 'state'})
-    with pytest.raises(DataError, match='of one observation array'):
-        export_tfds(store, tmp_path / 'tfds')
-    with pytest.raises(DataError, match=r'several arrays .*hand, main, state'):
-        check_windows(store.splits['train'], LoaderConfig(4))
     (tmp_path / 'low').mkdir()
     low = {**arrays, 'cameras/main': arrays['cameras/main'][:, :3]}
     store = prepared(tmp_path / 'low', low)
-    with pytest.raises(DataError, match=r'shift_pad 3 for images of \(3, 9, 3\)'):
+    with pytest.raises(DataError, match=r'shift_pad 3 is too large for \(3, 9, 3\)'):
         take(store, 1)
+    (tmp_path / 'blind').mkdir()
+    store = prepared(tmp_path / 'blind', arrays, {'state': 'state', 'other': 'state'})
+    with pytest.raises(DataError, match='observations are vectors, but images are needed'):
+        check_windows(store.splits['train'], LoaderConfig(4))

@@ -206,5 +206,5 @@ def write_lerobot(folder: Path, episodes: list[list[tuple]]) -> tuple[str, ...]:
 def key_flags(keys: dict[str, str]) -> tuple[str, ...]:
     """`--observation-key` for each."""
     return tuple(
-        word for name, key in keys.items() for word in ('--observation-key', f'{name}={key}')
+        text for name, key in keys.items() for text in ('--observation-key', f'{name}={key}')
     )

@@ -76,4 +76,4 @@ def test_a_resumed_run_keeps_its_agent(fql, assert_one_line, tmp_path):
     done = fql('evaluate', run, '--policy', 'one_step', '--episodes', 1)
     assert_one_line(done, 'agent bc has no policy one_step; it has flow')
     done = fql('evaluate', run, '--candidates', 2, '--episodes', 1)
-    assert_one_line(done, 'agent bc chooses among no candidates')
+    assert_one_line(done, 'agent bc does not choose among candidates')

@@ -77,7 +77,7 @@ agent = FQLConfig(hidden_dims=(256, 256), flow_steps=1, encoder=encoder)
 config = TrainConfig(task='', frame_stack=1, shard_params=True, agent=agent)
 spec, mesh = RunSpec(config, (8, 8, 3), 'uint8', 2), make_mesh()
 arrays = {
-    'frames': np.zeros((8, 2, 8, 8, 3), np.uint8),
+    'inputs': np.zeros((8, 2, 8, 8, 3), np.uint8),
     'actions': np.zeros((8, 2), np.float32),
     'rewards': np.zeros(8, np.float32),
     'masks': np.zeros(8, np.float32),
@@ -143,8 +143,8 @@ def test_two_processes_stop_together_on_damaged_data(start_fql, prepared, enviro
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    words = ('--steps', 4, '--run-dir', run, '--data-dir', tmp_path)
-    for process in start_two(start_fql, 'train', *SETTINGS, *words):
+    arguments = ('--steps', 4, '--run-dir', run, '--data-dir', tmp_path)
+    for process in start_two(start_fql, 'train', *SETTINGS, *arguments):
         _, errors = process.communicate(timeout=250)
         assert process.returncode == 1
         assert f'fql: {path} is not what was written' in errors
@@ -167,11 +167,11 @@ def test_two_processes_pretrain_the_encoder_of_one(fql, start_fql, assert_one_li
     assert dataclasses.replace(saved[0], digest='') == dataclasses.replace(saved[1], digest='')
     trees = [load_encoder(run / 'encoder', 'impala_debug', (32, 32, 3), 1) for run in (one, two)]
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), *trees)
-    words = ('--coordinator', '127.0.0.1:1', '--num-processes', 2)
-    assert_one_line(fql('pretrain', *settings, *words), 'several processes need --run-dir')
+    arguments = ('--coordinator', '127.0.0.1:1', '--num-processes', 2)
+    assert_one_line(fql('pretrain', *settings, *arguments), 'several processes need --run-dir')
 
 
-def test_the_first_process_listens_where_it_is_told_only(start_fql, tmp_path):
+def test_the_first_process_listens_where_it_is_asked_to_only(start_fql, tmp_path):
     first, second = start_two(start_fql, 'train', *SETTINGS, '--run-dir', tmp_path / 'run')
     second.kill()
     port = int(str(first.args[first.args.index('--coordinator') + 1]).rpartition(':')[2])
@@ -194,5 +194,5 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(start_fql, tmp_path):
     process = start_fql('train', *SETTINGS, '--batch-size', 12, '--run-dir', run, **EIGHT)
     _, errors = process.communicate(timeout=250)
     assert process.returncode == 1
-    assert 'batch-size 12 is no multiple of the 8 devices' in errors
+    assert 'batch-size 12 is not a multiple of the 8 devices' in errors
     assert not run.exists()

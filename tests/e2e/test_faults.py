@@ -101,7 +101,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(fql, tmp_path):
         flags = ('--task', QUICKSTART_TASK, '--batch-size', 8, '--step', step - 1, '--out', out)
         assert fql('inspect', 'batch', *flags).returncode == 0
         with np.load(out) as expected:
-            np.testing.assert_array_equal(written['frames'][:, 1], expected['next_observations'])
+            np.testing.assert_array_equal(written['inputs'][:, 1], expected['next_observations'])
             np.testing.assert_array_equal(written['actions'], expected['actions'])
 
 

@@ -82,9 +82,9 @@ def test_an_online_phase_from_another_run(fql, assert_one_line, tmp_path):
     assert (online / 'online.csv').read_bytes() == (both / 'online.csv').read_bytes()
 
     done = fql('train', '--from', offline, '--steps', 30, *phase)
-    assert_one_line(done, '--step says which to take')
+    assert_one_line(done, 'choose a checkpoint with --step')
     assert_one_line(fql('train', '--from', offline), '--from needs --online-steps')
-    assert_one_line(fql('train', '--from', offline, '--resume', online), 'give one of them')
+    assert_one_line(fql('train', '--from', offline, '--resume', online), 'give only one of them')
 
     # The replay can be read like other data.
     done = fql('inspect', 'data', online / 'replay')
@@ -111,7 +111,7 @@ def test_an_online_phase_from_another_run(fql, assert_one_line, tmp_path):
     done = fql('train', '--resume', online, '--online-steps', 40)
     assert_one_line(done, 'rewards.npy', 'cannot be read')
     done = fql('train', '--resume', online, '--steps', 30)
-    assert_one_line(done, '--steps cannot become 30')
+    assert_one_line(done, '--steps cannot be changed to 30')
 
 
 ONLINE_AGENTS = {

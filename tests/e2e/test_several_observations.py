@@ -1,6 +1,7 @@
 """Two cameras and proprioception through the program: prepare, train, resume, evaluate, act."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -10,7 +11,8 @@ import gymnasium
 import numpy as np
 import pytest
 
-from encoders.description import SavedEncoder, write_encoder
+from data_pipeline.replay import open_replay
+from data_pipeline.store.frame_store import open_store
 from fql.envs.make import EnvSpec, make_env
 from fql.errors import FQLError
 from fql.training.loaded_policy import load_policy
@@ -87,12 +89,12 @@ WRONG = {
     'no wrist': (lambda seen: {'eef_pos': seen['eef_pos']}, 'got eef_pos'),
     'size': (lambda seen: {**seen, 'wrist': seen['wrist'][:-1]}, r'wrist .* got uint8 \(7, 9, 3\)'),
     'type': (lambda seen: {**seen, 'wrist': seen['wrist'] / 255}, r'wrist .* got float64'),
-    'rows': (lambda seen: {**seen, 'wrist': seen['wrist'][None]}, 'batches of one size'),
+    'rows': (lambda seen: {**seen, 'wrist': seen['wrist'][None]}, 'batches of the same size'),
 }
 
 
 @pytest.mark.parametrize('wrong', WRONG)
-def test_a_wrong_observation_is_told_in_one_line(arm, policy, wrong):
+def test_a_wrong_observation_is_reported_in_one_line(arm, policy, wrong):
     change, message = WRONG[wrong]
     observation, _ = arm.Arm().reset(seed=0)
     policy.reset()
@@ -108,12 +110,12 @@ def test_a_batch_is_as_many_episodes(arm, policy):
     together = policy(batch)
     policy.reset()
     np.testing.assert_allclose(together[0], policy(shown[0]), rtol=1e-4, atol=1e-6)
-    with pytest.raises(ValueError, match='an episode of 1 rows goes on with 2'):
+    with pytest.raises(ValueError, match='the episode began with 1 rows, not 2'):
         policy(batch)
 
 
 ENVIRONMENTS = {
-    'Blind': ('have no agentview_image, wrist, as the data have', 'they are eef_pos'),
+    'Blind': ('have no agentview_image, wrist, which the data have', 'they have eef_pos'),
     'Plain': ('must be a Dict with agentview_image, eef_pos, wrist, not Box',),
 }
 
@@ -123,31 +125,151 @@ def test_an_environment_that_lacks_an_array(arm, name):
     spec = EnvSpec(f'robot_arm:{name}-v0', observations=('agentview_image', 'eef_pos', 'wrist'))
     with pytest.raises(FQLError) as caught:
         make_env(spec)
-    for words in ENVIRONMENTS[name]:
-        assert words in str(caught.value)
+    for text in ENVIRONMENTS[name]:
+        assert text in str(caught.value)
     with pytest.raises(FQLError, match=r'not Dict.*prepare --observation-key NAME=KEY'):
         make_env(EnvSpec('robot_arm:Arm-v0'))
 
 
 def test_an_environment_of_other_shapes(run_fql, assert_one_line, run):
     done = run_fql('evaluate', run, '--env', 'robot_arm:Small-v0', '--episodes', 1)
-    words = 'observations wrist (stacked) are (8, 8, 6) uint8, those of the data (8, 9, 6) uint8'
-    assert_one_line(done, words)
+    text = 'observations wrist (stacked) are (8, 8, 6) uint8, those of the data (8, 9, 6) uint8'
+    assert_one_line(done, text)
 
 
-def test_what_takes_one_array_only(run_fql, assert_one_line, run, tmp_path):
-    saved = SavedEncoder('impala_debug', (12, 16, 3), 2, 'fql', 'arm', 1)
-    (tmp_path / 'saved').mkdir()
-    write_encoder(tmp_path / 'saved', saved)
-    encoder = ('--encoder.from', tmp_path / 'saved', '--encoder.mode', 'frozen', '--steps', 1)
-    to = ('--run-dir', tmp_path / 'run')
-    wanted = ('of one array', 'these are agentview_image 12x16x6 uint8')
-    assert_one_line(run_fql('train', *SMALL, *encoder, *to), '--encoder.from', *wanted)
-    online = ('--online-steps', 10, '--steps', 1)
-    assert_one_line(run_fql('train', *SMALL, *online, *to), '--online-steps', *wanted)
-    assert_one_line(run_fql('export-encoder', run, '--out', tmp_path / 'e'), 'an encoder of one')
-    done = run_fql('pretrain', '--dataset', 'arm', '--run-dir', tmp_path / 'p')
-    assert_one_line(done, 'several arrays')
+ONLINE = (
+    *(*SMALL, '--steps', 4, '--save-interval', 8, '--keep-latest', 9),
+    *('--online-steps', 24, '--online-workers', 2, '--offline-ratio', 0.5),
+)
+
+
+def replay_of(run):
+    return {
+        (name, key): np.array(array)
+        for name, split in open_replay(run / 'replay').splits.items()
+        for key, array in split.arrays.items()
+    }
+
+
+def assert_same_online(run_fql, run, other):
+    digests = [json.loads(run_fql('inspect', 'checkpoint', path).stdout) for path in (run, other)]
+    assert digests[0] == digests[1]
+    expected = replay_of(run)
+    found = replay_of(other)
+    assert found.keys() == expected.keys()
+    for key, array in expected.items():
+        np.testing.assert_array_equal(found[key], array, err_msg=str(key))
+    for name in ('train.csv', 'online.csv'):
+        assert (run / name).read_bytes() == (other / name).read_bytes()
+
+
+@pytest.fixture(scope='module')
+def online(run_fql, run, tmp_path_factory):
+    """A run that has gone online."""
+    folder = tmp_path_factory.mktemp('online') / 'whole'
+    done = run_fql('train', *ONLINE, '--run-dir', folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_broken_online_phase_ends_as_one_that_was_not(run_fql, online, tmp_path):
+    """The replay has more rows than the checkpoint counts, as after a kill; episodes are open."""
+    broken = tmp_path / 'broken'
+    shutil.copytree(online, broken)
+    for step in (24, 28):
+        shutil.rmtree(broken / 'checkpoints' / str(step))
+    done = run_fql('train', '--resume', broken)
+    assert done.returncode == 0, done.stderr
+    assert 'does not repeat itself' not in done.stderr
+    assert_same_online(run_fql, online, broken)
+
+
+def test_what_the_environments_have_shown_is_in_the_replay(arm, online):
+    """Every stored episode, repeated in an environment made here."""
+    env = gymnasium.make('robot_arm:Arm-v0')
+    repeated = 0
+    for number, split in enumerate(open_replay(online / 'replay').splits.values()):
+        first = 0
+        for episode, length in enumerate(split.lengths.tolist()):
+            seed = np.random.SeedSequence((0, number, episode)).generate_state(1)[0]
+            observation, _ = env.reset(seed=int(seed))
+            for row in range(first, first + length):
+                for name, array in split.observations.items():
+                    np.testing.assert_array_equal(array[row], observation[name].astype(array.dtype))
+                if row < first + length - 1:
+                    observation, *_ = env.step(split.actions[row])
+                    repeated += 1
+            first += length
+    assert repeated == 24
+
+
+def test_a_replay_is_data(run_fql, assert_one_line, environment, online, tmp_path):
+    replay = online / 'replay'
+    done = run_fql('inspect', 'data', replay, '--verify')
+    assert done.returncode == 0, done.stderr
+    assert 'observations.wrist' in done.stdout
+    assert 'every array is as it was written' in done.stdout
+    assert list((online / 'videos').glob('online-*.gif'))
+    done = run_fql('prepare', 'collected', '--source', replay)
+    assert done.returncode == 0, done.stderr
+    assert 'agentview_image 12x16x3 uint8, eef_pos 2 float32, wrist 8x9x3 uint8' in done.stdout
+    done = run_fql('prepare', 'twice', '--source', replay, '--observation-key', 'wrist')
+    assert_one_line(done, 'leave out --observation-key')
+    done = run_fql('export-tfds', replay, '--out', tmp_path)
+    assert done.returncode == 0, done.stderr
+    keys = [f'observation/{name}' for name in ('agentview_image', 'eef_pos', 'wrist')]
+    flags = [word for key in keys for word in ('--observation-key', key)]
+    tfds = ('--tfds', tmp_path, '--reward-key', 'reward', *flags)
+    done = run_fql('prepare', 'again', *tfds)
+    assert done.returncode == 0, done.stderr
+    again = open_store(Path(environment['FQL_DATA_DIR']) / 'again').splits['train'].observations
+    for name, array in again.items():
+        expected = replay_of(online)['train', f'observations.{name}']
+        np.testing.assert_array_equal(array, expected)
+    path = replay / 'train' / 'observations.wrist.npy'
+    data = bytearray(path.read_bytes())
+    data[140] ^= 1
+    path.write_bytes(data)
+    done = run_fql('train', '--resume', online, '--online-steps', 26)
+    assert_one_line(done, 'observations.wrist.npy', 'not what was written')
+    data[140] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.long
+def test_a_killed_online_phase(
+    run_fql, environment, start_fql, wait_for_checkpoint, online, tmp_path
+):
+    killed = tmp_path / 'killed'
+    module = f'{Path(__file__).parent}{os.pathsep}{environment["PYTHONPATH"]}'
+    for step in (8, 16):
+        again = ('--run-dir', killed, '--resume', 'auto')
+        process = start_fql('train', *ONLINE, *again, PYTHONPATH=module)
+        wait_for_checkpoint(process, killed, step)
+        process.kill()
+        process.communicate()
+    done = run_fql('train', '--resume', killed)
+    assert done.returncode == 0, done.stderr
+    assert_same_online(run_fql, online, killed)
+
+
+@pytest.mark.long
+def test_a_frozen_encoders_latents_grow_with_the_replay(run_fql, run, tmp_path):
+    encoder, whole, broken = (tmp_path / name for name in ('encoder', 'whole', 'broken'))
+    done = run_fql('export-encoder', run, '--out', encoder)
+    assert done.returncode == 0, done.stderr
+    frozen = ('--encoder.from', encoder, '--encoder.mode', 'frozen', '--shift-probability', 0)
+    done = run_fql('train', *ONLINE, *frozen, '--run-dir', whole)
+    assert done.returncode == 0, done.stderr
+    shutil.copytree(whole, broken)
+    for step in (24, 28):
+        shutil.rmtree(broken / 'checkpoints' / str(step))
+    done = run_fql('train', '--resume', broken)
+    assert done.returncode == 0, done.stderr
+    assert_same_online(run_fql, whole, broken)
+    latents = np.load(whole / 'replay' / 'train' / 'latents.npy')
+    assert (latents != 0).any(axis=1).all()
+    np.testing.assert_array_equal(latents, np.load(broken / 'replay' / 'train' / 'latents.npy'))
 
 
 def test_pictures_and_batches(run_fql, run, tmp_path):

@@ -31,9 +31,9 @@ def run(runs, tmp_path):
 
 @pytest.fixture
 def assert_all_refuse(fql, assert_one_line, tmp_path):
-    """assert_all_refuse(run, word, ...): every command that reads a checkpoint reports these."""
+    """assert_all_refuse(run, text, ...): every command that reads a checkpoint reports these."""
 
-    def check(run, *words):
+    def check(run, *texts):
         rows = (run / 'train.csv').read_bytes()
         for command in (
             ('train', '--steps', 8, '--resume', run),
@@ -42,7 +42,7 @@ def assert_all_refuse(fql, assert_one_line, tmp_path):
             ('evaluate', run),
             ('export-encoder', run, '--out', tmp_path / 'encoder'),
         ):
-            assert_one_line(fql(*command), *words)
+            assert_one_line(fql(*command), *texts)
         assert (run / 'train.csv').read_bytes() == rows
         assert not (tmp_path / 'encoder').exists()
 
@@ -63,7 +63,7 @@ def test_a_checkpoint_of_another_run_is_refused(runs, run, assert_all_refuse):
 
 def test_a_copy_under_another_number_is_refused(run, assert_all_refuse):
     shutil.copytree(run / 'checkpoints' / '2', run / 'checkpoints' / '6')
-    assert_all_refuse(run, 'checkpoints/6 is the checkpoint of step 2')
+    assert_all_refuse(run, 'checkpoints/6 holds the checkpoint of step 2')
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_a_run_without_its_checkpoints_is_never_begun_again(run, fql, assert_one
         lambda: (run / 'checkpoints').rmdir(),
     ):
         remove()
-        for words in (('--resume', run), (*SMALL, '--resume', 'auto', '--run-dir', run)):
-            assert_one_line(fql('train', *words), 'metrics up to step 4', 'no checkpoint in')
+        for arguments in (('--resume', run), (*SMALL, '--resume', 'auto', '--run-dir', run)):
+            assert_one_line(fql('train', *arguments), 'metrics up to step 4', 'no checkpoint in')
         assert (run / 'train.csv').read_bytes() == rows
     assert_one_line(fql('inspect', 'checkpoint', run), 'no checkpoints in')
 
@@ -116,7 +116,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize('damage', DAMAGES)
-def test_a_damaged_configuration_is_told_in_one_line(run, fql, assert_one_line, damage):
+def test_a_damaged_configuration_is_reported_in_one_line(run, fql, assert_one_line, damage):
     path = run / 'config.json'
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     for command in (('train', '--resume'), ('inspect', 'checkpoint'), ('evaluate',)):
@@ -145,14 +145,14 @@ def test_a_field_of_another_type_is_named(run, fql, assert_one_line, name, value
 
 
 @pytest.mark.parametrize('damage', DAMAGES)
-def test_damaged_checksums_of_the_data_are_told_in_one_line(run, fql, assert_one_line, damage):
+def test_damaged_checksums_of_the_data_are_reported_in_one_line(run, fql, assert_one_line, damage):
     path = run / 'data.json'
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     assert_one_line(fql('train', '--resume', run), str(path))
 
 
 @pytest.mark.parametrize('name', ['train.csv', 'eval.csv'])
-def test_a_damaged_row_is_told_in_one_line(run, fql, assert_one_line, name):
+def test_a_damaged_row_is_reported_in_one_line(run, fql, assert_one_line, name):
     rows = (run / 'train.csv').read_text().splitlines()
     (run / name).write_text('\n'.join([*rows[:2], f'x{rows[2]}', *rows[3:], '']))
     assert_one_line(fql('train', '--resume', run, '--steps', 5), f'{name}: line 3 is damaged')
@@ -163,7 +163,7 @@ def test_a_power_failure_in_the_metrics_costs_no_more_than_them(runs, run, fql):
     path.write_bytes(path.read_bytes()[:-30] + bytes(30))
     done = fql('train', '--resume', run)
     assert done.returncode == 0, done.stderr
-    assert 'train.csv is damaged and was cut off; its last step is 3' in done.stdout
+    assert 'train.csv was damaged at its end, which is cut; its last step is 3' in done.stdout
     assert path.read_text() == ''.join(
         (runs[0] / 'train.csv').read_text().splitlines(keepends=True)[:-1]
     )

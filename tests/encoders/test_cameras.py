@@ -48,6 +48,51 @@ def test_cameras_side_by_side_then_the_vectors(observations):
     assert latents.dtype == jnp.float32
 
 
+def test_cameras_with_the_same_parameters(observations):
+    """Latents and gradients are those of one encoder that is applied to each image."""
+    shown = {
+        name: np.random.default_rng(i).integers(0, 256, (2, 8, 6, 3), np.uint8)
+        for i, name in enumerate(('left', 'right'))
+    }
+    shown['pose'] = observations['pose']
+    shared = CameraEncoder(IMAGES, shared=True)
+
+    @jax.jit
+    def compare(shown):
+        params = shared.init(jax.random.key(0), shown)['params']
+
+        def alone(params, name):
+            return IMAGES.apply({'params': params}, shown[name])
+
+        def loss(params):
+            return jnp.sum(jnp.sin(shared.apply({'params': params}, shown)))
+
+        def loss_alone(params, name):
+            return jnp.sum(jnp.sin(alone(params, name)))
+
+        cameras = params['cameras']
+        sides = ('left', 'right')
+        return (
+            params,
+            shared.apply({'params': params}, shown),
+            jnp.concatenate([alone(cameras, name) for name in sides], axis=-1),
+            jax.grad(loss)(params)['cameras'],
+            [jax.grad(loss_alone)(cameras, name) for name in sides],
+        )
+
+    params, latents, expected, gradient, gradients = compare(shown)
+    assert params.keys() == {'cameras', 'vectors'}
+    one = jax.eval_shape(IMAGES.init, jax.random.key(0), shown['left'])['params']
+    assert jax.tree.map(jnp.shape, params['cameras']) == jax.tree.map(jnp.shape, one)
+    assert latents.shape == (2, 2 * IMAGES.hidden_dims[-1] + VECTOR_FEATURES)
+    np.testing.assert_allclose(latents[:, : expected.shape[1]], expected, rtol=1e-5, atol=1e-6)
+    total = jax.tree.map(jnp.add, *gradients)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), gradient, total
+    )
+    assert not np.allclose(gradients[0]['stack_0']['conv_0']['kernel'], 0)
+
+
 def test_it_needs_no_vectors(observations):
     images = {name: observations[name] for name in ('wrist', 'main')}
     init = CameraEncoder(IMAGES).init_with_output

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from encoders.cameras import VECTOR_FEATURES, observation_encoder
 from encoders.pretraining import OBJECTIVES
 from encoders.pretraining.base import Windows, effective_rank, feature_std
 from encoders.pretraining.reconstruction import PATCH, mask_patches
@@ -52,6 +53,33 @@ def build(windows):
         return objective, params, objective.averaged(other)
 
     return make
+
+
+@pytest.mark.parametrize('name', [name for name in OBJECTIVES if name != 'reconstruction'])
+def test_every_array_of_an_observation_is_learnt_from(name, windows):
+    """All cameras and vectors make one latent vector, through which the gradient reaches each."""
+    shapes = {'front': SHAPE, 'wrist': (6, 4, 2), 'pose': (3,)}
+    encoder = observation_encoder(LinearEncoder(), shapes)
+    objective = OBJECTIVES[name](encoder, shapes, ACTIONS, HORIZON, (16,))
+    rng = np.random.default_rng(1)
+
+    def observations():
+        return {
+            'front': rng.integers(0, 256, (BATCH, *SHAPE), np.uint8),
+            'wrist': rng.integers(0, 256, (BATCH, 6, 4, 2), np.uint8),
+            'pose': rng.normal(size=(BATCH, 3)).astype(np.float32),
+        }
+
+    several = windows._replace(observations=observations(), later_observations=observations())
+    params = jax.jit(objective.init_params)(KEY)
+    assert objective.latent_size == 2 * 8 + VECTOR_FEATURES
+    assert params['encoder'].keys() == {'camera_front', 'camera_wrist', 'vectors'}
+    gradient = jax.jit(
+        jax.grad(lambda params: objective.loss(params, target, several, KEY, STEP)[0])
+    )
+    target = objective.averaged(params)
+    for part in gradient(params)['encoder'].values():
+        assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(part)) > 0
 
 
 def encode(params, images):

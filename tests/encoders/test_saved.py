@@ -7,11 +7,17 @@ import jax
 import numpy as np
 import pytest
 
-from encoders.description import DESCRIPTION, FORMAT_VERSION, SavedEncoder, read_encoder
+from encoders.description import (
+    DESCRIPTION,
+    FORMAT_VERSION,
+    SavedEncoder,
+    read_encoder,
+    write_encoder,
+)
 from encoders.errors import EncoderError
 from encoders.impala import ENCODERS
 from encoders.leaves import tree_digest
-from encoders.saved import load_encoder, save_encoder
+from encoders.saved import abstract_params, load_encoder, save_encoder
 
 SAVED = SavedEncoder(
     encoder='impala_debug',
@@ -44,6 +50,55 @@ def test_round_trip_is_bit_exact(folder, params):
     assert saved == dataclasses.replace(SAVED, digest=tree_digest(params))
 
 
+SHAPES = {'left': (8, 8, 3), 'right': (8, 8, 3), 'pose': (4,)}
+SEVERAL = dataclasses.replace(SAVED, image_shape=SHAPES)
+
+
+@pytest.mark.parametrize('cameras', ['separate', 'shared'])
+def test_an_encoder_of_several_arrays(tmp_path, cameras):
+    saved = dataclasses.replace(SEVERAL, cameras=cameras)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), abstract_params(saved)
+    )
+    assert len(params) == {'separate': 3, 'shared': 2}[cameras]
+    saved = save_encoder(tmp_path, params, saved)
+    assert read_encoder(tmp_path) == saved
+    found = load_encoder(tmp_path, 'impala_debug', SHAPES, 2, cameras)
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+    other = {'separate': 'shared', 'shared': 'separate'}[cameras]
+    with pytest.raises(EncoderError, match=f'cameras: saved {cameras}, expected {other}'):
+        load_encoder(tmp_path, 'impala_debug', SHAPES, 2, other)
+    with pytest.raises(EncoderError, match=r"image_shape: saved {.*'pose': \(4,\)}, expected {"):
+        load_encoder(tmp_path, 'impala_debug', {**SHAPES, 'pose': (5,)}, 2, cameras)
+    with pytest.raises(EncoderError, match=r'image_shape: saved {.*}, expected \(8, 8, 3\)'):
+        load_encoder(tmp_path, *EXPECTED)
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'image_shape': {}},
+        {'image_shape': {'pose': [4]}},
+        {'image_shape': {**SHAPES, 'pose': [4, 4]}},
+        {'image_shape': {**SHAPES, 'pose': 4}},
+        {'cameras': 'both'},
+        {'cameras': 'shared', 'image_shape': {**SHAPES, 'left': [8, 9, 3]}},
+        {'cameras': 'shared', 'image_shape': [8, 8, 3]},
+    ],
+)
+def test_a_damaged_description_of_several_arrays(tmp_path, changes):
+    write_encoder(tmp_path, SEVERAL)
+    path = tmp_path / DESCRIPTION
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(EncoderError, match='damaged'):
+        read_encoder(tmp_path)
+
+
+def test_the_description_of_one_image_has_no_cameras(folder):
+    assert 'cameras' not in json.loads((folder / DESCRIPTION).read_text())
+
+
 def test_the_digest_sees_bits_paths_and_shapes(params):
     digest = tree_digest(params)
     nudged = jax.tree.map(lambda x: np.nextafter(np.asarray(x), np.float32(1)), params)
@@ -55,12 +110,12 @@ def test_the_digest_sees_bits_paths_and_shapes(params):
 def test_all_that_differs_is_named(folder):
     with pytest.raises(EncoderError) as caught:
         load_encoder(folder, 'impala_small', (16, 8, 3), 3)
-    for words in (
+    for text in (
         'encoder: saved impala_debug, expected impala_small',
         'image_shape: saved (8, 8, 3), expected (16, 8, 3)',
         'frame_stack: saved 2, expected 3',
     ):
-        assert words in str(caught.value)
+        assert text in str(caught.value)
 
 
 def test_parameters_of_another_encoder_are_neither_saved_nor_loaded(tmp_path, params, monkeypatch):
@@ -75,17 +130,17 @@ def test_parameters_of_another_encoder_are_neither_saved_nor_loaded(tmp_path, pa
 
 
 def test_folders_that_are_none(tmp_path):
-    with pytest.raises(EncoderError, match='is no saved encoder'):
+    with pytest.raises(EncoderError, match='is not a saved encoder'):
         read_encoder(tmp_path)
     (tmp_path / DESCRIPTION).write_text('{')
     with pytest.raises(EncoderError, match='not valid JSON'):
         read_encoder(tmp_path)
-    with pytest.raises(EncoderError, match='is no saved encoder'):
+    with pytest.raises(EncoderError, match='is not a saved encoder'):
         read_encoder(tmp_path / DESCRIPTION)
 
 
 @pytest.mark.parametrize(
-    ('change', 'words'),
+    ('change', 'text'),
     [
         ({'format_version': FORMAT_VERSION + 1}, f'format version {FORMAT_VERSION + 1}'),
         ({'colour': 'red'}, 'colour'),
@@ -95,10 +150,10 @@ def test_folders_that_are_none(tmp_path):
         ({'frame_stack': 10**20}, 'frame_stack'),
     ],
 )
-def test_folders_of_another_version(folder, change, words):
+def test_folders_of_another_version(folder, change, text):
     path = folder / DESCRIPTION
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(EncoderError, match=words):
+    with pytest.raises(EncoderError, match=text):
         load_encoder(folder, *EXPECTED)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from fql.agents.configs import AGENT_CONFIGS, EncoderConfig, Spec
 from fql.agents.registry import AGENTS, make_agent
-from fql.batch import Batch, batch_from_frames
+from fql.batch import Batch, batch_from_inputs
 from fql.learner import Learner, make_optimizer
 from scripts.benchmark.update import random_columns
 
@@ -42,10 +42,10 @@ def test_a_frozen_agent_trains_on_latents_in_bfloat16_and_acts_on_images(name):
     agent = learner.agent
     rng = np.random.default_rng(0)
     arrays = {
-        'frames': rng.normal(size=(BATCH, 2, 512)).astype(np.float16),
+        'inputs': rng.normal(size=(BATCH, 2, 512)).astype(np.float16),
         **random_columns(agent, BATCH),
     }
-    batch = batch_from_frames(arrays, agent.horizon)
+    batch = batch_from_inputs(arrays, agent.horizon)
     assert batch.observations.shape == batch.next_observations.shape == (BATCH, 512)
     first = jax.jit(lambda: learner.init(0))()
     step = jax.jit(lambda state: learner.update(state, batch))
@@ -107,7 +107,7 @@ DEVICES = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import jax, numpy as np
-from test_agents import AGENTS, BATCH, SPEC, STACK, batch_from_frames, learner_of, small
+from test_agents import AGENTS, BATCH, SPEC, STACK, batch_from_inputs, learner_of, small
 from fql.compiled import abstract_state, initial_state, make_train_step
 from fql.devices import make_mesh, put_batch
 from scripts.benchmark.update import random_columns, random_images
@@ -118,14 +118,14 @@ for name in AGENTS:
     horizon = learner.agent.horizon
     count = STACK + min(STACK, horizon)
     arrays = {
-        'frames': random_images((BATCH, count, 16, 16, 3)),
+        'inputs': random_images((BATCH, count, 16, 16, 3)),
         **random_columns(learner.agent, BATCH),
     }
     losses = []
     for mesh in (make_mesh(1), make_mesh(8)):
         step = make_train_step(
             learner,
-            lambda arrays, key, step, h=horizon: batch_from_frames(arrays, h),
+            lambda arrays, key, step, h=horizon: batch_from_inputs(arrays, h),
             abstract_state(learner, mesh),
         )
         state = initial_state(learner, 0, mesh)

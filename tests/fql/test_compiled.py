@@ -36,7 +36,7 @@ SPEC = RunSpec(
 def random_arrays(seed):
     rng = np.random.default_rng(seed)
     return {
-        'frames': jnp.asarray(rng.integers(0, 256, (8, 3, 16, 16, 3), np.uint8)),
+        'inputs': jnp.asarray(rng.integers(0, 256, (8, 3, 16, 16, 3), np.uint8)),
         'actions': jnp.asarray(rng.uniform(-1, 1, (8, 2)), jnp.float32),
         'rewards': jnp.asarray(rng.uniform(-1, 0, 8), jnp.float32),
         'masks': jnp.asarray(rng.integers(0, 2, 8), jnp.float32),
@@ -78,7 +78,7 @@ def test_so_it_is_on_vectors_where_calls_make_many_updates_on_cpus_too(
     rng = np.random.default_rng(0)
     batches = [
         {
-            'frames': jnp.asarray(rng.normal(size=(8, 2, 7)), jnp.float32),
+            'inputs': jnp.asarray(rng.normal(size=(8, 2, 7)), jnp.float32),
             'actions': jnp.asarray(rng.uniform(-1, 1, (8, 2)), jnp.float32),
             'rewards': -jnp.ones(8),
             'masks': jnp.ones(8),

@@ -38,7 +38,7 @@ def start(spec):
 def arrays():
     rng = np.random.default_rng(0)
     return {
-        'frames': jnp.asarray(rng.integers(0, 256, (64, 2, 16, 16, 3), np.uint8)),
+        'inputs': jnp.asarray(rng.integers(0, 256, (64, 2, 16, 16, 3), np.uint8)),
         'actions': jnp.asarray(rng.uniform(-1, 1, (64, 2)), jnp.float32),
         'rewards': -jnp.ones(64),
         'masks': jnp.ones(64),

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from encoders.cameras import abstract_observations
 from encoders.leaves import tree_digest
 from fql.agents.configs import AGENT_CONFIGS, EncoderConfig, FQLConfig, Spec
 from fql.agents.registry import make_agent
-from fql.batch import Batch, abstract_observations, batch_from_frames
+from fql.batch import Batch, batch_from_inputs
 from fql.learner import Learner, make_optimizer
 
 SHAPES = {'main': (8, 8, 3), 'wrist': (6, 4, 1), 'state': (5,)}
@@ -24,7 +25,7 @@ def batch_of(agent, size=4):
     steps = (size,) if agent.horizon == 1 else (size, agent.horizon)
     numbers = jax.ShapeDtypeStruct(steps, jnp.float32)
     actions = jax.ShapeDtypeStruct((*steps, 2), jnp.float32)
-    observations = abstract_observations(agent.spec, size)
+    observations = abstract_observations(agent.spec.observation_shape, size)
     needed = {'valid': numbers, 'next_actions': actions, 'next_actions_valid': numbers}
     return Batch(
         observations,
@@ -99,7 +100,7 @@ def test_stacks_of_each_array():
         'state': rng.normal(size=(2, 3, 5)),
     }
     nothing = dict.fromkeys(('actions', 'rewards', 'masks'))
-    batch = batch_from_frames({'frames': frames, **nothing})
+    batch = batch_from_inputs({'inputs': frames, **nothing})
     for name, array in frames.items():
         for stack, first in ((batch.observations, 0), (batch.next_observations, 1)):
             expected = np.concatenate([array[:, first], array[:, first + 1]], axis=-1)

@@ -21,6 +21,13 @@ COLLECT = (sys.executable, '-m', 'scripts.main', 'collect', 'pointmaze-medium-v0
 PUZZLE = ('collect', 'puzzle-3x3-v0', '--dataset-type', 'noisy', '--episode-steps', 20)
 
 
+def test_data_folder_of_an_unknown_user(monkeypatch, tmp_path):
+    """As in a shell, the ~ of a user who does not exist stays."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('FQL_DATA_DIR', '~no-such-user/data')
+    assert resolve_data_dir('') == tmp_path / '~no-such-user' / 'data'
+
+
 @pytest.mark.long
 def test_from_nothing_to_labels(assert_one_line, fql):
     folder = resolve_data_dir('')
@@ -90,7 +97,7 @@ def interrupt(command, environment, is_time):
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert 'the same command goes on' in stderr
+    assert 'run the same command' in stderr
     assert 'Traceback' not in stderr
 
 
@@ -128,7 +135,7 @@ def test_ctrl_c_ends_what_the_workers_started(environment, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'words'),
+    ('arguments', 'texts'),
     [
         (('visual-cube-singel-v0', '--dataset-type', 'navigate'), ("no data of type 'navigate'",)),
         (('antmaze-medium-v0',), ('no oracle', 'pointmaze-medium-v0')),
@@ -141,8 +148,8 @@ def test_ctrl_c_ends_what_the_workers_started(environment, tmp_path):
         (('cube-single-v0', '--workers', -1), ('workers must lie in',)),
     ],
 )
-def test_what_cannot_be_collected_gives_one_line(arguments, words, fql, assert_one_line):
-    assert_one_line(fql('collect', *arguments), *words)
+def test_what_cannot_be_collected_gives_one_line(arguments, texts, fql, assert_one_line):
+    assert_one_line(fql('collect', *arguments), *texts)
 
 
 def test_what_is_not_given_has_ogbenchs_number(fql, tmp_path, monkeypatch):

@@ -41,8 +41,8 @@ def _no_opengl(monkeypatch):
 def test_rewards_of_antmaze_are_one_less(fql, tmp_path):
     prepare(fql, tmp_path, 'antmaze-umaze-v2')
     out = tmp_path / 'batch.npz'
-    words = ('--task', 'antmaze-umaze-v2', '--data-dir', tmp_path / 'data', '--batch-size', 32)
-    assert fql('inspect', 'batch', *words, '--out', out).returncode == 0
+    arguments = ('--task', 'antmaze-umaze-v2', '--data-dir', tmp_path / 'data', '--batch-size', 32)
+    assert fql('inspect', 'batch', *arguments, '--out', out).returncode == 0
     with np.load(out) as batch:
         at_goal = batch['indices'] % 20 == 18
         np.testing.assert_array_equal(batch['rewards'], np.where(at_goal, 0, -1))
@@ -60,7 +60,7 @@ def finished_run(fql, tmp_path):
 
 
 @pytest.mark.long
-def test_the_score_is_recorded_and_told_with_what_it_may_be_compared_with(
+def test_the_score_is_recorded_and_reported_with_what_it_may_be_compared_with(
     fql, finished_run, tmp_path
 ):
     run, told = finished_run

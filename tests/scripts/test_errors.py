@@ -57,7 +57,7 @@ def test_missing_source(assert_one_line, fql):
 
 @pytest.mark.parametrize('path', ['', '.', '/'])
 def test_a_path_that_names_no_file(assert_one_line, fql, path):
-    assert_one_line(fql('prepare', 'd', '--source', path), 'names no file')
+    assert_one_line(fql('prepare', 'd', '--source', path), 'must name a file')
     done = fql('collect', 'cube-single-v0', '--val-episodes', 1, '--out', path)
     assert_one_line(done, 'must end in .npz')
 
@@ -134,14 +134,17 @@ def test_resume_on_other_data_is_refused(
 
 
 @pytest.mark.parametrize(
-    ('words', 'message'),
+    ('arguments', 'message'),
     [
         (('--num-processes', 4, '--process-id', 1), 'need --coordinator'),
-        (('--coordinator', 'h:1', '--num-processes', 2, '--process-id', 2), 'count from 0'),
+        (
+            ('--coordinator', 'h:1', '--num-processes', 2, '--process-id', 2),
+            'must lie in [0, 1], not 2',
+        ),
         (('--coordinator', 'auto'), '--coordinator auto: '),
-        (('--coordinator', 'junk'), '--coordinator junk: not HOST:PORT'),
-        (('--coordinator', 'host:99999'), 'not HOST:PORT'),
-        (('--coordinator', 'x' * 5000), 'not HOST:PORT'),
+        (('--coordinator', 'junk'), '--coordinator must be HOST:PORT'),
+        (('--coordinator', 'host:99999'), 'must be HOST:PORT'),
+        (('--coordinator', 'x' * 5000), 'must be HOST:PORT'),
         (('--coordinator', 'no.such.host.invalid:4567'), 'no.such.host.invalid:4567: [Errno -'),
         # An address reserved for documentation: no machine has it.
         (('--coordinator', '192.0.2.1:4567'), 'Cannot assign requested address'),
@@ -151,18 +154,18 @@ def test_resume_on_other_data_is_refused(
         (('--encoder.sharing', 'separate', '--no-bc-flow-trains-encoder'), 'shared encoder'),
     ],
 )
-def test_settings_that_make_no_sense(assert_one_line, fql, prepared, tmp_path, words, message):
+def test_settings_that_make_no_sense(assert_one_line, fql, prepared, tmp_path, arguments, message):
     run = tmp_path / 'run'
-    done = fql('train', '--task', QUICKSTART_TASK, *SMALL, '--run-dir', run, *words)
+    done = fql('train', '--task', QUICKSTART_TASK, *SMALL, '--run-dir', run, *arguments)
     assert_one_line(done, message)
     assert not run.exists()
 
 
 @pytest.mark.parametrize(
-    ('words', 'message'),
+    ('arguments', 'message'),
     [
-        (('--watch', '--seed', 7), 'beside it only --episodes'),
-        (('--watch', '--success-timing', 'pre'), 'beside it only --episodes'),
+        (('--watch', '--seed', 7), 'only --episodes'),
+        (('--watch', '--success-timing', 'pre'), 'only --episodes'),
         (('--policy', 'random', '--step', 2), 'leave out --step'),
         (('--policy', 'random', '--seed', -5), 'seed must lie in [0, 2147483647], not -5'),
         (('--episodes', 10**20), 'episodes must lie in [1, 1e+06]'),
@@ -171,16 +174,16 @@ def test_settings_that_make_no_sense(assert_one_line, fql, prepared, tmp_path, w
     ],
 )
 def test_what_an_evaluation_would_ignore_is_refused(
-    assert_one_line, fql, finished_run, words, message
+    assert_one_line, fql, finished_run, arguments, message
 ):
-    assert_one_line(fql('evaluate', finished_run, *words), message)
+    assert_one_line(fql('evaluate', finished_run, *arguments), message)
 
 
 def test_nobody_waits_for_checkpoints_that_never_come(assert_one_line, fql, prepared, tmp_path):
     run = tmp_path / 'run'
     settings = (*SMALL, '--save-interval', 0, '--run-dir', run)
     assert fql('train', '--task', QUICKSTART_TASK, *settings).returncode == 0
-    assert_one_line(fql('evaluate', run, '--watch'), 'saves nothing')
+    assert_one_line(fql('evaluate', run, '--watch'), 'saves no checkpoints')
 
 
 def test_a_configuration_that_lacks_a_field(assert_one_line, fql, finished_run, tmp_path):
@@ -192,8 +195,8 @@ def test_a_configuration_that_lacks_a_field(assert_one_line, fql, finished_run, 
 
 @pytest.mark.parametrize('command', ['evaluate', ('inspect', 'checkpoint')])
 def test_commands_on_a_run_that_is_none(assert_one_line, fql, tmp_path, command):
-    words = (command,) if isinstance(command, str) else command
-    assert_one_line(fql(*words, tmp_path), 'is not a run folder')
+    arguments = (command,) if isinstance(command, str) else command
+    assert_one_line(fql(*arguments, tmp_path), 'is not a run folder')
 
 
 def test_unknown_checkpoint(assert_one_line, fql, finished_run):
@@ -246,7 +249,7 @@ def test_a_state_that_needs_terabytes_is_refused_before_anything_is_written(
     task = ('--task', QUICKSTART_TASK) if command == 'train' else ('--dataset', prepared)
     run = tmp_path / 'run'
     done = fql(command, *task, '--run-dir', run, '--hidden-dims', *[60_000] * 30)
-    assert_one_line(done, 'GB of memory', 'choose smaller --hidden-dims')
+    assert_one_line(done, 'GB of memory', 'choose a smaller --hidden-dims')
     # 29 kernels of 60,000 x 60,000 in float32, Adam's two moments of each, and gradients.
     (needed,) = re.findall(r'need ([\d,.]+) GB', done.stderr)
     assert float(needed.replace(',', '')) > 29 * 60_000**2 * 4 * 4 / 1e9
@@ -254,8 +257,8 @@ def test_a_state_that_needs_terabytes_is_refused_before_anything_is_written(
 
 
 def test_a_benchmark_that_needs_terabytes_is_refused(assert_one_line, fql):
-    words = ('update', '--hidden-dims', *[60_000] * 30)
-    assert_one_line(fql('benchmark', *words), 'GB of memory')
+    arguments = ('update', '--hidden-dims', *[60_000] * 30)
+    assert_one_line(fql('benchmark', *arguments), 'GB of memory')
 
 
 def numbers_of(declared):
@@ -278,7 +281,7 @@ def test_every_number_that_a_user_may_give_has_bounds():
 
 @pytest.mark.parametrize('kind', ['fifo', 'device'])
 @pytest.mark.parametrize(
-    'words',
+    'arguments',
     [
         ('prepare', 'd', '--source', 'ODD'),
         ('prepare', 'd', '--tfds', 'ODD'),
@@ -290,17 +293,17 @@ def test_every_number_that_a_user_may_give_has_bounds():
         ('collect', 'pointmaze-medium-v0', '--out', 'ODD'),
     ],
 )
-def test_a_pipe_or_a_device_in_place_of_a_file(assert_one_line, fql, tmp_path, kind, words):
+def test_a_pipe_or_a_device_in_place_of_a_file(assert_one_line, fql, tmp_path, kind, arguments):
     odd = Path('/dev/zero')
     if kind == 'fifo':
         odd = tmp_path / 'odd'
         os.mkfifo(odd)
-    done = fql(*(odd if word == 'ODD' else word for word in words))
+    done = fql(*(odd if argument == 'ODD' else argument for argument in arguments))
     assert_one_line(done, f'{odd} is a device, a pipe or a socket')
 
 
 @pytest.mark.parametrize(
-    'words',
+    'arguments',
     [
         ('data', '--rounds', 0),
         ('data', '--updates', 0),
@@ -310,5 +313,5 @@ def test_a_pipe_or_a_device_in_place_of_a_file(assert_one_line, fql, tmp_path, k
         ('faults', '--kills', 0),
     ],
 )
-def test_a_benchmark_of_nothing(assert_one_line, fql, words):
-    assert_one_line(fql('benchmark', *words), 'must lie in [1, ')
+def test_a_benchmark_of_nothing(assert_one_line, fql, arguments):
+    assert_one_line(fql('benchmark', *arguments), 'must lie in [1, ')

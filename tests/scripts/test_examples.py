@@ -15,10 +15,10 @@ EXAMPLES = Path(__file__).parents[2] / 'docs' / 'examples'
 
 @pytest.fixture
 def run_example(monkeypatch):
-    """run_example('x.py', 'word', ...): as `python x.py word ...`, in this process."""
+    """run_example('x.py', 'argument', ...): as `python x.py argument ...`, in this process."""
 
-    def run(name, *words):
-        monkeypatch.setattr(sys, 'argv', [name, *map(str, words)])
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
         return runpy.run_path(str(EXAMPLES / name), run_name='__main__')
 
     return run

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fql.agents.configs import BCConfig
-from fql.batch import batch_from_frames
+from fql.batch import batch_from_inputs
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.reports.critic_plots import binned
 from fql.training.config import TrainConfig
@@ -46,7 +46,7 @@ def test_the_numbers_are_the_critics(run):
     view = view_critic(run, None, STATES)
     config = dataclasses.replace(spec.config, batch_size=STATES, shift_probability=0.0)
     arrays = batch_of_update(config, 0)
-    observations = batch_from_frames(arrays).observations
+    observations = batch_from_inputs(arrays).observations
     agent, (_, params) = agent_of(spec), restore_params(RunFolder(run), spec, None)
     latents = agent.encoding.encode(params, 'critic', observations)
     own = agent.act(params, observations, np.zeros((STATES, 2)), 'one_step')[:, 0]
@@ -65,16 +65,16 @@ def test_the_numbers_are_the_critics(run):
 def test_the_data_may_lie_elsewhere_but_are_the_same(
     fql, assert_one_line, run, prepared, maze_npz, environment, tmp_path
 ):
-    words = ('inspect', 'critic', run, '--states', STATES, '--data-dir', tmp_path)
-    assert_one_line(fql(*words), f'no dataset {prepared} in {tmp_path}')
+    arguments = ('inspect', 'critic', run, '--states', STATES, '--data-dir', tmp_path)
+    assert_one_line(fql(*arguments), f'no dataset {prepared} in {tmp_path}')
     original = Path(environment['FQL_DATA_DIR']) / prepared
     shutil.copytree(original, tmp_path / prepared)
-    assert fql(*words).stdout == fql(*words[:-2]).stdout
+    assert fql(*arguments).stdout == fql(*arguments[:-2]).stdout
     with np.load(maze_npz) as file:
         np.savez(tmp_path / 'other.npz', **{**file, 'actions': file['actions'] / 2})
     source = ('--source', tmp_path / 'other.npz', '--data-dir', tmp_path, '--overwrite')
     assert fql('prepare', prepared, *source).returncode == 0
-    assert_one_line(fql(*words), 'was trained on other data')
+    assert_one_line(fql(*arguments), 'was trained on other data')
 
 
 def test_directions_go_round():

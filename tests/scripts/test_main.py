@@ -49,17 +49,17 @@ def test_hints_work_as_they_are_typed_where_nothing_is_activated(environment, tm
     variables = {**environment, 'PATH': os.defpath, 'FQL_DATA_DIR': str(tmp_path)}
     program = ['my programs/fql'] if called == 'fql' else [sys.executable, '-m', 'scripts.main']
 
-    def call(words):
+    def call(arguments):
         return subprocess.run(
-            words, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False
+            arguments, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False
         )
 
     done = call([*program, 'train', '--task', TASK])
     assert done.returncode == 1
     hint = done.stderr.partition('make it with ')[2].partition(' [')[0]
-    words = shlex.split(hint)
-    assert words == [*program, 'prepare', 'visual-cube-single-play-v0']
-    assert call([*words, '--help']).returncode == 0
+    arguments = shlex.split(hint)
+    assert arguments == [*program, 'prepare', 'visual-cube-single-play-v0']
+    assert call([*arguments, '--help']).returncode == 0
     assert f'called: {shlex.join(program)}\n' in call([*program, '--help']).stdout
 
 
@@ -70,15 +70,15 @@ def test_a_family_of_commands_lists_its_own(fql, family):
     assert [line.split('  ')[1] for line in lines if line.startswith('  ')] == members
 
 
-@pytest.mark.parametrize('words', [(), ('inspect',)])
-def test_no_command_is_answered_with_what_there_is(fql, words):
-    done = fql(*words)
+@pytest.mark.parametrize('arguments', [(), ('inspect',)])
+def test_no_command_is_answered_with_what_there_is(fql, arguments):
+    done = fql(*arguments)
     assert (done.returncode, done.stdout) == (2, '')
     assert done.stderr.startswith('usage: fql')
 
 
 @pytest.mark.parametrize(
-    ('words', 'nearest'),
+    ('arguments', 'nearest'),
     [
         (('trian',), "fql: no command 'trian'; did you mean train or pretrain?\n"),
         (('inspect', 'dta'), 'inspect data'),
@@ -87,15 +87,15 @@ def test_no_command_is_answered_with_what_there_is(fql, words):
         (('qqqq',), 'fql --help names all'),
     ],
 )
-def test_an_unknown_command_is_answered_with_the_nearest(fql, words, nearest):
-    done = fql(*words)
+def test_an_unknown_command_is_answered_with_the_nearest(fql, arguments, nearest):
+    done = fql(*arguments)
     assert (done.returncode, done.stdout) == (2, '')
     assert len(done.stderr.splitlines()) == 1
     assert nearest in done.stderr
 
 
 @pytest.mark.parametrize(
-    'words',
+    'arguments',
     [
         ('evaluate', 'r'),
         ('export-encoder', 'r', '--out', 'o'),
@@ -105,9 +105,9 @@ def test_an_unknown_command_is_answered_with_the_nearest(fql, words, nearest):
         ('benchmark', 'online'),
     ],
 )
-def test_there_is_no_data_folder_where_no_data_are_read(fql, words):
+def test_there_is_no_data_folder_where_no_data_are_read(fql, arguments):
     with pytest.raises(SystemExit) as caught:
-        fql(*words, '--data-dir', 'd')
+        fql(*arguments, '--data-dir', 'd')
     assert caught.value.code == 2
 
 
@@ -170,7 +170,7 @@ def test_help_comes_at_once():
     assert time.perf_counter() - began < 3  # 0.2 s; with JAX alone more than a second.
 
 
-def test_what_makes_no_sense_is_told_before_anything_heavy_is_imported(run_python, tmp_path):
+def test_what_makes_no_sense_is_reported_before_anything_heavy_is_imported(run_python, tmp_path):
     done = run_python(
         'import os, sys\n'
         'from pathlib import Path\n'
@@ -185,7 +185,7 @@ def test_what_makes_no_sense_is_told_before_anything_heavy_is_imported(run_pytho
         f'assert run(["train", "--task", "{TASK}", "--steps", "0"]) == 1\n'
         'assert run(["evaluate", "run", "--episodes", "0"]) == 1\n'
         'assert run(["benchmark", "data", "--rounds", "0"]) == 1\n'
-        'for words in (\n'
+        'for arguments in (\n'
         f'    ["train", "--task", "{TASK}", "--data-dir", "nix"],\n'
         '    ["pretrain", "--dataset", "nix"],\n'
         '    ["evaluate", "nix"],\n'
@@ -207,7 +207,7 @@ def test_what_makes_no_sense_is_told_before_anything_heavy_is_imported(run_pytho
         f'    ["train", "--task", "{TASK}", "--data-dir", ".", "--dataset", "run",\n'
         '     "--encoder.from", "empty", "--encoder.mode", "frozen"],\n'
         '):\n'
-        '    assert run(words) == 1, words\n'
+        '    assert run(arguments) == 1, arguments\n'
         'assert not {"jax", "tensorflow", "orbax", "matplotlib", "submitit"} & set(sys.modules)\n',
         tmp_path,
     )
@@ -217,7 +217,7 @@ def test_what_makes_no_sense_is_told_before_anything_heavy_is_imported(run_pytho
 
 @pytest.mark.parametrize('encoding', [None, 'ascii'])
 @pytest.mark.parametrize(
-    ('words', 'code'),
+    ('arguments', 'code'),
     [
         (('--help',), 0),
         (('train', '--help'), 0),
@@ -226,12 +226,12 @@ def test_what_makes_no_sense_is_told_before_anything_heavy_is_imported(run_pytho
         (('prepare', 'd', '--source', '/nowhere/é.npz'), 1),
     ],
 )
-def test_the_c_locale_breaks_nothing(tmp_path, words, code, encoding):
+def test_the_c_locale_breaks_nothing(tmp_path, arguments, code, encoding):
     environment = {**os.environ, **C_LOCALE, 'FQL_DATA_DIR': str(tmp_path)}
     environment.pop('PYTHONIOENCODING', None)
     if encoding:
         environment['PYTHONIOENCODING'] = encoding
-    done = subprocess.run([*PROGRAM, *words], env=environment, capture_output=True, check=False)
+    done = subprocess.run([*PROGRAM, *arguments], env=environment, capture_output=True, check=False)
     assert done.returncode == code
     assert b'Traceback' not in done.stderr
     assert done.stdout.isascii()
@@ -259,12 +259,12 @@ def test_what_is_printed_where_streams_are_closed_goes_into_no_file(run_python, 
 
 
 def test_a_closed_output_is_no_fault():
-    words = [*PROGRAM, 'tasks', 'pointmaze']
-    done = subprocess.run(['sh', '-c', f'{shlex.join(words)} <&- >&- 2>&-'], check=False)
+    arguments = [*PROGRAM, 'tasks', 'pointmaze']
+    done = subprocess.run(['sh', '-c', f'{shlex.join(arguments)} <&- >&- 2>&-'], check=False)
     assert done.returncode == 0
 
 
-def test_a_device_that_is_not_there_is_told_in_one_line(fql, assert_one_line, monkeypatch):
+def test_a_device_that_is_not_there_is_reported_in_one_line(fql, assert_one_line, monkeypatch):
     def run(args):
         raise RuntimeError("Unable to initialize backend 'cuda': no such\\nand more")
 
@@ -272,18 +272,18 @@ def test_a_device_that_is_not_there_is_told_in_one_line(fql, assert_one_line, mo
     assert_one_line(fql('quickstart'), "Unable to initialize backend 'cuda'")
 
 
-@pytest.mark.parametrize('words', [('train', '--help'), ('--help',)])
-def test_an_output_that_nobody_reads_is_no_fault(words):
+@pytest.mark.parametrize('arguments', [('train', '--help'), ('--help',)])
+def test_an_output_that_nobody_reads_is_no_fault(arguments):
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, 'w') as closed:
         done = subprocess.run(
-            [*PROGRAM, *words], stdout=closed, stderr=subprocess.PIPE, check=False
+            [*PROGRAM, *arguments], stdout=closed, stderr=subprocess.PIPE, check=False
         )
     assert (done.returncode, done.stderr) == (141, b'')
 
 
-def test_a_broken_pipe_that_is_not_the_output_is_told(fql, assert_one_line, monkeypatch):
+def test_a_broken_pipe_that_is_not_the_output_is_reported(fql, assert_one_line, monkeypatch):
     def run(args):
         raise BrokenPipeError('a worker')
 
@@ -294,8 +294,8 @@ def test_a_broken_pipe_that_is_not_the_output_is_told(fql, assert_one_line, monk
 def test_the_home_folder_stands_behind_an_equals_sign(fql, assert_one_line, monkeypatch, tmp_path):
     monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    for words in (('--source=~/x.npz',), ('--source', '~/x.npz')):
-        done = fql('prepare', 'd', *words, '--data-dir=~/data')
+    for arguments in (('--source=~/x.npz',), ('--source', '~/x.npz')):
+        done = fql('prepare', 'd', *arguments, '--data-dir=~/data')
         assert_one_line(done, f'{tmp_path}/x.npz')
     assert_one_line(fql('train', '--resume=~/run'), f'{tmp_path}/run is not a run folder')
     assert not Path('~').exists()

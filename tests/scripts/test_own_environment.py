@@ -54,7 +54,7 @@ def example(tmp_path_factory):
     (folder / 'collect.py').write_text(collect)
     first, *others = [line.split() for line in commands.replace('\\\n', '').splitlines()]
     subprocess.run([sys.executable, *first[1:]], cwd=folder, check=True)
-    return folder, [words[1:] for words in others]
+    return folder, [command[1:] for command in others]
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def reach(example, fql, monkeypatch, tmp_path):
     done = fql(*prepare)
     assert done.returncode == 0, done.stderr
     run = str(tmp_path / 'run')
-    return [[run if word == 'runs/reach' else word for word in w] for w in (train, evaluate)]
+    return [[run if x == 'runs/reach' else x for x in command] for command in (train, evaluate)]
 
 
 @pytest.mark.long
@@ -86,8 +86,8 @@ def test_a_run_without_an_environment_can_be_evaluated_and_watched_in_one(
 ):
     train, _ = reach
     run = tmp_path / 'run'
-    words = train[: train.index('--env')] + train[train.index('--env') + 2 :]
-    done = fql(*words, *SMALL, '--save-interval', 1, '--eval-interval', 0)
+    arguments = train[: train.index('--env')] + train[train.index('--env') + 2 :]
+    done = fql(*arguments, *SMALL, '--save-interval', 1, '--eval-interval', 0)
     assert done.returncode == 0, done.stderr
     assert 'not evaluated' in done.stdout
     assert_one_line(fql('evaluate', run), 'has no environment', '--env MODULE:ID')
@@ -101,10 +101,10 @@ def test_a_run_without_an_environment_can_be_evaluated_and_watched_in_one(
 def test_the_environment_goes_online_and_on(fql, reach, tmp_path):
     """The episodes' rewards and masks follow success; a time limit does not change them."""
     train, _ = reach
-    words = (*train, *SMALL, '--steps', 0, '--eval-interval', 0)
+    first = (*train, *SMALL, '--steps', 0, '--eval-interval', 0)
     run = tmp_path / 'online'
     for arguments in (
-        (*words, '--online-steps', 70, '--run-dir', run),
+        (*first, '--online-steps', 70, '--run-dir', run),
         ('train', '--resume', run, '--online-steps', 130),
     ):
         done = fql(*arguments)
@@ -120,7 +120,7 @@ def test_the_environment_goes_online_and_on(fql, reach, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('env', 'words'),
+    ('env', 'texts'),
     [
         ('rech:Reach-v0', ("there is no module 'rech'", 'current folder')),
         ('reach:Raech-v0', ("unknown environment 'reach:Raech-v0'", 'registers no such id')),
@@ -129,13 +129,13 @@ def test_the_environment_goes_online_and_on(fql, reach, tmp_path):
         ('pictures:Wide-v0', ('actions have size 5, those of the data 2', 'are (32, 48, 3)')),
     ],
 )
-def test_an_environment_that_does_not_fit_is_told_in_one_line(
-    fql, assert_one_line, reach, env, words, tmp_path
+def test_an_environment_that_does_not_fit_is_reported_in_one_line(
+    fql, assert_one_line, reach, env, texts, tmp_path
 ):
     Path('pictures.py').write_text(PICTURES)
     train, _ = reach
     train[train.index('reach:Reach-v0')] = env
-    assert_one_line(fql(*train, *SMALL, '--eval-interval', 1), *words)
+    assert_one_line(fql(*train, *SMALL, '--eval-interval', 1), *texts)
     assert not (tmp_path / 'run').exists()
 
 

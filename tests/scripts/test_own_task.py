@@ -33,8 +33,8 @@ def test_trains_on_its_rewards(fql, assert_one_line, own_data, tmp_path):
     done = fql('inspect', 'batch', '--task', 'own', '--dataset', name, '--out', out)
     assert done.returncode == 0, done.stderr
     with np.load(out) as batch:
-        for array, label in (('rewards', 'rewards'), ('masks', 'masks')):
-            expected = labels[label][batch['indices']].astype(np.float32)
+        for array in ('rewards', 'masks'):
+            expected = labels[array][batch['indices']].astype(np.float32)
             np.testing.assert_array_equal(batch[array], expected)
     assert_one_line(fql('evaluate', run), 'no environment')
     done = fql('export-encoder', run, '--out', tmp_path / 'encoder')
@@ -46,7 +46,7 @@ def test_trains_on_its_rewards(fql, assert_one_line, own_data, tmp_path):
 def test_what_it_needs(fql, assert_one_line, prepared, own_data, tmp_path):
     arguments = ('train', '--task', 'own', '--run-dir', tmp_path / 'run', *SMALL)
     assert_one_line(fql(*arguments), 'own needs --dataset')
-    assert_one_line(fql(*arguments, '--dataset', prepared), 'no rewards of its own', '--reward-key')
+    assert_one_line(fql(*arguments, '--dataset', prepared), 'no rewards and masks', '--reward-key')
     assert_one_line(
         fql(*arguments, '--dataset', own_data[0], '--eval-interval', 1), 'eval-interval to 0'
     )

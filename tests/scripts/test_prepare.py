@@ -75,7 +75,7 @@ def test_names_stay_within_the_data_folder(assert_one_line, fql, maze_npz, tmp_p
         ('inspect', 'data', name),
         ('train', '--task', 'own', '--dataset', name, '--run-dir', tmp_path / 'run'),
     ):
-        assert_one_line(fql(*command, '--data-dir', data), 'cannot be a name')
+        assert_one_line(fql(*command, '--data-dir', data), 'is not a valid name')
     assert list(tmp_path.iterdir()) == [data]
     assert list(data.iterdir()) == []
 
@@ -86,7 +86,7 @@ def test_the_name_in_a_manifest_is_no_way_out(assert_one_line, fql, maze_npz, tm
     path = tmp_path / 'data' / 'd' / 'manifest.json'
     path.write_text(json.dumps(json.loads(path.read_text()) | {'dataset': '../../../escaped'}))
     done = fql('export-tfds', 'd', '--out', tmp_path / 'a' / 'b', *data)
-    assert_one_line(done, 'cannot be a name')
+    assert_one_line(done, 'is not a valid name')
     assert not (tmp_path / 'a').exists()
 
 
@@ -143,7 +143,7 @@ def large_action(arrays):
 
 
 BAD_ARRAYS = {
-    without_terminals: 'lacks terminals',
+    without_terminals: 'has no terminals',
     float_images: 'observations is float32',
     ragged: 'actions holds Python objects',
     unequal: 'arrays differ in length',

@@ -186,7 +186,9 @@ def test_the_encoder_of_an_agent(assert_one_line, fql, tmp_path, sharing):
     assert_one_line(done, 'no checkpoint of step 4')
 
 
-def test_what_cannot_be_done_is_told_in_one_line(assert_one_line, fql, dots, prepared, tmp_path):
+def test_what_cannot_be_done_is_reported_in_one_line(
+    assert_one_line, fql, dots, prepared, tmp_path
+):
     run = tmp_path / 'run'
     done = fql('pretrain', '--dataset', 'nothing-v0', '--run-dir', run)
     assert_one_line(done, 'fql prepare nothing-v0')
@@ -195,8 +197,8 @@ def test_what_cannot_be_done_is_told_in_one_line(assert_one_line, fql, dots, pre
     done = fql('pretrain', *SETTINGS, '--run-dir', run, '--save-interval', 0)
     assert_one_line(done, 'save-interval')
     assert not run.exists()
-    for words in (('pretrain', '--resume'), ('probe',), ('export-encoder', '--out', run / 'e')):
-        done = fql(*words, tmp_path)
+    for arguments in (('pretrain', '--resume'), ('probe',), ('export-encoder', '--out', run / 'e')):
+        done = fql(*arguments, tmp_path)
         assert_one_line(done, str(tmp_path), 'no')
     (tmp_path / 'encoder.json').write_text(json.dumps({'format_version': 99}))
     assert_one_line(fql('probe', tmp_path), 'format version 99')

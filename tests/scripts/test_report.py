@@ -58,7 +58,7 @@ def test_runs_of_other_seeds_are_one_group(fql, tmp_path):
     assert cells(rows[2]) == ['iql', '1', '30', '25.0%', '-', '25.0%', '25.0%', '70 ± 12 %']
     assert source.startswith('paper: Park, Li, Levine 2025 (arXiv 2502.02538)')
     assert left_out == 'not finished, or left out: 1 (listed on the page)'
-    assert written == f'written: {tmp_path / "r.html"}'
+    assert written == f'wrote {tmp_path / "r.html"}'
     page = (tmp_path / 'r.html').read_text()
     assert f'{CUBE}/fql (batch-size 256)' in page
     assert 'left out of the tables: evaluated up to update 20 only' in page
@@ -86,7 +86,7 @@ def test_what_cannot_be_is_refused(fql, assert_one_line, tmp_path):
     assert_one_line(fql('report', run, '--out', tmp_path / 'there.html'), 'there.html exists')
     assert (tmp_path / 'there.html').read_text() == 'mine'
     assert_one_line(fql('report', run, '--out', tmp_path / 'x.png'), 'only .html pages')
-    assert_one_line(fql('report', run, tmp_path, *out), 'no run folder')
+    assert_one_line(fql('report', run, tmp_path, *out), 'is neither a run folder')
     twin = write_run(tmp_path / 'twin', {10: 0.0})
     assert_one_line(fql('report', run, twin, *out), 'have the same settings and seed')
     scored = write_run(tmp_path / 'scored', {}, TrainConfig(task=CUBE, seed=1))

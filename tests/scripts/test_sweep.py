@@ -135,15 +135,15 @@ def test_commands_are_listed_before_anything_is_there(fql, tmp_path):
 
 
 @pytest.mark.usefixtures('prepared')
-def test_a_fault_is_told_before_anything_starts(fql, assert_one_line, tmp_path):
-    words = ('--dir', tmp_path / 'runs')
-    assert_one_line(fql('sweep', 'no.toml', *words), 'no.toml is no file')
+def test_a_fault_is_reported_before_anything_starts(fql, assert_one_line, tmp_path):
+    arguments = ('--dir', tmp_path / 'runs')
+    assert_one_line(fql('sweep', 'no.toml', *arguments), 'no.toml is neither a file')
     file = write_file(tmp_path, '"two"')
-    assert_one_line(fql('sweep', file, *words), 'tiny.toml', "steps must be int, not 'two'")
+    assert_one_line(fql('sweep', file, *arguments), 'tiny.toml', "steps must be int, not 'two'")
     write_file(tmp_path, 2)
-    done = fql('sweep', file, *words, '--data-dir', tmp_path / 'empty')
+    done = fql('sweep', file, *arguments, '--data-dir', tmp_path / 'empty')
     assert_one_line(done, 'no dataset visual-pointmaze-quickstart-navigate-v0')
-    assert_one_line(fql('sweep', file, *words, '--cluster-options', 'a=1'), 'needs --cluster')
+    assert_one_line(fql('sweep', file, *arguments, '--cluster-options', 'a=1'), 'needs --cluster')
     assert not (tmp_path / 'runs').exists()
 
 
@@ -185,7 +185,7 @@ def test_a_killed_sweep_ends_as_one_left_alone(start_fql, fql_process, run_fql, 
     assert is_running(SweepFolder(folder), second)
     done = fql_process(*command)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f'goes on already: {RUN}1' in done.stdout
+    assert f'running already: {RUN}1' in done.stdout
     assert f'started: {RUN}0' in done.stdout
     undisturbed = finished(run_fql, tmp_path / 'undisturbed', file)
     assert results(run_fql, folder) == results(run_fql, undisturbed)
@@ -241,8 +241,8 @@ def test_a_job_saves_before_it_is_queued_again(environment, monkeypatch, tmp_pat
     pytest.importorskip('submitit', reason="needs the extra 'slurm'")
     monkeypatch.setenv('FQL_DATA_DIR', environment['FQL_DATA_DIR'])
     folder, run = SweepFolder(tmp_path / 'runs'), read_sweep(write_file(tmp_path, 10_000_000))[0]
-    words, log = train_command(folder, run, ''), folder.log(run)
-    job = pickle.loads(pickle.dumps(TrainJob(words, str(log))))
+    arguments, log = train_command(folder, run, ''), folder.log(run)
+    job = pickle.loads(pickle.dumps(TrainJob(arguments, str(log))))
     ended = []
 
     def work():
@@ -257,5 +257,5 @@ def test_a_job_saves_before_it_is_queued_again(environment, monkeypatch, tmp_pat
     again = job.checkpoint()
     thread.join(timeout=60)
     assert ended == [f'exit code {EXIT_CODE}; see {log}']
-    assert (again.function.words, again.function.log) == (tuple(words), str(log))
+    assert (again.function.arguments, again.function.log) == (tuple(arguments), str(log))
     assert re.search(r'stopped; step [\d,]+ is saved', log.read_text())

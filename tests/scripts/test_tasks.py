@@ -44,8 +44,8 @@ def test_patterns(fql, assert_one_line):
     tuned = [row for row in found if row[-1] != 'not tuned']
     assert len(tuned) == 6
     assert all(row[3] == 'iql' for row in found)
-    assert_one_line(fql('tasks', 'visual-cubicle'), "no task fits 'visual-cubicle'")
-    assert_one_line(fql('tasks', '--agent', 'xql'), "no agent 'xql'")
+    assert_one_line(fql('tasks', 'visual-cubicle'), "no task matches 'visual-cubicle'")
+    assert_one_line(fql('tasks', '--agent', 'xql'), "unknown agent 'xql'")
 
 
 def test_all_are_listed_without_anything_heavy(run_python):

@@ -56,11 +56,11 @@ def test_a_run_on_damaged_frames(fql, store, tmp_path):
 def test_a_pretraining_on_damaged_data(fql, store, tmp_path, name):
     path, run = store / 'train' / f'{name}.npy', tmp_path / 'run'
     flip(path)
-    words = ('pretrain', '--dataset', store.name, '--data-dir', store.parent, '--run-dir', run)
-    assert_stopped(fql(*words, '--frame-stack', 1, *SMALL), path, run)
+    arguments = ('pretrain', '--dataset', store.name, '--data-dir', store.parent, '--run-dir', run)
+    assert_stopped(fql(*arguments, '--frame-stack', 1, *SMALL), path, run)
 
 
-def test_damage_is_told_before_labels_are_computed(fql, assert_one_line, store):
+def test_damage_is_reported_before_labels_are_computed(fql, assert_one_line, store):
     shutil.rmtree(store / 'labels', ignore_errors=True)
     flip(store / 'train' / 'qpos.npy')
     data = ('--data-dir', store.parent)
@@ -68,12 +68,12 @@ def test_damage_is_told_before_labels_are_computed(fql, assert_one_line, store):
     assert not (store / 'labels').exists()
 
 
-def test_damaged_labels_are_told(fql, assert_one_line, store):
+def test_damaged_labels_are_reported(fql, assert_one_line, store):
     data = ('--data-dir', store.parent)
     assert fql('inspect', 'data', store.name, '--verify', *data).returncode == 0
     path = next(store.glob('labels/*/train/rewards.npy'))
     flip(path)
-    assert_one_line(fql('inspect', 'data', store.name, '--verify', *data), str(path), 'remove')
+    assert_one_line(fql('inspect', 'data', store.name, '--verify', *data), str(path), 'delete')
 
 
 @pytest.mark.long
@@ -83,8 +83,8 @@ def test_compiled_programs_are_kept_where_only_the_user_writes(
     for name in ('JAX_COMPILATION_CACHE_DIR', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'):
         monkeypatch.delitem(environment, name, raising=False)
     monkeypatch.setitem(environment, 'XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    words = ('inspect', 'batch', '--task', QUICKSTART_TASK, '--out', tmp_path / 'b.npz')
-    done = fql_process(*words, '--batch-size', 8, '--data-dir', store.parent)
+    arguments = ('inspect', 'batch', '--task', QUICKSTART_TASK, '--out', tmp_path / 'b.npz')
+    done = fql_process(*arguments, '--batch-size', 8, '--data-dir', store.parent)
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / 'cache' / 'fql' / 'compilation-cache').iterdir())
     assert not (store.parent / 'compilation-cache').exists()

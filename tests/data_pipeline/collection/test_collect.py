@@ -261,7 +261,7 @@ def test_what_cannot_be_collected_gives_one_line(change, message, tmp_path):
 def test_an_existing_file_is_not_overwritten(tmp_path):
     out = tmp_path / 'maze-v0.npz'
     out.write_bytes(b'precious')
-    with pytest.raises(DataError, match='exists already'):
+    with pytest.raises(DataError, match='exists; delete it'):
         collect_maze(out)
     assert out.read_bytes() == b'precious'
 
@@ -359,7 +359,7 @@ def test_an_episode_whose_worker_hangs_is_repeated(tmp_path, monkeypatch):
 
 
 def test_an_episode_whose_worker_hangs_again_is_given_up(tmp_path, monkeypatch):
-    with pytest.raises(DataError, match='of episode 0, as when it was tried before') as caught:
+    with pytest.raises(DataError, match='of episode 0, for the second time') as caught:
         collect_hanging(tmp_path / 'hung', 10, 2, monkeypatch)
     assert '\n' not in str(caught.value)
     assert not multiprocessing.active_children()

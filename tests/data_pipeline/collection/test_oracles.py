@@ -212,7 +212,7 @@ def test_an_environment_of_ones_own(tmp_path, monkeypatch):
     arrays = load(collect(recipe, tmp_path / 'own.npz', episodes=1, workers=1))
     assert arrays['qpos'].shape == (3, ARM_QPOS + CUBE_QPOS)
     no_arm = Recipe('own_envs:no-cube-v0', 'play', 2, 0.1)
-    with pytest.raises(DataError, match='none of the environments that the oracle knows'):
+    with pytest.raises(DataError, match='the oracle does not know environment'):
         collect(no_arm, tmp_path / 'no.npz', episodes=1, workers=1)
 
 
@@ -448,7 +448,7 @@ def test_a_cube_out_of_the_scenes_sight_spoils_the_episode(y, z, is_sound):
         assert oracle.is_sound({'qpos': qpos}) is (is_sound or not buttons)
 
 
-def test_a_spoilt_episode_is_begun_anew(monkeypatch):
+def test_a_spoilt_episode_is_begun_again(monkeypatch):
     class Oracle:
         attempts = 0
 

@@ -51,7 +51,7 @@ def test_a_black_trajectory_is_named(make_arrays, trajectory):
     arrays['observations'][end - lengths[trajectory] : end] = 0
     message = (
         rf'the source: all images of trajectory {trajectory} '
-        rf'\(rows {end - lengths[trajectory]} to {end - 1}\) are zero, and so in 1 of 4'
+        rf'\(rows {end - lengths[trajectory]} to {end - 1}\) are zero, the same in 1 of 4'
     )
     for blocks in (list(arrays.items()), list(by_episodes(arrays, lengths))):
         with pytest.raises(DataError, match=message):

@@ -136,7 +136,7 @@ def test_goes_on_within_a_call(serve, tmp_path):
 
 def test_goes_on_in_another_call(serve, tmp_path):
     mirror = serve(Mirror(breaks_at=[100_000, 0]))
-    with pytest.raises(DataError, match='broke off at byte 100000'):
+    with pytest.raises(DataError, match='ended early, at byte 100000'):
         download_file('d-v0.npz', tmp_path, [mirror.url])
     assert (tmp_path / 'd-v0.npz.part').stat().st_size == 100_000
     assert not (tmp_path / 'd-v0.npz').exists()
@@ -148,7 +148,7 @@ def test_goes_on_in_another_call(serve, tmp_path):
 
 def test_starts_again_when_the_file_has_changed(serve, tmp_path):
     mirror = serve(Mirror(files={'d-v0.npz': archive(1)}, breaks_at=[100_000, 0]))
-    with pytest.raises(DataError, match='broke off'):
+    with pytest.raises(DataError, match='ended early'):
         download_file('d-v0.npz', tmp_path, [mirror.url])
     mirror.files, mirror.headers = {'d-v0.npz': CONTENT}, {'ETag': '"2"'}
     assert download_file('d-v0.npz', tmp_path, [mirror.url]).read_bytes() == CONTENT
@@ -167,7 +167,7 @@ def test_goes_on_where_the_part_is_from(serve, tmp_path):
     """The first mirror was down when the download began."""
     first, second = serve(Mirror(files={})), serve(Mirror(breaks_at=[100_000, 0]))
     mirrors = [first.url, second.url]
-    with pytest.raises(DataError, match=r'HTTP 404.*broke off at byte 100000'):
+    with pytest.raises(DataError, match=r'HTTP 404.*ended early, at byte 100000'):
         download_file('d-v0.npz', tmp_path, mirrors)
     first.files['d-v0.npz'] = CONTENT
     assert download_file('d-v0.npz', tmp_path, mirrors).read_bytes() == CONTENT
@@ -215,13 +215,13 @@ def test_published_checksum_is_compared(serve, tmp_path, is_right):
         download_file('d-v0.npz', tmp_path, [front.url])
         assert json.loads((tmp_path / 'd-v0.npz.json').read_text())['verified']
         return
-    with pytest.raises(DataError, match=f'SHA-256 is {SHA256} in place of 000'):
+    with pytest.raises(DataError, match=f'SHA-256 is {SHA256}, not 000'):
         download_file('d-v0.npz', tmp_path, [front.url])
     assert not (tmp_path / 'd-v0.npz').exists()
     assert not (tmp_path / 'd-v0.npz.part').exists()
 
 
-def test_what_no_digest_verifies_is_told(serve, tmp_path):
+def test_what_no_digest_verifies_is_reported(serve, tmp_path):
     lines: list[str] = []
     path = download_file('d-v0.npz', tmp_path, [serve(Mirror()).url], note=lines.append)
     assert len(lines) == 1
@@ -261,7 +261,7 @@ def test_a_web_page_is_no_dataset(serve, tmp_path):
     good = serve(Mirror())
     assert download_file('d-v0.npz', tmp_path, [page.url, good.url]).read_bytes() == CONTENT
     (tmp_path / 'd-v0.npz').unlink()
-    with pytest.raises(DataError, match=r'no \.npz file'):
+    with pytest.raises(DataError, match=r'not an \.npz file'):
         download_file('d-v0.npz', tmp_path, [page.url])
 
 

@@ -172,10 +172,10 @@ def large(arrays):
 
 
 FAULTS = {
-    'observations': (without('observations'), 'holds neither observations'),
-    'rewards': (without('rewards'), 'lacks rewards'),
-    'terminals': (without('terminals'), 'lacks terminals'),
-    'timeouts': (without('timeouts'), 'lacks timeouts'),
+    'observations': (without('observations'), 'has neither observations'),
+    'rewards': (without('rewards'), 'has no rewards'),
+    'terminals': (without('terminals'), 'has no terminals'),
+    'timeouts': (without('timeouts'), 'has no timeouts'),
     'NaN': (nan_rewards, 'rewards holds values that are not finite, first in row 3'),
     'twos': (twos, 'timeouts holds values other than 0 and 1'),
     'short': (short, 'arrays differ in length'),
@@ -261,6 +261,6 @@ def test_what_lies_in_another_file_is_refused(tmp_path, make_arrays, kind, is_th
             layout = h5py.VirtualLayout(shape, np.float32)
             layout[:] = h5py.VirtualSource(other, 'a', shape)
             file.create_virtual_dataset('actions', layout)
-    message = 'lies in another file' if is_there or kind == 'virtual' else 'leads nowhere'
+    message = 'lies in another file' if is_there or kind == 'virtual' else 'is a broken link'
     with pytest.raises(DataError, match=rf'd\.hdf5: /actions .*{message}'):
         file_splits(path, 'd')

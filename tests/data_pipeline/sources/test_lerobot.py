@@ -86,6 +86,7 @@ def rows_of(episodes: Episodes, numbers: list[int]) -> pa.Table:
             columns.setdefault(name, []).extend(values)
         columns.setdefault('episode_index', []).extend([number] * steps)
         columns.setdefault('frame_index', []).extend(range(steps))
+        columns.setdefault('timestamp', []).extend((np.arange(steps) / FPS).tolist())
         columns.setdefault('index', []).extend(range(start, start + steps))
     return pa.table(columns)
 
@@ -210,11 +211,11 @@ def test_one_key_and_notes(dataset, episodes, tmp_path):
     source = store.manifest.sources['train']
     notes = ' '.join(source['notes'])
     assert 'masks are 1 - next.done' in notes
-    assert 'which were skipped: 1' in notes
+    assert 'skipped episodes of one row: 1' in notes
     assert f'ignored: {FRONT}, {HAND}, observation.state' in notes
     assert source['keys'] == {'observation': 'observation.effort'}
     for keys, message in (
-        ({}, rf'not one observation; name one or more .*of observation\.effort, {FRONT}'),
+        ({}, rf'not a single observation; choose .*from observation\.effort, {FRONT}'),
         ({'': 'waist'}, "no observation 'waist'"),
     ):
         with pytest.raises(DataError, match=message):
@@ -248,7 +249,100 @@ def rewritten(name: str, change: Any) -> Any:
     return rewrite
 
 
+def with_info(**values: Any) -> Any:
+    return rewritten('info.json', lambda data: json.dumps({**json.loads(data), **values}).encode())
+
+
+def with_feature(key: str, **values: Any) -> Any:
+    def change(data: bytes) -> bytes:
+        info = json.loads(data)
+        info['features'][key] |= values
+        return json.dumps(info).encode()
+
+    return rewritten('info.json', change)
+
+
+def with_rows(change: Any) -> Any:
+    """Changes the columns, as lists by name, of the first file of rows."""
+
+    def rewrite(folder: Path) -> None:
+        path = sorted((folder / 'data').rglob('*.parquet'))[0]
+        columns = pq.read_table(path).to_pydict()
+        change(columns)
+        pq.write_table(pa.table(columns), path)
+
+    return rewrite
+
+
+def with_episodes(change: Any) -> Any:
+    """Changes the list of episodes of either version."""
+
+    def rewrite(folder: Path) -> None:
+        if (path := folder / 'meta' / 'episodes.jsonl').exists():
+            entries = [json.loads(line) for line in path.read_text().splitlines()]
+            change(entries)
+            path.write_text('\n'.join(map(json.dumps, entries)))
+        else:
+            path = next((folder / 'meta').rglob('*.parquet'))
+            entries = pq.read_table(path).to_pylist()
+            change(entries)
+            pq.write_table(pa.Table.from_pylist(entries), path)
+
+    return rewrite
+
+
+def reverse_rows(columns: dict[str, list]) -> None:
+    for values in columns.values():
+        values[:10] = values[9::-1]
+
+
+def as_picture(array: np.ndarray) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format='PNG')
+    return {'bytes': buffer.getvalue(), 'path': None}
+
+
+def put(key: str, row: int, value: Any) -> Any:
+    return with_rows(lambda columns: columns[key].__setitem__(row, value))
+
+
+def put_two(key: str, *values: Any) -> Any:
+    return with_rows(lambda columns: columns[key].__setitem__(slice(0, 2), values))
+
+
 FAULTS = {
+    'no row': (put_two('action', None, [0, 0, 0, 0]), r'action is list.*1 are missing'),
+    'uneven rows': (put_two('action', [0], [0, 0, 0]), r'action is list.*rows of 1 and of 3'),
+    'no number': (put('next.done', 3, None), r'next\.done is bool.*1 are missing'),
+    'order': (with_rows(reverse_rows), r'frame_index does not count the rows'),
+    'times': (
+        put('timestamp', 69, 70 / FPS),
+        r'timestamp is not frame_index / 10, and so the frames',
+    ),
+    'fps': (with_info(fps=FPS / 2), r'timestamp is not frame_index / 5'),
+    'no fps': (with_info(fps=0), r'fps is 0'),
+    'depth map': (
+        with_feature(FRONT, info={'video.is_depth_map': True}),
+        r'front is a depth map; only images of 8 bits',
+    ),
+    'depth': (
+        put(HAND, 1, as_picture(np.full((10, 12), 999, np.uint16))),
+        r'hand holds what is no image in row 1: its values are of more than 8 bits',
+    ),
+    'sizes': (
+        put(HAND, 1, as_picture(np.ones((12, 10, 3), np.uint8))),
+        r'hand is \(12, 10, 3\) in row 1, \(10, 12, 3\) before',
+    ),
+    'paths': (put(HAND, 2, {'bytes': None, 'path': 'a.png'}), r'no encoded image in row 2'),
+    'an episode twice': (with_episodes(lambda x: x.append(x[3])), r'listed more than once'),
+    'an episode of unknown length': (
+        with_episodes(lambda x: x[1].update(length=None)),
+        r'length is None, not a number',
+    ),
+    'episodes': (with_info(total_episodes=5), r'total_episodes is 5 in .*, but 4 in the list'),
+    'frames': (with_info(total_frames=99), r'total_frames is 99 in .*, but 85 in the list'),
+    'split': (with_info(splits={'train': '0:5'}), r"split '0:5' of 4 episodes"),
+    'chunks': (with_info(chunks_size='2', data_path='{}'), "chunks_size is|LeRobot's layout"),
     'no parquet': (
         without('*0.parquet'),
         r'\.parquet: cannot be read: No such file|no meta/episodes',
@@ -258,9 +352,9 @@ FAULTS = {
     'no video in it': (rewritten('*.mp4', lambda x: b'x' * 99), r'\.mp4: cannot be read'),
     'version': (
         rewritten('info.json', lambda x: x.replace(b'v2.1', b'v1.6').replace(b'v3.0', b'v1.6')),
-        r'LeRobot v1\.6; versions 2\.1 and 3\.0 are known',
+        r'LeRobot v1\.6 is not supported; versions 2\.1 and 3\.0 are',
     ),
-    'info': (rewritten('info.json', lambda x: b'{}'), r"not as LeRobot has it: no 'features'"),
+    'info': (rewritten('info.json', lambda x: b'{}'), r"not in LeRobot's layout: no 'features'"),
     'longer': (
         rewritten('episodes.jsonl', lambda x: x.replace(b'"length": 70', b'"length": 71')),
         r'has 70 rows of it, meta says 71',
@@ -276,7 +370,51 @@ def test_damaged_datasets_are_refused(dataset, tmp_path, fault):
     folder = shutil.copytree(dataset, tmp_path / 'd')
     spoil(folder)
     with pytest.raises(DataError, match=message):
+        prepared(tmp_path, folder, {'': FRONT, 'hand': HAND})
+
+
+def test_a_video_of_another_rate(tmp_path, episodes, monkeypatch):
+    """Twice the frames in the same time: row i does not show frame i."""
+    monkeypatch.setitem(globals(), 'FPS', 2 * FPS)
+    folder = write_dataset(tmp_path / 'd', 'v2.1', episodes)
+    monkeypatch.undo()
+    with_info(fps=FPS)(folder)
+    with_rows(lambda columns: columns.update(timestamp=(np.arange(70) / FPS).tolist()))(folder)
+    with pytest.raises(DataError, match=r'0\.mp4: has 20 frames a second; .*says 10'):
         prepared(tmp_path, folder, {'': FRONT})
+
+
+def test_a_video_under_two_names(dataset, episodes, tmp_path):
+    seen = prepared(tmp_path, dataset, {'a': FRONT, 'b': FRONT}).splits['train'].observations
+    np.testing.assert_array_equal(seen['a'], seen['b'])
+    np.testing.assert_array_equal(seen['a'][:70], episodes[0][FRONT])
+
+
+def test_damage_that_a_page_checksum_shows(dataset, tmp_path):
+    folder = shutil.copytree(dataset, tmp_path / 'd')
+    path = sorted((folder / 'data').rglob('*.parquet'))[0]
+    pq.write_table(pq.read_table(path), path, write_page_checksum=True, compression='none')
+    data = bytearray(path.read_bytes())
+    place = data.index(np.float64(5 / FPS).tobytes())  # Of timestamp.
+    data[place] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r'\.parquet: cannot be read: .*CRC'):
+        prepared(tmp_path, folder, {'': FRONT})
+
+
+def test_changed_meta_is_another_source(dataset, tmp_path):
+    folder = shutil.copytree(dataset, tmp_path / 'd')
+    before = file_splits(folder, 'd', KEYS)['train'].description['sha256']
+    with_info(robot_type='x')(folder)
+    assert file_splits(folder, 'd', KEYS)['train'].description['sha256'] != before
+
+
+def test_splits_go_by_the_numbers_of_episodes(dataset, tmp_path):
+    folder = shutil.copytree(dataset, tmp_path / 'd')
+    with_info(splits={'train': '0:1', 'validation': '1:4'})(folder)
+    store = prepared(tmp_path, folder)
+    assert store.splits['train'].lengths.tolist() == [71]
+    assert store.splits['val'].lengths.tolist() == [5, 10]
 
 
 def test_a_video_that_ends_too_early(tmp_path, episodes):

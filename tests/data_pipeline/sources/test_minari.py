@@ -75,11 +75,12 @@ def test_one_array(tmp_path):
     store = prepared(tmp_path, episodes, {'': 'joints'})
     notes = ' '.join(store.manifest.sources['train']['notes'])
     assert 'ignored: observations/camera' in notes
-    assert 'episodes without a step, which were skipped: 1' in notes
+    assert 'skipped episodes without a step: 1' in notes
     for episode in episodes:
         del episode['observations/camera']
         episode['observations'] = episode.pop('observations/joints')
     alone = prepared(tmp_path, episodes, {})
+    prepared(tmp_path, episodes, {'': 'observations'})
     np.testing.assert_array_equal(
         store.splits['train'].observations, alone.splits['train'].observations
     )
@@ -109,8 +110,29 @@ def test_wrong_files_are_refused(tmp_path, key):
         prepared(tmp_path, episodes)
 
 
+def test_groups_that_are_no_episodes(tmp_path):
+    """A dataset, a link that leads nowhere, and numbers without rows."""
+    source = write_episodes(tmp_path / 'main_data.hdf5', make_episodes())
+    for value, message in (
+        (np.ones(3), 'episode_9 is not a group'),
+        (h5py.SoftLink('/x'), 'episode_9 is a broken link'),
+    ):
+        with h5py.File(source, 'a') as file:
+            file['episode_9'] = value
+        with pytest.raises(DataError, match=message):
+            file_splits(source, 'd', KEYS)
+        with h5py.File(source, 'a') as file:
+            del file['episode_9']
+    with h5py.File(source, 'w') as file:
+        numbers = {'actions': 1.0, 'rewards': np.ones(0), 'terminations': np.ones(0)}
+        for name, value in {'observations': np.ones((1, 3)), **numbers}.items():
+            file[f'episode_0/{name}'] = value
+    with pytest.raises(DataError, match='no episode has a step'):
+        file_splits(source, 'd', {})
+
+
 def test_keys(tmp_path, fql, assert_one_line):
-    held = r'name one or more .*of observations/camera, observations/joints'
+    held = r'choose .*from observations/camera, observations/joints'
     for keys in ({}, {'': 'waist'}, {'x': 'waist', 'y': 'joints'}):
         with pytest.raises(DataError, match=held):
             prepared(tmp_path, make_episodes(), keys)

@@ -107,8 +107,9 @@ def test_demonstrations(tmp_path):
     with h5py.File(tmp_path / 'demos.hdf5', 'w') as file:
         for i, array in enumerate(actions):
             file[f'data/demo_{i}/actions'] = array
-            file[f'data/demo_{i}/obs/state'] = rng.normal(size=(len(array), 2))
-            file[f'data/demo_{i}/next_obs/state'] = rng.normal(size=(len(array), 2))
+            states = rng.normal(size=(len(array) + 1, 2))
+            file[f'data/demo_{i}/obs/state'] = states[:-1]
+            file[f'data/demo_{i}/next_obs/state'] = states[1:]
     splits = normalize_actions(file_splits(tmp_path / 'demos.hdf5', 'd'))
     store = write_store(tmp_path / 'store', 'd', splits)
     flat = np.concatenate(actions)

@@ -115,10 +115,10 @@ def put(name: str, place: object, value: object) -> Callable[[dict], dict]:
 
 
 WRONG_ARRAYS = {
-    'no observations': (without('observations'), 'lacks observations'),
+    'no observations': (without('observations'), 'has no observations'),
     'no actions, no terminals': (
         lambda arrays: {'observations': arrays['observations']},
-        'lacks actions, terminals',
+        'has no actions, terminals',
     ),
     'float images': (changed('observations', np.float32), 'observations is float32'),
     'flat uint8': (changed('observations', lambda x: x.reshape(14, -1)), 'observations is uint8'),
@@ -126,7 +126,7 @@ WRONG_ARRAYS = {
     'no channels': (changed('observations', lambda x: x[..., :0]), 'empty'),
     'no axis of channels': (
         changed('observations', lambda x: np.repeat(x, 3, -1)[..., :8]),
-        r'neither the first nor the last axis .*\(h, w, c\)',
+        r'not clear which axis holds the channels.*\(h, w, c\)',
     ),
     'no rows': (lambda arrays: {k: v[:0] for k, v in arrays.items()}, 'empty'),
     'actions of rank 1': (changed('actions', lambda x: x[:, 0]), 'actions is float32'),

@@ -111,7 +111,7 @@ def test_failed_export_leaves_nothing(store, tmp_path):
     assert all(path.name.endswith('.lock') for path in files)
 
 
-def test_a_disk_that_is_full_within_an_export_is_told(make_arrays, small_disk, tmp_path):
+def test_a_disk_that_is_full_within_an_export_is_reported(make_arrays, small_disk, tmp_path):
     """ArrayRecord raises its own errors for it."""
     np.savez(tmp_path / 'd.npz', **make_arrays((1_000,) * 2, (128, 128, 1)))
     large = prepare_store(tmp_path / 'large', 'large-v0', tmp_path / 'd.npz')
@@ -325,7 +325,7 @@ def test_short_episodes_are_skipped_and_counted(write_rlds, tmp_path, file_forma
 
 
 def test_nothing_but_short_episodes(write_rlds):
-    with pytest.raises(DataError, match='holds no episode of two steps'):
+    with pytest.raises(DataError, match='no episode has two steps'):
         rlds_splits(str(write_rlds(robot_episodes((1, 0)))), STATE)
 
 
@@ -404,7 +404,7 @@ def test_the_same_dataset_is_not_prepared_again(write_rlds, tmp_path):
     before = (tmp_path / 's' / 'manifest.json').stat().st_mtime_ns
     write_store(tmp_path / 's', 'robot', rlds_splits(folder, IMAGE))
     assert (tmp_path / 's' / 'manifest.json').stat().st_mtime_ns == before
-    with pytest.raises(DataError, match='pass --overwrite'):
+    with pytest.raises(DataError, match='replace it with --overwrite'):
         write_store(tmp_path / 's', 'robot', rlds_splits(folder, WRIST))
 
 
@@ -425,12 +425,43 @@ def test_images_of_several_sizes(write_rlds, tmp_path):
         write_store(tmp_path / 's', 'robot', splits)
 
 
-def test_end_within_an_episode(write_rlds, tmp_path):
+@pytest.mark.parametrize('mark', ['is_first', 'is_last'])
+def test_two_episodes_in_one(write_rlds, tmp_path, mark):
     episodes = robot_episodes()
-    episodes[1][2]['is_last'] = True
-    splits = rlds_splits(str(write_rlds(episodes)), IMAGE)
-    with pytest.raises(DataError, match='episode 1: is_last is set at step 2 of 5'):
+    for episode in episodes:
+        for number, step in enumerate(episode):
+            step['is_first'] = number == 0
+    episodes[1][2][mark] = True
+    splits = rlds_splits(str(write_rlds(episodes, {**STEP, 'is_first': np.bool_})), IMAGE)
+    with pytest.raises(DataError, match=f'episode 1: {mark} is set at step 2 of 5'):
         write_store(tmp_path / 's', 'robot', splits)
+
+
+def test_discounts_that_are_no_numbers(write_rlds):
+    """No mask follows from them."""
+    episodes = robot_episodes()
+    for step in (step for episode in episodes for step in episode):
+        step.update(gain=1, discount=1)
+    episodes[0][1]['discount'] = np.nan
+    folder = str(write_rlds(episodes, {**STEP, 'gain': np.float32, 'discount': np.float32}))
+    with pytest.raises(DataError, match='episode 0: discount holds values that are not numbers'):
+        rlds_splits(folder, dataclasses.replace(STATE, reward='gain'))
+
+
+@pytest.mark.parametrize('file_format', ['array_record', 'tfrecord'])
+def test_names_with_slashes(write_rlds, tmp_path, file_format):
+    """Whether such a feature is read or not."""
+    episodes = robot_episodes()
+    for step in (step for episode in episodes for step in episode):
+        step['arm/state'] = step['observation']['state'][:3]
+    folder = str(
+        write_rlds(episodes, {**STEP, 'arm/state': bytes_of((3,), np.float64)}, file_format)
+    )
+    for key in ('arm/state', 'observation/state'):
+        store = write_store(tmp_path / key, 'robot', rlds_splits(folder, RldsKeys(key)))
+        seen = store.splits['train'].observations
+        expected = [step['observation']['state'] for episode in episodes for step in episode]
+        np.testing.assert_array_equal(seen, np.float32(expected)[:, : seen.shape[1]])
 
 
 @pytest.mark.parametrize('file_format', ['array_record', 'tfrecord'])
@@ -499,14 +530,21 @@ def test_image_that_cannot_be_decoded(write_rlds, tmp_path):
         rlds_splits(str(folder), IMAGE)
 
 
-def test_examples_without_steps(tmp_path):
+@pytest.mark.parametrize(
+    ('name', 'feature', 'value'),
+    [
+        ('image', bytes_of((3,), np.uint8), np.zeros(3, np.uint8)),
+        ('steps', tfds.features.Sequence({'action': np.float32}), {'action': [0.0, 1.0]}),
+    ],
+)
+def test_examples_without_steps(tmp_path, name, feature, value):
     info = tfds.core.DatasetInfo(
         builder=DatasetIdentity('flat', tfds.core.Version('0.1.0'), str(tmp_path), 'elsewhere'),
-        features=tfds.features.FeaturesDict({'image': bytes_of((3,), np.uint8)}),
+        features=tfds.features.FeaturesDict({name: feature}),
     )
     writer = tfds.core.SequentialWriter(info, 10, file_format='array_record')
     writer.initialize_splits(['train'])
-    writer.add_examples({'train': [{'image': np.zeros(3, np.uint8)}]})
+    writer.add_examples({'train': [{name: value}]})
     writer.close_all()
     with pytest.raises(DataError, match='not an RLDS dataset: its examples have no `steps`'):
         rlds_splits(str(tmp_path), IMAGE)

@@ -98,7 +98,7 @@ def test_rows_that_lead_nowhere(tmp_path):
     assert split.labels['rewards'][split.valid_rows].sum() == 2
     notes = ' '.join(store.manifest.sources['train']['notes'])
     assert 'the rewards of 1 last rows are not used' in notes
-    assert 'demonstrations without a transition, which were skipped: 1' in notes
+    assert 'skipped demonstrations without a transition: 1' in notes
     for demo in demos.values():
         demo['dones'][:] = 0
     with pytest.raises(DataError, match=r'the only rewards are in the last rows .* next_obs'):
@@ -110,7 +110,7 @@ def test_filter_keys_are_the_splits(tmp_path):
     store = prepared(tmp_path, make_demos(), 'robot0_eef_pos', **filters)
     lengths = {name: split.lengths.tolist() for name, split in store.splits.items()}
     assert lengths == {'train': [4, 7], 'val': [5]}
-    with pytest.raises(DataError, match='mask names demo_9, which data lacks'):
+    with pytest.raises(DataError, match='mask names demo_9, which is not in data'):
         prepared(tmp_path, make_demos(), 'robot0_eef_pos', train=['demo_9'], valid=['demo_0'])
 
 
@@ -120,14 +120,14 @@ def test_without_rewards(tmp_path):
         del demo['rewards']
     store = prepared(tmp_path, demos, 'robot0_eef_pos')
     assert store.splits['train'].labels == {}
-    assert 'no task of its own' in store.manifest.sources['train']['notes'][0]
+    assert 'the data have no rewards and masks' in store.manifest.sources['train']['notes'][0]
 
 
 def test_another_observation_is_another_source(tmp_path):
     source = write_demos(tmp_path / 'demos.hdf5', make_demos())
     write_store(tmp_path / 's', 'd', file_splits(source, 'd', {'': 'agentview_image'}))
     write_store(tmp_path / 's', 'd', file_splits(source, 'd', {'': 'agentview_image'}))
-    with pytest.raises(DataError, match='pass --overwrite'):
+    with pytest.raises(DataError, match='replace it with --overwrite'):
         write_store(tmp_path / 's', 'd', file_splits(source, 'd', {'': 'robot0_eef_pos'}))
 
 
@@ -144,8 +144,8 @@ def drop(key: str) -> Any:
 
 STATE = 'obs/robot0_eef_pos'
 FAULTS = {
-    'no actions': (drop('actions'), r'data/demo_2 lacks actions'),
-    'no observation': (drop(STATE), r'data/demo_2 lacks obs/robot0_eef_pos'),
+    'no actions': (drop('actions'), r'data/demo_2 has no actions'),
+    'no observation': (drop(STATE), r'data/demo_2 has no obs/robot0_eef_pos'),
     'rewards of some': (drop('rewards'), r'demo_2: rewards and dones are in some'),
     'short actions': (spoiled('actions', lambda x: x[:-1]), r'data/demo_2: arrays differ in len'),
     'NaN': (spoiled(STATE, lambda x: x * np.nan), 'observations holds values that are not finite'),
@@ -190,9 +190,9 @@ def test_several_observations_of_which_one_is_not_there(tmp_path):
     del demos['demo_2']['next_obs/robot0_eef_pos']
     source = write_demos(tmp_path / 'demos.hdf5', demos)
     keys = observation_keys(['agentview_image', 'robot0_eef_pos'])
-    with pytest.raises(DataError, match='data/demo_2 lacks next_obs/robot0_eef_pos'):
+    with pytest.raises(DataError, match='data/demo_2 has no next_obs/robot0_eef_pos'):
         file_splits(source, 'd', keys)
-    with pytest.raises(DataError, match=r"no observation 'waist'; name one or more .*eef_pos"):
+    with pytest.raises(DataError, match=r"no observation 'waist'; choose .*eef_pos"):
         file_splits(source, 'd', observation_keys(['agentview_image', 'waist']))
 
 
@@ -220,7 +220,7 @@ def test_a_demonstration_that_is_a_link_to_nothing_is_not_passed_over(tmp_path):
     source = write_demos(tmp_path / 'd.hdf5', make_demos())
     with h5py.File(source, 'a') as file:
         file['data']['demo_11'] = h5py.SoftLink('/nowhere')
-    with pytest.raises(DataError, match='/data/demo_11 is a link that leads nowhere'):
+    with pytest.raises(DataError, match='/data/demo_11 is a broken link'):
         file_splits(source, 'd', 'robot0_eef_pos')
 
 
@@ -231,3 +231,19 @@ def test_filter_keys_that_list_no_names(tmp_path, mask):
         file['mask/train'] = mask
     with pytest.raises(DataError, match='/mask/train must list names of demonstrations'):
         file_splits(source, 'd', 'robot0_eef_pos')
+
+
+@pytest.mark.parametrize('broken', [lambda x: np.roll(x, 1, axis=0), lambda x: x * np.nan])
+def test_next_observations_that_are_not_those_of_the_next_row(tmp_path, broken):
+    """They would be other transitions than the file's."""
+    demos = make_demos(following=True)
+    key = 'next_obs/robot0_eef_pos'
+    following = demos['demo_2'][key]
+    demos['demo_2'][key] = np.concatenate([broken(following[:-1]), following[-1:]])
+    with pytest.raises(DataError, match=r'row 0 of /data/demo_2/next_obs/\S+ is not row 1 of'):
+        prepared(tmp_path, demos, 'robot0_eef_pos')
+
+
+def test_filter_keys_that_are_not_used_are_named(tmp_path):
+    store = prepared(tmp_path, make_demos(), 'robot0_eef_pos', half=['demo_0'])
+    assert 'mask/half' in ' '.join(store.manifest.sources['train']['notes'])

@@ -6,12 +6,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
+from data_pipeline.files import write_npy_header
 from data_pipeline.schema import from_json
 from data_pipeline.store.frame_store import FrameStore, open_store
 from data_pipeline.store.manifest import Manifest
@@ -150,7 +153,7 @@ def test_another_source_needs_overwrite(source, target, make_arrays, change):
     elif change == 'new val file':
         np.savez(source.with_name('tiny-v0-val.npz'), **make_arrays(seed=1))
     name = 'other-v0' if change == 'name' else 'tiny-v0'
-    with pytest.raises(DataError, match='pass --overwrite'):
+    with pytest.raises(DataError, match='replace it with --overwrite'):
         prepare_store(target, name, source)
     store = prepare_store(target, name, source, overwrite=True)
     assert store.manifest.dataset == name
@@ -166,7 +169,7 @@ def test_another_source_needs_overwrite(source, target, make_arrays, change):
 def test_what_is_no_store_is_never_removed(source, target, overwrite):
     target.mkdir(parents=True)
     (target / 'thesis.tex').write_text('dear')
-    with pytest.raises(DataError, match='other than a frame store'):
+    with pytest.raises(DataError, match='is not a frame store'):
         prepare_store(target, 'tiny-v0', source, overwrite=overwrite)
     assert (target / 'thesis.tex').read_text() == 'dear'
 
@@ -239,7 +242,7 @@ def test_a_split_may_lack_what_is_not_required(source, target, make_arrays):
     assert 'qvel' not in prepare_store(target, 'tiny-v0', source).splits['val'].info
 
 
-def test_full_disk_is_told_before_anything_is_written(source, target, monkeypatch):
+def test_full_disk_is_reported_before_anything_is_written(source, target, monkeypatch):
     usage = type('Usage', (), {'free': 1000})
     monkeypatch.setattr('shutil.disk_usage', lambda path: usage)
     with pytest.raises(DataError, match='of disk'):
@@ -349,7 +352,7 @@ def test_who_comes_second_waits_for_the_store(source, target, make_arrays, same_
     if same_source:
         read_all(results[0])
     else:
-        assert 'store of other source files stands here' in str(results[0])
+        assert 'made from other source files' in str(results[0])
     assert names(target.parent) == ['tiny-v0']
 
 
@@ -392,7 +395,42 @@ def swap_shape(target: Path) -> None:
     path.write_text(path.read_text().replace('"<f4"', '"<i4"'))
 
 
+def edit_train(target: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes a store's record of the split `train`."""
+    splits = json.loads((target / 'manifest.json').read_text())['splits']
+    change(splits['train'])
+    edit_manifest(target, splits=splits)
+
+
+def flatten_images(target: Path) -> None:
+    """A store of images whose rows are all of one axis, in the file and in the manifest."""
+    path = target / 'train' / 'observations.npy'
+    array = np.load(path)
+    flat = (len(array), array[0].size)
+    with path.open('r+b') as file:
+        write_npy_header(file, flat, array.dtype)
+    edit_train(target, lambda train: train['arrays']['observations'].update(shape=flat))
+
+
+def scale_actions(target: Path) -> None:
+    sources = json.loads((target / 'manifest.json').read_text())['sources']
+    sources['train']['action_range'] = {'low': [0], 'high': [9]}
+    edit_manifest(target, sources=sources)
+
+
 FAULTS = {
+    'flat images': (flatten_images, 'observations is uint8'),
+    'an observation without a name': (
+        lambda t: edit_train(
+            t, lambda x: x['arrays'].update({'observations.': x['arrays'].pop('observations')})
+        ),
+        "'' is not a valid name",
+    ),
+    'a range of other actions': (scale_actions, 'a range of 1 actions'),
+    'trajectories': (
+        lambda t: edit_train(t, lambda x: x.update(trajectories=7)),
+        'not as many trajectories in train',
+    ),
     'newer format': (lambda t: edit_manifest(t, format_version=2), 'format 2 is newer'),
     'no manifest': (lambda t: (t / 'manifest.json').unlink(), 'no frame store here'),
     'half a manifest': (lambda t: os.truncate(t / 'manifest.json', 50), 'damaged'),
@@ -400,7 +438,7 @@ FAULTS = {
     'missing array': (lambda t: (t / 'train/qpos.npy').unlink(), 'qpos.npy is missing'),
     'short array': (
         lambda t: os.truncate(t / 'train/observations.npy', 2000),
-        'observations.npy has 2000 bytes in place of 2816',
+        'observations.npy has 2000 bytes, not 2816',
     ),
     'another type': (swap_shape, 'actions.npy is float32'),
 }

@@ -271,7 +271,9 @@ def test_a_killed_worker_gives_one_line(make_store):
         workers[0].kill()
 
     threading.Thread(target=kill, daemon=True).start()
-    with pytest.raises(DataError, match=f'the process that labels it for {CUBE} died') as caught:
+    with pytest.raises(
+        DataError, match=f'the process that computes its labels for {CUBE} died'
+    ) as caught:
         task_labels(store, 'train', CUBE, {})
     assert '\n' not in str(caught.value)
 
@@ -292,12 +294,12 @@ WRONG_DATA = {
     'qpos': ({'qpos': zeros(14, 28)}, CUBE, {}, 'qpos has 28 columns, .* has 21'),
     'qvel': ({'qvel': zeros(14, 26)}, CUBE, {}, 'qvel has 26 columns, .* has 20'),
     'actions': ({'actions': zeros(14, 8)}, CUBE, {}, 'actions has 8 columns, .* has 5'),
-    'no qpos': ({'qpos': None}, CUBE, {}, 'lacks qpos'),
+    'no qpos': ({'qpos': None}, CUBE, {}, 'has no qpos'),
     'no buttons': (
         {'qpos': zeros(14, 23), 'qvel': zeros(14, 23)},
         'puzzle-3x3-singletask-task1-v0',
         {},
-        'lacks button_states',
+        'has no button_states',
     ),
     'buttons': (
         {'qpos': zeros(14, 23), 'qvel': zeros(14, 23), 'button_states': np.zeros((14, 4), int)},

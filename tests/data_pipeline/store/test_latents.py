@@ -59,7 +59,7 @@ def test_a_killed_process_loses_what_came_after_its_last_record(store, run_pytho
     assert write(folder / 'train') == len(LATENTS)  # nothing is left to do
 
 
-def test_what_was_damaged_since_is_written_anew(store, monkeypatch, tmp_path):
+def test_what_was_damaged_since_is_written_again(store, monkeypatch, tmp_path):
     monkeypatch.setattr(latent_store, 'RECORD_ROWS', 4)
     folder = tmp_path / 'train'
     with LatentWriter(folder, LATENTS.shape, 'float32') as writer:

@@ -54,7 +54,7 @@ def test_scaled_actions_reach_the_environment_in_its_own_units():
             # What lies beyond the environment's bounds, 6 for the second, is cut off there.
             step = workers.step({0: np.array(unit, np.float32)})[0]
             np.testing.assert_allclose(step.observation, total, atol=1e-5)
-    with pytest.raises(FQLError, match=r'those of the data have shape \(3,\)'):
+    with pytest.raises(FQLError, match=r'in the data they have shape \(3,\)'):
         EnvWorkers(fake('AddedActions', action_range=ActionRange((0.0,) * 3, (1.0,) * 3)), 1)
 
 

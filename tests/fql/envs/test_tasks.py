@@ -53,8 +53,8 @@ for name in sys.argv[1:]:
     if 'button_states' not in info:
         del rows['button_states']
     arrays = {key: np.array(values) for key, values in rows.items()}
-    labels, masks = relabel(name, env.action_space.shape[0], arrays, task.label_env_id, {})
-    print(json.dumps([name, rewards, labels.tolist(), masks.tolist()]))
+    expected, masks = relabel(name, env.action_space.shape[0], arrays, task.label_env_id, {})
+    print(json.dumps([name, rewards, expected.tolist(), masks.tolist()]))
 """
 # Of the OGBench that this repository pins.
 OGBENCH_IDS = 246
@@ -123,8 +123,8 @@ def test_an_environment_of_each_family_steps_and_labels_its_states_alike(monkeyp
     ).stdout
     seen = [json.loads(line) for line in output.splitlines()]
     assert [name for name, *_ in seen] == FAMILIES
-    for name, rewards, labels, masks in seen:
-        assert rewards == labels, name
+    for name, rewards, expected, masks in seen:
+        assert rewards == expected, name
         assert masks == [1, 1, 1]
 
 

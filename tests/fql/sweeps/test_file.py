@@ -66,11 +66,11 @@ def test_a_command_says_what_the_file_does(tmp_path, name):
     runs = runs_of(tmp_path, FILE) if name == 'the one above' else read_sweep(find_sweep(name))
     different = {run.name.rpartition('/')[0]: run for run in runs}
     for run in list(different.values())[::13]:
-        words = [*run.words, '--run-dir', 'x', '--resume', 'auto']
+        arguments = [*run.arguments, '--run-dir', 'x', '--resume', 'auto']
         args = tyro.cli(
             Train,
-            default=Train.defaults(words),
-            args=words,
+            default=Train.defaults(arguments),
+            args=arguments,
             config=(tyro.conf.OmitArgPrefixes,),
         )
         assert args.config == run.config
@@ -100,10 +100,10 @@ def test_the_ready_sweeps_are_those_of_the_paper():
     [
         ('tasks = [', 'not valid TOML'),
         ('task = ["x"]', "unknown key 'task'"),
-        ('seeds = [0]', 'tasks: none is named'),
+        ('seeds = [0]', 'tasks must not be empty'),
         ('tasks = "cube"', 'tasks must be a list of names'),
         ('tasks = ["antmaze-umaze-v3"]', "unknown task 'antmaze-umaze-v3'; the nearest are"),
-        ('tasks = ["antmaze-*-v9"]', "no task is called like 'antmaze-\\*-v9'"),
+        ('tasks = ["antmaze-*-v9"]', "no task matches 'antmaze-\\*-v9'"),
         ('tasks = ["antmaze-umaze-v2", "antmaze-u*"]', 'antmaze-umaze-v2 is named twice'),
         ('A\nagents = ["fqll"]', "unknown agent 'fqll'"),
         ('A\nseeds = [0, 0]', 'seeds: 0 is named twice'),
@@ -115,7 +115,7 @@ def test_the_ready_sweeps_are_those_of_the_paper():
         ('A\n[settings]\nsteps = -1', 'steps must lie in'),
         ('A\n[settings]\nencoder.size = "big"', 'encoder.size must be one of'),
         ('A\n[settings]\nseed = 1', 'settings: seed cannot be set here'),
-        ('A\n[settings]\nsave-interval = 0', 'must be one that can be continued'),
+        ('A\n[settings]\nsave-interval = 0', 'must be resumable'),
         ('A\n[variants.x]\nalpha = []', 'antmaze-umaze-v2, fql, x: alpha must be float'),
         ('A\n[variants."a/b"]', "variants: 'a/b' cannot be a name"),
         ('A\n[variants."a\\nb"]', 'cannot be a name'),
@@ -142,9 +142,9 @@ def test_what_is_wrong_is_named(tmp_path, text, message):
 def test_a_value_that_looks_like_a_flag_is_a_value(tmp_path):
     text = 'tasks = ["antmaze-umaze-v2"]\n[settings]\nwandb-project = "--agent"'
     (run,) = runs_of(tmp_path, text)
-    words = [*run.words, '--run-dir', 'x']
-    default, config = Train.defaults(words), (tyro.conf.OmitArgPrefixes,)
-    assert tyro.cli(Train, default=default, args=words, config=config).config == run.config
+    arguments = [*run.arguments, '--run-dir', 'x']
+    default, config = Train.defaults(arguments), (tyro.conf.OmitArgPrefixes,)
+    assert tyro.cli(Train, default=default, args=arguments, config=config).config == run.config
 
 
 def test_many_seeds_are_read_in_no_time(tmp_path):
@@ -164,5 +164,5 @@ def test_the_example_of_the_docs(tmp_path):
 
 
 def test_a_name_that_is_no_file_is_answered_with_those_there_are():
-    with pytest.raises(FQLError, match='x is no file, nor one of paper-d4rl, paper-online'):
+    with pytest.raises(FQLError, match='x is neither a file nor one of paper-d4rl, paper-online'):
         find_sweep('x')

@@ -9,7 +9,7 @@ import pytest
 
 from data_pipeline.replay import Layout, Replay, open_replay
 from fql.envs.make import EnvSpec
-from fql.envs.workers import EnvWorkers
+from fql.envs.workers import EnvWorkers, Step
 from fql.errors import FQLError
 from fql.training.actors import MAX_REPLACED, Actors
 
@@ -152,7 +152,7 @@ def test_what_was_broken_off_is_brought_back(tmp_path, horizon):
     assert episodes[-len(later) :] == later
 
 
-def test_an_environment_that_does_not_repeat_itself_is_told_of(tmp_path, capsys):
+def test_an_environment_that_does_not_repeat_itself_is_reported(tmp_path, capsys):
     with World(tmp_path / 'replay', 'Random', 1) as world:
         world.actors.start()
         world.turn()
@@ -166,6 +166,64 @@ def test_an_environment_that_does_not_repeat_itself_is_told_of(tmp_path, capsys)
         assert stream.episodes.ends.tolist() == [rows - 1]
         assert stream.rows == rows + 1
         world.turn()
+
+
+class Seen:
+    """In place of workers: one environment of two arrays, of which one may come out different."""
+
+    spec, step_seconds = EnvSpec('seen'), 1.0
+
+    def __init__(self, different=''):
+        self.observation_shape = {'image': (2, 2, 1), 'pose': (3,)}
+        self.observation_dtype = {'image': np.dtype('uint8'), 'pose': np.dtype('float32')}
+        self.different = different
+
+    def see(self):
+        shown = {
+            name: np.full(shape, self.time, self.observation_dtype[name])
+            for name, shape in self.observation_shape.items()
+        }
+        if self.different and self.time:
+            shown[self.different].flat[-1] += 1
+        return {0: shown}
+
+    def reset(self, seeds):
+        if not seeds:
+            return {}
+        self.time = 0
+        return self.see()
+
+    def step(self, actions):
+        del actions
+        self.time += 1
+        return {0: Step(self.see()[0], 0.0, False, False, 0.0)}
+
+    begin_steps = step
+
+    def finish_steps(self, indices):
+        del indices
+        return {0: Step(self.see()[0], 0.0, False, False, 0.0)}
+
+
+@pytest.mark.parametrize('different', ['', 'image', 'pose'])
+def test_every_array_is_compared_with_what_was_stored(tmp_path, capsys, different):
+    layout = Layout(Seen().observation_shape, {'image': 'uint8', 'pose': 'float32'}, 2)
+
+    def make_actors(replay, different=''):
+        report = {}.update
+        return Actors(Seen(different), replay, act(1), jax.random.key(0), 7, report)
+
+    with Replay(tmp_path / 'replay', 'seen', layout, 1) as replay:
+        actors = make_actors(replay)
+        actors.start()
+        for _ in range(2):
+            actors.begin(actors.choose(jnp.float32(1)))
+            actors.finish()
+        records, queues = replay.commit(), actors.queues
+    with Replay(tmp_path / 'replay', 'seen', layout, 1, records) as replay:
+        make_actors(replay, different).bring_back(queues)
+        assert ('does not repeat itself' in capsys.readouterr().out) == bool(different)
+        assert replay.streams[0].rows == (4 if different else 3)
 
 
 def test_a_worker_that_dies_is_replaced_up_to_a_limit(tmp_path, capsys):

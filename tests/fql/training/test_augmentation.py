@@ -133,9 +133,9 @@ def test_blur_is_gaussian_and_keeps_borders(frames):
         assert sigma <= BLUR_SIGMA[1] * 1.001
         line = np.exp(-(offsets**2) / (2 * sigma**2))
         expected = np.zeros((HEIGHT, WIDTH))
-        window = slice(row - BLUR_RADIUS, row + BLUR_RADIUS + 1)
+        along = slice(row - BLUR_RADIUS, row + BLUR_RADIUS + 1)
         across = slice(column - BLUR_RADIUS, column + BLUR_RADIUS + 1)
-        expected[window, across] = np.outer(line, line) / line.sum() ** 2
+        expected[along, across] = np.outer(line, line) / line.sum() ** 2
         np.testing.assert_allclose(got, expected, atol=1e-4)
     is_blurred = augment(dot, blur_probability=0.5)[:, 0, row, column, 0] < 1
     assert 0 < is_blurred.sum() < SAMPLES

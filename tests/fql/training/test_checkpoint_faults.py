@@ -123,7 +123,7 @@ FAILING(fsync, "fsync", int, (int fd), (fd))
 @pytest.mark.long
 @pytest.mark.skipif(shutil.which('gcc') is None, reason='no compiler')
 @pytest.mark.parametrize(('calls', 'code'), [('write', errno.EDQUOT), ('fsync', errno.EIO)])
-def test_a_quota_and_a_broken_disk_are_told_and_the_process_ends(tmp_path, calls, code):
+def test_a_quota_and_a_broken_disk_are_reported_and_the_process_ends(tmp_path, calls, code):
     library, flag, folder = (tmp_path / name for name in ('failing.so', 'flag', 'checkpoints'))
     compiler = ['gcc', '-shared', '-fPIC', '-x', 'c', '-', '-o', str(library), '-ldl']
     subprocess.run(compiler, input=FAILING, text=True, check=True)

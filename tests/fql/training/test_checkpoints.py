@@ -188,7 +188,7 @@ def test_damage_of_any_file_is_found(saved, abstract, tmp_path, change):
 
 
 @pytest.mark.parametrize('given', [{}, {'versions': None}, {'versions': ['jax']}])
-def test_versions_that_are_none_are_told(tmp_path, state_at, given):
+def test_versions_that_are_none_are_reported(tmp_path, state_at, given):
     with CheckpointWriter(tmp_path, keep_latest=1) as writer:
         writer.save(state_at(1), given)
     with pytest.raises(FQLError, match='/1: metadata: versions must be'):
@@ -237,7 +237,7 @@ def test_a_checkpoint_of_another_agent_is_no_damage(saved, tmp_path):
     assert finished_steps(saved) == [1, 2, 3]
 
 
-def test_a_failed_save_is_told_and_earlier_ones_stay(saved, state_at):
+def test_a_failed_save_is_reported_and_earlier_ones_stay(saved, state_at):
     def save_into_nothing():
         with CheckpointWriter(saved, keep_latest=3) as writer:
             saved.rename(saved.with_name('moved'))

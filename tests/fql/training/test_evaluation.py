@@ -104,7 +104,7 @@ def test_an_episode_whose_worker_hangs_is_repeated(tmp_path, num_workers):
 def test_an_episode_whose_worker_hangs_again_is_given_up(tmp_path):
     spec = fake('Hangs', kwargs=(('folder', str(tmp_path)), ('times', 2)))
     with (
-        pytest.raises(FQLError, match='of episode 0, as when it was tried before') as caught,
+        pytest.raises(FQLError, match='of episode 0, for the second time') as caught,
         EnvWorkers(spec, 1, step_seconds=0.6) as workers,
     ):
         evaluate(workers, Recorder(), EPISODES, SEED)

@@ -116,7 +116,7 @@ def test_latents_are_those_of_every_row_and_split(data, encoder, apply_encoder):
             np.testing.assert_array_equal(latents[name], images[name], err_msg=str(step))
         all_latents = cached['train'].split.observations
         both = np.stack([images['indices'], images['indices'] + 1], axis=1)
-        np.testing.assert_array_equal(latents['frames'], all_latents[both])
+        np.testing.assert_array_equal(latents['inputs'], all_latents[both])
 
     # Float16 in another folder; and nothing is computed twice.
     half = dataclasses.replace(spec, config=dataclasses.replace(FROZEN, latent_cache='float16'))
@@ -175,8 +175,8 @@ def test_time_left_is_counted_from_the_second_batch(data, encoder, monkeypatch):
     """The first one waits for the compilation."""
     bars = []
 
-    def noted(*words, **settings):
-        bars.append(progress_bar(*words, **settings))
+    def noted(*arguments, **settings):
+        bars.append(progress_bar(*arguments, **settings))
         return bars[-1]
 
     monkeypatch.setattr(latent_cache, 'progress_bar', noted)
@@ -296,7 +296,7 @@ def test_damaged_latents_stop_a_run(fql, assert_one_line, own_store, saved, tmp_
     assert f'fql: {path} is not what was written' in done.stderr.splitlines()[-1]
     assert finished_steps(run / 'checkpoints') == [0, 1]
     done = fql('inspect', 'data', own_store.name, '--verify', *data)
-    assert_one_line(done, str(path), 'remove')
+    assert_one_line(done, str(path), 'delete')
 
 
 def test_no_latents_are_computed_from_damaged_frames(fql, own_store, saved, tmp_path):
@@ -317,7 +317,7 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert_one_line(done, 'encoder: saved impala_debug, expected impala_small')
     done = fql(*settings(saved, '--frame-stack', 1, '--run-dir', run))
     assert_one_line(done, 'frame_stack: saved 3, expected 1')
-    assert_one_line(fql(*settings(tmp_path, '--run-dir', run)), 'is no saved encoder')
+    assert_one_line(fql(*settings(tmp_path, '--run-dir', run)), 'is not a saved encoder')
     monkeypatch.setattr(latent_cache.shutil, 'disk_usage', lambda path: SimpleNamespace(free=4))
     done = fql(*settings(saved, '--latent-cache', 'float16', '--run-dir', run))
     assert_one_line(done, 'bytes of disk', ' are free', '--latent-cache')

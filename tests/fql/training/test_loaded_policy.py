@@ -123,7 +123,7 @@ def test_what_is_exported_acts_as_the_run(run, exported, tmp_path):
     assert len(description['data']['train']) == 64
     assert json.loads((moved / 'config.json').read_text())['config']['agent']['encoder'] == {
         **{'mode': 'finetune', 'source': 'encoder', 'size': 'impala_debug', 'sharing': 'shared'},
-        **{'lr_multiplier': 1.0, 'unfreeze_step': 0},
+        **{'cameras': 'separate', 'lr_multiplier': 1.0, 'unfreeze_step': 0},
     }
 
 
@@ -199,14 +199,14 @@ def test_chunks_are_executed_one_after_the_other():
     ],
 )
 def test_another_shape_or_type_is_one_clear_error(run, observation):
-    with pytest.raises(ValueError, match=r'is uint8 \(32, 32, 3\), or a batch of them; got'):
+    with pytest.raises(ValueError, match=r'must be uint8 \(32, 32, 3\), or a batch of them; got'):
         load_policy(run)(observation)
 
 
 def test_rows_must_stay_as_many(run):
     policy = load_policy(run)
     policy(images(1, 2)[0])
-    with pytest.raises(ValueError, match='an episode of 2 rows goes on with 3'):
+    with pytest.raises(ValueError, match='the episode began with 2 rows, not 3'):
         policy(images(1, 3)[0])
 
 

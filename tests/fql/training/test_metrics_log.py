@@ -131,9 +131,9 @@ def test_values_are_exact_and_nan_survives(tmp_path):
 def test_event_files_name_neither_the_machine_nor_a_folder(tmp_path):
     write_rows(tmp_path, 0, [1, 2])
     (path,) = (tmp_path / 'tensorboard').iterdir()
-    for word in (socket.gethostname(), str(tmp_path)):
-        assert word not in path.name
-        assert word.encode() not in path.read_bytes()
+    for text in (socket.gethostname(), str(tmp_path)):
+        assert text not in path.name
+        assert text.encode() not in path.read_bytes()
 
 
 def test_event_files_hold_the_same_scalars(tmp_path):

@@ -134,7 +134,7 @@ def test_settings_round_trip_and_differ(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('change', 'words'),
+    ('change', 'text'),
     [
         ({'horizon': 0}, 'horizon'),
         ({'save_interval': 0}, 'save-interval'),
@@ -142,7 +142,7 @@ def test_settings_round_trip_and_differ(tmp_path):
         ({'augmentation': AugmentationConfig(hue=0.7)}, 'hue'),
     ],
 )
-def test_settings_without_meaning(change, words):
+def test_settings_without_meaning(change, text):
     validate_pretrain_config(SPEC.config)
-    with pytest.raises(FQLError, match=words):
+    with pytest.raises(FQLError, match=text):
         validate_pretrain_config(dataclasses.replace(SPEC.config, **change))

@@ -34,7 +34,7 @@ def test_what_is_not_known_is_left_out(tmp_path, settings):
     assert 'published' not in summary(tmp_path, SUCCESS, '10,0.5,1.0', **settings)
 
 
-def test_without_success_the_return_is_told(tmp_path):
+def test_without_success_the_return_is_reported(tmp_path):
     text = summary(tmp_path, SUCCESS, '10,nan,-3.25', task='own', dataset='d', env='m:Id-v0')
     assert 'return: 10: -3.2' in text
 

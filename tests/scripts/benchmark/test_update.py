@@ -10,7 +10,7 @@ import pytest
 from fql.agents.base import Agent
 from fql.agents.configs import FQLConfig
 from fql.agents.fql import FQL
-from fql.batch import batch_from_frames
+from fql.batch import batch_from_inputs
 from fql.learner import Learner, make_optimizer
 from fql.training.config import TrainConfig
 from fql.training.learning import agent_of
@@ -76,7 +76,7 @@ def test_the_reference_mode_computes_the_same_update():
     for kind in (FQL, ReferenceFQL):
         agent: Agent = kind(config.agent, spec.shapes)
         learner = Learner(agent, make_optimizer(config.agent.lr, config.agent.encoder))
-        batch = batch_from_frames(random_arrays(agent, config, SIZE))
+        batch = batch_from_inputs(random_arrays(agent, config, SIZE))
         state, metrics = jax.jit(
             lambda learner=learner, b=batch: learner.update(learner.init(0), b)
         )()
@@ -105,6 +105,7 @@ def test_what_is_written(fql, assert_one_line, tmp_path):
     assert 'x A' in done.stdout
     assert_one_line(fql(*command, '--json', out), 'exists')
     assert_one_line(fql('benchmark', 'update', *small, '--against', 'colour=1'), 'colour=1')
+    assert_one_line(fql(*command, '--modes', 'shared', 'latents'), 'one mode')
 
 
 @pytest.mark.long

@@ -46,9 +46,9 @@ def write_json(path: Path | None, report: Mapping[str, Any]) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report, indent=2) + '\n')
-        print(f'written: {path}')
+        print(f'wrote {path}')
 
 
-def tell(notice: str) -> None:
-    """Print a note for the user to standard error; standard output is for the result alone."""
+def print_notice(notice: str) -> None:
+    """Print a line for the user to standard error; standard output is for the result alone."""
     print(notice, file=sys.stderr)
