@@ -36,12 +36,13 @@ JsonOut = Annotated[
 def check_values(args: Any) -> None:
     """Raise FQLError for a number out of its bounds, or a name that cannot be a user's file.
 
-    That is a device or a pipe, or a name with line breaks, which would break messages too.
+    That is a device or a pipe, a name with line breaks, which would break messages too, or one with
+    a backslash, in which Orbax would not find again what it has written.
     """
     check_bounds(args)
     for path in _paths(args):
-        if any(ord(character) < 32 for character in str(path)):
-            raise FQLError(f'{str(path)!r} has a line break, or another control character')
+        if any(ord(character) < 32 or character == '\\' for character in str(path)):
+            raise FQLError(f'{str(path)!r} has a line break, a backslash or a control character')
         is_odd = False
         with suppress(OSError, ValueError):  # No file can have this name.
             is_odd = path.exists() and not (path.is_file() or path.is_dir())

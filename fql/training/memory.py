@@ -10,7 +10,7 @@ from fql.errors import FQLError
 from fql.learner import Learner, TrainState
 
 OPEN_FILES = 256
-"""A save opens some hundred files, events and threads at once."""
+"""Open files that a run may need: 32 are too few for a save, which opens many at once."""
 
 
 def check_open_files() -> None:

@@ -139,11 +139,12 @@ def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     Raises:
         FQLError: it is damaged otherwise, or lacks a column.
     """
-    if not path.exists():
-        return []
-    if not path.is_file():  # Reading a pipe would never end.
+    if path.exists() and not path.is_file():  # Reading a pipe would never end.
         raise FQLError(f'{path} is not a file: move it away')
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
     content = content.partition(b'\0')[0].replace(b'\r\n', b'\n')
     text = content[: content.rfind(b'\n') + 1].decode('utf-8', errors='replace')
     header, *lines = [line.split(',') for line in text.split('\n')[:-1]] or [[]]

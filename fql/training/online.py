@@ -68,9 +68,11 @@ class OnlinePhase:
         batches: OnlineBatches,
         per_call: int,
         done: int,
+        log: MetricsLog,
     ) -> None:
-        """The phase after `done` environment steps, whose rows the replay holds."""
+        """The phase after `done` environment steps, whose rows replay and log hold."""
         self._config, self._replay, self._actors = config, replay, actors
+        self._log = log
         self._batches, self._per_call = batches, per_call
         self.done = done
         self._is_between_turns = True
@@ -101,6 +103,7 @@ class OnlinePhase:
         """See `fql.training.loop.Phase`; what the checkpoint counts is on the disk then."""
         if not self._is_between_turns:
             raise FQLError('a turn was broken off: nothing to be saved')
+        self._log.sync()
         return {
             'online': {
                 'env_steps': self.done,
@@ -209,7 +212,7 @@ def train_online(
                 data.split, data.rewards, data.masks, replay, share, loader_config(data, config)
             )
         )
-        phase = OnlinePhase(config, replay, actors, batches, per_call, done)
+        phase = OnlinePhase(config, replay, actors, batches, per_call, done, log)
 
         def evaluate(state: TrainState) -> None:
             trainer.evaluate(state)

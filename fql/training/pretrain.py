@@ -15,6 +15,7 @@ from data_pipeline.store.verification import Verification, VerifyMode
 from encoders.cameras import abstract_observations
 from encoders.description import SavedEncoder, read_encoder
 from encoders.pretraining import OBJECTIVES
+from encoders.saved import load_encoder
 from fql.command import command
 from fql.compiled import (
     abstract_state,
@@ -208,9 +209,14 @@ def write_final_encoder(folder: RunFolder, spec: PretrainSpec, encoder: Params) 
     """Write the encoder of a finished run into its folder.
 
     A run that was extended replaces the one it had.
+
+    Raises:
+        EncoderError: the one that is there is damaged.
     """
-    replace = folder.encoder.exists()
-    if replace and read_encoder(folder.encoder).step == spec.config.steps:
+    replace, config = folder.encoder.exists(), spec.config
+    if replace and read_encoder(folder.encoder).step == config.steps:
+        shapes, stack = spec.image_shape, config.frame_stack
+        load_encoder(folder.encoder, config.encoder, shapes, stack, config.cameras)
         return
     saved = describe_encoder(spec, spec.config.steps, versions())
     save_encoder_folder(folder.encoder, encoder, saved, replace=replace)

@@ -42,6 +42,10 @@ def check_run_folder(
         name: of the command that continues a run, 'train' or 'pretrain'.
         last: the last requested update.
     """
+    if '\\' in str(folder.path):  # Such as that of the current folder.
+        raise FQLError(
+            f'{folder.path}: Orbax cannot read from a folder with a backslash in its name'
+        )
     # A run that was killed in its first moments leaves no more than this.
     is_new = not folder.path.exists() or all(
         path in (folder.lock, folder.data) or is_temporary(path) for path in folder.path.iterdir()

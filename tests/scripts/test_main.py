@@ -348,6 +348,7 @@ def test_a_library_that_refuses_its_environment_variable(fql, assert_one_line, m
     assert_one_line(fql('tasks'), "'x' (is an environment variable wrong?)")
 
 
-def test_a_name_with_a_line_break_is_refused(fql, assert_one_line):
-    assert_one_line(fql('report', 'a\nb'), "'a\\nb' has a line break")
+@pytest.mark.parametrize('name', ['a\nb', 'a\\b', 'a\x1b[2J'])
+def test_a_name_that_would_break_messages_or_checkpoints_is_refused(fql, assert_one_line, name):
+    assert_one_line(fql('report', name), f'{name!r} has a line break, a backslash')
     assert {'-h', '--help'} == HELP

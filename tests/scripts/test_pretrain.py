@@ -154,6 +154,10 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(
     )
     assert_one_line(fql('probe', whole / 'encoder', '--target', 5), 'columns 0 to 1')
 
+    # A finished run does not hand out an encoder that cannot be loaded.
+    shutil.rmtree(broken / 'encoder' / 'params')
+    assert_one_line(fql('pretrain', '--resume', broken), 'damaged encoder')
+
 
 @pytest.mark.usefixtures('small_encoder')
 @pytest.mark.parametrize('sharing', ['shared', 'separate'])

@@ -1,9 +1,12 @@
-"""Pictures of a run: their parts do not overlap."""
+"""Pictures of a run: their parts do not overlap, and none is half written."""
+
+from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from fql.reports.plots import learning_curve, plot_learning_curve
 from fql.training.run_folder import RunFolder
@@ -40,3 +43,17 @@ def test_lines_of_equal_values_are_all_seen(run):
     for colour in (TAB_ORANGE, TAB_GREEN):
         near = np.abs(picture[:rows, :columns] - colour).max(axis=-1) < 12
         assert near.sum() > 200
+
+
+def test_a_picture_that_is_broken_off_replaces_none(tmp_path, monkeypatch):
+    """A sweep takes a run with a curve as finished."""
+    run = RunFolder(tmp_path)
+
+    def broken_off(figure, path, **named):
+        Path(path).write_bytes(b'\x89PNG')
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Figure, 'savefig', broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        plot_learning_curve(run, 'fql')
+    assert not list(tmp_path.iterdir())

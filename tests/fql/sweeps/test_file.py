@@ -142,9 +142,9 @@ def test_what_is_wrong_is_named(tmp_path, text, message):
 def test_a_value_that_looks_like_a_flag_is_a_value(tmp_path):
     text = 'tasks = ["antmaze-umaze-v2"]\n[settings]\nwandb-project = "--agent"'
     (run,) = runs_of(tmp_path, text)
-    words = [*run.arguments, '--run-dir', 'x']
-    default, config = Train.defaults(words), (tyro.conf.OmitArgPrefixes,)
-    assert tyro.cli(Train, default=default, args=words, config=config).config == run.config
+    arguments = [*run.arguments, '--run-dir', 'x']
+    default, config = Train.defaults(arguments), (tyro.conf.OmitArgPrefixes,)
+    assert tyro.cli(Train, default=default, args=arguments, config=config).config == run.config
 
 
 def test_many_seeds_are_read_in_no_time(tmp_path):

@@ -1,6 +1,7 @@
 """The online phase's exploration, and the changes of its learner."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from fql.agents.configs import AGENT_CONFIGS, EncoderConfig, FQLConfig
 from fql.batch import Batch
 from fql.training.config import OnlineConfig, TrainConfig
 from fql.training.learning import agent_of, make_learner, make_online_learner
-from fql.training.online import make_acting
+from fql.training.online import OnlinePhase, make_acting
 from fql.training.run_folder import RunSpec
 
 IMAGES = ((16, 16, 3), 'uint8')
@@ -54,6 +55,23 @@ def test_what_explores_is_a_policy_of_the_agent(name):
     assert agent.exploring_policy in agent.policies
     random = {'iql': 'sample', 'sac': 'sample', 'rebrac': 'noisy'}
     assert agent.exploring_policy == random.get(name, agent.policies[0])
+
+
+def test_a_checkpoint_counts_what_is_on_the_disk():
+    """The rows of the replay, and those of the episodes' log."""
+    synced = []
+    config = TrainConfig(task='', steps=1, online=OnlineConfig(online_steps=4))
+    phase = OnlinePhase(
+        config,
+        replay=SimpleNamespace(commit=lambda: synced.append('replay')),
+        actors=SimpleNamespace(queues=[]),
+        batches=SimpleNamespace(ask=lambda updates: None),
+        per_call=1,
+        done=0,
+        log=SimpleNamespace(sync=lambda: synced.append('log')),
+    )
+    assert phase.metadata()['online']['env_steps'] == 0
+    assert sorted(synced) == ['log', 'replay']
 
 
 def some_batch(shape, dtype):
