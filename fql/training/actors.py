@@ -120,10 +120,10 @@ class Actors:
                 np.array_equal(shown[name], frame) for name, (frame,) in stored.items()
             ):
                 tqdm.write(
-                    f'environment {index} does not repeat itself: reset with its seed and stepped '
-                    f'with the {len(recorded[index][0])} recorded actions of its episode, it shows '
-                    'something else; it begins a new episode, and this run is not exactly the one '
-                    'that was broken off'
+                    f'environment {index} is not deterministic: after a reset with its seed and '
+                    f'the {len(recorded[index][0])} recorded actions of its episode, its '
+                    'observation is not the stored one; it begins a new episode, and this run is no longer '
+                    'exactly the one that was interrupted'
                 )
                 stream.cut_off()
                 self._begin_episodes([index])
@@ -293,9 +293,11 @@ class Actors:
         self._replaced += 1
         place = f'{self._place(index)} died, or took longer than {self._workers.step_seconds:g} s'
         if self._replaced > MAX_REPLACED:
-            raise FQLError(f'{place}: this is the {self._replaced}th time, and no more are tried')
+            raise FQLError(
+                f'{place}; workers were replaced {MAX_REPLACED} times before, which is the limit'
+            )
         tqdm.write(
-            f'{place}: another is started, and its episode dropped at step {episode.length} '
-            f'({self._replaced} of at most {MAX_REPLACED} times)'
+            f'{place}; a new worker is started, and the episode ends at step {episode.length} '
+            f'(worker {self._replaced} of at most {MAX_REPLACED})'
         )
         self._streams[index].cut_off()

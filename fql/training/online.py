@@ -102,7 +102,7 @@ class OnlinePhase:
     def metadata(self) -> Mapping[str, Any]:
         """See `fql.training.loop.Phase`; what the checkpoint counts is on the disk then."""
         if not self._is_between_turns:
-            raise FQLError('a turn was broken off: nothing to be saved')
+            raise FQLError('a turn of the online phase was interrupted: no state to save')
         self._log.sync()
         return {
             'online': {

@@ -52,7 +52,7 @@ from fql.training.run_start import (
     check_data,
     check_run_folder,
     claimed_folder,
-    describe_run,
+    write_description,
 )
 from fql.training.saved_encoders import save_encoder_folder
 
@@ -110,7 +110,7 @@ def pretrain(
         identity = read_identity(path) if path.exists() else None
         state, notices = restore_newest(folder.checkpoints, abstract, folder.damaged, identity)
         state = initial_state(learner, config.seed, mesh) if state is None else state
-        describe_run(folder, store, lambda: write_pretrain_spec(folder, spec))
+        write_description(folder, store, lambda: write_pretrain_spec(folder, spec))
         start = int(state.step)
         wait_for_all_processes('state')
         writer = stack.enter_context(

@@ -100,7 +100,7 @@ def claimed_folder(folder: RunFolder) -> Iterator[None]:
         yield
 
 
-def describe_run(folder: RunFolder, store: FrameStore, write_spec: Callable[[], None]) -> None:
+def write_description(folder: RunFolder, store: FrameStore, write_spec: Callable[[], None]) -> None:
     """Write what the run is and what data it is trained on; all processes call it.
 
     Args:

@@ -92,7 +92,7 @@ from fql.training.run_start import (
     check_data,
     check_run_folder,
     claimed_folder,
-    describe_run,
+    write_description,
 )
 from fql.training.verified_data import finish_verification
 from fql.training.wandb_mirror import check_wandb, wandb_mirror
@@ -132,7 +132,7 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
             actors = stack.enter_context(start_actors(spec))
         stack.enter_context(claimed_folder(folder))
         state, is_restored, notices = starting_state(run)
-        describe_run(folder, store, lambda: write_spec(folder, spec))
+        write_description(folder, store, lambda: write_spec(folder, spec))
         start = int(state.step)
         is_evaluation_missing = is_evaluation_due(config, start) and start not in recorded_steps(
             folder.eval_csv
@@ -396,7 +396,7 @@ def read_starting_encoder(spec: RunSpec) -> Params:
     return jax.tree.map(np.asarray, params)
 
 
-def describe_encoder(spec: RunSpec, state: TrainState) -> str:
+def encoder_text(spec: RunSpec, state: TrainState) -> str:
     """The encoder's size, and where it comes from."""
     encoder = spec.config.agent.encoder
     if not spec.images:
@@ -466,7 +466,7 @@ def start_summary(
             + ', '.join(f'{name} {count:,}' for name, count in counts.items())
             + ')'
         ),
-        'encoder': describe_encoder(spec, state),
+        'encoder': encoder_text(spec, state),
         **({'latents': describe_cache(data, spec, frozen)} if is_frozen else {}),
         'training': (
             f'updates {int(state.step):,} to {config.steps:,}, batch {config.batch_size}, '
