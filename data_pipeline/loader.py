@@ -167,8 +167,8 @@ def make_windows(
 
     Yields:
         Read-only arrays, for b = batch_size / process_count windows:
-        frames: (b, frame_stack, *observation shape), the stack at t: oldest first, padded with the
-            first frame of the trajectory.
+        frames: (b, frame_stack, *frame shape), the stack at t: oldest first, padded with the first
+            frame of the trajectory.
         later_frames: the same at t + k.
         actions: (b, horizon, a) float32: a_t .. a_{t+k-1}, clipped to +-(1 - 1e-5); then zeros.
         offsets: (b,) int32: k.

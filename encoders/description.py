@@ -85,13 +85,19 @@ def read_encoder(folder: Path) -> SavedEncoder:
     shapes = values['image_shape']
     if isinstance(shapes, dict):
         shapes = {name: tuple(shape) for name, shape in shapes.items()}
-        images = [shape for shape in shapes.values() if len(shape) == 3]
     else:
         shapes = tuple(shapes)
-        images = [shapes]
-    if values['cameras'] == 'shared' and (len(images) < 2 or len(set(images)) > 1):
+    if values['cameras'] == 'shared' and not can_share(shapes):
         raise EncoderError(f'{path}: damaged: cameras shared, but not several of one shape')
     return SavedEncoder(**{**values, 'image_shape': shapes})
+
+
+def can_share(shapes: Any) -> bool:
+    """Whether there are several images among arrays of these shapes, by name, all of one shape."""
+    if not isinstance(shapes, Mapping):
+        return False
+    images = [shape for shape in shapes.values() if len(shape) == 3]
+    return len(images) > 1 and len(set(images)) == 1
 
 
 def _joined(shape: tuple[int, ...]) -> str:

@@ -27,7 +27,7 @@ GROUPS = {
     'the run': 'task agent dataset objective run_dir resume steps seed source step data_dir '
     'verify_data',
     'agent': 'agent.alpha agent.*',
-    'encoder': 'encoder* agent.encoder* agent.bc_flow_trains_encoder latent_*',
+    'encoder': 'encoder* cameras agent.encoder* agent.bc_flow_trains_encoder latent_*',
     'training': 'batch_size frame_stack horizon shift_probability lr tau hidden_dims mask_ratio',
     'online phase': 'online.online_steps online.*',
     'evaluation': 'env eval_* max_episode_steps env_* success_timing',

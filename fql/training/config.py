@@ -460,12 +460,6 @@ def settings_of(config: TrainConfig) -> dict[str, Any]:
     return {name.replace('_', '-'): value for name, value in _flat(config).items()}
 
 
-def settings_of_results(config: TrainConfig) -> dict[str, Any]:
-    """The settings that a run's results depend on, by flag."""
-    others = {name.replace('_', '-') for name in RESUMABLE_FIELDS - {'steps', 'online_steps'}}
-    return {name: value for name, value in settings_of(config).items() if name not in others}
-
-
 def setting_text(value: Any) -> str:
     """A setting's value for a reader."""
     if value is None:
@@ -477,6 +471,12 @@ def setting_text(value: Any) -> str:
     if isinstance(value, int):
         return f'{value:,}'
     return f'{value:g}' if isinstance(value, float) else str(value)
+
+
+def settings_of_results(config: TrainConfig) -> dict[str, Any]:
+    """The settings that a run's results depend on, by flag."""
+    others = {name.replace('_', '-') for name in RESUMABLE_FIELDS - {'steps', 'online_steps'}}
+    return {name: value for name, value in settings_of(config).items() if name not in others}
 
 
 def _replaced(config: Any, settings: Mapping[str, Any]) -> Any:

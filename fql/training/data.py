@@ -10,10 +10,11 @@ import numpy as np
 from data_pipeline.action_range import ActionRange, action_range_from_json
 from data_pipeline.errors import DataError
 from data_pipeline.loader import LoaderConfig, make_batches
-from data_pipeline.observations import describe, map_named, named
+from data_pipeline.observations import describe, map_named
 from data_pipeline.sources.base import LABEL_ARRAYS
 from data_pipeline.store.frame_store import FrameStore, Split, open_store
 from data_pipeline.store.labels import task_labels
+from encoders.description import can_share
 from fql.envs.tasks import find_task
 from fql.errors import FQLError
 from fql.learner import split_seed
@@ -90,8 +91,7 @@ def frame_shapes(split: Split) -> Any:
 
 def check_cameras(cameras: str, split: Split) -> None:
     """Raise FQLError if `cameras` is shared and images are not several of one shape."""
-    images = [shape for shape in named(frame_shapes(split)).values() if len(shape) == 3]
-    if cameras == 'shared' and (len(images) < 2 or len(set(images)) > 1):
+    if cameras == 'shared' and not can_share(frame_shapes(split)):
         dtypes = map_named(lambda array: array.dtype, split.observations)
         raise FQLError(
             '--encoder.cameras shared is for several images of one shape; observations are '

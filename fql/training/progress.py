@@ -1,17 +1,32 @@
 """Progress bars with rate and time left."""
 
 import sys
+import time
 from collections.abc import Callable
+from typing import Any
 
 from tqdm import tqdm
 
 TERMINAL_SECONDS, LOG_SECONDS = 0.5, 30.0
 
 
+class ProgressBar(tqdm):
+    """A bar that stays hidden until its delay has passed, also when a line is written above it.
+
+    tqdm would show it then, and leave it without a line end if it is closed before the delay.
+    """
+
+    def refresh(self, *args: Any, **kwargs: Any) -> Any:
+        """Show the bar, if its delay has passed."""
+        if time.time() >= self.start_t + self.delay:
+            return super().refresh(*args, **kwargs)
+        return None
+
+
 def progress_bar(desc: str, unit: str, total: int | None = None, initial: int = 0) -> tqdm:
     """A bar on standard error: live on a terminal, an occasional line in a log file."""
     is_terminal = sys.stderr.isatty()
-    return tqdm(
+    return ProgressBar(
         desc=desc,
         unit=unit,
         unit_scale=unit == 'B',

@@ -71,6 +71,7 @@ def twins(run_fql, tmp_path_factory):
     return {'left': (8, 8, 3), 'pose': (3,), 'right': (8, 8, 3)}
 
 
+@pytest.mark.long
 def test_one_encoder_for_all_cameras(run_fql, assert_one_line, twins, tmp_path):
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
     done = run_fql('train', *TWINS, '--save-interval', 1, '--run-dir', whole)
@@ -131,22 +132,33 @@ def test_a_broken_pretraining_ends_as_one_that_was_not(run_fql, twins, pretraine
     assert read_encoder(tmp_path / 'first').digest != saved.digest
 
 
-def test_latents_of_several_arrays_are_cached(run_fql, environment, pretrained, twins, tmp_path):
-    """They are the encoder's, and updates on them are those that encode."""
-    encoder = pretrained / 'encoder'
-    frozen = (*TWINS, '--encoder.from', encoder, '--encoder.mode', 'frozen')
-    cached, off = tmp_path / 'cached', tmp_path / 'off'
-    to = ('--shift-probability', 0, '--run-dir', cached)
-    done = run_fql('train', *frozen, *to)
+@pytest.fixture(scope='module')
+def frozen(run_fql, pretrained, tmp_path_factory):
+    """Arguments of a run with that encoder, frozen, and the folder of such a run on its latents."""
+    arguments = (*TWINS, '--encoder.from', pretrained / 'encoder', '--encoder.mode', 'frozen')
+    arguments += ('--shift-probability', 0)
+    folder = tmp_path_factory.mktemp('frozen') / 'cached'
+    done = run_fql('train', *arguments, '--run-dir', folder)
     assert done.returncode == 0, done.stderr
     assert 'one for all cameras, frozen, from' in done.stdout
-    done = run_fql('train', *frozen, *to[:2], '--latent-cache', 'off', '--run-dir', off)
+    return arguments, folder
+
+
+@pytest.mark.long
+def test_updates_on_latents_are_those_that_encode(run_fql, frozen, tmp_path):
+    arguments, cached = frozen
+    off = tmp_path / 'off'
+    done = run_fql('train', *arguments, '--latent-cache', 'off', '--run-dir', off)
     assert done.returncode == 0, done.stderr
     losses = [
         np.genfromtxt(run / 'train.csv', delimiter=',', names=True)['loss'] for run in (cached, off)
     ]
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
+
+@pytest.mark.usefixtures('frozen')
+def test_cached_latents_are_those_of_all_arrays(environment, pretrained, twins):
+    encoder = pretrained / 'encoder'
     store = Path(environment['FQL_DATA_DIR']) / 'twins'
     (path,) = store.glob('latents/*/train/observations.npy')
     split = open_store(store).splits['train']

@@ -138,9 +138,10 @@ def test_an_environment_of_other_shapes(run_fql, assert_one_line, run):
 
 
 ONLINE = (
-    *(*SMALL, '--steps', 4, '--save-interval', 8, '--keep-latest', 9),
-    *('--online-steps', 24, '--online-workers', 2, '--offline-ratio', 0.5),
+    *(*SMALL, '--steps', 4, '--save-interval', 8, '--keep-latest', 9, '--eval-interval', 0),
+    *('--online-steps', 24, '--offline-ratio', 0.5),
 )
+TWO = ('--online-workers', 2, '--eval-interval', 20)
 
 
 def replay_of(run):
@@ -172,6 +173,7 @@ def online(run_fql, run, tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_a_broken_online_phase_ends_as_one_that_was_not(run_fql, online, tmp_path):
     """The replay has more rows than the checkpoint counts, as after a kill; episodes are open."""
     broken = tmp_path / 'broken'
@@ -209,7 +211,6 @@ def test_a_replay_is_data(run_fql, assert_one_line, environment, online, tmp_pat
     assert done.returncode == 0, done.stderr
     assert 'observations.wrist' in done.stdout
     assert 'every array is as it was written' in done.stdout
-    assert list((online / 'videos').glob('online-*.gif'))
     done = run_fql('prepare', 'collected', '--source', replay)
     assert done.returncode == 0, done.stderr
     assert 'agentview_image 12x16x3 uint8, eef_pos 2 float32, wrist 8x9x3 uint8' in done.stdout
@@ -237,20 +238,22 @@ def test_a_replay_is_data(run_fql, assert_one_line, environment, online, tmp_pat
 
 
 @pytest.mark.long
-def test_a_killed_online_phase(
-    run_fql, environment, start_fql, wait_for_checkpoint, online, tmp_path
-):
-    killed = tmp_path / 'killed'
+def test_a_killed_online_phase(run_fql, environment, start_fql, wait_for_checkpoint, run, tmp_path):
+    """With two environments and evaluations, after which the newest episode is shown."""
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    done = run_fql('train', *ONLINE, *TWO, '--run-dir', whole)
+    assert done.returncode == 0, done.stderr
+    assert list((whole / 'videos').glob('online-*.gif'))
     module = f'{Path(__file__).parent}{os.pathsep}{environment["PYTHONPATH"]}'
     for step in (8, 16):
         again = ('--run-dir', killed, '--resume', 'auto')
-        process = start_fql('train', *ONLINE, *again, PYTHONPATH=module)
+        process = start_fql('train', *ONLINE, *TWO, *again, PYTHONPATH=module)
         wait_for_checkpoint(process, killed, step)
         process.kill()
         process.communicate()
     done = run_fql('train', '--resume', killed)
     assert done.returncode == 0, done.stderr
-    assert_same_online(run_fql, online, killed)
+    assert_same_online(run_fql, whole, killed)
 
 
 @pytest.mark.long

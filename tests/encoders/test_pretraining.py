@@ -55,7 +55,14 @@ def build(windows):
     return make
 
 
-@pytest.mark.parametrize('name', [name for name in OBJECTIVES if name != 'reconstruction'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(name, marks=[] if name == 'temporal_contrast' else pytest.mark.long)
+        for name in OBJECTIVES
+        if name != 'reconstruction'
+    ],
+)
 def test_every_array_of_an_observation_is_learnt_from(name, windows):
     """All cameras and vectors make one latent vector, through which the gradient reaches each."""
     shapes = {'front': SHAPE, 'wrist': (6, 4, 2), 'pose': (3,)}

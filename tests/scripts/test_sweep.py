@@ -121,7 +121,9 @@ def test_damage_of_one_run_stops_no_other(fql, sweep, tmp_path):
     assert done.returncode == 1
     assert '1 damaged' in done.stdout.splitlines()[1]
     assert f'failed: {RUN}1: cannot be started: {folder / RUN}1.log is not a file' in done.stdout
-    assert done.stderr.endswith('fql: 1 of 2 runs failed; run the same command to try them again\n')
+    assert done.stderr.splitlines()[-1] == (
+        'fql: 1 of 2 runs failed; run the same command to try them again'
+    )
 
 
 def test_commands_are_listed_before_anything_is_there(fql, tmp_path):

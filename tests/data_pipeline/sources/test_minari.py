@@ -127,7 +127,7 @@ def test_groups_that_are_no_episodes(tmp_path):
         numbers = {'actions': 1.0, 'rewards': np.ones(0), 'terminations': np.ones(0)}
         for name, value in {'observations': np.ones((1, 3)), **numbers}.items():
             file[f'episode_0/{name}'] = value
-    with pytest.raises(DataError, match='no episode has a step'):
+    with pytest.raises(DataError, match='every episode is empty'):
         file_splits(source, 'd', {})
 
 

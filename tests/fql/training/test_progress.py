@@ -2,6 +2,8 @@
 
 import time
 
+from tqdm import tqdm
+
 from fql.training.progress import count_from, progress_bar
 
 
@@ -11,3 +13,12 @@ def test_what_it_took_to_begin_counts_neither_as_time_nor_as_work():
         count_from(bar, 30)
         assert bar.format_dict['elapsed'] < 0.5
         assert (bar.format_dict['n'], bar.format_dict['initial']) == (30, 30)
+
+
+def test_a_line_written_at_once_leaves_no_bar(capsys):
+    """A bar that is closed before its delay must not precede what is printed next."""
+    with progress_bar('sweep', 'update', 4):
+        tqdm.write('failed: seed-1')
+    shown = capsys.readouterr()
+    assert shown.out == 'failed: seed-1\n'
+    assert not shown.err.strip()
