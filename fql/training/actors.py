@@ -122,8 +122,8 @@ class Actors:
                 tqdm.write(
                     f'environment {index} is not deterministic: after a reset with its seed and '
                     f'the {len(recorded[index][0])} recorded actions of its episode, its '
-                    'observation is not the stored one; it begins a new episode, and this run is no longer '
-                    'exactly the one that was interrupted'
+                    'observation is not the stored one; it begins a new episode, and this run is '
+                    'no longer exactly the one that was interrupted'
                 )
                 stream.cut_off()
                 self._begin_episodes([index])
@@ -293,9 +293,7 @@ class Actors:
         self._replaced += 1
         place = f'{self._place(index)} died, or took longer than {self._workers.step_seconds:g} s'
         if self._replaced > MAX_REPLACED:
-            raise FQLError(
-                f'{place}; workers were replaced {MAX_REPLACED} times before, which is the limit'
-            )
+            raise FQLError(f'{place}; {MAX_REPLACED} workers were replaced before, the limit')
         tqdm.write(
             f'{place}; a new worker is started, and the episode ends at step {episode.length} '
             f'(worker {self._replaced} of at most {MAX_REPLACED})'
