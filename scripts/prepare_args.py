@@ -77,6 +77,8 @@ class Prepare:
             raise FQLError(f'{" and ".join(self.sources)} exclude each other')
         if self.source is not None and not self.source.name:  # '', which is read as '.', or '/'.
             raise FQLError(f'--source {self.source} names no file')
+        if self.tfds == '':  # It would be read as '.'.
+            raise FQLError('--tfds names no dataset')
         if not self.name:
             raise FQLError('name the dataset: fql prepare NAME')
         for name in ('observation_key', 'action_key', 'reward_key'):
