@@ -78,6 +78,8 @@ class Prepare:
             raise FQLError(f'give only one of {" and ".join(self.sources)}')
         if self.source is not None and not self.source.name:  # '', which is read as '.', or '/'.
             raise FQLError(f'--source must name a file, not {self.source}')
+        if self.tfds == '':  # It would be read as '.'.
+            raise FQLError('--tfds must name a dataset or its folder')
         if not self.name:
             raise FQLError('name the dataset: fql prepare NAME')
         for name in ('observation_key', 'action_key', 'reward_key'):

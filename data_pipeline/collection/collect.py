@@ -17,7 +17,14 @@ import numpy as np
 from data_pipeline.collection.oracles import make_environment, run_episode
 from data_pipeline.collection.recipes import Recipe
 from data_pipeline.errors import DataError
-from data_pipeline.files import load_arrays, locked, replacing, write_npy_header, write_text
+from data_pipeline.files import (
+    load_arrays,
+    locked,
+    make_folder,
+    replacing,
+    write_npy_header,
+    write_text,
+)
 from data_pipeline.workers import WorkerGroup
 
 STEP_SECONDS = 300.0
@@ -68,7 +75,7 @@ def collect(
     parts = out.with_name(out.name + '.parts')
     with ExitStack() as stack:
         with _writing(out):
-            parts.mkdir(parents=True, exist_ok=True)
+            make_folder(parts)
             # Removed with the folder, when there is nothing left to protect.
             stack.enter_context(locked(parts / 'collect.lock', f'collects into {out}'))
             _open_parts(parts, recipe)

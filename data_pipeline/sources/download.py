@@ -15,7 +15,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from data_pipeline.errors import DataError
-from data_pipeline.files import locked, sync_path, write_json
+from data_pipeline.files import locked, make_folder, sync_path, write_json
 from data_pipeline.schema import read_json
 from data_pipeline.store.frame_store import Progress
 
@@ -91,7 +91,7 @@ def download_file(
     report = progress or (lambda done, total: None)
     reasons = []
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with locked(path.with_name(f'.{file}.lock'), 'downloads this file'):
             if path.exists():
                 return path

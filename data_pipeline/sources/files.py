@@ -1,10 +1,13 @@
 """Files and folders as sources of frame stores, by their format."""
 
+import errno
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import h5py
 
+from data_pipeline.errors import DataError
 from data_pipeline.observations import NO_KEYS
 from data_pipeline.sources.base import SourceSplit
 from data_pipeline.sources.hdf5 import d4rl_splits, open_hdf5
@@ -32,7 +35,11 @@ def file_splits(
         from data_pipeline.sources.lerobot import lerobot_splits
 
         return lerobot_splits(source, keys)
-    if not h5py.is_hdf5(source):
+    try:
+        is_hdf5 = h5py.is_hdf5(source)
+    except PermissionError as error:  # Its message is that of the HDF5 library.
+        raise DataError(f'{source}: cannot be read: {os.strerror(errno.EACCES)}') from error
+    if not is_hdf5:
         return npz_splits(source, keys)
     with open_hdf5(source) as file:
         is_robomimic = isinstance(file.get('data'), h5py.Group)

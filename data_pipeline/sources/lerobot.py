@@ -408,6 +408,7 @@ def _check_order(place: str, episode: Episode, rows: pa.Table) -> None:
 def _read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     with _faults(path):
         path.open('rb').close()  # On a missing file, the system's message says more.
+        path = path.absolute()  # A relative one with a colon would be an address.
         present = pq.read_schema(path).names
         if missing := [name for name in columns or () if name not in present]:
             raise DataError(f'{path}: no column {", ".join(missing)}')

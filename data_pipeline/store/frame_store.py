@@ -128,6 +128,8 @@ def open_store(path: Path) -> FrameStore:
         if error.filename == str(manifest_path):
             raise DataError(f'{path}: no frame store here; prepare the dataset first') from error
         raise _damaged(path, f'{error.filename} is missing') from error
+    except PermissionError as error:
+        raise DataError(f'{path}: {error.filename} cannot be read: {error.strerror}') from error
     except OSError as error:
         raise _damaged(path, f'{error.filename} cannot be read: {error.strerror}') from error
     except ValueError as error:

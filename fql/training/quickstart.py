@@ -7,6 +7,7 @@ from pathlib import Path
 from data_pipeline.collection.collect import collect
 from data_pipeline.collection.recipes import Recipe
 from data_pipeline.errors import DataError
+from data_pipeline.files import make_folder
 from data_pipeline.machine import available_processors
 from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.store.writer import write_store
@@ -82,7 +83,7 @@ def prepare_data(dataset: str, data_dir: Path) -> None:
     path = data_dir / dataset
     source = data_dir / 'collected' / f'{dataset}.npz'
     if not source.exists():
-        source.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(source.parent)
         recipe = Recipe(
             f'{QUICKSTART_MODULE}:visual-{QUICKSTART_ENV}-v0',
             'roam',

@@ -62,6 +62,10 @@ def test_a_path_that_names_no_file(assert_one_line, fql, path):
     assert_one_line(done, 'must end in .npz')
 
 
+def test_an_rlds_dataset_without_a_name(assert_one_line, fql):
+    assert_one_line(fql('prepare', 'd', '--tfds', ''), '--tfds must name a dataset')
+
+
 def test_truncated_source(assert_one_line, fql, maze_npz, tmp_path, environment):
     cut = tmp_path / 'cut.npz'
     cut.write_bytes(maze_npz.read_bytes()[:100_000])

@@ -258,6 +258,12 @@ def test_what_cannot_be_collected_gives_one_line(change, message, tmp_path):
     assert not multiprocessing.active_children()
 
 
+def test_a_file_where_a_folder_should_be_is_named(tmp_path):
+    (tmp_path / 'maze-v0.npz.parts').touch()
+    with pytest.raises(DataError, match=r'maze-v0\.npz: cannot be written: Not a directory'):
+        collect_maze(tmp_path / 'maze-v0.npz')
+
+
 def test_an_existing_file_is_not_overwritten(tmp_path):
     out = tmp_path / 'maze-v0.npz'
     out.write_bytes(b'precious')

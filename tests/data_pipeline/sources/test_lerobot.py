@@ -390,6 +390,13 @@ def test_a_video_under_two_names(dataset, episodes, tmp_path):
     np.testing.assert_array_equal(seen['a'][:70], episodes[0][FRONT])
 
 
+def test_a_relative_folder_with_a_colon(dataset, tmp_path, monkeypatch):
+    """It is no address, neither for pyarrow nor for ffmpeg."""
+    shutil.copytree(dataset, tmp_path / 'http:d')
+    monkeypatch.chdir(tmp_path)
+    assert prepared(tmp_path, Path('http:d')).splits['train'].lengths.tolist() == [71, 5, 10]
+
+
 def test_damage_that_a_page_checksum_shows(dataset, tmp_path):
     folder = shutil.copytree(dataset, tmp_path / 'd')
     path = sorted((folder / 'data').rglob('*.parquet'))[0]

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -452,6 +453,37 @@ def test_faulty_stores_are_not_opened(source, target, name):
     with pytest.raises(DataError, match=message) as caught:
         open_store(target)
     assert str(target) in str(caught.value)
+
+
+FOR_OTHERS = """
+import os, sys
+from pathlib import Path
+from data_pipeline.errors import DataError
+from data_pipeline.sources.files import file_splits
+from data_pipeline.store.frame_store import open_store
+os.setuid(65534)
+for attempt in (lambda: open_store(Path(sys.argv[1])), lambda: file_splits(Path(sys.argv[2]), 'd')):
+    try:
+        attempt()
+    except DataError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason='only root can become another user')
+def test_what_another_user_may_not_read_is_not_called_damaged(run_python, tmp_path):
+    """A store's manifest and a source."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's folders are closed to others.
+        os.chmod(folder, 0o755)
+        manifest, source = Path(folder) / 'd' / 'manifest.json', Path(folder) / 'd.npz'
+        manifest.parent.mkdir()
+        for path in (manifest, source):
+            path.touch(0)
+        lines = run_python(FOR_OTHERS, manifest.parent, source).stdout.splitlines()
+    assert lines == [
+        f'{manifest.parent}: {manifest} cannot be read: Permission denied',
+        f'{source}: cannot be read: Permission denied',
+    ]
 
 
 def test_absent_store(tmp_path):
