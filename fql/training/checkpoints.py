@@ -369,6 +369,9 @@ class CheckpointReader:
         try:
             return self._checkpointer.restore(path, args=ocp.args.Composite(**items))
         except Exception as error:
+            if not path.exists():
+                message = f'{path} was deleted while it was read, as by its trainer; try again'
+                raise FQLError(message) from error
             raise FQLError(
                 f'{path} cannot be read, though its files are as they were written: '
                 f'{type(error).__name__}: {first_line(error)}'

@@ -274,3 +274,8 @@ def test_no_leaf_is_weakly_typed(initial):
 def test_specification_round_trip(tmp_path):
     write_spec(RunFolder(tmp_path), SPEC)
     assert read_spec(RunFolder(tmp_path)) == SPEC
+
+
+def test_a_checkpoint_that_its_trainer_deletes_meanwhile(tmp_path):
+    with pytest.raises(FQLError, match='was deleted while it was read'):
+        CheckpointReader(tmp_path).metadata(3)
