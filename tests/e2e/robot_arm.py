@@ -163,13 +163,15 @@ def write_lerobot(folder: Path, episodes: list[list[tuple]]) -> tuple[str, ...]:
         places |= {f'{video}/chunk_index': 0, f'{video}/file_index': 0}
         start = {f'{video}/from_timestamp': len(frames) / 10}
         meta.append({'episode_index': number, 'length': len(episode), **places, **start})
-        for seen, _, action, reward, done in episode:
+        for step, (seen, _, action, reward, done) in enumerate(episode):
             frames.append(seen['agentview_image'])
             picture = io.BytesIO()
             Image.fromarray(seen['wrist']).save(picture, format='PNG')
             rows.append(
                 {
                     'episode_index': number,
+                    'frame_index': step,
+                    'timestamp': step / 10,
                     keys['eef_pos']: seen['eef_pos'].tolist(),
                     keys['wrist']: {'bytes': picture.getvalue(), 'path': None},
                     'action': action.tolist(),

@@ -28,10 +28,11 @@ class LinearEncoder(nn.Module):
     """Compiles at once."""
 
     dtype: Any = np.float32
+    plain: bool = False
 
     @nn.compact
     def __call__(self, images):
-        return nn.Dense(8, name='dense')(images.reshape(len(images), -1) / 255)
+        return nn.Dense(8, name='dense')(images.reshape(images.shape[0], -1) / 255)
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -88,7 +89,10 @@ def test_one_encoder_for_all_cameras(run_fql, assert_one_line, twins, tmp_path):
         name: np.full(shape, 3, np.uint8 if len(shape) == 3 else np.float32)
         for name, shape in twins.items()
     }
-    assert load_policy(whole)(shown).shape == (2,)
+    done = run_fql('export-policy', whole, '--out', tmp_path / 'policy')
+    assert done.returncode == 0, done.stderr
+    actions = [load_policy(path)(shown) for path in (whole, tmp_path / 'policy')]
+    np.testing.assert_array_equal(*actions)
 
 
 def test_cameras_of_two_sizes_have_an_encoder_each(run_fql, assert_one_line, tmp_path):
