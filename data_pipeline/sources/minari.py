@@ -76,7 +76,7 @@ def minari_splits(source: Path, keys: Mapping[str, str]) -> dict[str, SourceSpli
         if _rows(episode['actions']):
             episodes[name] = episode
     if not episodes:
-        raise DataError(f'{source}: no episode has a step')
+        raise DataError(f'{source}: every episode is empty')
     first = next(iter(episodes.values()))
     for name, episode in episodes.items():
         for array, column in episode.items():

@@ -160,6 +160,7 @@ def test_updates_on_latents_are_those_that_encode(run_fql, frozen, tmp_path):
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures('frozen')
 def test_cached_latents_are_those_of_all_arrays(environment, pretrained, twins):
     encoder = pretrained / 'encoder'

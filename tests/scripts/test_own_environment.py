@@ -81,6 +81,7 @@ def test_the_example_of_the_docs_runs(fql, reach):
     assert re.match(r'reach:Reach-v0: one_step policy of step 2: success [\d.]+% over', done.stdout)
 
 
+@pytest.mark.long
 def test_a_run_without_an_environment_can_be_evaluated_and_watched_in_one(
     fql, assert_one_line, reach, tmp_path
 ):

@@ -75,7 +75,8 @@ def test_names_stay_within_the_data_folder(assert_one_line, fql, maze_npz, tmp_p
         ('inspect', 'data', name),
         ('train', '--task', 'own', '--dataset', name, '--run-dir', tmp_path / 'run'),
     ):
-        assert_one_line(fql(*command, '--data-dir', data), 'is not a valid name')
+        fault = 'is not a valid name' if name.isprintable() else 'has a line break'
+        assert_one_line(fql(*command, '--data-dir', data), fault)
     assert list(tmp_path.iterdir()) == [data]
     assert list(data.iterdir()) == []
 

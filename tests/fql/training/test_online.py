@@ -24,7 +24,9 @@ def make_spec(agent, observations=STATES, **online):
     return RunSpec(config, *observations, action_dim=3)
 
 
-@pytest.mark.parametrize('beta', [0.0, 2.0, 1e6])
+@pytest.mark.parametrize(
+    'beta', [2.0, *(pytest.param(beta, marks=pytest.mark.long) for beta in (0.0, 1e6))]
+)
 def test_ucb_takes_the_largest_upper_confidence_bound(beta):
     agent = FQLConfig(hidden_dims=(8,), num_critics=4)
     spec = make_spec(agent, exploration='ucb', ucb_candidates=6, ucb_beta=beta)
