@@ -71,10 +71,10 @@ def test_a_damaged_checkpoint_is_made_again(fql, tmp_path):
     assert (damaged / 'train.csv').read_text() == (whole / 'train.csv').read_text()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(fql, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run(run_fql, tmp_path):
     run = tmp_path / 'run'
     # Such settings make the loss overflow within some steps.
-    done = fql(
+    done = run_fql(
         'train',
         *SMALL,
         '--flow-steps',
@@ -99,7 +99,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(fql, tmp_path):
     with np.load(losses.with_suffix('.npz')) as written:
         out = tmp_path / 'batch.npz'
         flags = ('--task', QUICKSTART_TASK, '--batch-size', 8, '--step', step - 1, '--out', out)
-        assert fql('inspect', 'batch', *flags).returncode == 0
+        assert run_fql('inspect', 'batch', *flags).returncode == 0
         with np.load(out) as expected:
             np.testing.assert_array_equal(written['inputs'][:, 1], expected['next_observations'])
             np.testing.assert_array_equal(written['actions'], expected['actions'])

@@ -117,11 +117,11 @@ def test_resume_of_something_else(assert_one_line, fql, tmp_path):
     assert_one_line(fql('train', '--resume', tmp_path), 'is not a run folder')
 
 
-def test_a_finished_run_can_be_extended(assert_one_line, fql, finished_run):
-    done = fql('train', '--resume', finished_run, '--steps', 3)
+def test_a_finished_run_can_be_extended(assert_one_line, run_fql, finished_run):
+    done = run_fql('train', '--resume', finished_run, '--steps', 3)
     assert done.returncode == 0, done.stderr
-    assert json.loads(fql('inspect', 'checkpoint', finished_run).stdout)['step'] == 3
-    assert_one_line(fql('train', '--resume', finished_run, '--steps', 2), 'step 3 already')
+    assert json.loads(run_fql('inspect', 'checkpoint', finished_run).stdout)['step'] == 3
+    assert_one_line(run_fql('train', '--resume', finished_run, '--steps', 2), 'step 3 already')
 
 
 def test_resume_on_other_data_is_refused(

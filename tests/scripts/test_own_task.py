@@ -22,24 +22,24 @@ def own_data(fql, maze_npz, tmp_path, environment):
     return tmp_path.name, labels
 
 
-def test_trains_on_its_rewards(fql, assert_one_line, own_data, tmp_path):
+def test_trains_on_its_rewards(run_fql, assert_one_line, own_data, tmp_path):
     name, labels = own_data
     run, out = tmp_path / 'run', tmp_path / 'batch.npz'
-    done = fql('train', '--task', 'own', '--dataset', name, '--run-dir', run, *SMALL)
+    done = run_fql('train', '--task', 'own', '--dataset', name, '--run-dir', run, *SMALL)
     assert done.returncode == 0, done.stderr
     assert 'not evaluated' in done.stdout
     assert json.loads((run / 'config.json').read_text())['config']['eval_interval'] == 0
-    assert fql('train', '--resume', run, '--steps', 3).returncode == 0
-    done = fql('inspect', 'batch', '--task', 'own', '--dataset', name, '--out', out)
+    assert run_fql('train', '--resume', run, '--steps', 3).returncode == 0
+    done = run_fql('inspect', 'batch', '--task', 'own', '--dataset', name, '--out', out)
     assert done.returncode == 0, done.stderr
     with np.load(out) as batch:
         for array in ('rewards', 'masks'):
             expected = labels[array][batch['indices']].astype(np.float32)
             np.testing.assert_array_equal(batch[array], expected)
-    assert_one_line(fql('evaluate', run), 'no environment')
-    done = fql('export-encoder', run, '--out', tmp_path / 'encoder')
+    assert_one_line(run_fql('evaluate', run), 'no environment')
+    done = run_fql('export-encoder', run, '--out', tmp_path / 'encoder')
     assert done.returncode == 0, done.stderr
-    report = fql('inspect', 'data', name).stdout
+    report = run_fql('inspect', 'data', name).stdout
     assert 'train, own: success in 60 transitions of 10 trajectories' in report
 
 

@@ -89,10 +89,10 @@ def state_of(folder, step):
 
 @pytest.mark.usefixtures('small_encoder')
 def test_a_run_that_was_broken_off_ends_as_one_that_was_not(
-    assert_one_line, fql, dots, tmp_path, monkeypatch
+    assert_one_line, run_fql, dots, tmp_path, monkeypatch
 ):
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
-    done = fql('pretrain', *SETTINGS, '--run-dir', whole)
+    done = run_fql('pretrain', *SETTINGS, '--run-dir', whole)
     assert done.returncode == 0, done.stderr
     assert f'--encoder.from {whole / "encoder"} --encoder.mode frozen' in done.stdout
     params = load_encoder(whole / 'encoder', 'impala_debug', (16, 16, 3), 2)
@@ -115,12 +115,12 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(
                 raise Interrupted
 
         patch.setattr(Interruption, 'raise_if_requested', stop)
-        done = fql('pretrain', '--resume', broken)
+        done = run_fql('pretrain', '--resume', broken)
         assert done.returncode == EXIT_CODE, done.stderr
         assert f'fql pretrain --resume {broken}' in done.stdout
     assert finished_steps(broken / 'checkpoints') == [0, 2, 3]
     assert not (broken / 'encoder').exists()
-    done = fql('pretrain', '--resume', 'auto', '--run-dir', broken, *SETTINGS)
+    done = run_fql('pretrain', '--resume', 'auto', '--run-dir', broken, *SETTINGS)
     assert done.returncode == 0, done.stderr
     assert tree_digest(state_of(broken, 4)) == tree_digest(state_of(whole, 4))
     assert read_encoder(broken / 'encoder') == read_encoder(whole / 'encoder')
@@ -128,10 +128,10 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(
     # The comparison can fail.
     assert tree_digest(state_of(broken, 3)) != tree_digest(state_of(whole, 4))
 
-    assert_one_line(fql('pretrain', *SETTINGS, '--run-dir', whole), f'--resume {whole}')
-    done = fql('pretrain', '--resume', whole, '--horizon', 2)
+    assert_one_line(run_fql('pretrain', *SETTINGS, '--run-dir', whole), f'--resume {whole}')
+    done = run_fql('pretrain', '--resume', whole, '--horizon', 2)
     assert_one_line(done, 'horizon: stored 3, asked 2')
-    assert_one_line(fql('train', '--resume', whole), 'is not a run folder')
+    assert_one_line(run_fql('train', '--resume', whole), 'is not a run folder')
 
     # A run of another length replaces its encoder; those of earlier steps can be exported.
     config = dataclasses.replace(read_pretrain_spec(RunFolder(whole)).config, steps=2)
@@ -139,11 +139,11 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(
     params, _ = read_pretrained(RunFolder(whole), spec, 2)
     write_final_encoder(RunFolder(whole), spec, params)
     assert read_encoder(whole / 'encoder').step == 2
-    done = fql('export-encoder', whole, '--step', 4, '--out', tmp_path / 'four')
+    done = run_fql('export-encoder', whole, '--step', 4, '--out', tmp_path / 'four')
     assert done.returncode == 0, done.stderr
     assert read_encoder(tmp_path / 'four') == read_encoder(broken / 'encoder')
 
-    done = fql('probe', whole / 'encoder')
+    done = run_fql('probe', whole / 'encoder')
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line}
     assert lines['saved'] == ['random', 'pixels']
@@ -152,11 +152,11 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(
     np.testing.assert_allclose(
         scores['position'], np.mean([scores['qpos[0]'], scores['qpos[1]']], axis=0), atol=2e-3
     )
-    assert_one_line(fql('probe', whole / 'encoder', '--target', 5), 'columns 0 to 1')
+    assert_one_line(run_fql('probe', whole / 'encoder', '--target', 5), 'columns 0 to 1')
 
     # A finished run does not hand out an encoder that cannot be loaded.
     shutil.rmtree(broken / 'encoder' / 'params')
-    assert_one_line(fql('pretrain', '--resume', broken), 'damaged encoder')
+    assert_one_line(run_fql('pretrain', '--resume', broken), 'damaged encoder')
 
 
 @pytest.mark.usefixtures('small_encoder')

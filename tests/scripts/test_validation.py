@@ -32,12 +32,12 @@ def validated(run_fql, maze_npz, tmp_path_factory):
         pytest.param(('pretrain', '--horizon', 2), id='pretrain', marks=pytest.mark.long),
     ],
 )
-def test_validation_batches_are_not_augmented(fql, tmp_path, arguments):
+def test_validation_batches_are_not_augmented(run_fql, tmp_path, arguments):
     """Updates are tiny, so that two runs differ only in the images that they see."""
     rows = {}
     for name, brightness in (('plain', 0), ('changed', 0.5)):
         run = tmp_path / name
-        done = fql(*arguments, *TINY, '--brightness', brightness, '--run-dir', run)
+        done = run_fql(*arguments, *TINY, '--brightness', brightness, '--run-dir', run)
         assert done.returncode == 0, done.stderr
         with (run / 'train.csv').open() as file:
             (row,) = csv.DictReader(file)

@@ -39,13 +39,13 @@ def assert_stopped(done, path: Path, run: Path) -> None:
     assert finished_steps(run / 'checkpoints') == [0]  # No update has this number.
 
 
-def test_a_run_on_damaged_frames(fql, store, tmp_path):
+def test_a_run_on_damaged_frames(run_fql, store, tmp_path):
     path = store / 'train' / 'observations.npy'
     sound, run, data = flip(path), tmp_path / 'run', ('--data-dir', store.parent)
-    assert_stopped(fql(*TRAIN, '--run-dir', run, *data), path, run)
-    assert fql('train', '--resume', run, '--steps', 2, '--verify-data', 'never').returncode == 0
+    assert_stopped(run_fql(*TRAIN, '--run-dir', run, *data), path, run)
+    assert run_fql('train', '--resume', run, '--steps', 2, '--verify-data', 'never').returncode == 0
     path.write_bytes(sound)
-    assert fql('train', '--resume', run, '--steps', 4).returncode == 0
+    assert run_fql('train', '--resume', run, '--steps', 4).returncode == 0
     remembered = json.loads(store.with_name(f'.{store.name}.verified.json').read_text())
     assert {f'{path.parent.name}/{path.name}' for path in store.glob('*/*.npy')} == set(
         remembered['arrays']

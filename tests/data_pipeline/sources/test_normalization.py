@@ -119,19 +119,19 @@ def test_demonstrations(tmp_path):
     np.testing.assert_allclose(back, flat, rtol=0, atol=1e-5)
 
 
-def test_the_range_goes_with_the_run(fql, assert_one_line, tmp_path, arrays):
+def test_the_range_goes_with_the_run(run_fql, assert_one_line, tmp_path, arrays):
     labels = {'rewards': np.arange(40.0), 'masks': np.ones(40)}
     np.savez(tmp_path / 'd.npz', **arrays, **labels)
     data = ('--data-dir', tmp_path / 'data')
     command = ('prepare', '--source', tmp_path / 'd.npz', *data)
-    assert_one_line(fql(*command), 'outside [-1, 1]', '--normalize-actions')
-    done = fql(*command, '--normalize-actions')
+    assert_one_line(run_fql(*command), 'outside [-1, 1]', '--normalize-actions')
+    done = run_fql(*command, '--normalize-actions')
     assert done.returncode == 0, done.stderr
     small = ('--batch-size', 4, '--frame-stack', 1, '--hidden-dims', 8, '--agent', 'bc')
     run = ('--run-dir', tmp_path / 'run', '--steps', 1, '--encoder', 'impala_debug')
-    done = fql('train', '--task', 'own', '--dataset', 'd', *data, *run, *small)
+    done = run_fql('train', '--task', 'own', '--dataset', 'd', *data, *run, *small)
     assert done.returncode == 0, done.stderr
     stored = json.loads((tmp_path / 'run' / 'config.json').read_text())
     assert stored['action_range'] == {'low': LOW.tolist(), 'high': HIGH.tolist()}
-    done = fql('train', '--resume', tmp_path / 'run', '--steps', 2)
+    done = run_fql('train', '--resume', tmp_path / 'run', '--steps', 2)
     assert done.returncode == 0, done.stderr

@@ -245,22 +245,23 @@ def losses(run):
         return [float(row['loss']) for row in csv.DictReader(file)]
 
 
+@pytest.mark.long
 def test_the_same_command_gives_the_same_losses_with_and_without_cache(
-    fql, prepared, saved, tmp_path, monkeypatch
+    run_fql, prepared, saved, tmp_path, monkeypatch
 ):
     folder, cached, direct = tmp_path / 'e', tmp_path / 'cached', tmp_path / 'direct'
     shutil.copytree(saved, folder)
     monkeypatch.chdir(tmp_path)
-    done = fql(*settings('e', '--steps', 1, '--run-dir', cached))
+    done = run_fql(*settings('e', '--steps', 1, '--run-dir', cached))
     assert done.returncode == 0, done.stderr
     assert f'frozen, from {folder} (o on dataset-d, 77 updates)' in done.stdout
     assert 'latents: float32, 1 MB in ' in done.stdout
-    done = fql(*settings('e', '--steps', 1, '--run-dir', direct, '--latent-cache', 'off'))
+    done = run_fql(*settings('e', '--steps', 1, '--run-dir', direct, '--latent-cache', 'off'))
     assert done.returncode == 0, done.stderr
     # The saved encoder is no longer needed.
     shutil.rmtree(folder)
     for run, source in [(cached, 'float32, 1 MB in'), (direct, 'computed in every update')]:
-        done = fql('train', '--resume', run, '--steps', 6)
+        done = run_fql('train', '--resume', run, '--steps', 6)
         assert done.returncode == 0, done.stderr
         assert f'latents: {source}' in done.stdout
     assert len(losses(cached)) == 6
@@ -310,15 +311,15 @@ def test_no_latents_are_computed_from_damaged_frames(fql, own_store, saved, tmp_
 
 
 def test_what_cannot_be_is_refused_in_one_line(
-    fql, assert_one_line, prepared, saved, tmp_path, monkeypatch
+    run_fql, assert_one_line, prepared, saved, tmp_path, monkeypatch
 ):
     run = tmp_path / 'run'
-    done = fql(*settings(saved, '--encoder', 'impala_small', '--run-dir', run))
+    done = run_fql(*settings(saved, '--encoder', 'impala_small', '--run-dir', run))
     assert_one_line(done, 'encoder: saved impala_debug, expected impala_small')
-    done = fql(*settings(saved, '--frame-stack', 1, '--run-dir', run))
+    done = run_fql(*settings(saved, '--frame-stack', 1, '--run-dir', run))
     assert_one_line(done, 'frame_stack: saved 3, expected 1')
-    assert_one_line(fql(*settings(tmp_path, '--run-dir', run)), 'is not a saved encoder')
+    assert_one_line(run_fql(*settings(tmp_path, '--run-dir', run)), 'is not a saved encoder')
     monkeypatch.setattr(latent_cache.shutil, 'disk_usage', lambda path: SimpleNamespace(free=4))
-    done = fql(*settings(saved, '--latent-cache', 'float16', '--run-dir', run))
+    done = run_fql(*settings(saved, '--latent-cache', 'float16', '--run-dir', run))
     assert_one_line(done, 'bytes of disk', ' are free', '--latent-cache')
     assert not run.exists()
