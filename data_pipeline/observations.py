@@ -4,7 +4,8 @@ A single array is passed on as it is, several as a dictionary by name. In a stor
 called `observations`, each of several `observations.NAME`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -80,6 +81,31 @@ def observation_keys(arguments: Sequence[str]) -> dict[str, str]:
             check_name(array_name(name))  # Longer.
         keys[name] = key
     return keys
+
+
+def choose_keys(
+    source: Path,
+    offered: Sequence[str],
+    asked: Mapping[str, str],
+    held: Container[str] | None = None,
+) -> Mapping[str, str]:
+    """The requested observation keys by name, or the only one offered if none is requested.
+
+    Args:
+        held: what can be requested, if that is more than what is offered.
+
+    Raises:
+        DataError: a requested key is not held, or none is requested and not exactly one is offered.
+    """
+    held = offered if held is None else held
+    unknown = [key for key in asked.values() if key not in held]
+    if asked and not unknown:
+        return asked
+    if len(offered) == 1 and not asked:
+        return {'': offered[0]}
+    wanted = f'no observation {unknown[0]!r}' if unknown else 'not a single observation'
+    listed = ', '.join(offered) or 'none'
+    raise DataError(f'{source}: {wanted}; choose with --observation-key from {listed}')
 
 
 def describe(shapes: Any, dtypes: Any) -> str:

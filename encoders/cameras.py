@@ -51,6 +51,14 @@ def abstract_observations(shapes: Shapes, size: Any, frame_stack: int = 1) -> An
     return of(shapes)
 
 
+def blank_observations(shapes: Shapes, frame_stack: int = 1) -> Any:
+    """One observation of zeros, to initialise an encoder with; see `abstract_observations`."""
+    return jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        abstract_observations(shapes, 1, frame_stack),
+    )
+
+
 class CameraEncoder(nn.Module):
     """Image encoders for the cameras and a dense layer for the vectors, outputs concatenated.
 

@@ -10,7 +10,7 @@ import functools
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,11 @@ class HdfColumn:
     def row(self) -> tuple[tuple[int, ...], np.dtype]:
         """Shape and type of a row."""
         return self.shape[1:], self.dtype
+
+    @property
+    def rows(self) -> int:
+        """Number of rows; a single value has none."""
+        return self.shape[0] if self.shape else 0
 
     def read(self, first: int = 0) -> np.ndarray:
         """The rows from `first` on, of which -1 is the last, at once.
@@ -123,22 +128,6 @@ def open_item(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | h5py.
     if is_elsewhere:
         raise DataError(f'{place} lies in another file; copy it into this one')
     return item
-
-
-def choose_keys(source: Path, held: Sequence[str], asked: Mapping[str, str]) -> Mapping[str, str]:
-    """The requested observation keys by name, or the only one held if none is requested.
-
-    Raises:
-        DataError: a requested key is not held, or none is requested and not exactly one is held.
-    """
-    unknown = [key for key in asked.values() if key not in held]
-    if asked and not unknown:
-        return asked
-    if len(held) == 1 and not asked:
-        return {'': held[0]}
-    wanted = f'no observation {unknown[0]!r}' if unknown else 'not a single observation'
-    listed = ', '.join(held) or 'none'
-    raise DataError(f'{source}: {wanted}; choose with --observation-key from {listed}')
 
 
 def d4rl_splits(source: Path, dataset: str, keys: Mapping[str, str]) -> dict[str, SourceSplit]:

@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
 from data_pipeline.errors import DataError
-from data_pipeline.observations import array_name
+from data_pipeline.observations import array_name, choose_keys
 from data_pipeline.schema import load_json
 from data_pipeline.sources.arrays import Fitted, fit_arrays
 from data_pipeline.sources.base import Note, SourceSplit, taken_from
@@ -100,7 +100,8 @@ def lerobot_splits(folder: Path, keys: Mapping[str, str]) -> dict[str, SourceSpl
     """
     with _faults(folder):
         info = load_json(folder / 'meta' / 'info.json')
-        keys = _find_keys(folder, info['features'], keys)
+        offered = sorted(name for name in info['features'] if name.startswith('observation'))
+        keys = choose_keys(folder, offered, keys, info['features'])
         features = _find_features(folder, info['features'], keys)
         episodes = _find_episodes(folder, info, features.videos)
         held = info.get('splits') or {'train': f'0:{len(episodes)}'}
@@ -117,20 +118,6 @@ def lerobot_splits(folder: Path, keys: Mapping[str, str]) -> dict[str, SourceSpl
         split: _split(f'{folder}, split {split}', folder, within, features, keys, others)
         for split, within in chosen.items()
     }
-
-
-def _find_keys(
-    folder: Path, features: Mapping[str, Any], asked: Mapping[str, str]
-) -> Mapping[str, str]:
-    held = sorted(name for name in features if name.startswith('observation'))
-    if not asked and len(held) == 1:
-        return {'': held[0]}
-    unknown = [key for key in asked.values() if key not in features]
-    if asked and not unknown:
-        return asked
-    wanted = f'no observation {unknown[0]!r}' if unknown else 'not a single observation'
-    listed = ', '.join(held) or 'none'
-    raise DataError(f'{folder}: {wanted}; choose with --observation-key from {listed}')
 
 
 def _find_features(folder: Path, held: Mapping[str, Any], keys: Mapping[str, str]) -> Features:

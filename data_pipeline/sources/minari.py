@@ -13,10 +13,10 @@ import h5py
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.observations import OBSERVATIONS, array_name
+from data_pipeline.observations import OBSERVATIONS, array_name, choose_keys
 from data_pipeline.sources.arrays import Fitted, fit_arrays
 from data_pipeline.sources.base import Note, SourceSplit, describe_file, taken_from
-from data_pipeline.sources.hdf5 import HdfColumn, choose_keys, list_columns, open_hdf5, open_item
+from data_pipeline.sources.hdf5 import HdfColumn, list_columns, open_hdf5, open_item
 
 FILE = 'main_data.hdf5'
 _EPISODE = re.compile(r'episode_(\d+)')
@@ -73,7 +73,7 @@ def minari_splits(source: Path, keys: Mapping[str, str]) -> dict[str, SourceSpli
     episodes = {}
     for name, columns in held.items():
         episode = _episode(f'{source}: {name}', columns, keys)
-        if _rows(episode['actions']):
+        if episode['actions'].rows:
             episodes[name] = episode
     if not episodes:
         raise DataError(f'{source}: every episode is empty')
@@ -129,10 +129,6 @@ def _columns(file: h5py.File, name: str) -> Columns:
     return list_columns(group)
 
 
-def _rows(column: HdfColumn) -> int:
-    return (*column.shape, 0)[0]
-
-
 def _find_keys(source: Path, columns: Columns, asked: Mapping[str, str]) -> Mapping[str, str]:
     """The requested datasets, or the only one if none is requested."""
     held = sorted(name for name in columns if name.partition('/')[0] == OBSERVATIONS)
@@ -147,9 +143,9 @@ def _episode(origin: str, columns: Columns, keys: Mapping[str, str]) -> dict[str
     for key in names.values():
         if key not in columns:
             raise DataError(f'{origin} has no {key}')
-    steps = _rows(columns['actions'])
+    steps = columns['actions'].rows
     for name, key in names.items():
-        rows = _rows(columns[key])
+        rows = columns[key].rows
         if rows != steps + (name not in _STEPS):
             raise DataError(f'{origin}: {key} has {rows} rows, of {steps} actions')
     return {name: columns[key] for name, key in names.items()}

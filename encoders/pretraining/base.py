@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from encoders.cameras import Shapes, abstract_observations
+from encoders.cameras import Shapes, abstract_observations, blank_observations
 from encoders.mlp import KERNEL_INIT, MLP
 
 CODE_SIZE = 128
@@ -106,10 +106,7 @@ class Objective(ABC):
     def init_params(self, key: jax.Array) -> Params:
         """Fresh parameters, all float32, from a typed PRNG key."""
         encoder_key, heads_key = jax.random.split(key)
-        observations = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-            abstract_observations(self.observation_shape, 1),
-        )
+        observations = blank_observations(self.observation_shape)
         return {
             'encoder': self.encoder.init(encoder_key, observations)['params'],
             'heads': {

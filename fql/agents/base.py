@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from encoders.cameras import abstract_observations, observation_encoder
+from encoders.cameras import blank_observations, observation_encoder
 from encoders.impala import ENCODERS
 from fql.agents.configs import AgentConfig, Spec
 from fql.batch import Batch
@@ -147,10 +147,7 @@ class Agent(ABC):
         """Fresh parameters, all float32; `encoders` is empty where observations are vectors."""
         heads = self.heads
         encoder_key, *head_keys = jax.random.split(key, 1 + len(heads))
-        observations = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-            abstract_observations(self.spec.observation_shape, 1),
-        )
+        observations = blank_observations(self.spec.observation_shape)
         encoders: Params = {}
         if self.encoder is None:
             latents = join_vectors(observations)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from einops import reduce
 from tqdm import tqdm
@@ -15,7 +14,7 @@ from tqdm import tqdm
 from data_pipeline.errors import DataError
 from data_pipeline.observations import map_named, named
 from data_pipeline.store.frame_store import FrameStore, Split
-from encoders.cameras import abstract_observations, observation_encoder
+from encoders.cameras import blank_observations, observation_encoder
 from encoders.description import SavedEncoder, read_encoder
 from encoders.errors import EncoderError
 from encoders.impala import ENCODERS
@@ -106,10 +105,7 @@ def probe(
     if rows < 10:
         raise FQLError('rows must be at least 10')
     encoder = observation_encoder(ENCODERS[saved.encoder], saved.image_shape, saved.cameras)
-    observations = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-        abstract_observations(saved.image_shape, 1, saved.frame_stack),
-    )
+    observations = blank_observations(saved.image_shape, saved.frame_stack)
     # Given as an argument, so that saved and random share one compiled program.
     encode = jax.jit(lambda params, shown: encoder.apply({'params': params}, shown))
     random = jax.jit(encoder.init)(jax.random.key(0), observations)['params']
