@@ -12,7 +12,8 @@ Any store can be exported, and so every OGBench dataset. A step's `observation` 
 dictionary of several by name. An episode's last step is its last row: an observation, and an action
 that is not used. OGBench's data have no goals: rewards are 0, discounts 1, and no step is terminal;
 a task's rewards follow from qpos (see `data_pipeline.store.labels`). If a store has rewards and
-masks, these are the rewards and discounts.
+masks, these are the rewards and discounts. The environments of a replay, each a split of its own,
+become one split `train`.
 """
 
 from collections.abc import Callable, Iterator
@@ -94,6 +95,7 @@ def step_features(split: Split) -> Any:
 def _write(store: FrameStore, folder: Path, progress: Progress) -> None:
     name = store.manifest.dataset
     splits = store.splits
+    first = next(iter(splits.values()))
     info = tfds.core.DatasetInfo(
         builder=DatasetIdentity(
             name=DATASET,
@@ -106,9 +108,7 @@ def _write(store: FrameStore, folder: Path, progress: Progress) -> None:
             f"{name} in RLDS form. An episode's last action leads nowhere. Without a task of the "
             "data's own, rewards are 0 and discounts 1."
         ),
-        features=tfds.features.FeaturesDict(
-            {'steps': tfds.features.Dataset(step_features(splits['train']))}
-        ),
+        features=tfds.features.FeaturesDict({'steps': tfds.features.Dataset(step_features(first))}),
         homepage='https://github.com/seohongpark/ogbench',
         citation=_CITATION,
         # Other users need not know this machine's folders.
@@ -127,16 +127,17 @@ def _write(store: FrameStore, folder: Path, progress: Progress) -> None:
         done += rows
         progress(done, total)
 
-    row_bytes = sum(array[0].nbytes for array in named(splits['train'].observations).values())
+    row_bytes = sum(array[0].nbytes for array in named(first.observations).values())
     longest = max(int(split.lengths.max()) for split in splits.values())
     writer = tfds.core.SequentialWriter(
         info,
         max_examples_per_shard=max(1, _SHARD_BYTES // (longest * row_bytes)),
         file_format='array_record',
     )
-    writer.initialize_splits(list(splits))
+    written_as = {split: 'val' if split == 'val' else 'train' for split in splits}
+    writer.initialize_splits(sorted(set(written_as.values())))
     for split_name, split in splits.items():
-        writer.add_examples({split_name: _episodes(split, advance)})
+        writer.add_examples({written_as[split_name]: _episodes(split, advance)})
     writer.close_all()
 
 

@@ -24,8 +24,9 @@ def run(args: InspectData) -> None:
         print(line, flush=True)
     if args.png is not None and args.histograms is not None:
         args.png.parent.mkdir(parents=True, exist_ok=True)
-        plot_frames(args.png, store.splits['train'], args.dataset)
-        plot_histograms(args.histograms, store.splits['train'], args.dataset)
+        split = next(iter(store.splits.values()))  # A replay may have only `train_1`.
+        plot_frames(args.png, split, args.dataset)
+        plot_histograms(args.histograms, split, args.dataset)
         for path in (args.png, args.histograms):
             print(f'wrote {path}')
 

@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import gc
 import io
 import os
 import shutil
@@ -36,6 +37,17 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     MADE_CACHE = os.environ['JAX_COMPILATION_CACHE_DIR']
 else:
     MADE_CACHE = ''
+
+
+# Looking for garbage among all that the libraries make takes a tenth of the suite's time.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays, and is not searched again."""
+    gc.freeze()
+    gc.enable()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_unconfigure() -> None:

@@ -108,7 +108,8 @@ def known_tasks(store: FrameStore, split: Split) -> list[tuple[str, dict[str, An
         tasks = [find_task(name) for name in task_names()]
         dataset = store.manifest.dataset
         tasks = [task for task in tasks if task.is_ogbench and task.dataset == dataset]
-        # Of OGBench's names, the one without a number means one of those that have it.
-        numbered = [task for task in tasks if '-singletask-task' in task.name] or tasks
-        own = [(task.label_env_id, {}) for task in numbered]
+        if any('-singletask-task1-' in task.name for task in tasks):
+            # OGBench's name without a number means one of those that have it.
+            tasks = [task for task in tasks if '-singletask-task' in task.name]
+        own = [(task.label_env_id, {}) for task in tasks]
     return own + [task for task in labelled_tasks(store, split.name) if task not in own]

@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
 from data_pipeline.errors import DataError
+from data_pipeline.replay import Layout, Replay, open_replay
 from data_pipeline.sources.rlds import RldsKeys, rlds_splits
 from data_pipeline.store.frame_store import FrameStore, open_store
 from data_pipeline.store.writer import prepare_store, write_store
@@ -72,6 +73,29 @@ def test_round_trip_of_vectors(make_arrays, tmp_path):
     folder = export_tfds(store, tmp_path / 'tfds')
     again = write_store(tmp_path / 'again', 'd', rlds_splits(str(folder), RldsKeys()))
     assert again.manifest.splits == store.manifest.splits
+
+
+def test_the_environments_of_a_replay_become_one_split(tmp_path):
+    """The first environment has no transition yet, and so no split."""
+    layout = Layout((3,), 'float32', 2)
+    rng = np.random.default_rng(0)
+    expected = []
+    with Replay(tmp_path / 'replay', 'env', layout, 3) as replay:
+        for stream in replay.streams:
+            first = rng.normal(size=3).astype(np.float32)
+            stream.start(first)
+            if stream is replay.streams[0]:
+                continue
+            expected.append(first)
+            for step in range(4):
+                frame = rng.normal(size=3).astype(np.float32)
+                stream.step(rng.uniform(-1, 1, 2), -1.0, 1.0, frame, step == 3)
+                expected.append(frame)
+    folder = export_tfds(open_replay(tmp_path / 'replay'), tmp_path / 'tfds')
+    store = write_store(tmp_path / 'again', 'd', rlds_splits(str(folder), RldsKeys()))
+    assert store.splits.keys() == {'train'}
+    np.testing.assert_array_equal(store.splits['train'].observations, expected)
+    assert store.splits['train'].lengths.tolist() == [5, 5]
 
 
 def test_every_visual_dataset_has_a_name_that_tfds_takes(make_arrays, tmp_path):
