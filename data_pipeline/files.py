@@ -9,6 +9,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -90,23 +91,40 @@ def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
     """A temporary path to write to, renamed to `path` on success and removed on failure.
 
     The file is synced before the renaming, its folder after it. Several processes may write one
-    `path`.
+    `path`. What killed ones left is removed.
 
     Args:
         folder: folder of the temporary file, on the same file system; default that of `path`.
     """
-    name = f'.{path.name}.{secrets.token_hex(4)}{_TEMPORARY}'
-    temporary = (folder or path.parent) / name
-    try:
-        with naming(path):
+    with naming(path), _temporary_file(folder or path.parent, path.name) as temporary:
+        try:
             yield temporary
-        sync_path(temporary)
-        os.replace(temporary, path)
+            sync_path(temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
         sync_path(path.parent)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
+
+
+@contextmanager
+def _temporary_file(folder: Path, name: str) -> Iterator[Path]:
+    """A new file to become `name`, locked while active; those of killed processes are removed."""
+    ours = re.compile(rf'\.{re.escape(name)}\.[0-9a-f]{{8}}{re.escape(_TEMPORARY)}')
+    for leftover in folder.iterdir():
+        if ours.fullmatch(leftover.name) and leftover.is_file() and not leftover.is_symlink():
+            with suppress(OSError), leftover.open('r+b') as file:  # It may be in use.
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                leftover.unlink()
+    while True:
+        path = folder / f'.{name}.{secrets.token_hex(4)}{_TEMPORARY}'
+        with path.open('xb') as file:
+            with suppress(OSError):  # Some file systems have no locks.
+                fcntl.flock(file, fcntl.LOCK_SH)
+            if path.exists():  # Else another process took it for a leftover before it was locked.
+                yield path
+                return
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Immediate exit on SIGINT and SIGTERM, with the exit code of what can be run again.
+"""Immediate exit on SIGINT, SIGTERM and SIGHUP, with the exit code of what can be run again.
 
 `fql.training.interruption` takes over while updates are made. Imports little: it comes first.
 """
@@ -6,6 +6,7 @@
 import contextlib
 import os
 import signal
+import stat
 import sys
 from pathlib import Path
 from types import FrameType
@@ -19,9 +20,36 @@ def leave_on_signals() -> None:
 
     For a run's work before its first update, which may be interrupted anywhere, as by a kill: the
     same command does the missing part. An exception raised here could get lost in a library.
+
+    SIGHUP, of a terminal that is closed, counts as SIGTERM, unless it is ignored, as under `nohup`.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _hang_up)
+
+
+def _hang_up(number: int, frame: FrameType | None) -> None:
+    ignore_hang_up()
+    _give_up_terminal()
+    signal.raise_signal(signal.SIGTERM)
+
+
+def _give_up_terminal(number: int = 0, frame: FrameType | None = None) -> None:
+    """Discard what is printed from here on to a closed terminal, where it would fail."""
+    for descriptor in (1, 2):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+
+
+def ignore_hang_up() -> None:
+    """End the effect of SIGHUP: to be called at the first of the signals that ask for a stop.
+
+    A closed terminal sends it up to twice, and systemd sends it after SIGTERM; it must not count as
+    the second request, which is one to end at once.
+    """
+    if signal.getsignal(signal.SIGHUP) is _hang_up:
+        signal.signal(signal.SIGHUP, _give_up_terminal)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -176,6 +176,8 @@ def run(arguments: list[str]) -> int:
         )
         if name is None:
             return answer(arguments)
+        if any(variable.startswith('TQDM_') for variable in os.environ):
+            imported('tqdm')  # It may read junk there, also where tasks are looked up.
         declared, module = COMMANDS[name]
         arguments = arguments[len(name.split()) :]
         if hasattr(declared, 'expand'):
@@ -199,6 +201,8 @@ def run(arguments: list[str]) -> int:
             os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(compilation_cache_dir()))
         os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
         os.environ.update(SAME_DRAWS)
+        # tf.data compiles nothing with XLA, but a flag that it does not know ends the process.
+        os.environ.pop('TF_XLA_FLAGS', None)
         # Without it, TensorFlow imports Keras 3 and Matplotlib, a sixth of its import time.
         os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')
         command_module = imported(module)

@@ -114,8 +114,17 @@ def lerobot_splits(folder: Path, keys: Mapping[str, str]) -> dict[str, SourceSpl
     if 'train' not in chosen:
         raise DataError(f'{folder}: no split named train, only {", ".join(held)}')
     others = sorted(info['features'].keys() - set(features.columns.values()) - _COUNTERS)
+    known = {name for names in SPLIT_NAMES.values() for name in names}
+    unused = [f'split {name}' for name in held if name not in known]
     return {
-        split: _split(f'{folder}, split {split}', folder, within, features, keys, others)
+        split: _split(
+            f'{folder}, split {split}',
+            folder,
+            within,
+            features,
+            keys,
+            others + unused if split == 'train' else others,
+        )
         for split, within in chosen.items()
     }
 

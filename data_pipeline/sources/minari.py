@@ -142,7 +142,9 @@ def _episode(origin: str, columns: Columns, keys: Mapping[str, str]) -> dict[str
     names |= {array_name(name): key for name, key in sorted(keys.items())}
     for key in names.values():
         if key not in columns:
-            raise DataError(f'{origin} has no {key}')
+            parts = ', '.join(sorted(held for held in columns if held.startswith(f'{key}/')))
+            several = f'is several arrays, {parts}; only one array can be read'
+            raise DataError(f'{origin}: {key} {several}' if parts else f'{origin} has no {key}')
     steps = columns['actions'].rows
     for name, key in names.items():
         rows = columns[key].rows

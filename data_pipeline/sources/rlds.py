@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,8 +82,9 @@ def rlds_splits(dataset: str, keys: RldsKeys) -> dict[str, SourceSplit]:
     if splits['train'] is None:
         found = ', '.join(builder.info.splits) or 'none at all'
         raise DataError(f'{dataset}: no split named train, only {found}')
+    others = sorted(set(builder.info.splits) - set(splits.values()))
     return {
-        split: _rlds_split(dataset, builder, name, paths, keys)
+        split: _rlds_split(dataset, builder, name, paths, keys, others)
         for split, name in splits.items()
         if name is not None
     }
@@ -182,7 +183,12 @@ def _leaves(feature: Any, names: tuple[str, ...] = ()) -> dict[str, tuple[str, .
 
 
 def _rlds_split(
-    dataset: str, builder: Any, name: str, paths: Mapping[str, str], keys: RldsKeys
+    dataset: str,
+    builder: Any,
+    name: str,
+    paths: Mapping[str, str],
+    keys: RldsKeys,
+    other_splits: Sequence[str],
 ) -> SourceSplit:
     origin = f'{dataset}, split {name}'
     info = builder.info.splits[name]
@@ -203,6 +209,7 @@ def _rlds_split(
     )
     leaves = _leaves(builder.info.features['steps'].feature).keys()
     ignored = sorted(leaves - set(paths.values()) - _MARKS)
+    ignored += [f'split {other}' for other in other_splits if name == 'train']
 
     def read(note: Note) -> Iterator[tuple[str, np.ndarray]]:
         tally: Counter[str] = Counter()

@@ -65,7 +65,9 @@ def make_env(spec: EnvSpec) -> 'gymnasium.Env':
         limit = {}
         if spec.max_episode_steps is not None:
             limit['max_episode_steps'] = spec.max_episode_steps
-        env = construct(spec.env_id, **limit, **dict(spec.kwargs))
+        from fql.envs.checked import check_results
+
+        env = check_results(construct(spec.env_id, **limit, **dict(spec.kwargs)), spec.env_id)
         # OGBench's manipulation environments render a frame whenever their observation space is
         # read, which the frame stack does in every step; so the space is read once, here.
         env.observation_space = env.observation_space
@@ -78,7 +80,7 @@ def make_env(spec: EnvSpec) -> 'gymnasium.Env':
     if spec.observations:
         env = _choose_observations(spec, env)
     _check_spaces(spec, env)
-    return _stack_frames(env, spec.frame_stack)
+    return _stack_frames(spec.env_id, env, spec.frame_stack)
 
 
 def _choose_observations(spec: EnvSpec, env: 'gymnasium.Env') -> 'gymnasium.Env':
@@ -96,9 +98,16 @@ def _choose_observations(spec: EnvSpec, env: 'gymnasium.Env') -> 'gymnasium.Env'
     return FilterObservation(env, list(spec.observations))
 
 
-def _stack_frames(env: 'gymnasium.Env', frame_stack: int) -> 'gymnasium.Env':
+def _stack_frames(env_id: str, env: 'gymnasium.Env', frame_stack: int) -> 'gymnasium.Env':
     from gymnasium.spaces import Box, Dict
     from gymnasium.wrappers import FrameStackObservation, TransformObservation
+
+    from fql.envs.checked import check_observation
+
+    boxes = boxes_of(env.observation_space)
+    env = TransformObservation(
+        env, lambda shown: check_observation(env_id, boxes, shown), env.observation_space
+    )
 
     def stack_space(space: Box) -> Box:
         dtype: Any = np.uint8 if space.dtype == np.uint8 else np.float32
@@ -108,7 +117,7 @@ def _stack_frames(env: 'gymnasium.Env', frame_stack: int) -> 'gymnasium.Env':
         )
         return Box(low, high, dtype=dtype)
 
-    stacked = map_named(stack_space, boxes_of(env.observation_space))
+    stacked = map_named(stack_space, boxes)
     dtypes = map_named(lambda box: box.dtype, stacked)
     return TransformObservation(
         FrameStackObservation(env, frame_stack, padding_type='reset'),

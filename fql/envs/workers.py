@@ -217,7 +217,7 @@ def _run_worker(connection: Connection, spec: EnvSpec, is_one_of_several: bool) 
             _serve(connection, env)
     except FQLError as error:
         connection.send((str(error), None))
-    except Exception as error:
+    except BaseException as error:  # Also where the environment's code ends the process.
         connection.send(
             (
                 f'environment {spec.env_id} failed in its worker: {type(error).__name__}: '
@@ -257,8 +257,7 @@ def _reset(env: Any, seed: int) -> Any:
 
 def _step(env: Any, action: np.ndarray) -> Step:
     observation, reward, terminated, truncated, info = env.step(action)
-    success = float(info.get('success', np.nan))
-    return Step(observation, float(reward), bool(terminated), bool(truncated), success)
+    return Step(observation, reward, bool(terminated), bool(truncated), info['success'])
 
 
 def _picture(painter: Painter, env: Any) -> np.ndarray | str:

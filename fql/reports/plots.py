@@ -16,6 +16,7 @@ from fql.training.metrics_log import read_csv
 from fql.training.run_folder import RunFolder
 
 BATCH_ROWS = 8
+LARGEST_DRAWN = 1e100
 LOSSES = (
     *('critic/loss', 'value/loss', 'actor/bc_flow_loss', 'actor/distill_loss'),
     *('actor/mse', 'actor/squared_error'),
@@ -83,10 +84,17 @@ def _limit(axes: Axes, measure: Measure) -> None:
         axes.set_ylim(-0.03, 1.03)
 
 
+def drawable(values: Any) -> np.ndarray:
+    """The values, NaN for those too large for Matplotlib, whose computation of ticks overflows."""
+    values = np.asarray(values, np.float64)
+    return np.where(np.abs(values) < LARGEST_DRAWN, values, np.nan)
+
+
 def _line(axes: Axes, rows: list[dict[str, str]], name: str, label: str, marker: str = '') -> None:
     if rows and name in rows[0]:
         steps = [int(row['step']) for row in rows]
-        axes.plot(steps, [float(row[name]) for row in rows], label=label, marker=marker)
+        values = drawable([float(row[name]) for row in rows])
+        axes.plot(steps, values, label=label, marker=marker)
 
 
 def plot_batch(path: Path, arrays: Mapping[str, Any], title: str) -> None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from fql.reports.measures import SUCCESS, Measure
+from fql.reports.plots import drawable
 from fql.reports.run_results import Group
 from fql.reports.statistics import Estimate, curve
 
@@ -37,11 +38,11 @@ def learning_curves(groups: Sequence[Group], colour_of: Mapping[str, str]) -> st
         figure = Figure(figsize=(4.8, 2.9), layout='constrained')
         axes = figure.subplots()
         for group in groups:
-            value, low, high = curve(group.results)
+            value, low, high = map(drawable, curve(group.results))
             colour = colour_of[group.name]
             axes.plot(group.steps, value, color=colour, marker='o', ms=3, lw=2, label=group.name)
             axes.fill_between(group.steps, low, high, color=colour, alpha=0.18, lw=0)
-            axes.plot(group.steps, group.results.T, color=colour, lw=0.6, alpha=0.45)
+            axes.plot(group.steps, drawable(group.results.T), color=colour, lw=0.6, alpha=0.45)
         measure = groups[0].measure
         axes.set_xlabel('updates', color=_INK)
         axes.set_xlim(left=0)

@@ -12,7 +12,7 @@ from types import FrameType
 from tqdm import tqdm
 
 from fql.errors import FQLError
-from fql.stopping import EXIT_CODE
+from fql.stopping import EXIT_CODE, ignore_hang_up
 from fql.sweeps.file import SweepRun
 from fql.sweeps.folder import (
     PROGRAM,
@@ -50,6 +50,7 @@ class Processes:
     def stop(self, number: int, frame: FrameType | None) -> None:
         """Pass a signal on: at the first one a run saves and ends, at the second one it ends."""
         self.is_stopping = True
+        ignore_hang_up()
         for process in self.own.values():
             process.send_signal(signal.SIGTERM)
 

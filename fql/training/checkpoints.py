@@ -231,6 +231,13 @@ class CheckpointWriter:
             self._finisher.shutdown()
 
 
+def rows_written(folder: Path, step: int) -> Mapping[str, int]:
+    """How many rows each metrics file had when a checkpoint was saved; none without it."""
+    if step not in finished_steps(folder):
+        return {}
+    return CheckpointReader(folder).metadata(step).get('rows', {})
+
+
 def find_damage(step_folder: Path) -> str | None:
     """What is wrong with a checkpoint according to its checksums; None if nothing.
 

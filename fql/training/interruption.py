@@ -1,4 +1,4 @@
-"""Stopping a run in good order on SIGINT and SIGTERM."""
+"""Stopping a run in good order on SIGINT and SIGTERM; SIGHUP is passed on as SIGTERM."""
 
 import signal
 import threading
@@ -6,6 +6,8 @@ from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
+
+from fql.stopping import ignore_hang_up
 
 
 class Interrupted(Exception):
@@ -45,6 +47,7 @@ class Interruption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._requested = True
+        ignore_hang_up()
         self._restore()
 
     def _restore(self) -> None:

@@ -164,6 +164,7 @@ class Trainer:
         timing_log: of the updates a second; likewise.
         interruption: says when to stop.
         resume_command: the user's command after a stop.
+        eval_log: of evaluations; None also where there are none.
     """
 
     schedule: Schedule
@@ -180,6 +181,7 @@ class Trainer:
     timing_log: MetricsLog | None
     interruption: Interruption
     resume_command: str
+    eval_log: MetricsLog | None = None
 
     def train(
         self,
@@ -319,7 +321,10 @@ class Trainer:
         self._check_state(state)
         if self.train_log is not None:
             self.train_log.sync()
-        self.writer.save(state, {**self.metadata, **phase.metadata()})
+        rows: dict[str, int] = {}
+        for log in (self.train_log, self.timing_log, self.eval_log):
+            rows |= {} if log is None else log.rows
+        self.writer.save(state, {**self.metadata, 'rows': rows, **phase.metadata()})
 
     def _check_state(self, state: TrainState) -> None:
         """Raise NotFiniteError if a number in the state is NaN or infinite.

@@ -32,7 +32,12 @@ class MetricsLog:
     """
 
     def __init__(
-        self, path: Path, tensorboard: Path, step: int | None, mirror: Mirror | None = None
+        self,
+        path: Path,
+        tensorboard: Path,
+        step: int | None,
+        mirror: Mirror | None = None,
+        written: int = 0,
     ) -> None:
         """Open the log `path` of a run that continues (or starts, 0) at `step`.
 
@@ -41,6 +46,7 @@ class MetricsLog:
             tensorboard: folder of the event files.
             step: rows of later steps are dropped; None keeps all.
             mirror: called with every new row, (step, metrics).
+            written: rows up to `step` that were written before.
         """
         self._path = path
         self._tensorboard = tensorboard
@@ -59,6 +65,13 @@ class MetricsLog:
                 flush=True,
             )
         rows = [row for row in found if step is None or int(row['step']) <= step]
+        if len(rows) < written:
+            print(
+                f'{path} has {len(rows)} of the {written} rows that were written up to step '
+                f'{step:,}: the others are lost',
+                flush=True,
+            )
+        self._rows = len(rows)
         self._columns = list(rows[0]) if rows else []
         # At once, since another process may be reading: it must always find the rows.
         if rows:
@@ -67,6 +80,11 @@ class MetricsLog:
             path.unlink(missing_ok=True)
         for row in rows:
             self._write_events(row)
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Rows written, by the file's name, for a checkpoint."""
+        return {self._path.name: self._rows}
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add a row.
@@ -89,6 +107,7 @@ class MetricsLog:
         text = _as_csv([row])
         with naming(self._path), self._path.open('a', encoding='utf-8') as file:
             file.write(text if file.tell() == 0 else text[text.index('\n') + 1 :])
+        self._rows += 1
         self._write_events(row)
 
     def sync(self) -> None:

@@ -107,6 +107,7 @@ class OnlinePhase:
         return {
             'online': {
                 'env_steps': self.done,
+                'rows': self._log.rows,
                 'streams': self._replay.commit(),
                 'queues': self._actors.queues,
             }
@@ -183,7 +184,9 @@ def train_online(
     )
     share = None if online.offline_ratio == 'uniform' else float(online.offline_ratio)
     with ExitStack() as stack:
-        log = stack.enter_context(MetricsLog(folder.online_csv, folder.online_tensorboard, done))
+        csv = folder.online_csv
+        written = record.get('rows', {}).get(csv.name, 0) if record else 0
+        log = stack.enter_context(MetricsLog(csv, folder.online_tensorboard, done, written=written))
         replay = stack.enter_context(
             Replay(
                 folder.replay,

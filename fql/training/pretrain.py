@@ -28,7 +28,7 @@ from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_pr
 from fql.errors import FQLError
 from fql.learner import Params, TrainState, count_parameters
 from fql.training.augmentation import check_augmentation
-from fql.training.checkpoints import CheckpointWriter, restore_newest
+from fql.training.checkpoints import CheckpointWriter, restore_newest, rows_written
 from fql.training.data import check_cameras, frame_shapes, open_dataset
 from fql.training.interruption import Interruption
 from fql.training.loop import Trainer, rows_logged
@@ -124,11 +124,15 @@ def pretrain(
         train_log = timing_log = None
         if is_main:
             print('\n'.join([*notices, start_summary(spec, store, state, folder)]), flush=True)
-            train_log = stack.enter_context(
-                MetricsLog(folder.train_csv, folder.train_tensorboard, start)
-            )
-            timing_log = stack.enter_context(
-                MetricsLog(folder.timing_csv, folder.timing_tensorboard, start)
+            written = rows_written(folder.checkpoints, start)
+            train_log, timing_log = (
+                stack.enter_context(
+                    MetricsLog(csv, tensorboard, start, written=written.get(csv.name, 0))
+                )
+                for csv, tensorboard in (
+                    (folder.train_csv, folder.train_tensorboard),
+                    (folder.timing_csv, folder.timing_tensorboard),
+                )
             )
         val_windows = None
         if 'val' in store.splits and store.splits['val'].num_transitions >= config.batch_size:

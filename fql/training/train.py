@@ -36,7 +36,7 @@ from fql.reports.measures import read_results
 from fql.reports.plots import plot_learning_curve
 from fql.reports.published import published_result
 from fql.training.augmentation import check_augmentation
-from fql.training.checkpoints import CheckpointWriter, restore_newest
+from fql.training.checkpoints import CheckpointWriter, restore_newest, rows_written
 from fql.training.comparability import comparability
 from fql.training.config import TrainConfig, setting_text, validate_config
 from fql.training.data import (
@@ -181,6 +181,7 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
             verification=verification,
             train_log=logs.updates,
             timing_log=logs.timing,
+            eval_log=logs.evaluations,
             interruption=interruption,
             resume_command=command('train', '--resume', folder.path),
         )
@@ -307,8 +308,11 @@ def open_logs(stack: ExitStack, run: CheckedRun, start: int) -> Logs:
     folder, config = run.folder, run.config
     mirror = wandb_mirror(config, folder) if config.wandb_project else None
 
+    written = rows_written(folder.checkpoints, start)
+
     def open_log(csv: Path, tensorboard: Path) -> MetricsLog:
-        return stack.enter_context(MetricsLog(csv, tensorboard, start, mirror))
+        log = MetricsLog(csv, tensorboard, start, mirror, written.get(csv.name, 0))
+        return stack.enter_context(log)
 
     return Logs(
         open_log(folder.train_csv, folder.train_tensorboard),

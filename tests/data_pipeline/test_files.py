@@ -246,3 +246,18 @@ def test_a_full_disk_is_reported_with_the_file(tmp_path):
     with pytest.raises(OSError, match=r"No space left on device: '.*report\.json'$"):
         write()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
+    """What another process is writing stays, and so does what only looks alike."""
+    path, odd = tmp_path / 'a.json', tmp_path / '.a.json.0123456x.tmp'
+    for name in ('.a.json.01234567.tmp', '.b.json.01234567.tmp', odd.name):
+        (tmp_path / name).write_text('half')
+    with replacing(path) as live:
+        live.write_text('whole')
+        write_text(path, 'other')
+        assert names(tmp_path) == sorted(
+            [odd.name, live.name, '.b.json.01234567.tmp', 'a.json'],
+        )
+    assert path.read_text() == 'whole'
+    assert names(tmp_path) == [odd.name, '.b.json.01234567.tmp', 'a.json']

@@ -1,7 +1,10 @@
 """Signals before the first update: exit code 42, one line, and the same command goes on."""
 
 import json
+import os
+import pty
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.stopping import EXIT_CODE
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
     *('--task', QUICKSTART_TASK, '--agent', 'bc', '--batch-size', 8, '--hidden-dims', 8),
     *('--eval-interval', 0, '--log-interval', 1, '--save-interval', 2, '--steps', 4),
@@ -96,13 +100,59 @@ def test_a_signal_while_environments_start(start_fql, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+HUNG_UP = """
+import pathlib, signal, sys, time
+from fql.training.interruption import Interrupted, Interruption
+from fql.stopping import EXIT_CODE, leave_on_signals
+leave_on_signals()
+with Interruption() as interruption:
+    print('ready', flush=True)
+    try:
+        while True:
+            time.sleep(0.05)
+            interruption.raise_if_noted()
+    except Interrupted:
+        time.sleep(0.5)  # For a second signal.
+        print('stopped', flush=True)
+        pathlib.Path(sys.argv[1]).write_text('saved')
+        sys.exit(EXIT_CODE)
+"""
+
+
+@pytest.mark.parametrize('numbers', [(), (signal.SIGHUP,), (signal.SIGTERM, signal.SIGHUP)])
+def test_a_closed_terminal_asks_for_a_stop_once(tmp_path, numbers):
+    """Also if the shell tells it too, or systemd, which sends SIGTERM before."""
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execve(
+            sys.executable,
+            [sys.executable, '-c', HUNG_UP, str(tmp_path / 'state')],
+            {**os.environ, 'PYTHONPATH': str(ROOT)},
+        )
+    text = b''
+    while b'ready' not in text:
+        text += os.read(terminal, 1000)
+    for number in numbers:
+        os.kill(process, number)
+        time.sleep(0.1)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == EXIT_CODE
+    assert (tmp_path / 'state').read_text() == 'saved'
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored(run_python):
+    code = 'import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); import fql.stopping as s; '
+    code += 's.leave_on_signals(); signal.raise_signal(signal.SIGHUP); print("on")'
+    assert run_python(code).stdout == 'on\n'
+
+
 @pytest.mark.skipif(not Path('/proc/self/maps').exists(), reason='reads /proc/PID')
 @pytest.mark.parametrize(
     ('command', 'number', 'code', 'line'),
     [
         ('tasks', signal.SIGTERM, -signal.SIGTERM, ''),
         ('tasks', signal.SIGINT, 130, 'fql: interrupted'),
-        ('sweep', signal.SIGTERM, EXIT_CODE, 'fql: stopped; run it again'),
+        ('sweep', signal.SIGHUP, EXIT_CODE, 'fql: stopped; run it again'),
     ],
 )
 def test_a_command_that_is_still_importing(start_fql, command, number, code, line):

@@ -167,3 +167,17 @@ def test_a_power_failure_in_the_metrics_costs_no_more_than_them(runs, run, fql):
     assert path.read_text() == ''.join(
         (runs[0] / 'train.csv').read_text().splitlines(keepends=True)[:-1]
     )
+
+
+def test_rows_of_metrics_that_are_gone_are_named(fql, run):
+    """The run continues without them."""
+    path = run / 'train.csv'
+    header, _, *rows = path.read_text().splitlines(keepends=True)
+    path.write_text(''.join([header, *rows]))
+    (run / 'timing.csv').unlink()
+    done = fql('train', '--steps', 6, '--resume', run)
+    assert done.returncode == 0, done.stderr
+    lost = [line.partition(' has ')[2] for line in done.stdout.splitlines() if 'are lost' in line]
+    assert [line.partition(' that')[0] for line in lost] == ['3 of the 4 rows', '0 of the 3 rows']
+    done = fql('train', '--steps', 7, '--resume', run)
+    assert 'are lost' not in done.stdout

@@ -348,6 +348,24 @@ def test_a_library_that_refuses_its_environment_variable(fql, assert_one_line, m
     assert_one_line(fql('tasks'), "'x' (is an environment variable wrong?)")
 
 
+def test_variables_of_libraries_that_are_junk(run_python, environment):
+    """ogbench imports tqdm; TensorFlow ends the process at a flag that it does not know."""
+    code = (
+        'import os, sys\n'
+        'from scripts.main import run\n'
+        'code = run(["train", "--task", "antmaze-medium-navigate-v0"])\n'
+        'assert code == 1, code\n'
+        'del os.environ["TQDM_NCOLS"]\n'
+        'assert run(["tasks"]) == 0\n'
+        'import tensorflow\n'
+    )
+    prefix = 'import os; os.environ.update(TQDM_NCOLS="x", TF_XLA_FLAGS="--junk")\n'
+    done = run_python(prefix + code)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("fql: invalid literal for int() with base 10: 'x' (is an env")
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize('name', ['a\nb', 'a\\b', 'a\x1b[2J'])
 def test_a_name_that_would_break_messages_or_checkpoints_is_refused(fql, assert_one_line, name):
     assert_one_line(fql('report', name), f'{name!r} has a line break, a backslash')

@@ -418,10 +418,12 @@ def test_changed_meta_is_another_source(dataset, tmp_path):
 
 def test_splits_go_by_the_numbers_of_episodes(dataset, tmp_path):
     folder = shutil.copytree(dataset, tmp_path / 'd')
-    with_info(splits={'train': '0:1', 'validation': '1:4'})(folder)
+    with_info(splits={'train': '0:1', 'validation': '1:4', 'test': '0:4'})(folder)
     store = prepared(tmp_path, folder)
     assert store.splits['train'].lengths.tolist() == [71]
     assert store.splits['val'].lengths.tolist() == [5, 10]
+    assert 'split test' in ' '.join(store.manifest.sources['train']['notes'])
+    assert 'split test' not in ' '.join(store.manifest.sources['val']['notes'])
 
 
 def test_a_video_that_ends_too_early(tmp_path, episodes):

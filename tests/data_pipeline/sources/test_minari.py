@@ -37,7 +37,7 @@ def write_episodes(path: Path, episodes: Episodes) -> Path:
         for number, episode in enumerate(episodes):
             for key, array in episode.items():
                 file.create_dataset(f'episode_{number}/{key}', data=array)
-            file[f'episode_{number}/infos'] = np.zeros(len(episode['actions']))
+            file[f'episode_{number}/infos'] = np.zeros(len(episode['rewards']))
     return path
 
 
@@ -136,4 +136,9 @@ def test_keys(tmp_path, fql, assert_one_line):
     for keys in ({}, {'': 'waist'}, {'x': 'waist', 'y': 'joints'}):
         with pytest.raises(DataError, match=held):
             prepared(tmp_path, make_episodes(), keys)
+    several = [{**episode, 'actions/arm': episode['actions']} for episode in make_episodes()]
+    for episode in several:
+        episode['actions/base'] = episode.pop('actions')
+    with pytest.raises(DataError, match=r'actions is several arrays, actions/arm, actions/base; '):
+        prepared(tmp_path, several)
     assert_one_line(fql('prepare', 'd', '--minari', 'no/such-v0', '--source', 'd.hdf5'), '--minari')

@@ -5,7 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +221,7 @@ def write_rlds(tmp_path) -> Callable[..., Path]:
         file_format: str = 'array_record',
         split: str = 'train',
         shard_episodes: int = 1,
+        others: Sequence[str] = (),
     ) -> Path:
         folder = tmp_path / 'robot' / file_format
         folder.mkdir(parents=True)
@@ -229,8 +230,10 @@ def write_rlds(tmp_path) -> Callable[..., Path]:
             features=tfds.features.FeaturesDict({'steps': tfds.features.Dataset(step)}),
         )
         writer = tfds.core.SequentialWriter(info, shard_episodes, file_format=file_format)
-        writer.initialize_splits([split])
-        writer.add_examples({split: [{'steps': steps} for steps in episodes]})
+        writer.initialize_splits([split, *others])
+        writer.add_examples(
+            {name: [{'steps': steps} for steps in episodes] for name in (split, *others)}
+        )
         writer.close_all()
         return folder
 
@@ -522,6 +525,12 @@ def test_unfit_keys(write_rlds, keys, message):
 def test_no_train_split(write_rlds):
     with pytest.raises(DataError, match='no split named train, only test'):
         rlds_splits(str(write_rlds(robot_episodes(), split='test')), IMAGE)
+
+
+def test_splits_that_are_not_used_are_named(write_rlds, tmp_path):
+    folder = write_rlds(robot_episodes(), others=['test'])
+    store = write_store(tmp_path / 'store', 'd', rlds_splits(str(folder), IMAGE))
+    assert ', split test' in ' '.join(store.manifest.sources['train']['notes'])
 
 
 def test_folders_that_are_no_dataset(tmp_path, write_rlds):

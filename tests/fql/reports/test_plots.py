@@ -45,6 +45,15 @@ def test_lines_of_equal_values_are_all_seen(run):
         assert near.sum() > 200
 
 
+@pytest.mark.parametrize('value', [1e308, -1e200, np.inf, np.nan])
+def test_returns_too_large_to_be_drawn(run, value):
+    rows = f'1,nan,1\n2,nan,{value}\n3,nan,{-value / 2}\n'
+    run.eval_csv.write_text(f'step,evaluation/success,evaluation/return\n{rows}')
+    plot_learning_curve(run, 'title')
+    drawn = learning_curve(run, 'title').axes[0].lines[0].get_ydata()
+    np.testing.assert_array_equal(drawn, [1, np.nan, np.nan])
+
+
 def test_a_picture_that_is_broken_off_replaces_none(tmp_path, monkeypatch):
     """A sweep takes a run with a curve as finished."""
     run = RunFolder(tmp_path)

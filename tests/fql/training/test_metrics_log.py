@@ -150,3 +150,14 @@ def test_event_files_hold_the_same_scalars(tmp_path):
     }
     assert abs(scalars[('actor/loss', 1)] - 1 / 3) < 1e-6
     assert abs(scalars[('critic/loss', 2)] - 0.2) < 1e-6
+
+
+def test_rows_that_a_checkpoint_counts_and_are_gone_are_named(tmp_path, capsys):
+    write_rows(tmp_path, 0, [1, 2, 3])
+    for written, line in ((3, ''), (5, 'train.csv has 3 of the 5 rows that were written up to')):
+        with open_log(tmp_path, 3, written=written) as log:
+            assert log.rows == {'train.csv': 3}
+            assert line in capsys.readouterr().out
+            assert bool(line) == (written > 3)
+            log.write(4, {'critic/loss': 3.0, 'actor/loss': 4.0})
+            assert log.rows == {'train.csv': 4}

@@ -70,9 +70,10 @@ def test_a_checkpoint_counts_what_is_on_the_disk():
         batches=SimpleNamespace(ask=lambda updates: None),
         per_call=1,
         done=0,
-        log=SimpleNamespace(sync=lambda: synced.append('log')),
+        log=SimpleNamespace(sync=lambda: synced.append('log'), rows={'online.csv': 3}),
     )
-    assert phase.metadata()['online']['env_steps'] == 0
+    record = phase.metadata()['online']
+    assert (record['env_steps'], record['rows']) == (0, {'online.csv': 3})
     assert sorted(synced) == ['log', 'replay']
 
 
