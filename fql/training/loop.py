@@ -219,6 +219,7 @@ class Trainer:
         fields: the loader's arrays that an update reads.
         train_step: see `fql.compiled.TrainStep`.
         validate: metrics of a batch of the validation split.
+        val_batches: of the validation split, if there is one.
         evaluate: called with the state whenever an evaluation is due.
         metadata: JSON values kept with each checkpoint.
         writer: of checkpoints.
@@ -235,6 +236,7 @@ class Trainer:
     fields: Sequence[str]
     train_step: TrainStep
     validate: Callable[[TrainState, dict[str, jax.Array]], Metrics]
+    val_batches: Batches | None
     evaluate: Callable[[TrainState], object]
     metadata: Mapping[str, Any]
     writer: CheckpointWriter
@@ -245,11 +247,7 @@ class Trainer:
     resume_command: str
 
     def train(
-        self,
-        state: TrainState,
-        batches: Batches,
-        val_batches: Batches | None,
-        is_evaluation_missing: bool,
+        self, state: TrainState, batches: Batches, is_evaluation_missing: bool
     ) -> tuple[TrainState, int]:
         """Update until `schedule.steps`, on `batches` from the state's step on; see `run`.
 
@@ -260,20 +258,15 @@ class Trainer:
         if phase.done == 0 and self.schedule.save_interval:
             self._save(state, phase)
             self.writer.wait()
-        return self.run(state, phase, val_batches, is_evaluation_missing)
+        return self.run(state, phase, is_evaluation_missing)
 
     def run(
-        self,
-        state: TrainState,
-        phase: Phase,
-        val_batches: Batches | None,
-        is_evaluation_missing: bool,
+        self, state: TrainState, phase: Phase, is_evaluation_missing: bool
     ) -> tuple[TrainState, int]:
         """Make all turns of a phase; return the state and the exit code, 0 if it reached the end.
 
         Args:
             state: where to start.
-            val_batches: of the validation split, if there is one.
             is_evaluation_missing: whether the evaluation due at that step is still to be made.
 
         Raises:
@@ -308,7 +301,7 @@ class Trainer:
                         agree_on_verification(self.verification, self.interruption.raise_if_noted)
                         is_verified = True
                     if due.log:
-                        self._log(state, calls, val_batches, watch.take_rate())
+                        self._log(state, calls, watch.take_rate())
                     if due.evaluation:
                         self._check_state(state)
                         self.evaluate(state)
@@ -377,13 +370,11 @@ class Trainer:
                 f'{wrong[0]} the first); it is not saved; earlier checkpoints are kept'
             )
 
-    def _log(
-        self, state: TrainState, calls: Calls, val_batches: Batches | None, rate: float | None
-    ) -> None:
+    def _log(self, state: TrainState, calls: Calls, rate: float | None) -> None:
         """Write the last update's metrics, a batch's of the validation split, and the rate."""
         row = {name: values[-1] for name, values in calls.metrics.items()}
-        if val_batches is not None:
-            arrays = next(val_batches)
+        if self.val_batches is not None:
+            arrays = next(self.val_batches)
             batch = {name: arrays[name] for name in self.fields}
             row |= self.validate(state, put_batch(batch, self.mesh))
         values = {name: float(value) for name, value in jax.device_get(row).items()}
