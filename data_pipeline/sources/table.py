@@ -36,6 +36,7 @@ from data_pipeline.sources.rows import (
 _NEXT = 'next_'
 FOLLOWING = f'{_NEXT}{OBSERVATIONS}'
 TABLE_ARRAYS = (*REQUIRED_ARRAYS, *INFO_ARRAYS, *LABEL_ARRAYS, *TIMEOUT_ARRAYS, FOLLOWING)
+_FLAGS = ('terminals', *TIMEOUT_ARRAYS, *LABEL_ARRAYS)
 
 
 def table_columns(origin: str, held: Collection[str], keys: Mapping[str, str]) -> dict[str, str]:
@@ -203,13 +204,7 @@ def table_split(
         DataError: a column is missing, or of a wrong length, type or shape, or `find_layout`
             raises it.
     """
-    if missing := missing_arrays(table):
-        raise DataError(f'{origin}: has no {", ".join(missing)}')
-    lengths = {name: column.shape[0] if column.shape else 0 for name, column in table.items()}
-    if 0 in lengths.values():
-        raise DataError(f'{origin}: an array is empty: {lengths}')
-    if len(set(lengths.values())) != 1:
-        raise DataError(f'{origin}: arrays differ in length: {lengths}')
+    _check_lengths(origin, table)
     following = _find_following(origin, table)
     fitted = fit_arrays(
         origin,
@@ -219,23 +214,7 @@ def table_split(
             if not name.startswith(FOLLOWING)
         },
     )
-    small = ('terminals', *TIMEOUT_ARRAYS, *LABEL_ARRAYS)
-    flags = {
-        name: _read_flags(origin, name, table[name], fitted[name])
-        for name in small
-        if name in table
-    }
-    timeouts = [flags[name] for name in TIMEOUT_ARRAYS if name in flags]
-    layout = find_layout(
-        origin,
-        Flags(
-            terminals=flags['terminals'],
-            timeouts=np.logical_or.reduce(timeouts) if timeouts else None,
-            jumps=_find_jumps(origin, table, following) if following else None,
-            rewards=flags.get('rewards'),
-            masks=flags.get('masks'),
-        ),
-    )
+    layout = find_layout(origin, _read_flags(origin, table, fitted, following))
     rows = layout.rows
     if not len(rows.source):
         raise DataError(f'{origin}: no trajectory has two rows, as a transition needs')
@@ -245,30 +224,20 @@ def table_split(
         notes.append(f'skipped trajectories of one row: {rows.skipped:,}')
     if ignored := sorted(others):
         notes.append(f'ignored: {", ".join(ignored)}')
-    whole = {
-        'terminals': rows.terminals,
-        **{name: _labels(name, array, rows) for name, array in layout.labels.items()},
-    }
     # Observations last: the other arrays reveal most faults, and are read quickly.
-    streamed = [name for name in fitted if name not in small]
-    streamed.sort(key=is_observation)
+    streamed = {
+        name: fitted[name] for name in sorted(fitted, key=is_observation) if name not in _FLAGS
+    }
 
     def read(note: Note) -> Iterator[tuple[str, np.ndarray]]:
         for line in notes:
             note(line)
-        yield from whole.items()
-        for name in streamed:
-            blocks = table[name].blocks()
-            if name in following:
-                blocks = select_observations(blocks, following[name].blocks(), rows)
-            else:
-                blocks = select_rows(blocks, rows.source)
-            first = 0
-            for block in blocks:
-                ends = rows.terminals[first : first + len(block)]
-                first += len(block)
-                block = fitted[name].convert(block)
-                yield name, settle_last_actions(block, ends) if name == 'actions' else block
+        yield 'terminals', rows.terminals
+        for name, array in layout.labels.items():
+            yield name, _labels(name, array, rows)
+        for name, fit in streamed.items():
+            for block in _stored_blocks(name, table[name], following.get(name), fit, rows):
+                yield name, block
 
     return SourceSplit(
         origin=origin,
@@ -276,12 +245,43 @@ def table_split(
         arrays={
             'terminals': ArraySpec((), np.dtype(bool)),
             **{name: ArraySpec((), np.dtype(np.float32)) for name in layout.labels},
-            **{name: fitted[name].spec for name in streamed},
+            **{name: fit.spec for name, fit in streamed.items()},
         },
         rows=len(rows.source),
         read=read,
         source_rows=rows.source,
     )
+
+
+def _check_lengths(origin: str, table: Mapping[str, Column]) -> None:
+    """Raises DataError if a column is missing, empty, or of another length than the others."""
+    if missing := missing_arrays(table):
+        raise DataError(f'{origin}: has no {", ".join(missing)}')
+    lengths = {name: column.shape[0] if column.shape else 0 for name, column in table.items()}
+    if 0 in lengths.values():
+        raise DataError(f'{origin}: an array is empty: {lengths}')
+    if len(set(lengths.values())) != 1:
+        raise DataError(f'{origin}: arrays differ in length: {lengths}')
+
+
+def _stored_blocks(
+    name: str, column: Column, following: Column | None, fitted: Fitted, rows: Rows
+) -> Iterator[np.ndarray]:
+    """The store's rows of a column, in the store's shape, block by block.
+
+    Args:
+        following: of observations, the column of those that follow them, if there is one.
+    """
+    if following is not None:
+        blocks = select_observations(column.blocks(), following.blocks(), rows)
+    else:
+        blocks = select_rows(column.blocks(), rows.source)
+    first = 0
+    for block in blocks:
+        ends = rows.terminals[first : first + len(block)]
+        first += len(block)
+        block = fitted.convert(block)
+        yield settle_last_actions(block, ends) if name == 'actions' else block
 
 
 def _finite_blocks(origin: str, name: str, column: Column) -> Iterator[np.ndarray]:
@@ -322,7 +322,29 @@ def _find_jumps(
     )
 
 
-def _read_flags(origin: str, name: str, column: Column, fitted: Fitted) -> np.ndarray:
+def _read_flags(
+    origin: str,
+    table: Mapping[str, Column],
+    fitted: Mapping[str, Fitted],
+    following: Mapping[str, Column],
+) -> Flags:
+    """The flags of a table, whose following observations are `following`."""
+    flags = {
+        name: _read_numbers(origin, name, table[name], fitted[name])
+        for name in _FLAGS
+        if name in table
+    }
+    timeouts = [flags[name] for name in TIMEOUT_ARRAYS if name in flags]
+    return Flags(
+        terminals=flags['terminals'],
+        timeouts=np.logical_or.reduce(timeouts) if timeouts else None,
+        jumps=_find_jumps(origin, table, following) if following else None,
+        rewards=flags.get('rewards'),
+        masks=flags.get('masks'),
+    )
+
+
+def _read_numbers(origin: str, name: str, column: Column, fitted: Fitted) -> np.ndarray:
     """A column of one number per row, (n,), in the store's type."""
     array = np.empty(column.shape[0], fitted.spec.dtype)
     first = 0

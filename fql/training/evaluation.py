@@ -49,9 +49,145 @@ one takes longer than a step on vectors."""
 class _Episode:
     rewards: list[float] = field(default_factory=list)
     has_ended: bool = False
-    frame_steps: list[int] = field(default_factory=list)
     success: float = np.nan
+    actions: deque[np.ndarray] = field(default_factory=deque)  # Chosen, not executed yet.
     frames: list[np.ndarray] = field(default_factory=list)
+    frame_steps: list[int] = field(default_factory=list)
+
+
+class _Rollouts:
+    """The episodes of an evaluation, and the workers that run them.
+
+    Attributes:
+        records: of all episodes, in their order.
+        running: worker -> its episode.
+        undrawn: why there are no pictures; empty while there is no reason.
+    """
+
+    def __init__(
+        self,
+        workers: EnvWorkers,
+        episodes: int,
+        record_episodes: int,
+        notify: Callable[[str], None],
+    ) -> None:
+        """All episodes wait for a worker; for the other arguments see `evaluate`."""
+        self._workers, self._record_episodes, self._notify = workers, record_episodes, notify
+        self.records = [_Episode() for _ in range(episodes)]
+        self.running: dict[int, int] = {}
+        self.undrawn = ''
+        self._waiting = deque(range(episodes))
+        self._repeated: set[int] = set()
+        self._observations = map_named(
+            lambda shape, dtype: np.empty((workers.num_workers, *shape), dtype),
+            workers.observation_shape,
+            workers.observation_dtype,
+        )
+
+    @property
+    def num_ended(self) -> int:
+        """How many episodes have ended."""
+        return len(self.records) - len(self._waiting) - len(self.running)
+
+    def start(self, seed: int) -> None:
+        """Give each idle worker the next episode, episode i from the seed `seed + i`."""
+        idle = [row for row in range(self._workers.num_workers) if row not in self.running]
+        new = {worker: self._waiting.popleft() for worker in idle[: len(self._waiting)]}
+        self.running |= new
+        firsts = self._workers.reset({worker: seed + episode for worker, episode in new.items()})
+        for worker, first in firsts.items():
+            self._show(worker, first)
+        self._repeat(new.keys() - firsts.keys())
+        self._record_frames(firsts)
+
+    def choose(self, policy: Policy) -> None:
+        """Call the policy if a running episode has no action left to execute."""
+        if all(self._record(worker).actions for worker in self.running):
+            return
+        workers = range(self._workers.num_workers)
+        rows = [row if row in self.running else min(self.running) for row in workers]
+        episodes = np.array([self.running[row] for row in rows], np.int32)
+        timesteps = np.array([len(self._record(row).rewards) for row in rows], np.int32)
+        chosen = map_named(itemgetter(rows), self._observations)
+        # Sent as a JAX array, an action would make the worker import JAX.
+        actions = np.asarray(policy(chosen, episodes, timesteps))
+        for worker in self.running:
+            record = self._record(worker)
+            if not record.actions:
+                record.actions.extend(actions[worker])
+
+    def step(self) -> None:
+        """Execute an action in each running episode; those that end release their workers."""
+        steps = self._workers.step(
+            {worker: self._record(worker).actions.popleft() for worker in self.running}
+        )
+        self._repeat(self.running.keys() - steps.keys())
+        for worker, step in steps.items():
+            record = self._record(worker)
+            record.rewards.append(step.reward)
+            record.success = step.success
+            record.has_ended = step.terminated or step.truncated
+            self._show(worker, step.observation)
+        self._record_frames(steps)
+        for worker in steps:
+            if worker in self.running and self._record(worker).has_ended:
+                del self.running[worker]
+
+    def recordings(self) -> list[Recording]:
+        """The first episodes; none where the environment cannot be drawn."""
+        return [
+            Recording(episode, np.stack(record.frames), record.frame_steps, record.success)
+            for episode, record in enumerate(
+                self.records[: 0 if self.undrawn else self._record_episodes]
+            )
+        ]
+
+    def _record(self, worker: int) -> _Episode:
+        return self.records[self.running[worker]]
+
+    def _show(self, worker: int, observation: Any) -> None:
+        for name, rows in named(self._observations).items():
+            rows[worker] = named(observation)[name]
+
+    def _repeat(self, hung: Iterable[int]) -> None:
+        """Let the episodes of these workers wait again; raise FQLError at a second time."""
+        for worker in sorted(hung):
+            episode = self.running.pop(worker)
+            slow = (
+                f'{self._workers.spec.env_id} took longer than {self._workers.step_seconds:g} s '
+                'for a step'
+            )
+            if episode in self._repeated:
+                raise FQLError(
+                    f'{slow} of episode {episode}, for the second time; '
+                    '--env-step-seconds sets the limit'
+                )
+            self._notify(f'{slow}: worker {worker} is replaced and episode {episode} repeated')
+            self._repeated.add(episode)
+            self.records[episode] = _Episode()
+            self._waiting.appendleft(episode)
+
+    def _record_frames(self, workers: Iterable[int]) -> None:
+        """Record what these workers show, where it is due."""
+        if self.undrawn:
+            return
+        due = [worker for worker in workers if self._is_frame_due(worker)]
+        frames = _frames(self._workers, self._observations, due)
+        for worker, frame in frames.items():
+            if isinstance(frame, str):
+                self.undrawn = self.undrawn or frame
+            else:
+                record = self._record(worker)
+                record.frames.append(frame)
+                record.frame_steps.append(len(record.rewards))
+        self._repeat(set(due) - frames.keys())
+
+    def _is_frame_due(self, worker: int) -> bool:
+        if worker not in self.running or self.running[worker] >= self._record_episodes:
+            return False
+        record = self._record(worker)
+        every = 1 if _shows_images(self._workers) else RENDER_EVERY
+        return len(record.rewards) % every == 0 or record.has_ended
 
 
 def evaluate(
@@ -61,7 +197,7 @@ def evaluate(
     seed: int,
     *,
     record_episodes: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda ended, episodes: None,
     notify: Callable[[str], None] = lambda notice: None,
 ) -> EvaluationResult:
     """Run episodes 0 .. episodes - 1, episode i from the seed `seed + i`.
@@ -86,99 +222,19 @@ def evaluate(
     """
     if episodes < 1:
         raise FQLError(f'episodes must be at least 1, not {episodes}')
-    records = [_Episode() for _ in range(episodes)]
-    waiting = deque(range(episodes))
-    running: dict[int, int] = {}  # worker -> its episode
-    repeated: set[int] = set()  # episodes whose worker hung
-    undrawn: list[str] = []  # why nothing is recorded
-    queues: dict[int, deque[np.ndarray]] = {}  # worker -> actions that it still has to execute
-    observations = map_named(
-        lambda shape, dtype: np.empty((workers.num_workers, *shape), dtype),
-        workers.observation_shape,
-        workers.observation_dtype,
-    )
-
-    def show(worker: int, observation: Any) -> None:
-        for name, rows in named(observations).items():
-            rows[worker] = named(observation)[name]
-
-    def repeat(hung: Iterable[int]) -> None:
-        for worker in sorted(hung):
-            episode = running.pop(worker)
-            slow = f'{workers.spec.env_id} took longer than {workers.step_seconds:g} s for a step'
-            if episode in repeated:
-                raise FQLError(
-                    f'{slow} of episode {episode}, for the second time; '
-                    '--env-step-seconds sets the limit'
-                )
-            notify(f'{slow}: worker {worker} is replaced and episode {episode} repeated')
-            repeated.add(episode)
-            records[episode] = _Episode()
-            waiting.appendleft(episode)
-
-    def is_due(record: _Episode) -> bool:
-        every = 1 if _shows_images(workers) else RENDER_EVERY
-        return len(record.rewards) % every == 0 or record.has_ended
-
-    def record_frames(of: Iterable[int]) -> None:
-        if undrawn:
-            return
-        recorded = [
-            row
-            for row in of
-            if row in running and running[row] < record_episodes and is_due(records[running[row]])
-        ]
-        frames = _frames(workers, observations, recorded)
-        for worker, frame in frames.items():
-            if isinstance(frame, str):
-                undrawn.append(frame)
-            else:
-                record = records[running[worker]]
-                record.frames.append(frame)
-                record.frame_steps.append(len(record.rewards))
-        repeat(set(recorded) - frames.keys())
-
-    while waiting or running:
-        idle = [worker for worker in range(workers.num_workers) if worker not in running]
-        new = {worker: waiting.popleft() for worker in idle[: len(waiting)]}
-        running |= new
-        queues |= {worker: deque() for worker in new}
-        firsts = workers.reset({worker: seed + episode for worker, episode in new.items()})
-        for worker, first in firsts.items():
-            show(worker, first)
-        repeat(new.keys() - firsts.keys())
-        record_frames(firsts)
-        if not running:
+    rollouts = _Rollouts(workers, episodes, record_episodes, notify)
+    while (ended := rollouts.num_ended) < episodes:
+        rollouts.start(seed)
+        if not rollouts.running:  # All hung at their start.
             continue
+        rollouts.choose(policy)
+        rollouts.step()
+        for count in range(ended, rollouts.num_ended):
+            progress(count + 1, episodes)
 
-        if any(not queues[worker] for worker in running):
-            rows = [row if row in running else min(running) for row in range(workers.num_workers)]
-            ids = np.array([running[row] for row in rows], np.int32)
-            timesteps = np.array([len(records[running[row]].rewards) for row in rows], np.int32)
-            # Sent as a JAX array, an action would make the worker import JAX.
-            chosen = map_named(itemgetter(rows), observations)
-            actions = np.asarray(policy(chosen, ids, timesteps))
-            for worker in running:
-                if not queues[worker]:
-                    queues[worker].extend(actions[worker])
-        steps = workers.step({worker: queues[worker].popleft() for worker in running})
-        repeat(running.keys() - steps.keys())
-        for worker, step in steps.items():
-            record = records[running[worker]]
-            record.rewards.append(step.reward)
-            record.success = step.success
-            record.has_ended = step.terminated or step.truncated
-            show(worker, step.observation)
-        record_frames(steps)
-
-        for worker in steps:
-            if worker in running and records[running[worker]].has_ended:
-                del running[worker]
-                if progress is not None:
-                    progress(episodes - len(waiting) - len(running), episodes)
-
-    if undrawn:
-        notify(f'no video: {undrawn[0]}')
+    if rollouts.undrawn:
+        notify(f'no video: {rollouts.undrawn}')
+    records = rollouts.records
     successes = np.array([record.success for record in records])
     return EvaluationResult(
         success=float(successes.mean()),
@@ -186,10 +242,7 @@ def evaluate(
         lengths=np.array([len(record.rewards) for record in records], np.int32),
         successes=successes,
         seeds=seed + np.arange(episodes),
-        recordings=[
-            Recording(episode, np.stack(record.frames), record.frame_steps, record.success)
-            for episode, record in enumerate(records[: 0 if undrawn else record_episodes])
-        ],
+        recordings=rollouts.recordings(),
     )
 
 

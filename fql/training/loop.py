@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -37,8 +37,6 @@ MUST_BE_FINITE = ('loss', 'update/grad_norm')
 
 Arrays = dict[str, Any]
 Batches = Iterator[Arrays]
-InFlight = deque[tuple[int, Metrics, list[Arrays]]]
-"""Calls whose losses were not checked yet: the step before, metrics, batches."""
 
 
 class NotFiniteError(FQLError):
@@ -145,6 +143,71 @@ class Updates:
         return {}
 
 
+class Calls:
+    """Calls of the train step, whose losses are checked some calls later.
+
+    Attributes:
+        step: updates made.
+        metrics: of the last call, (updates,) arrays.
+    """
+
+    def __init__(
+        self,
+        train_step: TrainStep,
+        fields: Sequence[str],
+        mesh: Mesh,
+        folder: RunFolder,
+        step: int,
+    ) -> None:
+        """No call was made since `step`; for the other arguments see `Trainer`."""
+        self.step = step
+        self.metrics: Metrics = {}
+        self._train_step, self._fields, self._mesh, self._folder = train_step, fields, mesh, folder
+        # Of each call that was not checked yet: the step before, metrics, batches.
+        self._unchecked: deque[tuple[int, Metrics, list[Arrays]]] = deque()
+
+    def update(self, state: TrainState, batches: list[Arrays]) -> TrainState:
+        """See `Update`; raise NotFiniteError if an earlier one was not finite."""
+        arrays = [{name: batch[name] for name in self._fields} for batch in batches]
+        # The host runs ahead, but not with so many batches that they fill the memory.
+        if len(self._unchecked) == MAX_IN_FLIGHT:
+            self._check(*self._unchecked.popleft())
+        on_device = tuple(put_batch(batch, self._mesh) for batch in arrays)
+        state, self.metrics = self._train_step(state, on_device)
+        self._unchecked.append((self.step, self.metrics, arrays))
+        self.step += len(arrays)
+        return state
+
+    def check(self) -> None:
+        """Wait for all calls; raise NotFiniteError if one was not finite."""
+        while self._unchecked:
+            self._check(*self._unchecked.popleft())
+
+    def _check(self, step: int, metrics: Metrics, batches: list[Arrays]) -> None:
+        """Wait for the updates from `step` on; keep the batch of one that was not finite."""
+        checked = np.stack([np.asarray(metrics[name]) for name in MUST_BE_FINITE])
+        are_finite = np.isfinite(checked).all(axis=0)
+        if are_finite.all():
+            return
+        place = int(np.argmin(are_finite))
+        number = step + place + 1
+        terms = {name: float(values[place]) for name, values in metrics.items()}
+        folder = self._folder.non_finite
+        folder.mkdir(exist_ok=True)
+        part = f'-process-{jax.process_index()}' if jax.process_count() > 1 else ''
+        path = folder / f'step-{number}'
+        file = path.with_name(f'{path.name}{part}.npz')
+        np.savez(file, allow_pickle=False, **flattened(batches[place]))
+        if jax.process_index() == 0:
+            text = json.dumps({name: repr(value) for name, value in terms.items()}, indent=1)
+            path.with_suffix('.json').write_text(text)
+        wrong = [f'{name} = {value}' for name, value in terms.items() if not math.isfinite(value)]
+        raise NotFiniteError(
+            f'step {number:,} is not finite ({", ".join(wrong)}); its batch and metrics are in '
+            f'{folder}; earlier checkpoints are kept'
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Trainer:
     """A run's collaborators, and the loop that uses them.
@@ -156,6 +219,7 @@ class Trainer:
         fields: the loader's arrays that an update reads.
         train_step: see `fql.compiled.TrainStep`.
         validate: metrics of a batch of the validation split.
+        val_batches: of the validation split, if there is one.
         evaluate: called with the state whenever an evaluation is due.
         metadata: JSON values kept with each checkpoint.
         writer: of checkpoints.
@@ -173,6 +237,7 @@ class Trainer:
     fields: Sequence[str]
     train_step: TrainStep
     validate: Callable[[TrainState, dict[str, jax.Array]], Metrics]
+    val_batches: Batches | None
     evaluate: Callable[[TrainState], object]
     metadata: Mapping[str, Any]
     writer: CheckpointWriter
@@ -184,11 +249,7 @@ class Trainer:
     eval_log: MetricsLog | None = None
 
     def train(
-        self,
-        state: TrainState,
-        batches: Batches,
-        val_batches: Batches | None,
-        is_evaluation_missing: bool,
+        self, state: TrainState, batches: Batches, is_evaluation_missing: bool
     ) -> tuple[TrainState, int]:
         """Update until `schedule.steps`, on `batches` from the state's step on; see `run`.
 
@@ -199,20 +260,15 @@ class Trainer:
         if phase.done == 0 and self.schedule.save_interval:
             self._save(state, phase)
             self.writer.wait()
-        return self.run(state, phase, val_batches, is_evaluation_missing)
+        return self.run(state, phase, is_evaluation_missing)
 
     def run(
-        self,
-        state: TrainState,
-        phase: Phase,
-        val_batches: Batches | None,
-        is_evaluation_missing: bool,
+        self, state: TrainState, phase: Phase, is_evaluation_missing: bool
     ) -> tuple[TrainState, int]:
         """Make all turns of a phase; return the state and the exit code, 0 if it reached the end.
 
         Args:
             state: where to start.
-            val_batches: of the validation split, if there is one.
             is_evaluation_missing: whether the evaluation due at that step is still to be made.
 
         Raises:
@@ -222,70 +278,47 @@ class Trainer:
             FQLError: a save failed, or an environment's worker.
         """
         schedule = self.schedule
-        step = int(state.step)
-        metrics: Metrics = {}
-        in_flight: InFlight = deque()
-        is_verified = False
-        watch, first = Stopwatch(), step
-
-        def update(state: TrainState, batches: list[Arrays]) -> TrainState:
-            nonlocal step, metrics
-            arrays = [{name: batch[name] for name in self.fields} for batch in batches]
-            # The host runs ahead, but not with so many batches that they fill the memory.
-            if len(in_flight) == MAX_IN_FLIGHT:
-                self._check_finite(*in_flight.popleft())
-            on_device = tuple(put_batch(batch, self.mesh) for batch in arrays)
-            state, metrics = self.train_step(state, on_device)
-            in_flight.append((step, metrics, arrays))
-            step += len(arrays)
-            return state
-
+        first = int(state.step)
+        calls = Calls(self.train_step, self.fields, self.mesh, self.folder, first)
+        watch, is_verified = Stopwatch(), False
         try:
             with progress_bar(phase.title, phase.unit, phase.total, initial=phase.done) as bar:
                 if is_evaluation_missing:
                     self.evaluate(state)
                 while phase.done < phase.total:
-                    before, done = step, phase.done
-                    state = phase.advance(state, update)
-                    if before == first < step:  # It was compiled before.
-                        self._check_all(in_flight)
+                    before, done = calls.step, phase.done
+                    state = phase.advance(state, calls.update)
+                    if before == first < calls.step:  # It was compiled before.
+                        calls.check()
                         count_from(bar, phase.done)
-                        watch.start(step)
+                        watch.start(calls.step)
                     else:
                         bar.update(phase.done - done)
-                    is_log_due, is_evaluation_due, is_save_due = (
-                        was_due(before, step, interval, schedule.steps)
-                        for interval in _intervals(schedule)
-                    )
-                    is_any_due = is_log_due or is_evaluation_due or is_save_due
-                    if is_any_due:
-                        self._check_all(in_flight)
-                        watch.stop(step)
+                    due = due_after(schedule, before, calls.step)
+                    if any(due):
+                        calls.check()
+                        watch.stop(calls.step)
                     self._check_data()
-                    if not is_verified and (is_save_due or step == schedule.steps):
+                    if not is_verified and (due.save or calls.step == schedule.steps):
                         agree_on_verification(self.verification, self.interruption.raise_if_noted)
                         is_verified = True
-                    if is_log_due:
-                        self._log(step, state, metrics, val_batches)
-                        self._log_rate(step, watch.take_rate())
-                    if is_evaluation_due:
+                    if due.log:
+                        self._log(state, calls, watch.take_rate())
+                    if due.evaluation:
                         self._check_state(state)
                         self.evaluate(state)
-                    if is_save_due:
+                    if due.save:
                         self._save(state, phase)
-                    if is_any_due:
-                        watch.start(step)
-                    if step % GIVE_BACK_INTERVAL < step - before:
+                    if any(due):
+                        watch.start(calls.step)
+                    if calls.step % GIVE_BACK_INTERVAL < calls.step - before:
                         give_back_freed_memory()
                     self.writer.poll()
-                    self.interruption.raise_if_requested(step)
-                self._check_all(in_flight)
+                    self.interruption.raise_if_requested(calls.step)
+                calls.check()
                 self._check_state(state)
         except Interrupted:
-            self._check_all(in_flight)
-            self._check_data()
-            self._save(state, phase)
-            self.writer.wait()
+            self._save_last(state, phase, calls)
             if jax.process_index() == 0:
                 print(
                     f'stopped; step {int(state.step):,} is saved. '
@@ -303,13 +336,17 @@ class Trainer:
             # processes, and the others do not know of the fault.
             if jax.process_count() == 1:
                 with suppress(Exception):
-                    self._check_all(in_flight)
-                    self._check_data()
-                    self._save(state, phase)
-                    self.writer.wait()
+                    self._save_last(state, phase, calls)
             raise
         self.writer.wait()
         return state, 0
+
+    def _save_last(self, state: TrainState, phase: Phase, calls: Calls) -> None:
+        """Save the state of a run that stops before its end, and wait for the save."""
+        calls.check()
+        self._check_data()
+        self._save(state, phase)
+        self.writer.wait()
 
     def _check_data(self) -> None:
         """Raise DamagedError if the data are known to be damaged."""
@@ -338,49 +375,33 @@ class Trainer:
                 f'{wrong[0]} the first); it is not saved; earlier checkpoints are kept'
             )
 
-    def _check_all(self, in_flight: InFlight) -> None:
-        """Wait for all calls that were given to the device."""
-        while in_flight:
-            self._check_finite(*in_flight.popleft())
-
-    def _check_finite(self, step: int, metrics: Metrics, batches: list[Arrays]) -> None:
-        """Wait for the updates from `step` on; stop the run if one was not finite."""
-        checked = np.stack([np.asarray(metrics[name]) for name in MUST_BE_FINITE])
-        are_finite = np.isfinite(checked).all(axis=0)
-        if are_finite.all():
-            return
-        place = int(np.argmin(are_finite))
-        number = step + place + 1
-        terms = {name: float(values[place]) for name, values in metrics.items()}
-        self.folder.non_finite.mkdir(exist_ok=True)
-        part = f'-process-{jax.process_index()}' if jax.process_count() > 1 else ''
-        path = self.folder.non_finite / f'step-{number}'
-        file = path.with_name(f'{path.name}{part}.npz')
-        np.savez(file, allow_pickle=False, **flattened(batches[place]))
-        if jax.process_index() == 0:
-            text = json.dumps({name: repr(value) for name, value in terms.items()}, indent=1)
-            path.with_suffix('.json').write_text(text)
-        wrong = [f'{name} = {value}' for name, value in terms.items() if not math.isfinite(value)]
-        raise NotFiniteError(
-            f'step {number:,} is not finite ({", ".join(wrong)}); its batch and metrics are in '
-            f'{self.folder.non_finite}; earlier checkpoints are kept'
-        )
-
-    def _log(
-        self, step: int, state: TrainState, metrics: Metrics, val_batches: Batches | None
-    ) -> None:
-        row = {name: values[-1] for name, values in metrics.items()}
-        if val_batches is not None:
-            arrays = next(val_batches)
+    def _log(self, state: TrainState, calls: Calls, rate: float | None) -> None:
+        """Write the last update's metrics, a batch's of the validation split, and the rate."""
+        row = {name: values[-1] for name, values in calls.metrics.items()}
+        if self.val_batches is not None:
+            arrays = next(self.val_batches)
             batch = {name: arrays[name] for name in self.fields}
             row |= self.validate(state, put_batch(batch, self.mesh))
         values = {name: float(value) for name, value in jax.device_get(row).items()}
         if self.train_log is not None:
-            self.train_log.write(step, values)
+            self.train_log.write(calls.step, values)
+        if self.timing_log is not None and rate is not None:
+            self.timing_log.write(calls.step, {'timing/updates_per_second': rate})
 
-    def _log_rate(self, step: int, updates_per_second: float | None) -> None:
-        if self.timing_log is not None and updates_per_second is not None:
-            self.timing_log.write(step, {'timing/updates_per_second': updates_per_second})
+
+class Due(NamedTuple):
+    """What is due after an update."""
+
+    log: bool
+    evaluation: bool
+    save: bool
+
+
+def due_after(schedule: Schedule, before: int, step: int) -> Due:
+    """What is due after one of the updates after `before`, up to `step`."""
+    return Due(
+        *(was_due(before, step, interval, schedule.steps) for interval in _intervals(schedule))
+    )
 
 
 def updates_in_call(schedule: Schedule, step: int, most: int) -> int:

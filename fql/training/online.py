@@ -38,7 +38,7 @@ from fql.training.checkpoints import CheckpointReader, finished_steps
 from fql.training.config import TrainConfig
 from fql.training.data import LabelledSplit, loader_config
 from fql.training.learning import agent_of, batch_maker, make_online_learner
-from fql.training.loop import Batches, Trainer, Update, is_due, was_due
+from fql.training.loop import Trainer, Update, is_due, was_due
 from fql.training.metrics_log import MetricsLog
 from fql.training.policy import Act, make_act
 from fql.training.rollouts import VIDEO_FPS, start_workers
@@ -148,40 +148,26 @@ def train_online(
     spec: RunSpec,
     data: LabelledSplit,
     workers: EnvWorkers,
-    record: Mapping[str, Any] | None,
-    val_batches: Batches | None,
     is_evaluation_missing: bool,
 ) -> tuple[TrainState, int]:
-    """Make or continue the online phase of a run; see `fql.training.loop.Trainer.run`.
+    """Make the online phase of a run, or continue it if `state` is of a checkpoint of it.
+
+    See `fql.training.loop.Trainer.run`.
 
     Args:
         trainer: of the offline updates.
         state: after these, or that of a checkpoint of the online phase.
         data: frames and labels that the run was trained on.
         workers: of `start_actors`.
-        record: what `OnlinePhase.metadata` gave for that checkpoint; None to begin.
 
     Raises:
-        DataError: the replay of the record is missing or damaged.
+        DataError: the replay of the checkpoint is missing or damaged.
     """
     config, folder = spec.config, trainer.folder
     online = config.online
+    record = saved_record(folder, int(state.step))
     done = int(record['env_steps']) if record else 0
-    per_turn = online.updates_per_env_step * online.online_workers
-    has_convolutions = spec.images and not data.has_latents
-    per_call = min(updates_per_call(config.updates_per_call, has_convolutions), per_turn)
-    learner = make_online_learner(spec)
-    online_trainer = dataclasses.replace(
-        trainer,
-        schedule=dataclasses.replace(config, steps=config.total_updates),
-        train_step=make_train_step(
-            learner,
-            batch_maker(spec),
-            abstract_state(learner, trainer.mesh, config.shard_params),
-            per_call,
-            has_convolutions,
-        ),
-    )
+    online_trainer = make_online_trainer(trainer, spec, data.has_latents)
     share = None if online.offline_ratio == 'uniform' else float(online.offline_ratio)
     with ExitStack() as stack:
         csv = folder.online_csv
@@ -215,15 +201,36 @@ def train_online(
                 data.split, data.rewards, data.masks, replay, share, loader_config(data, config)
             )
         )
-        phase = OnlinePhase(config, replay, actors, batches, per_call, done, log)
 
         def evaluate(state: TrainState) -> None:
             trainer.evaluate(state)
             if spec.images:
                 save_last_episode(folder, replay, int(state.step))
 
+        per_call = online_trainer.train_step.per_call
+        phase = OnlinePhase(config, replay, actors, batches, per_call, done, log)
         online_trainer = dataclasses.replace(online_trainer, evaluate=evaluate)
-        return online_trainer.run(state, phase, val_batches, is_evaluation_missing)
+        return online_trainer.run(state, phase, is_evaluation_missing)
+
+
+def make_online_trainer(trainer: Trainer, spec: RunSpec, has_latents: bool) -> Trainer:
+    """The trainer of the offline updates, with those of the online phase in their place."""
+    config = spec.config
+    has_convolutions = spec.images and not has_latents
+    per_turn = config.online.updates_per_env_step * config.online.online_workers
+    per_call = min(updates_per_call(config.updates_per_call, has_convolutions), per_turn)
+    learner = make_online_learner(spec)
+    return dataclasses.replace(
+        trainer,
+        schedule=dataclasses.replace(config, steps=config.total_updates),
+        train_step=make_train_step(
+            learner,
+            batch_maker(spec),
+            abstract_state(learner, trainer.mesh, config.shard_params),
+            per_call,
+            has_convolutions,
+        ),
+    )
 
 
 def offline_state(config: TrainConfig, abstract: TrainState) -> TrainState:

@@ -4,9 +4,11 @@ import shlex
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 from data_pipeline.loader import LoaderConfig, check_windows, make_windows
 from data_pipeline.observations import describe, map_named
@@ -26,14 +28,13 @@ from fql.compiled import (
 )
 from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_processes
 from fql.errors import FQLError
-from fql.learner import Params, TrainState, count_parameters
+from fql.learner import Learner, Params, TrainState, count_parameters
 from fql.training.augmentation import check_augmentation
-from fql.training.checkpoints import CheckpointWriter, restore_newest, rows_written
+from fql.training.checkpoints import CheckpointWriter
 from fql.training.data import check_cameras, frame_shapes, open_dataset
 from fql.training.interruption import Interruption
-from fql.training.loop import Trainer, rows_logged
+from fql.training.loop import Batches, Trainer, rows_logged
 from fql.training.memory import check_memory, check_open_files
-from fql.training.metrics_log import MetricsLog
 from fql.training.pretrain_config import (
     PretrainConfig,
     PretrainSpec,
@@ -49,9 +50,12 @@ from fql.training.pretraining import (
 )
 from fql.training.run_folder import Resume, RunFolder, read_identity, versions
 from fql.training.run_start import (
+    Logs,
     check_data,
     check_run_folder,
     claimed_folder,
+    open_logs,
+    restored_state,
     write_description,
 )
 from fql.training.saved_encoders import save_encoder_folder
@@ -74,6 +78,86 @@ def pretrain(
         DamagedError: as in `fql.training.train.train`.
         EncoderError: the encoder that an extended run is to replace cannot be read.
     """
+    run = check_pretraining(config, path, resume)
+    folder, spec, store = run.folder, run.spec, run.store
+    is_main = jax.process_index() == 0
+    with ExitStack() as stack:
+        verification = stack.enter_context(Verification(store.path, verify_data))
+        verification.add(store.stored_arrays)
+        stack.enter_context(claimed_folder(folder))
+        state, notices = restored_state(folder, folder.pretrain_spec, run.abstract)
+        state = initial_state(run.learner, config.seed, run.mesh) if state is None else state
+        write_description(folder, store, lambda: write_pretrain_spec(folder, spec))
+        start = int(state.step)
+        wait_for_all_processes('state')
+        writer = stack.enter_context(
+            CheckpointWriter(
+                folder.checkpoints,
+                config.keep_latest,
+                config.keep_interval,
+                identity=read_identity(folder.pretrain_spec),
+            )
+        )
+        logs = Logs()
+        if is_main:
+            print('\n'.join([*notices, start_summary(spec, store, state, folder)]), flush=True)
+            logs = open_logs(stack, folder, start)
+        trainer = Trainer(
+            schedule=config,
+            mesh=run.mesh,
+            folder=folder,
+            fields=WINDOW_FIELDS,
+            train_step=make_train_step(
+                run.learner,
+                window_maker(spec),
+                run.abstract,
+                updates_per_call(config.updates_per_call, has_convolutions=True),
+            ),
+            validate=make_validation(pretraining_validation(spec)),
+            val_batches=validation_windows(store, config, start),
+            evaluate=lambda state: None,
+            metadata={'versions': versions()},
+            writer=writer,
+            verification=verification,
+            train_log=logs.updates,
+            timing_log=logs.timing,
+            interruption=stack.enter_context(Interruption()),
+            resume_command=command('pretrain', '--resume', folder.path),
+        )
+        began = time.monotonic()
+        batches = make_windows(store.splits['train'], loader_config(config), start)
+        state, code = trainer.train(state, batches, is_evaluation_missing=False)
+        if code == 0:
+            encoder = local_copy(state.params['encoder'], run.mesh)
+            if is_main:
+                write_final_encoder(folder, spec, encoder)
+                print(end_summary(folder, config, config.steps - start, time.monotonic() - began))
+    return code
+
+
+@dataclass(frozen=True)
+class CheckedPretraining:
+    """A pretraining that can be started, as far as is known before anything is written.
+
+    Attributes:
+        folder: where it writes.
+        mesh: the devices.
+        store: the dataset.
+        spec: its settings, and what else determines its networks.
+        learner: objective and optimiser.
+        abstract: shapes and shardings of the training state.
+    """
+
+    folder: RunFolder
+    mesh: Mesh
+    store: FrameStore
+    spec: PretrainSpec
+    learner: Learner
+    abstract: TrainState
+
+
+def check_pretraining(config: PretrainConfig, path: Path, resume: Resume) -> CheckedPretraining:
+    """Find out whether a pretraining can be started, and from which parts; see `pretrain`."""
     validate_pretrain_config(config)
     check_open_files()
     mesh = make_mesh()
@@ -90,8 +174,7 @@ def pretrain(
     store = open_dataset(config.dataset, config.data_dir)
     check_data(folder, store)
     train = store.splits['train']
-    loader = loader_config(config)
-    check_windows(train, loader)
+    check_windows(train, loader_config(config))
     check_augmentation(config.augmentation, frame_shapes(train))
     check_cameras(config.cameras, train)
     check_objective(config, train)
@@ -101,73 +184,14 @@ def pretrain(
     rows = config.batch_size // jax.process_count()
     observations = jax.tree.leaves(abstract_observations(spec.stack_shape, rows))
     check_memory(learner, abstract, sum(x.size * x.dtype.itemsize for x in observations))
-    is_main = jax.process_index() == 0
-    with ExitStack() as stack:
-        verification = stack.enter_context(Verification(store.path, verify_data))
-        verification.add(store.stored_arrays)
-        stack.enter_context(claimed_folder(folder))
-        path = folder.pretrain_spec
-        identity = read_identity(path) if path.exists() else None
-        state, notices = restore_newest(folder.checkpoints, abstract, folder.damaged, identity)
-        state = initial_state(learner, config.seed, mesh) if state is None else state
-        write_description(folder, store, lambda: write_pretrain_spec(folder, spec))
-        start = int(state.step)
-        wait_for_all_processes('state')
-        writer = stack.enter_context(
-            CheckpointWriter(
-                folder.checkpoints,
-                config.keep_latest,
-                config.keep_interval,
-                identity=read_identity(path),
-            )
-        )
-        train_log = timing_log = None
-        if is_main:
-            print('\n'.join([*notices, start_summary(spec, store, state, folder)]), flush=True)
-            written = rows_written(folder.checkpoints, start)
-            train_log, timing_log = (
-                stack.enter_context(
-                    MetricsLog(csv, tensorboard, start, written=written.get(csv.name, 0))
-                )
-                for csv, tensorboard in (
-                    (folder.train_csv, folder.train_tensorboard),
-                    (folder.timing_csv, folder.timing_tensorboard),
-                )
-            )
-        val_windows = None
-        if 'val' in store.splits and store.splits['val'].num_transitions >= config.batch_size:
-            logged = rows_logged(config, start)
-            val_windows = make_windows(store.splits['val'], loader, logged)
-        trainer = Trainer(
-            schedule=config,
-            mesh=mesh,
-            folder=folder,
-            fields=WINDOW_FIELDS,
-            train_step=make_train_step(
-                learner,
-                window_maker(spec),
-                abstract,
-                updates_per_call(config.updates_per_call, has_convolutions=True),
-            ),
-            validate=make_validation(pretraining_validation(spec)),
-            evaluate=lambda state: None,
-            metadata={'versions': versions()},
-            writer=writer,
-            verification=verification,
-            train_log=train_log,
-            timing_log=timing_log,
-            interruption=stack.enter_context(Interruption()),
-            resume_command=command('pretrain', '--resume', folder.path),
-        )
-        began = time.monotonic()
-        batches = make_windows(train, loader, start)
-        state, code = trainer.train(state, batches, val_windows, is_evaluation_missing=False)
-        if code == 0:
-            encoder = local_copy(state.params['encoder'], mesh)
-            if is_main:
-                write_final_encoder(folder, spec, encoder)
-                print(end_summary(folder, config, config.steps - start, time.monotonic() - began))
-    return code
+    return CheckedPretraining(folder, mesh, store, spec, learner, abstract)
+
+
+def validation_windows(store: FrameStore, config: PretrainConfig, start: int) -> Batches | None:
+    """The windows of the `val` split from update `start` on; None where it has too few."""
+    if 'val' not in store.splits or store.splits['val'].num_transitions < config.batch_size:
+        return None
+    return make_windows(store.splits['val'], loader_config(config), rows_logged(config, start))
 
 
 def check_objective(config: PretrainConfig, split: Split) -> None:

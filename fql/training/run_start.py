@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ from data_pipeline.store.frame_store import FrameStore
 from fql.command import command
 from fql.devices import wait_for_all_processes
 from fql.errors import FQLError, first_line
+from fql.learner import TrainState
+from fql.training.checkpoints import restore_newest, rows_written
 from fql.training.config import Processes, differing_fields
-from fql.training.metrics_log import read_csv
+from fql.training.metrics_log import MetricsLog, Mirror, read_csv
 from fql.training.run_folder import (
     Resume,
     RunFolder,
     check_processes,
     finished_steps,
+    read_identity,
     read_object,
 )
 from fql.training.run_lock import lock_run
@@ -110,6 +114,56 @@ def write_description(folder: RunFolder, store: FrameStore, write_spec: Callable
         write_json(folder.data, store.checksums)
         write_spec()
     wait_for_all_processes('run described')
+
+
+def restored_state(
+    folder: RunFolder, spec_file: Path, abstract: TrainState
+) -> tuple[TrainState | None, list[str]]:
+    """The newest sound checkpoint's state, if there is one, and notes about damaged ones.
+
+    Args:
+        spec_file: of the folder; says what the checkpoint must be of, where it exists.
+        abstract: shapes and shardings of the state.
+    """
+    identity = read_identity(spec_file) if spec_file.exists() else None
+    return restore_newest(folder.checkpoints, abstract, folder.damaged, identity)
+
+
+@dataclass(frozen=True)
+class Logs:
+    """Where metrics go; None in processes that write none."""
+
+    updates: MetricsLog | None = None
+    timing: MetricsLog | None = None
+    evaluations: MetricsLog | None = None
+
+
+def open_logs(
+    stack: ExitStack,
+    folder: RunFolder,
+    start: int,
+    *,
+    evaluates: bool = False,
+    mirror: Mirror | None = None,
+) -> Logs:
+    """The logs of a run that continues from update `start`, until `stack` is left.
+
+    Args:
+        evaluates: whether the run makes evaluations.
+        mirror: see `MetricsLog`.
+    """
+
+    written = rows_written(folder.checkpoints, start)
+
+    def open_log(csv: Path, tensorboard: Path) -> MetricsLog:
+        log = MetricsLog(csv, tensorboard, start, mirror, written.get(csv.name, 0))
+        return stack.enter_context(log)
+
+    return Logs(
+        open_log(folder.train_csv, folder.train_tensorboard),
+        open_log(folder.timing_csv, folder.timing_tensorboard),
+        open_log(folder.eval_csv, folder.eval_tensorboard) if evaluates else None,
+    )
 
 
 def connect_processes(processes: Processes, run_dir: Path | None, resume: Path | None) -> None:

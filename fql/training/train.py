@@ -21,6 +21,7 @@ from encoders.saved import load_encoder
 from fql.agents.configs import AgentConfig
 from fql.command import command
 from fql.compiled import (
+    TrainStep,
     abstract_state,
     initial_state,
     make_train_step,
@@ -36,7 +37,7 @@ from fql.reports.measures import read_results
 from fql.reports.plots import plot_learning_curve
 from fql.reports.published import published_result
 from fql.training.augmentation import check_augmentation
-from fql.training.checkpoints import CheckpointWriter, restore_newest, rows_written
+from fql.training.checkpoints import CheckpointWriter
 from fql.training.comparability import comparability
 from fql.training.config import TrainConfig, setting_text, validate_config
 from fql.training.data import (
@@ -65,7 +66,6 @@ from fql.training.online import (
     describe_online,
     is_evaluation_due,
     offline_state,
-    saved_record,
     start_actors,
     train_online,
 )
@@ -89,9 +89,12 @@ from fql.training.run_folder import (
     write_spec,
 )
 from fql.training.run_start import (
+    Logs,
     check_data,
     check_run_folder,
     claimed_folder,
+    open_logs,
+    restored_state,
     write_description,
 )
 from fql.training.verified_data import finish_verification
@@ -115,21 +118,14 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
             found. Before all data were verified, one was written only at a signal.
     """
     run = check_run(config, path, resume)
-    folder, spec, mesh = run.folder, run.spec, run.mesh
+    folder, spec = run.folder, run.spec
     is_main = jax.process_index() == 0
     with ExitStack() as stack:
         store = store_of(run.data)
         verification = stack.enter_context(Verification(store.path, verify_data))
         verification.add(store.stored_arrays)
         interruption = Interruption()
-        workers = actors = None
-        if config.eval_interval and is_main:
-            stops = interruption.raise_if_noted if jax.process_count() == 1 else lambda: None
-            workers = stack.enter_context(
-                start_workers(spec, config, config.eval_episodes, config.eval_workers, stops)
-            )
-        if config.online.online_steps:
-            actors = stack.enter_context(start_actors(spec))
+        workers, actors = start_environments(stack, run, interruption)
         stack.enter_context(claimed_folder(folder))
         state, is_restored, notices = starting_state(run)
         write_description(folder, store, lambda: write_spec(folder, spec))
@@ -138,44 +134,35 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
             folder.eval_csv
         )
         wait_for_all_processes('state')
-        writer = stack.enter_context(
-            CheckpointWriter(
-                folder.checkpoints,
-                config.keep_latest,
-                config.keep_interval,
-                lambda: read_results(folder.eval_csv)[1],
-                read_identity(folder.spec),
-            )
-        )
+        writer = stack.enter_context(checkpoint_writer(run))
         metadata = {'versions': versions()}
         if not is_restored and config.online.source:
             writer.save(state, metadata)  # At once, so that the other run is not needed any more.
             writer.wait()
         frozen = None
         if uses_cache(config):
-            frozen = local_copy(state.params['encoders']['shared'], mesh)
+            frozen = local_copy(state.params['encoders']['shared'], run.mesh)
         logs = Logs()
         if is_main:
             summary = start_summary(spec, run.data, state, folder, frozen)
             print('\n'.join([*notices, summary]), flush=True)
-            logs = open_logs(stack, run, start)
+            mirror = wandb_mirror(config, folder) if config.wandb_project else None
+            has_evaluations = config.eval_interval > 0
+            logs = open_logs(stack, folder, start, evaluates=has_evaluations, mirror=mirror)
         data = run.data
         if frozen is not None:
             data = cached_data(data, spec, frozen, lambda: finish_verification(verification))
             verification.add(stored_latents(data['train'].split.path.parent))
-        has_convolutions = spec.images and frozen is None
-        per_call = updates_per_call(config.updates_per_call, has_convolutions)
         stack.enter_context(interruption)
         trainer = Trainer(
             schedule=config,
-            mesh=mesh,
+            mesh=run.mesh,
             folder=folder,
             fields=loaded_fields(agent_of(spec)),
-            train_step=make_train_step(
-                run.learner, batch_maker(spec), run.abstract, per_call, has_convolutions
-            ),
+            train_step=run_train_step(run, has_latents=frozen is not None),
             validate=make_validation(validation_of(spec)),
-            evaluate=make_evaluation(spec, mesh, folder, workers, logs.evaluations),
+            val_batches=validation_batches(run, data, start),
+            evaluate=make_evaluation(spec, run.mesh, folder, workers, logs.evaluations),
             metadata=metadata,
             writer=writer,
             verification=verification,
@@ -187,22 +174,13 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
         )
         began = time.monotonic()
         code = 0
-        val_batches = validation_batches(run, data, start)
         if start <= config.steps:
             batches = training_batches(data['train'], config, start, **this_process())
-            state, code = trainer.train(state, batches, val_batches, is_evaluation_missing)
+            state, code = trainer.train(state, batches, is_evaluation_missing)
             is_evaluation_missing = False
         if code == 0 and actors is not None:
-            record = saved_record(folder, int(state.step))
             _, code = train_online(
-                trainer,
-                state,
-                spec,
-                data['train'],
-                actors,
-                record,
-                val_batches,
-                is_evaluation_missing,
+                trainer, state, spec, data['train'], actors, is_evaluation_missing
             )
     if code == 0 and is_main:
         plot_learning_curve(folder, f'{config.agent.name}: {config.task}')
@@ -277,15 +255,33 @@ def this_process() -> dict[str, int]:
     return {'process_index': jax.process_index(), 'process_count': jax.process_count()}
 
 
+def start_environments(
+    stack: ExitStack, run: CheckedRun, interruption: Interruption
+) -> tuple[EnvWorkers | None, EnvWorkers | None]:
+    """The workers of evaluations and those of the online phase, until `stack` is left.
+
+    None where the run, or this process, has no use for them.
+    """
+    config, spec = run.config, run.spec
+    workers = actors = None
+    if config.eval_interval and jax.process_index() == 0:
+        stops = interruption.raise_if_noted if jax.process_count() == 1 else lambda: None
+        workers = stack.enter_context(
+            start_workers(spec, config, config.eval_episodes, config.eval_workers, stops)
+        )
+    if config.online.online_steps:
+        actors = stack.enter_context(start_actors(spec))
+    return workers, actors
+
+
 def starting_state(run: CheckedRun) -> tuple[TrainState, bool, list[str]]:
     """The newest checkpoint's state, or the one before the first update.
 
     Returns:
         The state, whether it was restored, and notes about damaged checkpoints.
     """
-    folder, config = run.folder, run.config
-    identity = read_identity(folder.spec) if folder.spec.exists() else None
-    state, notices = restore_newest(folder.checkpoints, run.abstract, folder.damaged, identity)
+    config = run.config
+    state, notices = restored_state(run.folder, run.folder.spec, run.abstract)
     if state is not None:
         return state, True, notices
     if config.online.source:
@@ -294,30 +290,24 @@ def starting_state(run: CheckedRun) -> tuple[TrainState, bool, list[str]]:
     return state, False, notices
 
 
-@dataclass(frozen=True)
-class Logs:
-    """Where metrics go; None in processes that write none."""
-
-    updates: MetricsLog | None = None
-    timing: MetricsLog | None = None
-    evaluations: MetricsLog | None = None
-
-
-def open_logs(stack: ExitStack, run: CheckedRun, start: int) -> Logs:
-    """The logs of a run that continues from update `start`, until `stack` is left."""
+def checkpoint_writer(run: CheckedRun) -> CheckpointWriter:
+    """The writer of a described run's checkpoints, which keeps the best by its evaluations."""
     folder, config = run.folder, run.config
-    mirror = wandb_mirror(config, folder) if config.wandb_project else None
+    return CheckpointWriter(
+        folder.checkpoints,
+        config.keep_latest,
+        config.keep_interval,
+        lambda: read_results(folder.eval_csv)[1],
+        read_identity(folder.spec),
+    )
 
-    written = rows_written(folder.checkpoints, start)
 
-    def open_log(csv: Path, tensorboard: Path) -> MetricsLog:
-        log = MetricsLog(csv, tensorboard, start, mirror, written.get(csv.name, 0))
-        return stack.enter_context(log)
-
-    return Logs(
-        open_log(folder.train_csv, folder.train_tensorboard),
-        open_log(folder.timing_csv, folder.timing_tensorboard),
-        open_log(folder.eval_csv, folder.eval_tensorboard) if config.eval_interval else None,
+def run_train_step(run: CheckedRun, has_latents: bool) -> TrainStep:
+    """The compiled updates of a run, on images or on the cached latents of these."""
+    has_convolutions = run.spec.images and not has_latents
+    per_call = updates_per_call(run.config.updates_per_call, has_convolutions)
+    return make_train_step(
+        run.learner, batch_maker(run.spec), run.abstract, per_call, has_convolutions
     )
 
 

@@ -70,6 +70,7 @@ def make_trainer(
             learner, batch_maker(spec), abstract_state(learner, mesh), per_call, spec.images
         ),
         validate=make_validation(validation_of(spec)),
+        val_batches=None,
         evaluate=lambda state: None,
         metadata={},
         writer=writer,

@@ -134,14 +134,14 @@ def compare_phases(
             ended = time.perf_counter()
             copy = jax.tree.map(jnp.copy, start)
             before = time.perf_counter()
-            offline.train(copy, batches, None, is_evaluation_missing=False)
+            offline.train(copy, batches, is_evaluation_missing=False)
             seconds['offline'].append(time.perf_counter() - before)
             seconds['online'].append(ended - began)
             began = time.perf_counter()
 
         online = dataclasses.replace(trainer, evaluate=take_turn)
         state = jax.tree.map(jnp.copy, start)
-        train_online(online, state, spec, data, workers, None, None, is_evaluation_missing=False)
+        train_online(online, state, spec, data, workers, is_evaluation_missing=False)
     return {name: turns[WARM_UP:] for name, turns in seconds.items()}
 
 
@@ -224,7 +224,7 @@ def measure_growth(folder: Path, steps: int) -> dict[str, float]:
 
         trainer = dataclasses.replace(trainer, evaluate=note)
         spec = dataclasses.replace(spec, config=dataclasses.replace(config, eval_interval=warm))
-        train_online(trainer, state, spec, data, workers, None, None, is_evaluation_missing=False)
+        train_online(trainer, state, spec, data, workers, is_evaluation_missing=False)
         counted = growth[settled[0] :]
     files = [path for path in (folder / 'replay').rglob('*') if path.is_file()]
     nbytes = sum(path.stat().st_blocks * 512 for path in files)

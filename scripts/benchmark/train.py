@@ -86,7 +86,7 @@ def compare_loops(config: TrainConfig, folder: Path, rounds: int) -> dict[str, l
 
         def train() -> None:
             state = jax.tree.map(jnp.copy, start)
-            trainer.train(state, batches, None, is_evaluation_missing=False)
+            trainer.train(state, batches, is_evaluation_missing=False)
 
         return take_turns({'bare updates': bare_updates, 'fql train': train}, rounds)
 

@@ -76,6 +76,7 @@ def train(
             fields=('x',),
             train_step=TrainStep(lambda state, batches, _: train_step(state, batches), 1),
             validate=lambda state, batch: {},
+            val_batches=None,
             evaluate=lambda state: evaluate(state, writer),
             metadata={},
             writer=writer,
@@ -85,7 +86,7 @@ def train(
             interruption=stop,
             resume_command='',
         )
-        return trainer.train(state, itertools.repeat({'x': np.zeros(1)}), None, False)[1]
+        return trainer.train(state, itertools.repeat({'x': np.zeros(1)}), False)[1]
 
 
 def test_all_goes_well(tmp_path):
