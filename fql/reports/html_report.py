@@ -309,9 +309,9 @@ def method_section(groups: Sequence[Group]) -> str:
         'brackets, 95 % intervals of a stratified bootstrap (percentiles, '
         '<code>scipy.stats.bootstrap</code>), which say how much another set of seeds would change '
         'the number, and with few seeds are too narrow. '
-        f'“Mean of last {PROTOCOL_EVALUATIONS}” is the protocol of the FQL paper: of each run the '
-        f'mean of its last {PROTOCOL_EVALUATIONS} evaluations, ± the standard deviation over '
-        f'seeds.</p>{paper}'
+        f'“Mean of last {PROTOCOL_EVALUATIONS}” is the protocol of the FQL paper on OGBench: of '
+        f'each run the mean of its last {PROTOCOL_EVALUATIONS} evaluations, ± the standard '
+        f'deviation over seeds. On D4RL the paper takes the last evaluation alone.</p>{paper}'
         '</section>'
     )
 
@@ -324,8 +324,10 @@ def interval_text(measure: Measure, found: Estimate) -> str:
     return f'{value} <small>[{measure.text(found.low)}, {measure.text(found.high)}]</small>'
 
 
-def spread_text(measure: Measure, values: np.ndarray) -> str:
+def spread_text(measure: Measure, values: np.ndarray | None) -> str:
     """Mean and standard deviation over seeds, as HTML."""
+    if values is None:
+        return '-'
     text = measure.text(float(values.mean()))
     return (
         f'{text} <small>± {measure.text(float(values.std()))}</small>' if len(values) > 1 else text
@@ -336,7 +338,8 @@ def published_text(published: PublishedResult | None) -> str:
     """A paper's mean and standard deviation, as HTML."""
     if published is None:
         return '-'
-    return f'{published.mean:g}% <small>± {published.deviation:g}%</small>'
+    unit, spread = published.unit, published.spread
+    return f'{published.mean:g}{unit}' + (f' <small>{spread}{unit}</small>' if spread else '')
 
 
 def published_value(published: PublishedResult | None, measure: Measure) -> float | None:

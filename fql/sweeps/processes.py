@@ -25,7 +25,7 @@ from fql.sweeps.folder import (
     train_command,
     updates_made,
 )
-from fql.training.progress import progress_bar
+from fql.training.progress import move_to, progress_bar
 
 POLL_SECONDS = 0.5
 
@@ -115,7 +115,8 @@ def run_processes(
             time.sleep(POLL_SECONDS)
             for name in [*going.own, *going.others]:
                 made[name] = updates_made(folder.run(by_name[name]))
-            bar.update(sum(made.values()) - bar.n)
+            # Less than before where a killed run continues from its checkpoint.
+            move_to(bar, sum(made.values()))
             for name, code in ended(folder, going).items():
                 run = by_name[name]
                 if is_done(folder.run(run), run):

@@ -102,12 +102,14 @@ def test_runs_can_be_added_and_not_changed(fql, assert_one_line, sweep, tmp_path
 
 
 def test_a_second_sweep_of_one_folder_changes_nothing(fql, assert_one_line, sweep, tmp_path):
-    """Not even the record, which says what the first one runs."""
+    """Not even the record, which says what the first one runs. It shows the table."""
     file = write_file(tmp_path, 2, '[0, 1]')
     folder = tmp_path / 'runs'
     folder.mkdir()
     with locked(folder / 'sweep.lock', 'runs it'):
-        assert_one_line(fql('sweep', file, '--dir', folder), 'another process runs the sweep')
+        done = fql('sweep', file, '--dir', folder)
+        assert_one_line(done, 'another process runs the sweep')
+        assert done.stdout.split()[:2] == ['not', 'begun']
     assert not (folder / 'sweep.toml').exists()
 
 
