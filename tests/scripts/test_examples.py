@@ -42,6 +42,8 @@ def own_dataset(run_example, monkeypatch, tmp_path, capsys):
 def test_data_of_ones_own_a_policy_in_a_program_and_on_a_server(run_example, own_dataset, capsys):
     run_example('act_in_my_environment.py', own_dataset / 'runs/dots', 'own_dataset:Dot-v0')
     assert re.match(r'success in \d+ of 10 episodes\n', capsys.readouterr().out)
+    run_example('time_policy.py', own_dataset / 'runs/dots')
+    assert re.search(r'then [\d.]+ ms an action\n', capsys.readouterr().out)
 
     client = pytest.importorskip('websockets.sync.client', reason='needs websockets')
     import fql
