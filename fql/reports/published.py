@@ -47,7 +47,7 @@ def published_result(agent: str, task: str, *, online: bool) -> PublishedResult 
     """The published result of an agent on a task, if it is known here.
 
     Args:
-        online: after an online phase, in place of offline updates alone.
+        online: after an online phase, instead of offline updates alone.
     """
     text = _table(ONLINE if online else OFFLINE).get(task, {}).get(agent, '')
     if not text:
