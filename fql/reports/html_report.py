@@ -1,7 +1,7 @@
 """Runs as one self-contained HTML page: no script, no network, pictures inside."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from html import escape
 from pathlib import Path
@@ -48,7 +48,7 @@ def html_report(title: str, groups: Sequence[Group], not_run: Mapping[str, str])
         *(task_section(task, members, colour_of, videos) for task, members in by_task.items()),
         improvement_section(by_task, colour_of),
         settings_section(groups),
-        missing_section(missing),
+        missing_section(missing, by_task),
         method_section(groups),
     ]
     return (
@@ -321,7 +321,7 @@ def missing_runs(groups: Sequence[Group], not_run: Mapping[str, str]) -> dict[st
     return {**not_run, **behind}
 
 
-def missing_section(missing: Mapping[str, str]) -> str:
+def missing_section(missing: Mapping[str, str], by_task: Iterable[str]) -> str:
     """What is not in the numbers above; runs that lack the same share a line."""
     seeds: dict[tuple[str, str, str], list[str]] = {}
     for name, why in missing.items():
@@ -333,8 +333,9 @@ def missing_section(missing: Mapping[str, str]) -> str:
         tasks.setdefault((agent, ', '.join(numbers), why), []).append(task)
     if not tasks:
         return ''
+    total = len({*by_task, *(task for task, _, _ in seeds)})
     rows = [
-        [escape(agent), escape(numbers), escape(why), '<br>'.join(map(escape, names))]
+        [escape(agent), escape(numbers), escape(why), _task_names(names, total)]
         for (agent, numbers, why), names in tasks.items()
     ]
     table = _table(['agent', 'seeds', 'state', 'tasks'], rows)

@@ -104,7 +104,7 @@ def submit_missing(
             print(f'failed before: {run.name}: {failure(folder, run)}')
     if missing:
         submit(folder, missing, data_dir, cluster, jobs, options)
-        print(f'submitted: {len(missing)} jobs; run the same command to see their states')
+        print(f'submitted jobs: {len(missing)}; run the same command to see their states')
 
 
 def states_of(folder: SweepFolder, runs: Sequence[SweepRun]) -> dict[str, State]:
