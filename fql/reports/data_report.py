@@ -108,8 +108,12 @@ def known_tasks(store: FrameStore, split: Split) -> list[tuple[str, dict[str, An
         tasks = [find_task(name) for name in task_names()]
         dataset = store.manifest.dataset
         tasks = [task for task in tasks if task.is_ogbench and task.dataset == dataset]
-        # Of OGBench's names, the one without a number means one of those that have it.
-        numbered = [task for task in tasks if '-singletask-task' in task.name] or tasks
-        of_dataset = [(task.label_env_id, {}) for task in numbered]
+        # Of OGBench's names, the one without a number means one of those that have it. The
+        # quickstart's is its first task.
+        of_dataset = [
+            (task.label_env_id, {})
+            for task in tasks
+            if '-singletask-task' in task.name or not task.env_id.startswith('ogbench:')
+        ]
     stored = labelled_tasks(store, split.name)
     return of_dataset + [task for task in stored if task not in of_dataset]
