@@ -63,8 +63,11 @@ def _cgroups(root: Path, controller: str) -> list[Path]:
             else:
                 continue
             # In a container, the path may be the host's: then the mount itself is the cgroup.
-            own = mount / path.lstrip('/')
-            folders += [own, *(parent for parent in own.parents if parent.is_relative_to(mount))]
+            group = mount / path.lstrip('/')
+            folders += [
+                group,
+                *(parent for parent in group.parents if parent.is_relative_to(mount)),
+            ]
     return folders
 
 

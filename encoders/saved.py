@@ -117,9 +117,11 @@ def abstract_params(saved: SavedEncoder) -> Params:
 
 def _checkpointer() -> ocp.StandardCheckpointer:
     """A checkpointer that waits for no other process: one process writes an encoder's folder."""
-    own = jax.process_index()
+    process = jax.process_index()
     options = ocp.options.MultiprocessingOptions(
-        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f'encoder-{own}'
+        primary_host=process,
+        active_processes={process},
+        barrier_sync_key_prefix=f'encoder-{process}',
     )
     return ocp.StandardCheckpointer(multiprocessing_options=options)
 

@@ -2,16 +2,16 @@
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from fql.training.loaded_policy import LoadedPolicy, load_policy
-
 __all__ = ['LoadedPolicy', 'load_policy']
 
+if TYPE_CHECKING:
+    from fql.training.loaded_policy import LoadedPolicy, load_policy
+else:  # A type checker would take any name for one of the package.
 
-def __getattr__(name: str) -> Any:
-    """Import a public name on its first use: light modules of this package must stay light."""
-    if name in __all__:
-        from fql.training import loaded_policy
+    def __getattr__(name: str) -> Any:
+        """Import a public name on its first use: light modules of this package must stay light."""
+        if name in __all__:
+            from fql.training import loaded_policy
 
-        return getattr(loaded_policy, name)
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+            return getattr(loaded_policy, name)
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

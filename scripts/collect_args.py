@@ -49,7 +49,7 @@ class Collect:
     noise: float | None = None
     """Noise of the oracle. OGBench: 0.1; point maze: 0.5, explore 1.0."""
     p_random_action: float | None = None
-    """Probability of a uniformly random action in place of the oracle's. OGBench: noisy 0.1, of
+    """Probability of a uniformly random action instead of the oracle's. OGBench: noisy 0.1, of
     the puzzles 0.2; else 0."""
     frame_size: int | None = None
     """Width and height of images; default 64."""

@@ -16,7 +16,7 @@ class ExportPolicy:
     fql export-policy runs/cube --out policies/cube
 
     The folder holds parameters, settings, a model card, and for each policy a program that runs
-    with JAX alone. In Python: fql.load_policy('policies/cube').
+    without this package (pip install jax flatbuffers). In Python: fql.load_policy('policies/cube').
     """
 
     run: tyro.conf.Positional[Path]

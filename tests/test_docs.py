@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fql.agents.configs import AGENT_CONFIGS
 from scripts.help import declared_actions
@@ -42,6 +43,14 @@ def test_links_and_paths_exist(page):
         assert (ROOT / path).exists(), path
 
 
+def test_the_citation_has_what_its_format_requires():
+    """Of the Citation File Format 1.2.0; `cffconvert --validate` checks all of it."""
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert {'authors', 'cff-version', 'message', 'title'} <= set(citation)
+    version = re.search(r'^version = "(.*)"', (ROOT / 'pyproject.toml').read_text(), re.MULTILINE)
+    assert str(citation['version']) == version.group(1)
+
+
 @cache
 def flags(name: str, agent: str = 'fql') -> set[str]:
     """The flags of a command, such as 'inspect data'."""
@@ -68,6 +77,19 @@ def test_commands_and_their_flags_exist(page):
         known = flags(name, agent if agent in AGENT_CONFIGS else 'fql')
         given = {argument.partition('=')[0] for argument in arguments if argument[:2] == '--'}
         assert given <= known, (arguments, given - known)
+
+
+@pages
+def test_commands_of_blocks_have_the_flags_that_are_required(page):
+    """Those in the text name a command, and not all that it needs."""
+    for block in BLOCK.findall(page.read_text()):
+        for arguments in commands(block):
+            (name,) = [name for name in COMMANDS if name.split() == arguments[: len(name.split())]]
+            if name in ('train', 'pretrain') or '...' in arguments:
+                continue  # They need --task or --dataset where they neither resume nor continue.
+            for action in declared_actions(COMMANDS[name][0], None):
+                if action.required and action.option_strings:
+                    assert set(action.option_strings) & set(arguments), (arguments, action)
 
 
 @pages

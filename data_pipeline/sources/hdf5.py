@@ -170,7 +170,7 @@ def d4rl_layout(origin: str, flags: Flags, ends_at_terminals: bool) -> Layout:
     labels = {'rewards': flags.rewards, 'masks': 1 - flags.terminals.astype(np.float32)}
     note = (
         f'by the rule of D4RL, {np.count_nonzero(is_transition):,} of {len(ends):,} rows are '
-        'transitions: all but timeouts and the last; masks are 1 - terminals'
+        'transitions: all except timeouts and the last; masks are 1 - terminals'
     )
     rows = lay_out(ends, is_transition, offset=0 if flags.jumps is not None else 1)
     return Layout(rows, labels, (note,))

@@ -261,10 +261,13 @@ def _step(env: Any, action: np.ndarray) -> Step:
 
 
 def _picture(painter: Painter, env: Any) -> np.ndarray | str:
+    name = env.spec.id if env.spec is not None else env
     try:
         frame = painter.draw()
+    except NotImplementedError:  # Gymnasium's, where an environment has none.
+        return f'{name} has no render()'
     except Exception as error:  # Vectors are also for machines without OpenGL.
-        return f'{env} cannot be drawn: {type(error).__name__}: {first_line(error)}'
+        return f'{name} cannot be drawn: {type(error).__name__}: {first_line(error)}'
     if not isinstance(frame, np.ndarray):
-        return f'{env} gives no picture: add render_mode="rgb_array" to its kwargs'
+        return f'{name} gives no picture: add render_mode="rgb_array" to its kwargs'
     return frame

@@ -103,13 +103,17 @@ def describe_labels(split: Split, rewards: np.ndarray, masks: np.ndarray) -> str
 
 def known_tasks(store: FrameStore, split: Split) -> list[tuple[str, dict[str, Any]]]:
     """(env_id, env_kwargs): the dataset's own tasks, and those with labels in the store."""
-    own: list[tuple[str, dict[str, Any]]] = []
+    of_dataset: list[tuple[str, dict[str, Any]]] = []
     if 'qpos' in split.info:
         tasks = [find_task(name) for name in task_names()]
         dataset = store.manifest.dataset
         tasks = [task for task in tasks if task.is_ogbench and task.dataset == dataset]
-        if any('-singletask-task1-' in task.name for task in tasks):
-            # OGBench's name without a number means one of those that have it.
-            tasks = [task for task in tasks if '-singletask-task' in task.name]
-        own = [(task.label_env_id, {}) for task in tasks]
-    return own + [task for task in labelled_tasks(store, split.name) if task not in own]
+        # Of OGBench's names, the one without a number means one of those that have it. The
+        # quickstart's is its first task.
+        of_dataset = [
+            (task.label_env_id, {})
+            for task in tasks
+            if '-singletask-task' in task.name or not task.env_id.startswith('ogbench:')
+        ]
+    stored = labelled_tasks(store, split.name)
+    return of_dataset + [task for task in stored if task not in of_dataset]

@@ -1,7 +1,7 @@
 """Runs as one self-contained HTML page: no script, no network, pictures inside."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from html import escape
 from pathlib import Path
@@ -44,10 +44,11 @@ def html_report(title: str, groups: Sequence[Group], not_run: Mapping[str, str])
     videos = _Videos()
     sections = [
         overview(by_task, colour_of),
+        datasets_section(by_task, colour_of),
         *(task_section(task, members, colour_of, videos) for task, members in by_task.items()),
         improvement_section(by_task, colour_of),
         settings_section(groups),
-        missing_section(missing),
+        missing_section(missing, by_task),
         method_section(groups),
     ]
     return (
@@ -92,21 +93,56 @@ def overview(by_task: Mapping[str, Sequence[Group]], colour_of: Mapping[str, str
     if len(by_task) < 2 or not shared or not is_on_one_scale(groups):
         return ''
     measure = groups[0].measure
+    papers = {name: published_mean(by_task, name) for name in shared}
+    has_published = any(papers.values())
     rows = [
         [
             _name(name, colour_of),
             str(sum(map(len, strata))),
             interval_text(measure, estimate(mean, strata)),
             interval_text(measure, estimate(interquartile_mean, strata)),
+            *([papers[name] or '-'] if has_published else []),
         ]
         for name, strata in shared.items()
     ]
     heads = ['', 'runs', f'mean {measure.name}', 'interquartile mean']
+    heads += ['paper, mean'] if has_published else []
     missing = [name for name in colour_of if name not in shared]
     note = (
         f'<p class="soft">Not on every task: {escape(", ".join(missing))}.</p>' if missing else ''
     )
     return f'<section><h2>All {len(by_task)} tasks</h2>{_table(heads, rows)}{note}</section>'
+
+
+def datasets_section(by_task: Mapping[str, Sequence[Group]], colour_of: Mapping[str, str]) -> str:
+    """Means over the tasks of each dataset, as in the FQL paper's Table 2."""
+    groups = [group for members in by_task.values() for group in members]
+    by_dataset: dict[str, dict[str, Sequence[Group]]] = {}
+    for task, members in by_task.items():
+        dataset = str(members[0].runs[0].settings['dataset'])
+        by_dataset.setdefault(dataset, {})[task] = members
+    several = {dataset: tasks for dataset, tasks in by_dataset.items() if len(tasks) > 1}
+    if len(by_dataset) < 2 or not several or not is_on_one_scale(groups):
+        return ''
+    measure = groups[0].measure
+    rows = []
+    for dataset, tasks in several.items():
+        for name, strata in shared_results(tasks).items():
+            found = interval_text(measure, estimate(mean, strata))
+            paper = published_mean(tasks, name) or '-'
+            tasks_text = f'{escape(dataset)} <small>({len(tasks)} tasks)</small>'
+            rows.append([tasks_text, _name(name, colour_of), found, paper])
+    heads = ['', 'agent', f'mean {measure.name}', 'paper, mean']
+    return f'<section><h2>Tasks of one dataset together</h2>{_table(heads, rows)}</section>'
+
+
+def published_mean(by_task: Mapping[str, Sequence[Group]], name: str) -> str:
+    """The mean of a paper's results over tasks; empty where one of them is not known."""
+    groups = [group for members in by_task.values() for group in members if group.name == name]
+    known = [group.published for group in groups if group.published]
+    if len(known) < len(groups):
+        return ''
+    return f'{np.mean([result.mean for result in known]):.1f}{known[0].unit}'
 
 
 def improvement_section(
@@ -199,7 +235,8 @@ class _Videos:
                     title = f'{group.name}, seed {run.seed}, update {int(found.stem):,}'
                     figures.append(self._figure(found, title))
                     break
-        return f'<div class="films">{"".join(figures)}</div>' if figures else ''
+        kind = 'films' if len(figures) < 3 else 'films many'
+        return f'<div class="{kind}">{"".join(figures)}</div>' if figures else ''
 
     def _figure(self, path: Path, title: str) -> str:
         content = path.read_bytes()
@@ -222,17 +259,21 @@ def newest_video(folder: Path) -> Path | None:
 
 def settings_section(groups: Sequence[Group]) -> str:
     """Settings in which the groups differ from each other, and from the published ones."""
-    rows = []
+    tasks = {group.task for group in groups}
+    alike: dict[tuple[str, str, str], list[str]] = {}
     for group in groups:
-        differences = differences_from_defaults(group)
         text = '<br>'.join(
             f'<code>--{escape(flag)}</code> {escape(ours)} <small>(default: '
             f'{escape(default)})</small>'
-            for flag, (ours, default) in differences.items()
+            for flag, (ours, default) in differences_from_defaults(group).items()
         )
         seeds = ', '.join(str(run.seed) for run in group.runs)
-        rows.append([escape(group.task), escape(group.name), seeds, text or 'none'])
-    heads = ['task', 'agent', 'seeds', 'changed settings']
+        alike.setdefault((group.name, seeds, text or 'none'), []).append(group.task)
+    rows = [
+        [escape(name), seeds, text, _task_names(members, len(tasks))]
+        for (name, seeds, text), members in alike.items()
+    ]
+    heads = ['agent', 'seeds', 'changed settings', 'tasks']
     note = 'Changed are those that are not the published ones, or the defaults.'
     parts = [f'<h2>Settings</h2>{_table(heads, rows)}<p class="soft">{note}</p>']
     varying = varying_settings(groups)
@@ -280,19 +321,24 @@ def missing_runs(groups: Sequence[Group], not_run: Mapping[str, str]) -> dict[st
     return {**not_run, **behind}
 
 
-def missing_section(missing: Mapping[str, str]) -> str:
+def missing_section(missing: Mapping[str, str], by_task: Iterable[str]) -> str:
     """What is not in the numbers above; runs that lack the same share a line."""
-    seeds: dict[tuple[str, str], list[str]] = {}
+    seeds: dict[tuple[str, str, str], list[str]] = {}
     for name, why in missing.items():
         setting, _, seed = name.rpartition('/seed-')
-        seeds.setdefault((setting, why), []).append(seed)
-    rows = [
-        [escape(setting), escape(', '.join(numbers)), escape(why)]
-        for (setting, why), numbers in seeds.items()
-    ]
-    if not rows:
+        task, _, agent = setting.partition('/')
+        seeds.setdefault((task, agent, why), []).append(seed)
+    tasks: dict[tuple[str, str, str], list[str]] = {}
+    for (task, agent, why), numbers in seeds.items():
+        tasks.setdefault((agent, ', '.join(numbers), why), []).append(task)
+    if not tasks:
         return ''
-    table = _table(['', 'seeds', 'state'], rows)
+    total = len({*by_task, *(task for task, _, _ in seeds)})
+    rows = [
+        [escape(agent), escape(numbers), escape(why), _task_names(names, total)]
+        for (agent, numbers, why), names in tasks.items()
+    ]
+    table = _table(['agent', 'seeds', 'state', 'tasks'], rows)
     return f'<section><h2>Not run, or not to the end</h2>{table}</section>'
 
 
@@ -309,9 +355,9 @@ def method_section(groups: Sequence[Group]) -> str:
         'brackets, 95 % intervals of a stratified bootstrap (percentiles, '
         '<code>scipy.stats.bootstrap</code>), which say how much another set of seeds would change '
         'the number, and with few seeds are too narrow. '
-        f'“Mean of last {PROTOCOL_EVALUATIONS}” is the protocol of the FQL paper: of each run the '
-        f'mean of its last {PROTOCOL_EVALUATIONS} evaluations, ± the standard deviation over '
-        f'seeds.</p>{paper}'
+        f'“Mean of last {PROTOCOL_EVALUATIONS}” is the protocol of the FQL paper on OGBench: of '
+        f'each run the mean of its last {PROTOCOL_EVALUATIONS} evaluations, ± the standard '
+        f'deviation over seeds. On D4RL the paper takes the last evaluation alone.</p>{paper}'
         '</section>'
     )
 
@@ -324,8 +370,10 @@ def interval_text(measure: Measure, found: Estimate) -> str:
     return f'{value} <small>[{measure.text(found.low)}, {measure.text(found.high)}]</small>'
 
 
-def spread_text(measure: Measure, values: np.ndarray) -> str:
+def spread_text(measure: Measure, values: np.ndarray | None) -> str:
     """Mean and standard deviation over seeds, as HTML."""
+    if values is None:
+        return '-'
     text = measure.text(float(values.mean()))
     return (
         f'{text} <small>± {measure.text(float(values.std()))}</small>' if len(values) > 1 else text
@@ -336,7 +384,8 @@ def published_text(published: PublishedResult | None) -> str:
     """A paper's mean and standard deviation, as HTML."""
     if published is None:
         return '-'
-    return f'{published.mean:g}% <small>± {published.deviation:g}%</small>'
+    unit, spread = published.unit, published.spread
+    return f'{published.mean:g}{unit}' + (f' <small>{spread}{unit}</small>' if spread else '')
 
 
 def published_value(published: PublishedResult | None, measure: Measure) -> float | None:
@@ -353,6 +402,10 @@ def _probability(found: Estimate) -> str:
         if np.isnan(found.low)
         else f'{text} <small>[{found.low:.2f}, {found.high:.2f}]</small>'
     )
+
+
+def _task_names(names: Sequence[str], total: int) -> str:
+    return f'all {total}' if len(names) == total > 1 else '<br>'.join(map(escape, names))
 
 
 def _count(number: int, noun: str) -> str:

@@ -73,7 +73,7 @@ def format_groups(groups: Sequence[Group]) -> str:
         measure = members[0].measure
         rows = []
         for group in members:
-            average = estimate(mean, [group.last])
+            average, by_protocol = estimate(mean, [group.last]), group.by_protocol
             interval = f'{measure.text(average.low)} to {measure.text(average.high)}'
             rows.append(
                 [
@@ -83,7 +83,7 @@ def format_groups(groups: Sequence[Group]) -> str:
                     measure.text(average.value),
                     interval if len(group.runs) > 1 else '-',
                     measure.text(estimate(interquartile_mean, [group.last]).value),
-                    measure.text(float(group.by_protocol.mean())),
+                    '-' if by_protocol is None else measure.text(float(by_protocol.mean())),
                     str(group.published or '-'),
                 ]
             )

@@ -33,9 +33,9 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 def learning_curves(groups: Sequence[Group], colour_of: Mapping[str, str]) -> str:
     """Results of a task against updates: means over seeds, and their 95 % intervals."""
-    settings: Any = {'svg.fonttype': 'none', 'svg.hashsalt': groups[0].task, 'font.size': 9}
+    settings: Any = {'svg.fonttype': 'none', 'svg.hashsalt': groups[0].task, 'font.size': 11}
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(4.8, 2.9), layout='constrained')
+        figure = Figure(figsize=(4.9, 3.1), layout='constrained')
         axes = figure.subplots()
         for group in groups:
             value, low, high = map(drawable, curve(group.results))

@@ -18,7 +18,7 @@ from fql.training.run_folder import RunFolder, read_spec
 
 _NUMBER = re.compile(r'[-_.]?\d+(?=/|$)')
 PROTOCOL_EVALUATIONS = 3
-"""The FQL paper reports the mean over this many last evaluations."""
+"""On OGBench, the FQL paper reports the mean of this many last evaluations."""
 NOT_COMPARED = {'seed', 'task', 'agent'}
 """Settings that are named elsewhere than among those in which groups differ."""
 
@@ -90,14 +90,20 @@ class Group:
         return self.results[:, -1]
 
     @property
-    def by_protocol(self) -> np.ndarray:
-        """The paper's number of each run: the mean of the last three evaluations, (runs,)."""
+    def by_protocol(self) -> np.ndarray | None:
+        """The paper's number of each run: the mean of the last three evaluations, (runs,).
+
+        None where there are fewer.
+        """
+        if len(self.steps) < PROTOCOL_EVALUATIONS:
+            return None
         return self.results[:, -PROTOCOL_EVALUATIONS:].mean(axis=1)
 
     @property
     def published(self) -> PublishedResult | None:
         """What a paper reports of the agent on the task."""
-        return published_result(self.agent, self.task)
+        is_online = self.runs[0].settings['online-steps'] > 0
+        return published_result(self.agent, self.task, online=is_online)
 
 
 def read_run(path: Path) -> Run:

@@ -92,11 +92,11 @@ def _runs(values: Mapping[str, Any]) -> list[SweepRun]:
             task,
             agent,
             variant,
-            common | _matching(by_task, task) | _matching(by_agent, agent) | own,
+            common | _matching(by_task, task) | _matching(by_agent, agent) | settings,
         )
         for task in tasks
         for agent in agents
-        for variant, own in variants.items()
+        for variant, settings in variants.items()
     ]
     _check_different(of_seed_0)
     return [_with_seed(run, seed) for seed in seeds for run in of_seed_0]

@@ -25,7 +25,7 @@ from fql.sweeps.folder import (
     train_command,
     updates_made,
 )
-from fql.training.progress import progress_bar
+from fql.training.progress import move_to, progress_bar
 
 POLL_SECONDS = 0.5
 
@@ -35,23 +35,23 @@ class Processes:
     """The runs in progress, and a request to stop them.
 
     Attributes:
-        own: processes started here.
+        started: processes started here.
         others: runs whose process an earlier sweep left.
         is_stopping: whether no run is to be started any more.
     """
 
-    own: dict[str, 'subprocess.Popen[bytes]'] = field(default_factory=dict)
+    started: dict[str, 'subprocess.Popen[bytes]'] = field(default_factory=dict)
     others: dict[str, SweepRun] = field(default_factory=dict)
     is_stopping: bool = False
 
     def __len__(self) -> int:
-        return len(self.own) + len(self.others)
+        return len(self.started) + len(self.others)
 
     def stop(self, number: int, frame: FrameType | None) -> None:
         """Pass a signal on: at the first one a run saves and ends, at the second one it ends."""
         self.is_stopping = True
         ignore_hang_up()
-        for process in self.own.values():
+        for process in self.started.values():
             process.send_signal(signal.SIGTERM)
 
     @contextmanager
@@ -95,10 +95,10 @@ def run_processes(
         going.stopped_by_signals(),
         progress_bar('sweep', 'update', total, sum(made.values())) as bar,
     ):
-        while going.own or ((going.others or waiting) and not going.is_stopping):
+        while going.started or ((going.others or waiting) and not going.is_stopping):
             while waiting and len(going) < jobs and not going.is_stopping:
                 run = waiting.pop(0)
-                slot = next(slot for slot, name in slots.items() if name not in going.own)
+                slot = next(slot for slot, name in slots.items() if name not in going.started)
                 slots[slot] = run.name
                 try:
                     process = start(folder, run, data_dir, gpu_variables(slot, jobs, gpus))
@@ -109,14 +109,15 @@ def run_processes(
                 if process is None:
                     going.others[run.name] = run
                 else:
-                    going.own[run.name] = process
+                    going.started[run.name] = process
                     if going.is_stopping:  # The signal came while it was being started.
                         process.send_signal(signal.SIGTERM)
                     tqdm.write(f'started: {run.name} (log: {folder.log(run)})')
             time.sleep(POLL_SECONDS)
-            for name in [*going.own, *going.others]:
+            for name in [*going.started, *going.others]:
                 made[name] = updates_made(folder.run(by_name[name]))
-            bar.update(sum(made.values()) - bar.n)
+            # Less than before where a killed run continues from its checkpoint.
+            move_to(bar, sum(made.values()))
             for name, code in ended(folder, going).items():
                 run = by_name[name]
                 if is_done(folder.run(run), run):
@@ -158,11 +159,13 @@ def start(
 def ended(folder: SweepFolder, going: Processes) -> dict[str, int | None]:
     """Remove ended runs from those in progress; return their exit codes, None if unknown."""
     codes: dict[str, int | None] = {
-        name: process.poll() for name, process in going.own.items() if process.poll() is not None
+        name: process.poll()
+        for name, process in going.started.items()
+        if process.poll() is not None
     }
     codes |= {name: None for name, run in going.others.items() if not is_running(folder, run)}
     for name in codes:
-        going.own.pop(name, None)
+        going.started.pop(name, None)
         going.others.pop(name, None)
     return codes
 

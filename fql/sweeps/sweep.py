@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.files import locked, make_folder
+from data_pipeline.files import LockedError, locked, make_folder
 from fql.command import command
 from fql.errors import FQLError
 from fql.stopping import EXIT_CODE
@@ -54,30 +54,29 @@ def sweep(
 
     Raises:
         FQLError, DataError: the file is wrong, the folder is another sweep's, data are missing, or
-            another process runs this sweep: nothing was started then. Or runs failed.
+            another process runs this sweep, whose table is printed: nothing was started then. Or
+            runs failed.
     """
     runs = read_sweep(file)
     for dataset, task in {(run.config.dataset, run.config.task) for run in runs}:
         task_dataset_path(task, dataset, data_dir)
     folder = SweepFolder(path)
     make_folder(folder.path)
-    with locked(folder.lock, f'runs the sweep in {folder.path}'):
-        write_record(folder, file, runs)
-        states = states_of(folder, runs)
-        print(sweep_table(folder, runs, states), flush=True)
-        is_stopped = False
-        failed: dict[str, str] = {}
-        if cluster is not None:
-            missing = [run for run in runs if states[run.name] not in ('done', 'running', 'queued')]
-            for run in missing:
-                if states[run.name] == 'failed':
-                    print(f'failed before: {run.name}: {failure(folder, run)}')
-            if missing:
-                submit(folder, missing, data_dir, cluster, jobs, options or {})
-                print(f'submitted: {len(missing)} jobs; run the same command to see their states')
-        elif any(state != 'done' for state in states.values()):
-            is_stopped, failed = run_processes(folder, runs, data_dir, jobs, gpus)
-            print(sweep_table(folder, runs, states_of(folder, runs)))
+    is_stopped = False
+    failed: dict[str, str] = {}
+    try:
+        with locked(folder.lock, f'runs the sweep in {folder.path}'):
+            write_record(folder, file, runs)
+            states = states_of(folder, runs)
+            print(sweep_table(folder, runs, states), flush=True)
+            if cluster is not None:
+                submit_missing(folder, runs, states, data_dir, cluster, jobs, options or {})
+            elif any(state != 'done' for state in states.values()):
+                is_stopped, failed = run_processes(folder, runs, data_dir, jobs, gpus)
+                print(sweep_table(folder, runs, states_of(folder, runs)))
+    except LockedError:
+        print(sweep_table(folder, runs, states_of(folder, runs)))
+        raise
     for name, reason in failed.items():
         print(f'failed: {name}: {reason} (log: {folder.path / name}.log)')
     print(f'folder: {folder.path}; report: {command("report", folder.path)}')
@@ -87,6 +86,25 @@ def sweep(
         what = f'{len(failed)} of {len(runs)} runs failed'
         raise FQLError(f'{what}; run the same command to try them again')
     return 0
+
+
+def submit_missing(
+    folder: SweepFolder,
+    runs: Sequence[SweepRun],
+    states: Mapping[str, State],
+    data_dir: str,
+    cluster: str,
+    jobs: int,
+    options: Mapping[str, Any],
+) -> None:
+    """Submit the runs that are neither done nor in progress; print what failed before."""
+    missing = [run for run in runs if states[run.name] not in ('done', 'running', 'queued')]
+    for run in missing:
+        if states[run.name] == 'failed':
+            print(f'failed before: {run.name}: {failure(folder, run)}')
+    if missing:
+        submit(folder, missing, data_dir, cluster, jobs, options)
+        print(f'submitted jobs: {len(missing)}; run the same command to see their states')
 
 
 def states_of(folder: SweepFolder, runs: Sequence[SweepRun]) -> dict[str, State]:

@@ -79,7 +79,7 @@ class _Versions:
 class CheckpointWriter:
     """Writer of training states; a context manager, which waits for the last save when left.
 
-    It keeps the latest `keep_latest`, the best, and for ever those of every `keep_interval` updates
+    It keeps the latest `keep_latest`, the best, and all those of every `keep_interval` updates
     (0: none). The online parameters are a separate item (`params`), so that evaluation reads no
     optimiser state; the rest of the state is `training`.
     """

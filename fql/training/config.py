@@ -134,7 +134,7 @@ class TrainConfig:
     keep_latest: int = 3
     """Checkpoints kept besides the best by success."""
     keep_interval: int = 0
-    """Checkpoints at multiples of this many updates are kept for ever (0: none)."""
+    """Checkpoints at multiples of this many updates that are never deleted (0: none)."""
     shard_params: bool = False
     """Spread large parameters over the devices (FSDP) instead of keeping a copy on each."""
     wandb_project: str = ''

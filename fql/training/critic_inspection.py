@@ -88,7 +88,7 @@ def view_critic(path: Path, step: int | None, states: int, data_dir: str = '') -
     def evaluate(params: dict, observations: jax.Array) -> tuple[jax.Array, jax.Array]:
         latents = agent.encoding.encode(params, 'critic', observations)
         noise = jnp.zeros((states, *agent.noise_shape))
-        own = agent.act(params, observations, noise, agent.policies[0]).reshape(states, -1)
+        chosen = agent.act(params, observations, noise, agent.policies[0]).reshape(states, -1)
         # An action is held for the length of a chunk.
         held = jnp.tile(jnp.asarray(actions), (1, chunk))
         compared = jax.lax.map(
@@ -97,13 +97,13 @@ def view_critic(path: Path, step: int | None, states: int, data_dir: str = '') -
             ).mean(axis=0),
             held,
         )
-        return agent.qs(params, latents, own), compared
+        return agent.qs(params, latents, chosen), compared
 
-    own, compared = map(np.asarray, evaluate(params, observations))
+    of_policy, compared = map(np.asarray, evaluate(params, observations))
     return CriticView(
         step=step,
-        values=own.mean(axis=0),
-        disagreements=own.std(axis=0),
+        values=of_policy.mean(axis=0),
+        disagreements=of_policy.std(axis=0),
         actions=actions,
         advantages=(compared - compared.mean(axis=0)).T,
         positions=maze_positions(spec.config.task, data.split.info, arrays['indices']),

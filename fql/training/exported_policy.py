@@ -120,16 +120,21 @@ def is_exported(path: Path) -> bool:
     return (path / DESCRIPTION).exists()
 
 
-def read_exported(path: Path, spec: RunSpec) -> Params:
+def read_exported(path: Path, spec: RunSpec, step: int | None) -> Params:
     """The parameters in a folder of `export_policy`.
 
+    Args:
+        step: the update that they must be of; None for any.
+
     Raises:
-        FQLError: they are damaged.
+        FQLError: they are damaged, or of another update.
     """
     try:
         description = read_json(path / DESCRIPTION, Description)
     except (OSError, ValueError) as error:
         raise FQLError(f'{path / DESCRIPTION}: {error}') from error
+    if step not in (None, description.step):
+        raise FQLError(f'{path} has update {description.step:,} only, not {step:,}')
     name = RunFolder(path).spec.name
     if description.files.get(name) != _sha256(path / name):
         raise FQLError(f'{path}: damaged policy: {name} is not what was written')
@@ -146,7 +151,9 @@ def read_exported(path: Path, spec: RunSpec) -> Params:
 
 
 def export_program(agent: Agent, params: Params, policy: str) -> bytes:
-    """A program with the parameters in it, which runs with JAX alone, on any of PLATFORMS.
+    """A program with the parameters in it, which runs on any of PLATFORMS without this package.
+
+    It needs JAX, and flatbuffers to be read.
 
     `jax.export.deserialize(program).call(observations, noise)` takes stacked observations
     (b, h, w, c) uint8 or (b, d) float32, or a dictionary of such arrays, and standard normal noise
@@ -184,7 +191,12 @@ def model_card(spec: RunSpec, description: Description, measure: Measure) -> str
         f'{measure.text(value)} at {int(at):,}' for at, value in description.results.items()
     )
     data = ', '.join(f'{name} {digest[:16]}' for name, digest in description.data.items())
-    observations = describe(spec.observation_shape, spec.observation_dtype)
+    frames = describe(spec.frame_shape, spec.observation_dtype)
+    stacked = describe(spec.observation_shape, spec.observation_dtype)
+    noise = ', '.join(map(str, ('b', *agent_of(spec).noise_shape)))
+    stacking = ''
+    if config.frame_stack > 1:
+        stacking = f': the last {config.frame_stack} on the last axis, the newest at its end'
     scale = '[-1, 1]'
     if spec.action_range is not None:
         low, high = spec.action_range.low, spec.action_range.high
@@ -196,9 +208,10 @@ def model_card(spec: RunSpec, description: Description, measure: Measure) -> str
         |---|---|
         | task | {config.task} |
         | agent | {config.agent.name}, seed {config.seed}, update {description.step:,} |
-        | observations | {observations}, {config.frame_stack} frame(s) stacked |
+        | observations | {frames} |
         | actions | {spec.action_dim} numbers, {scale} |
         | policies | {', '.join(description.policies)} |
+        | programs | for CPU, CUDA and TPU, written by JAX {jax.__version__} |
         | {description.measure} in {config.eval_episodes} episodes | {results or 'not evaluated'} |
         | data (sha256) | {data or 'unknown'} |
 
@@ -207,15 +220,17 @@ def model_card(spec: RunSpec, description: Description, measure: Measure) -> str
 
         policy = fql.load_policy('this/folder')
         policy.reset(seed=0)
-        action = policy(observation)
+        action = policy(observation)  # Not stacked: the policy keeps the last frames.
         ```
 
-        Without this package, with JAX alone:
+        Without this package (`pip install jax flatbuffers`):
 
         ```python
         from jax import export
 
         program = export.deserialize(open('{description.policies[0]}.stablehlo', 'rb').read())
-        actions = program.call(stacked_observations, noise)  # noise: program.in_avals[1]
+        # observations: a batch of {stacked}{stacking}
+        # noise: ({noise}) float32, standard normal
+        actions = program.call(observations, noise)  # (b, horizon, {spec.action_dim})
         ```
         """)

@@ -1,5 +1,6 @@
 """A trained policy in a user's own program: observations in, actions out."""
 
+import operator
 import os
 from collections import deque
 from collections.abc import Mapping
@@ -27,6 +28,10 @@ class LoadedPolicy:
         observation_dtype: 'uint8' for images, 'float32' for vectors; of several, by name.
         action_dim: size of an action.
     """
+
+    observation_shape: tuple[int, ...] | Mapping[str, tuple[int, ...]]
+    observation_dtype: str | Mapping[str, str]
+    action_dim: int
 
     def __init__(self, spec: RunSpec, params: Params, policy: str = '') -> None:
         """Set the policy up; compile nothing yet.
@@ -133,18 +138,20 @@ def load_policy(
     Args:
         path: the folder.
         policy: one of the agent's policies (fql: one_step, bc_flow); its first one if empty.
-        step: which checkpoint of a run; None for the newest that is sound.
+        step: which checkpoint of a run; None for the newest that is sound. An exported folder has
+            one.
         candidates: of how many actions the critics' best is taken; None for the run's setting.
 
     Raises:
         FQLError: no such folder, checkpoint or policy.
+        TypeError: `candidates` is no whole number.
     """
     folder = RunFolder(Path(os.path.expanduser(path)))
     spec = read_spec(folder)
     if is_exported(folder.path):
-        params = read_exported(folder.path, spec)
+        params = read_exported(folder.path, spec, step)
     else:
         _, params = restore_params(folder, spec, step)
     if candidates is not None:
-        spec = with_candidates(spec, candidates)
+        spec = with_candidates(spec, operator.index(candidates))
     return LoadedPolicy(spec, params, policy)

@@ -2,7 +2,8 @@
 
 Sources: the README and the configuration defaults of the FQL repository at commit 719d044 (Park,
 Li, Levine 2025), those of the Q-chunking repository at 48283b4 (Li, Zhou, Levine 2025), and, where
-said, the README of Value Flows. Settings that none of them gives are not tuned.
+said, Table 6 of the FQL paper and the README of Value Flows. Settings that none of them gives are
+not tuned.
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ from fql.training.config import OnlineConfig, TrainConfig
 FQL = 'FQL README (719d044)'
 QC = 'Q-chunking README (48283b4)'
 VALUE_FLOWS = 'Value Flows README (817b01a)'
+FQL_PAPER = 'FQL paper (arXiv 2502.02538), Table 6'
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,42 @@ PRESETS: dict[tuple[str, str], Preset] = {
         },
     ),
     **_published(
+        FQL_PAPER,
+        'iql',
+        {
+            'visual-cube-double-play-v0': {'alpha': 0.3},
+            'visual-scene-play-v0': {'alpha': 10.0},
+            'visual-puzzle-3x3-play-v0': {'alpha': 10.0},
+            'visual-puzzle-4x4-play-v0': {'alpha': 3.0},
+        },
+    ),
+    **_published(
+        FQL_PAPER,
+        'rebrac',
+        {
+            'visual-cube-double-play-v0': {'alpha_actor': 0.1, 'alpha_critic': 0.0},
+            'visual-scene-play-v0': {'alpha_actor': 0.1, 'alpha_critic': 0.01},
+            'visual-puzzle-3x3-play-v0': {'alpha_actor': 0.3, 'alpha_critic': 0.01},
+            'visual-puzzle-4x4-play-v0': {'alpha_actor': 0.3, 'alpha_critic': 0.01},
+        },
+    ),
+    **_published(
+        FQL_PAPER,
+        'ifql',
+        {
+            f'visual-{env}-play-v0': {'num_samples': 32}
+            for env in ('cube-double', 'scene', 'puzzle-3x3', 'puzzle-4x4')
+        },
+    ),
+    **_published(
+        FQL_PAPER,
+        'fbrac',
+        {
+            f'visual-{env}-play-v0': {'alpha': 300.0 if env == 'puzzle-4x4' else 100.0}
+            for env in ('cube-single', 'cube-double', 'scene', 'puzzle-3x3', 'puzzle-4x4')
+        },
+    ),
+    **_published(
         VALUE_FLOWS,
         'fql',
         {
@@ -119,12 +157,7 @@ PRESETS: dict[tuple[str, str], Preset] = {
     **_published(
         VALUE_FLOWS,
         'iql',
-        {
-            **{dataset: {'alpha': 1.0} for dataset in _VISUAL_ANTMAZES},
-            'visual-cube-double-play-v0': {'alpha': 0.3, 'discount': 0.995},
-            'visual-scene-play-v0': {'alpha': 10.0},
-            'visual-puzzle-3x3-play-v0': {'alpha': 10.0},
-        },
+        {dataset: {'alpha': 1.0} for dataset in _VISUAL_ANTMAZES},
     ),
     **_published(
         VALUE_FLOWS,
@@ -134,13 +167,6 @@ PRESETS: dict[tuple[str, str], Preset] = {
                 dataset: {'alpha_actor': 0.01, 'alpha_critic': 0.003}
                 for dataset in _VISUAL_ANTMAZES
             },
-            'visual-cube-double-play-v0': {
-                'alpha_actor': 0.1,
-                'alpha_critic': 0.0,
-                'discount': 0.995,
-            },
-            'visual-scene-play-v0': {'alpha_actor': 0.3, 'alpha_critic': 0.01},
-            'visual-puzzle-3x3-play-v0': {'alpha_actor': 0.1, 'alpha_critic': 0.003},
             'cube-triple-play-v0': {
                 'alpha_actor': 0.03,
                 'alpha_critic': 0.0,
@@ -153,9 +179,6 @@ PRESETS: dict[tuple[str, str], Preset] = {
         'ifql',
         {
             **{dataset: {'num_samples': 32} for dataset in _VISUAL_ANTMAZES},
-            'visual-cube-double-play-v0': {'num_samples': 32, 'discount': 0.995},
-            'visual-scene-play-v0': {'num_samples': 32},
-            'visual-puzzle-3x3-play-v0': {'num_samples': 32},
             'cube-triple-play-v0': {'num_samples': 32, 'discount': 0.995},
         },
     ),
@@ -164,9 +187,6 @@ PRESETS: dict[tuple[str, str], Preset] = {
         'fbrac',
         {
             **{dataset: {'alpha': 100.0} for dataset in _VISUAL_ANTMAZES},
-            'visual-cube-double-play-v0': {'alpha': 100.0, 'discount': 0.995},
-            'visual-scene-play-v0': {'alpha': 100.0},
-            'visual-puzzle-3x3-play-v0': {'alpha': 100.0},
             'cube-triple-play-v0': {'alpha': 100.0, 'discount': 0.995},
         },
     ),

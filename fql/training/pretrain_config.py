@@ -69,7 +69,7 @@ class PretrainConfig:
     keep_latest: int = 2
     """Checkpoints kept."""
     keep_interval: int = 0
-    """Checkpoints at multiples of this many updates are kept for ever (0: none)."""
+    """Checkpoints at multiples of this many updates that are never deleted (0: none)."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
     @property

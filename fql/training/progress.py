@@ -44,6 +44,12 @@ def count_from(bar: tqdm, done: int) -> None:
     bar.unpause()
 
 
+def move_to(bar: tqdm, done: int) -> None:
+    """Move the bar, also back: what was lost counts neither for the rate nor for the time left."""
+    bar.initial = max(0, bar.initial - max(0, bar.n - done))
+    bar.update(done - bar.n)
+
+
 def progress_callback(bar: tqdm) -> Callable[[int, int], None]:
     """A function (done, total) that moves the bar."""
 

@@ -26,4 +26,4 @@ def save_encoder_folder(
         with atomic_folder(folder.absolute(), replace=replace) as new:
             return save_encoder(new, params, saved)
     except FileExistsError:
-        raise EncoderError(f'{folder} was made meanwhile by another process') from None
+        raise EncoderError(f'{folder} was just made by another process') from None

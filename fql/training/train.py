@@ -482,7 +482,8 @@ def end_summary(folder: RunFolder, updates: int, seconds: float) -> str:
     task = find_task(config.task)
     measure, results = read_results(folder.eval_csv)
     values = [f'{step:,}: {measure.text(value)}' for step, value in results.items()]
-    published = published_result(config.agent.name, task.name)
+    is_online = config.online.online_steps > 0
+    published = published_result(config.agent.name, task.name, online=is_online)
     lines = {
         'done': f'{updates:,} updates in {seconds / 60:.1f} min, evaluations included',
         measure.name: ', '.join(values) or 'not evaluated',

@@ -37,7 +37,7 @@ class BenchmarkUpdate:
     """reference: as the reference implementation computes an update (three encoders, XLA's max
     pooling, one update per call). separate, shared: --encoder.sharing. plain: shared, with XLA's
     own convolutions and max pooling. frozen: no gradient into the encoder; latents: the same on
-    cached latents; states: vectors in place of images; on_device: frames kept on the device, which
+    cached latents; states: vectors instead of images; on_device: frames kept on the device, which
     are sampled, gathered and shifted there. The others are compared with the first one."""
     agent: AgentName = 'fql'
     """The agent whose update is timed, with its default settings."""

@@ -1,6 +1,6 @@
 """How fast, and in how much memory, a frame store is prepared and exported.
 
-To be run in separate processes, so that nothing but the work is in their memory.
+To be run in separate processes, so that only the work is in their memory.
 """
 
 import multiprocessing

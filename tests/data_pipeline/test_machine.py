@@ -102,7 +102,7 @@ def test_memory_is_the_smallest_of_what_limits_it(tmp_path, files, gigabytes):
     assert available_memory(machine(tmp_path, files)) == gigabytes * GB
 
 
-def test_a_machine_that_does_not_tell(tmp_path):
+def test_memory_is_unknown_without_proc(tmp_path):
     assert available_memory(tmp_path) is None
 
 

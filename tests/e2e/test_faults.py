@@ -59,9 +59,9 @@ def test_a_damaged_checkpoint_is_made_again(fql, tmp_path):
     largest = max(files, key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-1])
 
-    told = fql('inspect', 'checkpoint', damaged, '--step', 30)
-    assert told.returncode == 1
-    assert 'was altered' in told.stderr
+    shown = fql('inspect', 'checkpoint', damaged, '--step', 30)
+    assert shown.returncode == 1
+    assert 'was altered' in shown.stderr
     resumed = fql('train', '--resume', damaged)
     assert resumed.returncode == 0, resumed.stderr
     assert 'checkpoint of step 30 is damaged' in resumed.stdout

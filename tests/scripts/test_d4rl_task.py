@@ -63,25 +63,25 @@ def finished_run(fql, tmp_path):
 def test_the_score_is_recorded_and_reported_with_what_it_may_be_compared_with(
     fql, finished_run, tmp_path
 ):
-    run, told = finished_run
+    run, shown = finished_run
     header, row = (run / 'eval.csv').read_text().splitlines()
     values = dict(zip(header.split(','), map(float, row.split(',')), strict=True))
     expected = 100 * (values['evaluation/return'] - 96.262799) / (3076.8331017826877 - 96.262799)
     assert values['evaluation/score'] == pytest.approx(expected)
-    assert f'score: 1: {expected:.1f}' in told
-    assert "this score is: not comparable with D4RL: the data are not of D4RL's own file" in told
+    assert f'score: 1: {expected:.1f}' in shown
+    assert "this score is: not comparable with D4RL: the data are not of D4RL's own file" in shown
     flags = ('--episodes', 2, '--workers', 1)
-    told = fql('evaluate', run, *flags).stdout
-    assert f'policy of step 1: score {expected:.1f}, success 0.0% over 2 episodes' in told
-    assert 'success judged' not in told
+    shown = fql('evaluate', run, *flags).stdout
+    assert f'policy of step 1: score {expected:.1f}, success 0.0% over 2 episodes' in shown
+    assert 'success judged' not in shown
 
     manifest = tmp_path / 'data' / TASK / 'manifest.json'
     values = json.loads(manifest.read_text())
     values['sources']['train']['sha256'] = D4RL_FILES[TASK]
     manifest.write_text(json.dumps(values))
     assert 'this score is comparable with D4RL\n' in fql('evaluate', run, *flags).stdout
-    told = fql('evaluate', run, *flags, '--max-episode-steps', 5).stdout
-    assert 'not comparable with D4RL: episodes end after 5 steps\n' in told
+    shown = fql('evaluate', run, *flags, '--max-episode-steps', 5).stdout
+    assert 'not comparable with D4RL: episodes end after 5 steps\n' in shown
 
     done = fql('report', run, '--out', tmp_path / 'runs.html')
     _, header, row, _ = done.stdout.splitlines()

@@ -42,6 +42,8 @@ def own_dataset(run_example, monkeypatch, tmp_path, capsys):
 def test_data_of_ones_own_a_policy_in_a_program_and_on_a_server(run_example, own_dataset, capsys):
     run_example('act_in_my_environment.py', own_dataset / 'runs/dots', 'own_dataset:Dot-v0')
     assert re.match(r'success in \d+ of 10 episodes\n', capsys.readouterr().out)
+    run_example('time_policy.py', own_dataset / 'runs/dots')
+    assert re.search(r'then [\d.]+ ms an action\n', capsys.readouterr().out)
 
     client = pytest.importorskip('websockets.sync.client', reason='needs websockets')
     import fql
@@ -77,6 +79,7 @@ def test_a_loop_in_python(run_example, monkeypatch, environment, capsys):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)  # Three runs, with the quickstart's networks.
 @pytest.mark.usefixtures('prepared', 'opengl')
 def test_the_notebook(monkeypatch, environment, tmp_path, capsys):
     monkeypatch.setenv('FQL_DATA_DIR', environment['FQL_DATA_DIR'])
@@ -85,7 +88,7 @@ def test_the_notebook(monkeypatch, environment, tmp_path, capsys):
     cells = [''.join(cell['source']) for cell in notebook['cells'] if cell['cell_type'] == 'code']
     assert cells[0].startswith('PRETRAINING = ')
     names = {}
-    for cell in ['PRETRAINING, UPDATES, SEEDS = 2, 2, (0,)', *cells[1:]]:
+    for cell in ['PRETRAINING, UPDATES, EPISODES, SEEDS = 2, 1, 1, (0,)', *cells[1:]]:
         exec(compile(cell, 'notebook', 'exec'), names)
     table = capsys.readouterr().out
     assert 'fql (shift-probability 0, encoder.mode frozen' in table

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from fql.agents.configs import FQLConfig, IQLConfig
-from fql.envs.tasks import QUICKSTART_TASK
+from fql.envs.tasks import QUICKSTART_TASK, find_task
 from fql.training.config import TrainConfig
+from fql.training.presets import default_config
 from fql.training.run_folder import RunFolder, RunSpec, write_spec
 from tests.fql.reports.browser import Browser, chromium
 
@@ -53,15 +54,16 @@ def test_runs_of_other_seeds_are_one_group(fql, tmp_path):
         '81 ± 12 %',
     ]
     assert cells(rows[1]) == [
-        *('fql (batch-size 8)', '1', '30', '75.0%', '-', '75.0%', '75.0%', '81 ± 12 %')
+        *('fql (batch-size 8)', '1', '30', '75.0%', '-', '75.0%', '-', '81 ± 12 %')
     ]
-    assert cells(rows[2]) == ['iql', '1', '30', '25.0%', '-', '25.0%', '25.0%', '70 ± 12 %']
+    assert cells(rows[2]) == ['iql', '1', '30', '25.0%', '-', '25.0%', '-', '70 ± 12 %']
     assert source.startswith('paper: Park, Li, Levine 2025 (arXiv 2502.02538)')
     assert left_out == 'not finished, or left out: 1 (listed on the page)'
     assert written == f'wrote {tmp_path / "r.html"}'
     page = (tmp_path / 'r.html').read_text()
-    assert f'{CUBE}/fql (batch-size 256)' in page
-    assert 'left out of the tables: evaluated up to update 20 only' in page
+    left_out = page[page.index('Not run, or not to the end') :]
+    assert 'fql (batch-size 256)' in left_out
+    assert 'left out of the tables: evaluated up to update 20 only' in left_out
 
 
 def test_encoders_of_numbered_folders_are_one_setting(fql, tmp_path):
@@ -116,6 +118,25 @@ def test_runs_on_other_data_are_other_groups(fql, tmp_path):
     )
     done = fql('report', runs[0], other, '--out', tmp_path / 'n.html')
     assert 'are measured differently: by success and by return' in done.stderr
+
+
+def test_tasks_of_one_dataset_are_averaged_beside_the_papers_average(fql, tmp_path):
+    """As in its Table 2. A mean of the paper needs all tasks."""
+    names = [
+        f'{env}-play-singletask-task{n}-v0' for env in ('cube-double', 'scene') for n in (1, 2)
+    ]
+    runs = [
+        write_run(tmp_path / task, {10: 0.1 * n}, default_config(find_task(task)))
+        for n, task in enumerate(names)
+    ]
+    assert fql('report', *runs, '--out', tmp_path / 'r.html').returncode == 0
+    page = (tmp_path / 'r.html').read_text()
+    averages = page[page.index('Tasks of one dataset together') : page.index('id="cube-double')]
+    shown = re.sub(r'<[^>]+>', ' ', averages).split()
+    # Table 3: 61, 36 and 100, 76.
+    assert [word for word in shown if word.endswith('%')] == ['5.0%', '48.5%', '25.0%', '88.0%']
+    assert '<span>all 4</span>' in page  # None has other settings than the default.
+    assert '68.2%' in page[: page.index('Tasks of one dataset together')]
 
 
 @pytest.fixture
@@ -234,6 +255,8 @@ def test_the_page_has_all_in_itself(page):
     assert 'url(http' not in text
     assert '<b>' not in text
     assert '&lt;b&gt;&amp;-0' in text
+    # Two datasets of one task each.
+    assert 'Tasks of one dataset together' not in text
     assert '81% <small>± 12%</small>' in text
 
 

@@ -18,7 +18,7 @@ from fql.envs.tasks import QUICKSTART_TASK
 from fql.stopping import EXIT_CODE
 from fql.sweeps.cluster import TrainJob
 from fql.sweeps.file import read_sweep
-from fql.sweeps.folder import SweepFolder, is_running, train_command
+from fql.sweeps.folder import SweepFolder, is_done, is_running, train_command
 from fql.sweeps.processes import gpu_variables
 
 FILE = f"""
@@ -102,12 +102,14 @@ def test_runs_can_be_added_and_not_changed(fql, assert_one_line, sweep, tmp_path
 
 
 def test_a_second_sweep_of_one_folder_changes_nothing(fql, assert_one_line, sweep, tmp_path):
-    """Not even the record, which says what the first one runs."""
+    """Not even the record, which says what the first one runs. It shows the table."""
     file = write_file(tmp_path, 2, '[0, 1]')
     folder = tmp_path / 'runs'
     folder.mkdir()
     with locked(folder / 'sweep.lock', 'runs it'):
-        assert_one_line(fql('sweep', file, '--dir', folder), 'another process runs the sweep')
+        done = fql('sweep', file, '--dir', folder)
+        assert_one_line(done, 'another process runs the sweep')
+        assert done.stdout.split()[:2] == ['not', 'begun']
     assert not (folder / 'sweep.toml').exists()
 
 
@@ -221,15 +223,13 @@ def test_ctrl_c_stops_all_in_good_order(start_fql, fql_process, tmp_path):
 @pytest.mark.usefixtures('prepared')
 def test_a_cluster_runs_what_is_missing(fql, fql_process, tmp_path):
     pytest.importorskip('submitit', reason="needs the extra 'slurm'")
-    file = write_file(tmp_path, 2)
-    folder = tmp_path / 'runs'
-    command = ('sweep', file, '--dir', folder, '--cluster', 'local')
+    file = write_file(tmp_path, 2, '[0]')
+    folder, (run,) = SweepFolder(tmp_path / 'runs'), read_sweep(file)
+    command = ('sweep', file, '--dir', folder.path, '--cluster', 'local')
     done = fql_process(*command)
     assert done.returncode == 0, done.stderr
-    assert 'submitted: 2 jobs' in done.stdout
-    done = [folder / f'{RUN}{seed}' / 'learning_curve.png' for seed in (0, 1)]
-    wait_until(lambda: all(path.exists() for path in done))
-    wait_until(lambda: not any(is_running(SweepFolder(folder), run) for run in read_sweep(file)))
+    assert 'submitted jobs: 1' in done.stdout
+    wait_until(lambda: is_done(folder.run(run), run) and not is_running(folder, run))
     again = fql(*command)
     assert again.returncode == 0, again.stderr
     assert 'submitted' not in again.stdout

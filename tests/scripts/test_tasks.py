@@ -18,6 +18,10 @@ def test_a_task_has_a_line_for_each_agent_it_was_tuned_for(fql):
         [*head, 'iql', 'alpha 1, discount 0.99', source],
         [*head, 'rebrac', 'alpha-actor 1, alpha-critic 0, discount 0.99', source],
         [*head, 'ifql', 'num-samples 32, discount 0.99', source],
+        [
+            *(*head, 'fbrac', 'alpha 100, discount 0.99, q-agg mean'),
+            'FQL paper (arXiv 2502.02538), Table 6',
+        ],
     ]
 
 
@@ -42,7 +46,7 @@ def test_patterns(fql, assert_one_line):
     assert len(rows(fql('tasks', 'cube-octuple-*-task3-v0'))) == 2
     found = rows(fql('tasks', 'visual-*-task1-v0', '--agent', 'iql'))
     tuned = [row for row in found if row[-1] != 'not tuned']
-    assert len(tuned) == 6
+    assert len(tuned) == 7
     assert all(row[3] == 'iql' for row in found)
     assert_one_line(fql('tasks', 'visual-cubicle'), "no task matches 'visual-cubicle'")
     assert_one_line(fql('tasks', '--agent', 'xql'), "unknown agent 'xql'")

@@ -56,7 +56,7 @@ def cube_store(make_store, **changes: np.ndarray | None) -> FrameStore:
 @pytest.fixture
 def no_worker(monkeypatch):
     def refuse(*_args, **_kwargs):
-        raise AssertionError('labels were computed in place of read')
+        raise AssertionError('labels were computed instead of read')
 
     monkeypatch.setattr(labels, 'WorkerGroup', refuse)
 

@@ -198,6 +198,9 @@ def test_presets_are_of_known_datasets_and_settings():
         ('rebrac', 'visual-cube-single-play-singletask-task1-v0', {'alpha_actor': 1}),
         ('sac', 'humanoidmaze-medium-navigate-singletask-v0', {'discount': 0.995, 'q_agg': 'min'}),
         ('fbrac', 'visual-scene-play-singletask-task1-v0', {'alpha': 100}),
+        ('fbrac', 'visual-puzzle-4x4-play-singletask-task1-v0', {'alpha': 300}),
+        ('rebrac', 'visual-scene-play-singletask-task1-v0', {'alpha_actor': 0.1}),
+        ('iql', 'visual-cube-double-play-singletask-task1-v0', {'alpha': 0.3, 'discount': 0.99}),
         ('ifql', 'cube-triple-play-singletask-task2-v0', {'num_samples': 32, 'discount': 0.995}),
     ],
 )

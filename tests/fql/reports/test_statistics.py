@@ -24,6 +24,11 @@ def test_intervals_are_those_of_rliable(statistic, value, low, high):
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.008)
 
 
+def test_each_task_counts_the_same_in_the_mean():
+    """Also while some of its runs are missing."""
+    assert estimate(mean, [np.array([1.0, 0.5, 0.0]), np.array([1.0, 1.0])]).value == 0.75
+
+
 def test_the_interquartile_mean_leaves_a_quarter_out_on_each_side():
     values = np.array([0, 0, 4, 5, 6, 7, 100, 1000])
     assert estimate(interquartile_mean, [values]).value == 5.5

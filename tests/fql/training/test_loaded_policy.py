@@ -2,8 +2,12 @@
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -23,14 +27,13 @@ from fql.training.policy import make_act, make_policy, restore_params
 from fql.training.run_folder import RunFolder, RunSpec, read_spec
 from fql.training.saved_encoders import save_encoder_folder
 
+ROOT = Path(__file__).parents[3]
 SMALL = (
     *('--task', QUICKSTART_TASK, '--steps', 2, '--eval-interval', 0, '--log-interval', 0),
     *('--batch-size', 8, '--hidden-dims', 8, '--flow-steps', 2, '--frame-stack', 2),
 )
-WITHOUT = """
-import sys
-sys.modules.update(dict.fromkeys(sys.argv[1].split(',')))  # As if they were not installed.
-"""
+OF_JAX = ('jax', 'jaxlib', 'ml_dtypes', 'numpy', 'opt_einsum', 'scipy', 'flatbuffers')
+"""What `pip install jax flatbuffers` installs."""
 ACT = """
 import sys
 import numpy as np, fql
@@ -41,6 +44,8 @@ np.save(sys.argv[4], np.stack([policy(image) for image in images]))
 print(*(name for name in sys.argv[1].split(',') if name in sys.modules))
 """
 RUN_PROGRAM = """
+import sys
+sys.path.append(sys.argv[1])
 import numpy as np
 from jax import export
 program = export.deserialize(open(sys.argv[2], 'rb').read())
@@ -138,19 +143,38 @@ def test_what_is_exported_names_no_folder(run, exported, environment):
             assert str(folder).encode() not in path.read_bytes(), path
 
 
-def test_an_exported_program_needs_jax_alone(run_python, run, exported, tmp_path):
+@pytest.fixture
+def only_jax(tmp_path):
+    """A folder of installed packages with JAX alone."""
+    folder = tmp_path / 'packages'
+    folder.mkdir()
+    for name in OF_JAX:
+        package = Path(importlib.util.find_spec(name).origin).parent
+        for path in (package, package.with_name(f'{name}.libs')):
+            if path.exists():
+                (folder / path.name).symlink_to(path)
+    return folder
+
+
+def test_an_exported_program_needs_jax_alone(run, exported, only_jax, tmp_path):
     spec = read_spec(RunFolder(run))
     _, params = restore_params(RunFolder(run), spec, None)
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(5, 2)).astype(np.float32)
     observations = rng.integers(0, 256, (5, 32, 32, 6), np.uint8)
     np.savez(tmp_path / 'given.npz', observations=observations, noise=noise)
-    absent = 'fql,encoders,data_pipeline,scripts,flax,optax,orbax,einops,tensorflow'
     for policy in ('one_step', 'bc_flow'):
-        done = run_python(
-            WITHOUT + RUN_PROGRAM,
-            *(absent, exported / f'{policy}.stablehlo'),
-            *(tmp_path / 'given.npz', tmp_path / 'actions.npy'),
+        program = exported / f'{policy}.stablehlo'
+        done = subprocess.run(
+            # Without the installed packages and the current folder.
+            [
+                *(sys.executable, '-I', '-S', '-c', RUN_PROGRAM, only_jax),
+                *(program, tmp_path / 'given.npz', tmp_path / 'actions.npy'),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         expected = agent_of(spec).act(params, observations, noise, policy)
@@ -220,6 +244,10 @@ def test_what_cannot_be_loaded(run, exported, tmp_path, assert_one_line, fql):
     (damaged / 'policy.json').write_text(json.dumps({**description, 'digest': 'other'}))
     with pytest.raises(FQLError, match='not those that were written'):
         load_policy(damaged)
+    with pytest.raises(FQLError, match='has update 2 only, not 1'):
+        load_policy(exported, step=1)
+    with pytest.raises(TypeError):
+        load_policy(run, candidates=2.5)
     assert_one_line(fql('export-policy', run, '--out', exported), f'{exported} exists')
     edited = shutil.copytree(exported, tmp_path / 'edited')
     config = json.loads((edited / 'config.json').read_text())
@@ -227,6 +255,32 @@ def test_what_cannot_be_loaded(run, exported, tmp_path, assert_one_line, fql):
     (edited / 'config.json').write_text(json.dumps(config))
     with pytest.raises(FQLError, match=r'config\.json is not what was written'):
         load_policy(edited)
+
+
+def test_the_model_card_says_what_its_programs_take(exported):
+    card = (exported / 'README.md').read_text()
+    assert '| observations | 32x32x3 uint8 |' in card
+    assert 'a batch of 32x32x6 uint8: the last 2 on the last axis, the newest at its end' in card
+    assert 'noise: (b, 2) float32' in card
+
+
+@pytest.mark.long
+def test_a_type_checker_knows_the_public_names(tmp_path):
+    """And no others."""
+    (tmp_path / 'user.py').write_text(
+        "import fql\n\nfql.load_policy('run').reset(seed='x')\nfql.other\n"
+    )
+    flags = ('--follow-imports=silent', '--ignore-missing-imports', '--cache-dir=.mypy_cache')
+    done = subprocess.run(
+        [sys.executable, '-m', 'mypy', *flags, tmp_path / 'user.py'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert 'user.py:3: error: Argument "seed" to "reset"' in done.stdout
+    assert 'user.py:4: error: Module has no attribute "other"' in done.stdout
+    assert 'Found 2 errors' in done.stdout
 
 
 def test_what_is_exported_names_the_checksums_of_its_files(exported):

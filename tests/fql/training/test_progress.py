@@ -4,7 +4,7 @@ import time
 
 from tqdm import tqdm
 
-from fql.training.progress import count_from, progress_bar
+from fql.training.progress import count_from, move_to, progress_bar
 
 
 def test_what_it_took_to_begin_counts_neither_as_time_nor_as_work():
@@ -13,6 +13,13 @@ def test_what_it_took_to_begin_counts_neither_as_time_nor_as_work():
         count_from(bar, 30)
         assert bar.format_dict['elapsed'] < 0.5
         assert (bar.format_dict['n'], bar.format_dict['initial']) == (30, 30)
+
+
+def test_what_is_lost_counts_neither_for_the_rate_nor_for_the_time_left():
+    with progress_bar('sweep', 'update', 100, initial=30) as bar:
+        move_to(bar, 25)
+        move_to(bar, 27)
+        assert (bar.format_dict['n'], bar.format_dict['initial']) == (27, 25)
 
 
 def test_a_line_written_at_once_leaves_no_bar(capsys):
