@@ -15,7 +15,7 @@ from fql.training.checkpoints import finished_steps
 STEPS = 60
 SETTINGS = (
     *('--task', QUICKSTART_TASK, '--steps', STEPS, '--batch-size', 8, '--hidden-dims', 8),
-    *('--flow-steps', 1),
+    *('--flow-steps', 1, '--encoder', 'impala_debug', '--eval-workers', 1),
     *('--log-interval', 7, '--save-interval', 10, '--eval-interval', 30),
     *('--eval-episodes', 2, '--max-episode-steps', 4, '--shift-probability', 0.5),
 )

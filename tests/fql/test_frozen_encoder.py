@@ -189,6 +189,7 @@ def test_every_encoder_and_its_target_start_from_the_saved_one(sharing, encoder)
         assert same_bits(tree, encoder)
 
 
+@pytest.mark.long
 def test_an_encoder_is_trained_from_its_unfreeze_step_on(states, encoder):
     config = with_encoder(FINETUNE, unfreeze_step=2)
     state = states['finetune']
