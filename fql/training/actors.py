@@ -45,6 +45,11 @@ class _Episode:
     queue: deque[np.ndarray] = field(default_factory=deque)
 
 
+def episode_seed(seed: int, environment: int, number: int) -> int:
+    """The seed in [0, 2**32) that resets an environment for its episode `number`, from a run's."""
+    return int(np.random.SeedSequence((seed, environment, number)).generate_state(1)[0])
+
+
 class Actors:
     """The environments, their open episodes, and the policy that acts in all of them.
 
@@ -243,16 +248,15 @@ class Actors:
 
     def _reset(self, indices: Sequence[int]) -> dict[int, _Episode]:
         numbers = {index: len(self._streams[index].episodes.ends) for index in indices}
-        seeds = {index: self._episode_seed(index, number) for index, number in numbers.items()}
+        seeds = {
+            index: episode_seed(self._seed, index, number) for index, number in numbers.items()
+        }
         firsts = self._workers.reset(seeds)
         for index in seeds.keys() - firsts.keys():
             raise FQLError(f'{self._place(index)} hangs when it is reset with seed {seeds[index]}')
         for index, observation in firsts.items():
             self._check_observation(index, observation)
         return {index: _Episode(numbers[index], first) for index, first in firsts.items()}
-
-    def _episode_seed(self, index: int, number: int) -> int:
-        return int(np.random.SeedSequence((self._seed, index, number)).generate_state(1)[0])
 
     def _newest_frame(self, index: int, observation: Any) -> Any:
         """Of a stack, the frame that the replay stores."""

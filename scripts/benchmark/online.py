@@ -26,7 +26,7 @@ from fql.envs.tasks import OWN_TASK
 from fql.envs.workers import EnvWorkers
 from fql.reports.output import format_table, write_json
 from fql.reports.timing import WARM_UP, median_ratio, take_turns
-from fql.training.actors import Actors
+from fql.training.actors import Actors, episode_seed
 from fql.training.checkpoints import CheckpointWriter
 from fql.training.config import OnlineConfig, TrainConfig
 from fql.training.data import LabelledSplit, run_spec, training_batches
@@ -154,14 +154,15 @@ def fast_workers(config: TrainConfig) -> EnvWorkers:
 def compare_environments(args: BenchmarkOnline, folder: Path) -> dict[str, float]:
     """Steps a second of one bare environment, and of all actors with their policy and replay.
 
-    Each renders in one thread, the bare one too: by itself it would take several cores. It repeats
-    the actions of the actors' first environment, since a robot at rest is simulated faster.
+    Each renders in one thread, the bare one too: by itself it would take several cores. What a step
+    takes depends on what the robot does, so the bare environment repeats the actors' episodes, one
+    after the other.
     """
     render_in_one_thread()
     config = TrainConfig(task=OWN_TASK, frame_stack=1)
     env_spec = EnvSpec(args.env)
     steps = args.env_steps
-    with EnvWorkers(env_spec, 1) as bare, EnvWorkers(env_spec, args.workers) as workers:
+    with EnvWorkers(env_spec, args.workers) as bare, EnvWorkers(env_spec, args.workers) as workers:
         shape = workers.observation_shape
         spec = RunSpec(config, shape, str(workers.observation_dtype), workers.action_dim)
         params = initial_state(make_learner(spec), 0, make_mesh()).params
@@ -171,8 +172,7 @@ def compare_environments(args: BenchmarkOnline, folder: Path) -> dict[str, float
                 workers, replay, make_acting(spec), jax.random.key(0), 0, lambda metrics: None
             )
             actors.start()
-            bare.reset({0: 0})
-            stream = replay.streams[0]
+            bare.reset({index: episode_seed(0, index, 0) for index in range(args.workers)})
 
             def step_actors() -> None:
                 for _ in range(steps):
@@ -180,12 +180,13 @@ def compare_environments(args: BenchmarkOnline, folder: Path) -> dict[str, float
                     actors.finish()
 
             def step_bare() -> None:
-                for action in stream.read('actions', stream.rows - 1 - steps, stream.rows - 1):
-                    bare.step({0: action})
+                for index, stream in enumerate(replay.streams):
+                    for action in stream.read('actions', stream.rows - 1 - steps, stream.rows - 1):
+                        bare.step({index: action})
 
             seconds = take_turns({'actors': step_actors, 'bare': step_bare}, args.rounds)
-    made = {'bare': steps, 'actors': steps * args.workers}
-    return {name: made[name] / statistics.median(turns) for name, turns in seconds.items()}
+    made = steps * args.workers
+    return {name: made / statistics.median(turns) for name, turns in seconds.items()}
 
 
 def measure_growth(folder: Path, steps: int) -> dict[str, float]:
