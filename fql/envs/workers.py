@@ -264,7 +264,7 @@ def _picture(painter: Painter, env: Any) -> np.ndarray | str:
     try:
         frame = painter.draw()
     except Exception as error:  # Vectors are also for machines without OpenGL.
-        return f'{env} cannot be drawn: {type(error).__name__}: {first_line(error)}'
+        return f'{env.unwrapped} cannot be drawn: {type(error).__name__}: {first_line(error)}'
     if not isinstance(frame, np.ndarray):
-        return f'{env} gives no picture: add render_mode="rgb_array" to its kwargs'
+        return f'{env.unwrapped} gives no picture: add render_mode="rgb_array" to its kwargs'
     return frame
