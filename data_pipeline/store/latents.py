@@ -2,7 +2,7 @@
 
     <store>/latents/<key>/recipe.json                what determines them; the key is its digest
     <store>/latents/<key>/<split>/observations.npy   (n, d)
-    <store>/latents/<key>/<split>/progress.json      number of rows written, and their checksum
+    <store>/latents/<key>/<split>/progress.json      whose rows these are, how many, their checksum
 
 The array grows by blocks of rows and is complete once the record counts them all. An interrupted
 one is continued after the last row recorded. The loader reads it like any observations.
@@ -45,10 +45,21 @@ _READ_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class LatentRecord:
-    """`progress.json`: the number of rows written, and the checksum of their bytes."""
+    """`progress.json`.
 
+    Attributes:
+        place: key and split that the array belongs to.
+        rows: number of rows written.
+        sha256: checksum of their bytes.
+    """
+
+    place: str
     rows: int
     sha256: str
+
+
+def _place(array: Path) -> str:
+    return f'{array.parents[1].name}/{array.parent.name}'
 
 
 def latent_recipe(store: FrameStore, encoding: Mapping[str, Any]) -> str:
@@ -107,6 +118,8 @@ def stored_latents(folder: Path) -> list[StoredArray]:
         array = path.with_name(_ARRAY)
         try:
             record = read_json(path, LatentRecord)
+            if record.place != _place(array):
+                raise ValueError(f'its latents are those of {record.place}')
             with array.open('rb') as file:
                 shape, _, dtype = read_npy_header(file)
                 start = file.tell()
@@ -167,7 +180,7 @@ class LatentWriter:
     def _record(self) -> None:
         # The rows must be on the disk before the record that counts them.
         sync_file(self._file)
-        record = LatentRecord(self.rows, self._digest.hexdigest())
+        record = LatentRecord(_place(self._path), self.rows, self._digest.hexdigest())
         write_json(self._path.with_name(_RECORD), dataclasses.asdict(record))
         self._recorded = self.rows
 
@@ -191,8 +204,9 @@ def _digest_of(file: BinaryIO, nbytes: int) -> Any:
 
 
 def _read_record(array: Path) -> LatentRecord | None:
-    """The record beside an array; None if there is no readable one."""
+    """The record beside an array; None if there is no readable one, or only that of another."""
     try:
-        return read_json(array.with_name(_RECORD), LatentRecord)
+        record = read_json(array.with_name(_RECORD), LatentRecord)
     except (OSError, ValueError):
         return None
+    return record if record.place == _place(array) else None

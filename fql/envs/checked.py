@@ -3,6 +3,7 @@
 Imports gymnasium, and so is imported where an environment is made.
 """
 
+import inspect
 from typing import Any
 
 import gymnasium
@@ -42,8 +43,8 @@ class Checked(gymnasium.Wrapper):
         self._check_values('step', result, names)
         observation, reward, terminated, truncated, info = result
         reward = self._number('the reward', reward)
-        if not np.isfinite(reward):
-            raise FQLError(f'{self._env_id}: the reward must be finite, not {reward}')
+        if not np.isfinite(np.float32(reward)):  # As it is stored.
+            raise FQLError(f'{self._env_id}: the reward must be finite in float32, not {reward}')
         success = info.get('success')
         success = np.nan if success is None else self._number("info['success']", success)
         if success < 0 or success > 1:
@@ -72,7 +73,15 @@ class Checked(gymnasium.Wrapper):
 
 
 def check_results(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
-    """The environment with a `Checked` below its other wrappers."""
+    """The environment with a `Checked` below its other wrappers.
+
+    Raises:
+        FQLError: its `reset` takes no seed or options.
+    """
+    try:
+        inspect.signature(env.unwrapped.reset).bind(seed=0, options=None)
+    except TypeError:
+        raise FQLError(f'{env_id}: reset must take seed and options, as in gymnasium') from None
     if not isinstance(env, gymnasium.Wrapper):
         return Checked(env, env_id)
     inner = env
@@ -100,6 +109,8 @@ def check_observation(env_id: str, space: Any, observation: Any) -> Any:
                 f'{which} is {array.dtype} {array.shape}, though its space is {box.dtype} '
                 f'{box.shape}'
             )
-        if box.dtype.kind == 'f' and not np.isfinite(array.astype(box.dtype)).all():
+        with np.errstate(over='ignore'):
+            array = array.astype(box.dtype)
+        if box.dtype.kind == 'f' and not np.isfinite(array).all():
             raise FQLError(f'{which} holds values that are not finite')
     return observation

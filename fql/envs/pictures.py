@@ -22,15 +22,22 @@ class Painter:
         """Store the environment; the first picture opens the renderer."""
         self._env = env
         self._renderer: Any = None
+        self._shape: tuple[int, ...] | None = None
 
     def draw(self) -> np.ndarray:
-        """A picture (h, w, 3) uint8.
+        """A picture (h, w, 3) uint8; what the environment gives if that is no array.
 
         A maze's picture is larger than its images and shows a red disc for the goal. Raises the
         renderer's errors.
+
+        Raises:
+            ValueError: the environment gives another array, or one of another size than before.
         """
         if not hides_goal(self._env):
-            return self._env.render()
+            frame = self._env.render()
+            if isinstance(frame, np.ndarray):
+                self._check(frame)
+            return frame
         import mujoco
 
         maze = self._env.unwrapped
@@ -52,3 +59,10 @@ class Painter:
         disc.specular, disc.emission = 0.0, 0.3
         scene.ngeom += 1
         return self._renderer.render()
+
+    def _check(self, frame: np.ndarray) -> None:
+        self._shape = self._shape or frame.shape
+        if frame.dtype != np.uint8 or frame.shape[2:] != (3,) or frame.size == 0:
+            raise ValueError(f'its picture is {frame.dtype} {frame.shape}, not uint8 (h, w, 3)')
+        if frame.shape != self._shape:
+            raise ValueError(f'its pictures are {self._shape}, then {frame.shape}')

@@ -183,8 +183,6 @@ class Actors:
             DataError: the disk is full, or the like.
         """
         steps = self._workers.finish_steps(self._acting)
-        for index, step in steps.items():
-            self._check(index, step)
         shown = {index: step.observation for index, step in steps.items()}
         latents = self._latents(shown)
         over = []
@@ -254,35 +252,12 @@ class Actors:
         firsts = self._workers.reset(seeds)
         for index in seeds.keys() - firsts.keys():
             raise FQLError(f'{self._place(index)} hangs when it is reset with seed {seeds[index]}')
-        for index, observation in firsts.items():
-            self._check_observation(index, observation)
         return {index: _Episode(numbers[index], first) for index, first in firsts.items()}
 
     def _newest_frame(self, index: int, observation: Any) -> Any:
         """Of a stack, the frame that the replay stores."""
         shapes = self._streams[index].layout.frame_shape
         return map_named(lambda stack, shape: stack[..., -shape[-1] :], observation, shapes)
-
-    def _check(self, index: int, step: Step) -> None:
-        self._check_observation(index, step.observation)
-        if not np.isfinite(np.float32(step.reward)):
-            raise FQLError(f'{self._place(index)} gave reward {step.reward}: it must be finite')
-
-    def _check_observation(self, index: int, observation: Any) -> None:
-        shapes = named(self._workers.observation_shape)
-        dtypes = named(self._workers.observation_dtype)
-        for name, array in named(observation).items():
-            which = f'an observation {name}'.rstrip()
-            if (array.shape, array.dtype) != (shapes[name], dtypes[name]):
-                raise FQLError(
-                    f'{self._place(index)} gave {which} {array.shape} {array.dtype} in place of '
-                    f'{shapes[name]} {dtypes[name]}'
-                )
-            if not np.isfinite(array).all():
-                raise FQLError(
-                    f'{self._place(index)} gave {which} that is not finite; the checkpoints '
-                    'before it are kept'
-                )
 
     def _place(self, index: int) -> str:
         text = f'environment {self._workers.spec.env_id} (worker {index}'

@@ -2,16 +2,19 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 
+from data_pipeline.errors import DamagedError
 from data_pipeline.store import latents as latent_store
 from data_pipeline.store.latents import (
     LatentWriter,
     latent_recipe,
     latent_split,
     make_latent_folder,
+    stored_latents,
 )
 from data_pipeline.store.writer import prepare_store
 
@@ -22,6 +25,7 @@ WRITE_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
+from data_pipeline.errors import DamagedError
 from data_pipeline.store import latents as latent_store
 latent_store.RECORD_ROWS = 5
 latents = np.load(sys.argv[2])
@@ -96,6 +100,19 @@ def test_latents_that_are_not_whole_are_not_read(store, harm, tmp_path):
         assert latent_split(tmp_path, split, *other) is None
     harm(tmp_path / 'train')
     assert latent_split(tmp_path, split, WIDTH, 'float32') is None
+
+
+def test_latents_of_another_encoder_or_split_are_not_read(store, tmp_path):
+    """Their arrays may have the same shape: copies, with their records, are written again."""
+    folders = [tmp_path / name for name in ('key', 'other')]
+    write(folders[0] / 'train')
+    write(folders[1] / 'train', LATENTS + 1)
+    shutil.copytree(folders[1] / 'train', folders[0] / 'train', dirs_exist_ok=True)
+    assert latent_split(folders[0], store.splits['train'], WIDTH, 'float32') is None
+    with pytest.raises(DamagedError, match=r'read: its .* of other/train; delete'):
+        stored_latents(folders[0])
+    assert write(folders[0] / 'train') == 0
+    np.testing.assert_array_equal(np.load(folders[0] / 'train' / 'observations.npy'), LATENTS)
 
 
 def test_the_recipe_names_data_and_encoding(store):

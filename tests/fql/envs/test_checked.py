@@ -6,6 +6,7 @@ import pytest
 from gymnasium.spaces import Box
 
 from fql.envs.checked import check_observation, check_results
+from fql.envs.pictures import Painter
 from fql.errors import FQLError
 
 ZERO = np.zeros(3, np.float32)
@@ -47,8 +48,8 @@ def stepped(result):
         (step_of('one'), "the reward must be a number, not 'one'"),
         (step_of(None), 'the reward must be a number, not None'),
         (step_of(np.ones((40, 40))), 'the reward must be a number, not array'),
-        (step_of(np.nan), 'the reward must be finite, not nan'),
-        (step_of(-np.inf), 'the reward must be finite, not -inf'),
+        (step_of(np.nan), 'the reward must be finite in float32, not nan'),
+        (step_of(-np.inf), 'the reward must be finite in float32, not -inf'),
         (step_of(success='yes'), r"info\['success'\] must be a number, not 'yes'"),
         (step_of(success=np.array([True, False])), r"info\['success'\] must be a number"),
         (step_of(success=7), r"info\['success'\] must lie in \[0, 1\], not 7"),
@@ -74,6 +75,34 @@ def test_a_reset_without_info(result):
         env.reset()
 
 
+def test_a_reset_without_seed(monkeypatch):
+    monkeypatch.setattr(Odd, 'reset', lambda self: (ZERO, {}))
+    with pytest.raises(FQLError, match=r'^odd: reset must take seed and options'):
+        check_results(Odd(ZERO), 'odd')
+
+
+@pytest.mark.parametrize(
+    'pictures',
+    [
+        [np.zeros((4, 4, 3))],
+        [np.zeros((4, 4), np.uint8)],
+        [np.zeros((0, 4, 3), np.uint8)],
+        [np.zeros((4, 4, 4), np.uint8)],
+        [np.zeros((4, 4, 3), np.uint8), np.zeros((5, 4, 3), np.uint8)],
+    ],
+)
+def test_pictures_of_which_no_video_can_be_made(pictures):
+    env = Odd(ZERO)
+    painter = Painter(env)
+    *sound, last = pictures
+    for picture in sound:
+        env.render = lambda picture=picture: picture
+        painter.draw()
+    env.render = lambda: last
+    with pytest.raises(ValueError, match='its picture'):
+        painter.draw()
+
+
 IMAGE = Box(0, 255, (2, 2, 3), np.uint8)
 VECTOR = Odd.observation_space
 
@@ -90,7 +119,6 @@ VECTOR = Odd.observation_space
         ({'front': IMAGE, 'arm': VECTOR}, {'front': ZERO, 'arm': ZERO}, 'observation front is'),
     ],
 )
-@pytest.mark.filterwarnings('ignore:overflow')
 def test_observations_that_are_not_of_their_space(space, observation, message):
     with pytest.raises(FQLError, match=f'^odd: {message}|^odd: .*{message}'):
         check_observation('odd', space, observation)

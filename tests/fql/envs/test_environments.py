@@ -138,9 +138,9 @@ def test_a_killed_worker_is_reported():
     assert not multiprocessing.active_children()
 
 
-def test_a_worker_that_exits_while_it_works_is_reported():
+def test_an_environment_that_ends_the_program_is_reported():
     with (
-        pytest.raises(FQLError, match='exit code 7'),
+        pytest.raises(FQLError, match='failed in its worker: SystemExit: 7'),
         EnvWorkers(fake('BrokenReset'), 1) as workers,
     ):
         workers.reset({0: 0})

@@ -246,9 +246,9 @@ def test_a_worker_that_dies_is_replaced_up_to_a_limit(tmp_path, capsys):
 @pytest.mark.parametrize(
     ('name', 'message'),
     [
-        ('NaNObservation', r'worker 0, episode 0, step 1\) gave an observation that is not finite'),
-        ('NaNReward', r'step 0\) gave reward nan: it must be finite'),
-        ('Grows', 'must have the same shape'),
+        ('NaNObservation', 'observation holds values that are not finite'),
+        ('NaNReward', 'the reward must be finite in float32, not nan'),
+        ('Grows', r'observation is float64 \(6,\), though its space is float64 \(5,\)'),
         ('Broken', 'the motor is on fire'),
     ],
 )
