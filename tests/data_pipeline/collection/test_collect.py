@@ -173,7 +173,9 @@ def kept_parts(opengl, tmp_path, monkeypatch):
     return sorted((tmp_path / 'maze-v0.npz.parts').glob('episode-*.npz'))
 
 
-@pytest.mark.parametrize('size', [0, pytest.param(1000, marks=pytest.mark.long), -1])
+@pytest.mark.parametrize(
+    'size', [0, *(pytest.param(size, marks=pytest.mark.long) for size in (1000, -1))]
+)
 def test_an_episode_whose_file_is_cut_short_is_collected_again(
     kept_parts, collected, tmp_path, size
 ):
@@ -185,7 +187,7 @@ def test_an_episode_whose_file_is_cut_short_is_collected_again(
     assert out.read_bytes() == collected.read_bytes()
 
 
-@pytest.mark.parametrize('episode', [0, 2])
+@pytest.mark.parametrize('episode', [0, pytest.param(2, marks=pytest.mark.long)])
 def test_an_episode_whose_file_is_damaged_is_named_and_removed(
     kept_parts, collected, tmp_path, episode
 ):

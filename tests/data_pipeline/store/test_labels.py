@@ -314,7 +314,14 @@ WRONG_DATA = {
 }
 
 
-@pytest.mark.parametrize('name', WRONG_DATA)
+QUICK = {'qpos', 'buttons', 'no qpos', 'no such task'}
+"""Those of `make test`: each starts a process."""
+
+
+@pytest.mark.parametrize(
+    'name',
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in WRONG_DATA],
+)
 def test_data_of_another_environment(make_store, name):
     changes, env_id, kwargs, message = WRONG_DATA[name]
     store = cube_store(make_store, **changes)
