@@ -23,7 +23,7 @@ from encoders.errors import EncoderError
 from encoders.impala import ENCODERS
 from encoders.leaves import describe_leaves, leaf_differences, tree_digest
 
-logging.getLogger('absl').setLevel(logging.ERROR)
+logging.getLogger('absl').setLevel(logging.CRITICAL)
 
 PARAMS = 'params'
 

@@ -235,6 +235,11 @@ def imported(module: str) -> Any:
     gc.disable()  # Imports make no garbage, and looking for it takes a fifth of their time.
     try:
         return importlib.import_module(module)
+    except ImportError as error:
+        if 'failed to map' not in str(error):
+            raise
+        message = f'a library does not fit into the memory that is allowed: {first_line(error)}'
+        raise FQLError(message) from error
     except ValueError as error:  # JAX's of JAX_..., tqdm's of TQDM_..., Matplotlib's of MPLBACKEND.
         raise FQLError(f'{first_line(error)} (is an environment variable wrong?)') from error
     finally:

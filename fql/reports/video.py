@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from data_pipeline.files import replacing
+
 _MIN_PIXELS = 192
 _CAPTION_PIXELS = 40
 _HOLD_SECONDS = 1.0
@@ -57,7 +59,10 @@ def save_video(path: Path | str, recordings: list[Recording], fps: float) -> Non
             warnings.filterwarnings('ignore', message=r'os\.fork', category=RuntimeWarning)
             iio.imwrite(path, np.pad(tiled, even), plugin='FFMPEG', fps=fps, macro_block_size=2)
     else:
-        iio.imwrite(path, tiled, extension='.gif', duration=1000 / fps, loop=0)
+        # In memory first: imageio opens the file when it is closed, where a fault is not raised.
+        gif = iio.imwrite('<bytes>', tiled, extension='.gif', duration=1000 / fps, loop=0)
+        with replacing(Path(path)) as temporary:
+            temporary.write_bytes(gif)
 
 
 def _column(recording: Recording, length: int) -> np.ndarray:

@@ -3,7 +3,6 @@
 import csv
 import io
 import re
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +16,8 @@ from tensorboardX.summary import scalar
 from data_pipeline.files import naming, sync_path, write_text
 from fql.errors import FQLError
 
+EVENTS = 'events.out.tfevents.'
+"""Prefix of the names of event files."""
 Mirror = Callable[[int, Mapping[str, float]], None]
 
 
@@ -51,11 +52,12 @@ class MetricsLog:
         self._path = path
         self._tensorboard = tensorboard
         self._mirror = mirror
-        shutil.rmtree(tensorboard, ignore_errors=True)
-        tensorboard.mkdir(parents=True)
+        tensorboard.mkdir(parents=True, exist_ok=True)
+        for old in tensorboard.glob(f'{EVENTS}*'):  # What else is there is not ours.
+            old.unlink()
         # The plain writer: tensorboardX's usual one writes in a separate process and thread,
         # whose faults cannot be caught, into a file named after the machine.
-        self._events = RecordWriter(str(tensorboard / f'events.out.tfevents.{int(time.time())}'))
+        self._events = RecordWriter(str(tensorboard / f'{EVENTS}{int(time.time())}'))
         self._write_event(file_version='brain.Event:2')
         found = read_csv(path)
         if path.exists() and b'\0' in path.read_bytes():

@@ -348,6 +348,14 @@ def test_a_library_that_refuses_its_environment_variable(fql, assert_one_line, m
     assert_one_line(fql('tasks'), "'x' (is an environment variable wrong?)")
 
 
+def test_a_library_that_does_not_fit_into_memory(fql, assert_one_line, monkeypatch):
+    def imported(name):
+        raise ImportError('libtensorflow_cc.so.2: failed to map segment from shared object\nmore')
+
+    monkeypatch.setattr('scripts.main.importlib.import_module', imported)
+    assert_one_line(fql('tasks'), 'does not fit into the memory', 'libtensorflow_cc')
+
+
 def test_variables_of_libraries_that_are_junk(run_python, environment):
     """ogbench imports tqdm; TensorFlow ends the process at a flag that it does not know."""
     code = (

@@ -1,5 +1,6 @@
 """Pictures of a run: their parts do not overlap, and none is half written."""
 
+import gc
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -9,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fql.reports.plots import learning_curve, plot_learning_curve
+from fql.reports.video import Recording, save_video
 from fql.training.run_folder import RunFolder
 
 TAB_ORANGE, TAB_GREEN = (255, 127, 14), (44, 160, 44)
@@ -43,6 +45,17 @@ def test_lines_of_equal_values_are_all_seen(run):
     for colour in (TAB_ORANGE, TAB_GREEN):
         near = np.abs(picture[:rows, :columns] - colour).max(axis=-1) < 12
         assert near.sum() > 200
+
+
+def test_a_video_that_cannot_be_written(tmp_path, capfd):
+    """One fault is raised, and none is reported later."""
+    (tmp_path / '5.gif').mkdir()
+    recording = Recording(0, np.zeros((2, 8, 8, 3), np.uint8), [0, 1], 1.0)
+    with pytest.raises(OSError, match=r'5\.gif'):
+        save_video(tmp_path / '5.gif', [recording], 20)
+    gc.collect()
+    assert capfd.readouterr().err == ''
+    assert [path.name for path in tmp_path.iterdir()] == ['5.gif']
 
 
 @pytest.mark.parametrize('value', [1e308, -1e200, np.inf, np.nan])

@@ -34,6 +34,15 @@ def test_a_resumed_log_equals_an_uninterrupted_one(tmp_path):
     assert len(list((resumed / 'tensorboard').iterdir())) == 1
 
 
+def test_files_of_others_among_the_event_files_stay(tmp_path):
+    """For instance where the folder is a link."""
+    write_rows(tmp_path, 0, [1])
+    (tmp_path / 'tensorboard' / 'mine.txt').write_text('mine')
+    write_rows(tmp_path, 1, [2])
+    names = sorted(path.name.partition('.')[0] for path in (tmp_path / 'tensorboard').iterdir())
+    assert names == ['events', 'mine']
+
+
 def test_a_log_without_step_keeps_all_rows(tmp_path):
     write_rows(tmp_path, 0, [1, 2])
     write_rows(tmp_path, None, [3])
