@@ -10,7 +10,8 @@ from data_pipeline.files import load_arrays
 from data_pipeline.loader import LoaderConfig
 from data_pipeline.online_loader import OnlineBatches, draw_samples
 from data_pipeline.replay import Episodes, Layout, Replay
-from data_pipeline.store.writer import prepare_store
+from data_pipeline.sources.ogbench import npz_splits
+from data_pipeline.store.writer import write_store
 
 PAD, SHAPE = 1, (8, 9, 3)
 
@@ -18,7 +19,8 @@ PAD, SHAPE = 1, (8, 9, 3)
 @pytest.fixture
 def split(tmp_path, make_arrays):
     np.savez(tmp_path / 'tiny.npz', **make_arrays(lengths=(2, 6, 4), shape=SHAPE))
-    return prepare_store(tmp_path / 'store', 'tiny', tmp_path / 'tiny.npz').splits['train']
+    splits = npz_splits(tmp_path / 'tiny.npz')
+    return write_store(tmp_path / 'store', 'tiny', splits).splits['train']
 
 
 class Plain:
