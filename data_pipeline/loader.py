@@ -101,7 +101,8 @@ class LoaderConfig:
         return self.batch_size // self.process_count
 
 
-Batch = dict[str, Any]
+Tensors = dict[str, Any]
+"""Arrays of a batch by name, as TensorFlow computes them; several observations by name again."""
 
 
 def make_batches(
@@ -185,7 +186,7 @@ def make_windows(
     actions = as_tensor(split.actions)
     later_config = dataclasses.replace(config, seed=config.seed + _MORE_SEEDS)
 
-    def make_batch(step: tf.Tensor) -> Batch:
+    def make_batch(step: tf.Tensor) -> Tensors:
         transitions = sample_transitions(split.num_transitions, config, step)
         samples = find_rows(trajectories, transitions)
         offsets = sample_offsets(
@@ -220,14 +221,14 @@ def make_windows(
 
 
 def endless(
-    make_batch: Callable[[tf.Tensor], Batch], start_step: int
+    make_batch: Callable[[tf.Tensor], Tensors], start_step: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """The batches of all steps from `start_step` on, as read-only arrays, in order."""
     return as_batches(tf.data.Dataset.counter(start_step), make_batch)
 
 
 def as_batches(
-    requests: tf.data.Dataset, make_batch: Callable[..., Batch]
+    requests: tf.data.Dataset, make_batch: Callable[..., Tensors]
 ) -> Iterator[dict[str, np.ndarray]]:
     """The batches of all requests, as read-only arrays, in order."""
     options = tf.data.Options()
@@ -298,7 +299,7 @@ def batch_maker(
     rewards: np.ndarray,
     masks: np.ndarray,
     config: LoaderConfig,
-) -> Callable[[tf.Tensor, tf.Tensor], Batch]:
+) -> Callable[[tf.Tensor, tf.Tensor], Tensors]:
     """The function (transitions (b,) int64, step) -> their batch; see `make_batches`.
 
     Transitions are counted over the whole split. The step determines the random shifts.
@@ -308,7 +309,7 @@ def batch_maker(
         raise ValueError(f'{len(rewards)} rewards and {len(masks)} masks for {rows} rows')
     source = split_source(split, rewards, masks)
 
-    def batch_of(transitions: tf.Tensor, step: tf.Tensor) -> Batch:
+    def batch_of(transitions: tf.Tensor, step: tf.Tensor) -> Tensors:
         samples = find_rows(trajectories, transitions)
         following = None
         if config.next_actions:
@@ -338,7 +339,7 @@ def gather_samples(
     coin: tf.Tensor,
     shifts: Any,
     config: LoaderConfig,
-) -> Batch:
+) -> Tensors:
     """The part of a batch that comes from the samples (b,); see `make_batches`.
 
     Args:
@@ -352,7 +353,7 @@ def gather_samples(
     def gather(inputs: Inputs, offsets: tf.Tensor) -> tf.Tensor:
         return gather_inputs(inputs, stack, coin, offsets, config)
 
-    batch: Batch = {'inputs': map_named(gather, source.inputs, shifts)}
+    batch: Tensors = {'inputs': map_named(gather, source.inputs, shifts)}
     if config.horizon == 1:
         batch |= gather_transitions(source.columns, samples.rows)
     else:
@@ -625,7 +626,7 @@ def shift_columns(lines: tf.Tensor, offset: int, channels: int) -> tf.Tensor:
     return lines
 
 
-def gather_transitions(columns: Columns, rows: tf.Tensor) -> Batch:
+def gather_transitions(columns: Columns, rows: tf.Tensor) -> Tensors:
     """The columns of rows (b,), actions clipped."""
     return {
         'actions': clipped(tf.gather(columns.actions, rows)),
@@ -634,7 +635,7 @@ def gather_transitions(columns: Columns, rows: tf.Tensor) -> Batch:
     }
 
 
-def gather_chunks(columns: Columns, samples: Samples, horizon: int, discount: float) -> Batch:
+def gather_chunks(columns: Columns, samples: Samples, horizon: int, discount: float) -> Tensors:
     """The columns of the `horizon` rows from t on, accumulated; see `make_batches`."""
     steps = steps_from(samples.rows, samples.last - samples.rows, horizon)
     discounts = tf.constant(discount ** np.arange(horizon), tf.float32)
@@ -657,7 +658,7 @@ def following_rows(trajectories: Trajectories, transitions: tf.Tensor) -> tf.Ten
     return find_rows(trajectories, following).rows
 
 
-def gather_next_actions(actions: tf.Tensor, samples: Samples, following: tf.Tensor) -> Batch:
+def gather_next_actions(actions: tf.Tensor, samples: Samples, following: tf.Tensor) -> Tensors:
     """The actions of the following rows, and whether they belong to the samples' trajectories."""
     return {
         'next_actions': clipped(tf.gather(actions, following)),

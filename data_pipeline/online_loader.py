@@ -15,12 +15,12 @@ import numpy as np
 import tensorflow as tf
 
 from data_pipeline.loader import (
-    Batch,
     Columns,
     Inputs,
     LoaderConfig,
     Samples,
     Source,
+    Tensors,
     as_batches,
     flip_coin,
     gather_samples,
@@ -189,7 +189,7 @@ def stream_source(stream: Stream, like: Any) -> Source:
     )
 
 
-def mixture_maker(sources: Sequence[Source], config: LoaderConfig) -> Callable[..., Batch]:
+def mixture_maker(sources: Sequence[Source], config: LoaderConfig) -> Callable[..., Tensors]:
     """The function (step, *drawn) -> batch of samples from several sources."""
 
     def make_batch(
@@ -199,7 +199,7 @@ def mixture_maker(sources: Sequence[Source], config: LoaderConfig) -> Callable[.
         first: tf.Tensor,
         last: tf.Tensor,
         following: tf.Tensor,
-    ) -> Batch:
+    ) -> Tensors:
         coin = flip_coin(config, step)
         shifts = sample_all_shifts(sources[0].inputs, coin, config, step)
         groups = tf.dynamic_partition(tf.range(config.local_size), chosen, len(sources))

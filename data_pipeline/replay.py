@@ -57,7 +57,7 @@ def _is_shown(array: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """The contents of a row of a replay.
 
     frame_shape, frame_dtype: of a frame, not stacked; of several arrays, by name
@@ -137,7 +137,7 @@ class Stream:
         capacity: number of rows that the files have room for.
     """
 
-    def __init__(self, path: Path, layout: Layout, rows: int = 0) -> None:
+    def __init__(self, path: Path, layout: RowLayout, rows: int = 0) -> None:
         """Opens the files in `path` and cuts them to `rows`; makes them if `rows` is 0.
 
         Raises:
@@ -372,7 +372,7 @@ class Replay:
         self,
         path: Path,
         origin: str,
-        layout: Layout,
+        layout: RowLayout,
         streams: int,
         records: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
@@ -467,7 +467,7 @@ class _Record:
 
     format_version: int
     origin: str
-    layout: Layout
+    layout: RowLayout
     streams: Mapping[str, _StreamRecord]
     created: str
 
@@ -572,7 +572,7 @@ def _crcs(path: Path, shape: tuple[int, ...], dtype: np.dtype, counts: set[int])
     return found
 
 
-def _closed_split(folder: Path, layout: Layout, rows: int) -> Split | None:
+def _closed_split(folder: Path, layout: RowLayout, rows: int) -> Split | None:
     """The rows of a stream, with its last trajectory ended; None if there is no transition."""
     if rows < 2:
         return None

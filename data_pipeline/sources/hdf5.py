@@ -24,7 +24,7 @@ from data_pipeline.sources.rows import lay_out
 from data_pipeline.sources.table import (
     FOLLOWING,
     Flags,
-    Layout,
+    TableLayout,
     lay_out_table,
     table_columns,
     table_split,
@@ -149,7 +149,7 @@ def d4rl_splits(source: Path, dataset: str, keys: Mapping[str, str]) -> dict[str
     }
 
 
-def d4rl_layout(origin: str, flags: Flags, ends_at_terminals: bool) -> Layout:
+def d4rl_layout(origin: str, flags: Flags, ends_at_terminals: bool) -> TableLayout:
     """The rows and labels of a store by D4RL's rule.
 
     Row i is a transition iff i < n - 1 and not timeouts[i]. Its next observation is the stored one
@@ -173,7 +173,7 @@ def d4rl_layout(origin: str, flags: Flags, ends_at_terminals: bool) -> Layout:
         'transitions: all except timeouts and the last; masks are 1 - terminals'
     )
     rows = lay_out(ends, is_transition, offset=0 if flags.jumps is not None else 1)
-    return Layout(rows, labels, (note,))
+    return TableLayout(rows, labels, (note,))
 
 
 def _d4rl_split(path: Path, dataset: str, keys: Mapping[str, str]) -> SourceSplit:
@@ -193,7 +193,7 @@ def _d4rl_split(path: Path, dataset: str, keys: Mapping[str, str]) -> SourceSpli
         raise DataError(
             f'{path}: has no timeouts, so that the ends of its trajectories are unknown'
         )
-    layout: Callable[[str, Flags], Layout] = lay_out_table
+    layout: Callable[[str, Flags], TableLayout] = lay_out_table
     if 'timeouts' in table and 'masks' not in table and (is_d4rl or 'rewards' in table):
         ends_at_terminals = not dataset.startswith('antmaze-')
         layout = functools.partial(d4rl_layout, ends_at_terminals=ends_at_terminals)

@@ -89,7 +89,7 @@ class Flags:
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class TableLayout:
     """The rows of a store, the source's labels (n,) if it has both, and lines for the user."""
 
     rows: Rows
@@ -97,7 +97,7 @@ class Layout:
     notes: tuple[str, ...]
 
 
-def lay_out_table(origin: str, flags: Flags) -> Layout:
+def lay_out_table(origin: str, flags: Flags) -> TableLayout:
     """The rows of a store and its labels, by interpreting a table's flags.
 
     With `timeouts` the layout is D4RL's, and masks default to 1 - terminals. Without, it is
@@ -145,7 +145,7 @@ def lay_out_table(origin: str, flags: Flags) -> Layout:
         )
     if labels:
         notes += _lost_rewards(origin, labels['rewards'], ends & ~kept)
-    return Layout(lay_out(ends, kept), labels, tuple(notes))
+    return TableLayout(lay_out(ends, kept), labels, tuple(notes))
 
 
 def _kept_ends(flags: Flags, ends: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
@@ -188,7 +188,7 @@ def table_split(
     description: dict[str, Any],
     table: Mapping[str, Column],
     others: Iterable[str],
-    find_layout: Callable[[str, Flags], Layout] = lay_out_table,
+    find_layout: Callable[[str, Flags], TableLayout] = lay_out_table,
 ) -> SourceSplit:
     """A split made from a table.
 

@@ -26,7 +26,6 @@ from data_pipeline.files import (
     write_json,
     write_npy_header,
 )
-from data_pipeline.sources import ogbench
 from data_pipeline.sources.base import Note, SourceSplit, checked_blocks
 from data_pipeline.store.frame_store import (
     ALIGNMENT,
@@ -36,19 +35,6 @@ from data_pipeline.store.frame_store import (
     open_store,
 )
 from data_pipeline.store.manifest import FORMAT_VERSION, ArrayEntry, Manifest, SplitEntry
-
-
-def prepare_store(
-    path: Path,
-    dataset: str,
-    source: Path,
-    *,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> FrameStore:
-    """`write_store` of an OGBench file, and of the `-val.npz` beside it if there is one."""
-    splits = ogbench.npz_splits(Path(source))
-    return write_store(path, dataset, splits, overwrite=overwrite, progress=progress)
 
 
 def write_store(

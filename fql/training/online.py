@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.online_loader import OnlineBatches
-from data_pipeline.replay import Layout, Replay
+from data_pipeline.replay import Replay, RowLayout
 from fql.agents.configs import FQLConfig
 from fql.agents.registry import make_agent
 from fql.compiled import abstract_state, make_train_step, updates_per_call
@@ -262,12 +262,12 @@ def is_evaluation_due(config: TrainConfig, step: int) -> bool:
     return was_due(step - per_turn, step, config.eval_interval, config.total_updates)
 
 
-def replay_layout(data: LabelledSplit, spec: RunSpec) -> Layout:
+def replay_layout(data: LabelledSplit, spec: RunSpec) -> RowLayout:
     """The layout of a row of a run's replay, as of its data."""
     latents = None
     if data.has_latents:
         latents = (data.split.observations.shape[1], spec.config.latent_cache)
-    return Layout(spec.frame_shape, spec.observation_dtype, spec.action_dim, latents)
+    return RowLayout(spec.frame_shape, spec.observation_dtype, spec.action_dim, latents)
 
 
 def make_encode(spec: RunSpec, params: Params) -> Encode:

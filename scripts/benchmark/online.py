@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.environment import render_in_one_thread
-from data_pipeline.replay import Layout, Replay
+from data_pipeline.replay import Replay, RowLayout
 from data_pipeline.store.frame_store import Split
 from data_pipeline.store.verification import Verification
 from data_pipeline.store.writer import write_array
@@ -166,7 +166,7 @@ def compare_environments(args: BenchmarkOnline, folder: Path) -> dict[str, float
         shape = workers.observation_shape
         spec = RunSpec(config, shape, str(workers.observation_dtype), workers.action_dim)
         params = initial_state(make_learner(spec), 0, make_mesh()).params
-        layout = Layout(shape, spec.observation_dtype, spec.action_dim)
+        layout = RowLayout(shape, spec.observation_dtype, spec.action_dim)
         with Replay(folder, args.env, layout, args.workers) as replay:
             actors = Actors(
                 workers, replay, make_acting(spec), jax.random.key(0), 0, lambda metrics: None

@@ -18,8 +18,9 @@ from data_pipeline.loader import (
     make_batches,
     stack_places,
 )
+from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.store.frame_store import Split
-from data_pipeline.store.writer import prepare_store
+from data_pipeline.store.writer import write_store
 
 REFERENCES = Path(__file__).resolve().parents[1] / 'parity' / 'data'
 LENGTHS = (2, 3, 7, 2, 9)
@@ -31,7 +32,8 @@ def make_split(tmp_path, make_arrays):
 
     def make(**arguments: object) -> Split:
         np.savez(tmp_path / 'tiny.npz', **make_arrays(**{'lengths': LENGTHS, **arguments}))
-        return prepare_store(tmp_path / 'store', 'tiny', tmp_path / 'tiny.npz').splits['train']
+        splits = npz_splits(tmp_path / 'tiny.npz')
+        return write_store(tmp_path / 'store', 'tiny', splits).splits['train']
 
     return make
 
@@ -207,7 +209,8 @@ def batch_of_reference(tmp_path, reference, indices, **settings):
     """The batch of transitions `indices` of the published data."""
     arrays, rewards, masks = rows_of_states(reference)
     np.savez(tmp_path / 'reference.npz', **arrays)
-    split = prepare_store(tmp_path / 'store', 'r', tmp_path / 'reference.npz').splits['train']
+    splits = npz_splits(tmp_path / 'reference.npz')
+    split = write_store(tmp_path / 'store', 'r', splits).splits['train']
     config = LoaderConfig(len(indices), shift_probability=0, **settings)
     batch_of = batch_maker(split, find_trajectories(split), rewards, masks, config)
     batch = batch_of(tf.constant(indices, tf.int64), tf.constant(0, tf.int64))

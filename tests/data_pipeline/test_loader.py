@@ -11,8 +11,9 @@ import pytest
 from data_pipeline import loader
 from data_pipeline.errors import DataError
 from data_pipeline.loader import LoaderConfig, as_tensor, make_batches, map_file
+from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.store.frame_store import FrameStore, Split
-from data_pipeline.store.writer import prepare_store, write_array
+from data_pipeline.store.writer import write_array, write_store
 
 Batch = dict[str, np.ndarray]
 
@@ -23,7 +24,8 @@ def make_split(tmp_path, make_arrays) -> Callable[..., Split]:
 
     def make(**arguments: object) -> Split:
         np.savez(tmp_path / 'tiny.npz', **make_arrays(**arguments))
-        return prepare_store(tmp_path / 'store', 'tiny', tmp_path / 'tiny.npz').splits['train']
+        splits = npz_splits(tmp_path / 'tiny.npz')
+        return write_store(tmp_path / 'store', 'tiny', splits).splits['train']
 
     return make
 
@@ -34,7 +36,7 @@ def real_store(tmp_path_factory) -> FrameStore:
     source = shared / 'visual-cube-single-play-v0.npz'
     if not source.exists():
         pytest.skip(f'{source} is absent: the real dataset is not part of the repository')
-    return prepare_store(tmp_path_factory.mktemp('real') / 'store', 'real', source)
+    return write_store(tmp_path_factory.mktemp('real') / 'store', 'real', npz_splits(source))
 
 
 def take(split: Split, count: int, start_step: int = 0, **settings: object) -> list[Batch]:
@@ -125,7 +127,7 @@ def test_actions_are_clipped_short_of_one(tmp_path, make_arrays):
     arrays = make_arrays()
     arrays['actions'][:] = np.where(np.arange(14)[:, None] % 2, 1, -1)
     np.savez(tmp_path / 'd.npz', **arrays)
-    split = prepare_store(tmp_path / 'd', 'd', tmp_path / 'd.npz').splits['train']
+    split = write_store(tmp_path / 'd', 'd', npz_splits(tmp_path / 'd.npz')).splits['train']
     for batch in take(split, 3):
         assert set(np.abs(batch['actions']).ravel().tolist()) == {float(np.float32(1 - 1e-5))}
         np.testing.assert_array_equal(np.sign(batch['actions'][:, 0]) > 0, batch['indices'] % 2)

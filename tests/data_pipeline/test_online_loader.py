@@ -9,8 +9,9 @@ import pytest
 from data_pipeline.files import load_arrays
 from data_pipeline.loader import LoaderConfig
 from data_pipeline.online_loader import OnlineBatches, draw_samples
-from data_pipeline.replay import Episodes, Layout, Replay
-from data_pipeline.store.writer import prepare_store
+from data_pipeline.replay import Episodes, Replay, RowLayout
+from data_pipeline.sources.ogbench import npz_splits
+from data_pipeline.store.writer import write_store
 
 PAD, SHAPE = 1, (8, 9, 3)
 
@@ -18,7 +19,8 @@ PAD, SHAPE = 1, (8, 9, 3)
 @pytest.fixture
 def split(tmp_path, make_arrays):
     np.savez(tmp_path / 'tiny.npz', **make_arrays(lengths=(2, 6, 4), shape=SHAPE))
-    return prepare_store(tmp_path / 'store', 'tiny', tmp_path / 'tiny.npz').splits['train']
+    splits = npz_splits(tmp_path / 'tiny.npz')
+    return write_store(tmp_path / 'store', 'tiny', splits).splits['train']
 
 
 class Plain:
@@ -72,7 +74,7 @@ class World:
 
     def __init__(self, path, split):
         self.rng = np.random.default_rng(0)
-        self.replay = Replay(path, 'env', Layout(SHAPE, 'uint8', 4), 2)
+        self.replay = Replay(path, 'env', RowLayout(SHAPE, 'uint8', 4), 2)
         rows = len(split.terminals)
         self.rewards = self.rng.normal(size=rows).astype(np.float32)
         self.masks = self.rng.integers(0, 2, rows).astype(np.float32)
@@ -240,7 +242,7 @@ def test_the_replay_holds_what_the_reference_buffer_does(tmp_path):
         for name in ('observations', 'next_observations', 'actions', 'rewards', 'masks')
     }
     count = len(added['rewards'])
-    layout = Layout(added['observations'].shape[1:], 'float32', added['actions'].shape[1])
+    layout = RowLayout(added['observations'].shape[1:], 'float32', added['actions'].shape[1])
     with Replay(tmp_path / 'replay', 'env', layout, 1) as replay:
         (stream,) = replay.streams
         for i in range(count):

@@ -11,12 +11,12 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.observations import map_named
-from data_pipeline.replay import EXTENT, Episodes, Layout, Replay, open_replay, verify_replay
+from data_pipeline.replay import EXTENT, Episodes, Replay, RowLayout, open_replay, verify_replay
 from data_pipeline.sources.replay import replay_splits
 
-LAYOUT = Layout((4, 5, 3), 'uint8', 2)
-STATES = Layout((3,), 'float32', 2)
-SEVERAL = Layout(
+LAYOUT = RowLayout((4, 5, 3), 'uint8', 2)
+STATES = RowLayout((3,), 'float32', 2)
+SEVERAL = RowLayout(
     {'front': (4, 5, 3), 'wrist': (2, 3, 1), 'pose': (3,)},
     {'front': 'uint8', 'wrist': 'uint8', 'pose': 'float32'},
     2,
@@ -166,7 +166,7 @@ def test_a_replay_cut_at_a_checkpoint_goes_on_as_if_nothing_had_been(tmp_path, l
 
 
 def test_growth_beyond_the_room_that_was_made(tmp_path):
-    layout = Layout((1,), 'float32', 1)
+    layout = RowLayout((1,), 'float32', 1)
     action = np.zeros(1, np.float32)
     with Replay(tmp_path / 'replay', 'env', layout, 1) as replay:
         stream = replay.streams[0]
@@ -212,7 +212,7 @@ def test_damage_is_found(tmp_path):
 
 
 def test_a_disk_that_is_full_in_the_middle_of_an_append(small_disk):
-    layout = Layout((64, 64, 3), 'uint8', 2)
+    layout = RowLayout((64, 64, 3), 'uint8', 2)
     (frames, actions, rewards, masks) = next(make_episodes((20,), layout))
     written = []
 

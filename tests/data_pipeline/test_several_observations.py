@@ -11,7 +11,7 @@ from data_pipeline.errors import DamagedError, DataError
 from data_pipeline.loader import LoaderConfig, check_windows, make_batches, make_windows
 from data_pipeline.observations import observation_keys
 from data_pipeline.online_loader import OnlineBatches
-from data_pipeline.replay import Layout, Replay
+from data_pipeline.replay import Replay, RowLayout
 from data_pipeline.sources.files import file_splits
 from data_pipeline.sources.rlds import RldsKeys, rlds_splits
 from data_pipeline.store.frame_store import FrameStore, open_store
@@ -206,7 +206,7 @@ def test_batches_of_data_and_replay(arrays, tmp_path, share):
     held = [{name: np.array(array) for name, array in split.observations.items()}]
     held.append({name: array[::-1].copy() for name, array in held[0].items()})
     types = {name: str(array.dtype) for name, array in held[1].items()}
-    layout = Layout({name: array.shape[1:] for name, array in held[1].items()}, types, 4)
+    layout = RowLayout({name: array.shape[1:] for name, array in held[1].items()}, types, 4)
     numbers = np.arange(len(split.terminals), dtype=np.float32)
     config = LoaderConfig(batch_size=8, frame_stack=2, shift_pad=PAD)
     seen = set()

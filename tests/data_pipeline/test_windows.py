@@ -7,8 +7,9 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.loader import ACTION_LIMIT, LoaderConfig, make_windows
+from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.store.frame_store import Split
-from data_pipeline.store.writer import prepare_store
+from data_pipeline.store.writer import write_store
 
 HORIZON = 4
 
@@ -19,7 +20,8 @@ def make_split(tmp_path, make_arrays):
 
     def make(**arguments: object) -> Split:
         np.savez(tmp_path / 'tiny.npz', **make_arrays(**arguments))
-        return prepare_store(tmp_path / 'store', 'tiny', tmp_path / 'tiny.npz').splits['train']
+        splits = npz_splits(tmp_path / 'tiny.npz')
+        return write_store(tmp_path / 'store', 'tiny', splits).splits['train']
 
     return make
 

@@ -15,10 +15,11 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
 from data_pipeline.errors import DataError
-from data_pipeline.replay import Layout, Replay, open_replay
+from data_pipeline.replay import Replay, RowLayout, open_replay
+from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.sources.rlds import RldsKeys, rlds_splits
 from data_pipeline.store.frame_store import FrameStore, open_store
-from data_pipeline.store.writer import prepare_store, write_store
+from data_pipeline.store.writer import write_store
 from data_pipeline.tfds_builder import export_tfds
 from fql.envs.tasks import find_task, task_names
 
@@ -49,7 +50,7 @@ def arrays(make_arrays) -> dict[str, dict[str, np.ndarray]]:
 def store(tmp_path, arrays) -> FrameStore:
     np.savez(tmp_path / 'd.npz', **arrays['train'])
     np.savez(tmp_path / 'd-val.npz', **arrays['val'])
-    return prepare_store(tmp_path / 'store', NAME, tmp_path / 'd.npz')
+    return write_store(tmp_path / 'store', NAME, npz_splits(tmp_path / 'd.npz'))
 
 
 def test_round_trip_is_exact(store, arrays, tmp_path):
@@ -69,7 +70,7 @@ def test_round_trip_is_exact(store, arrays, tmp_path):
 
 def test_round_trip_of_vectors(make_arrays, tmp_path):
     np.savez(tmp_path / 'd.npz', **make_arrays(shape=(9,), dtype=np.float32))
-    store = prepare_store(tmp_path / 'store', 'cube-single-play-v0', tmp_path / 'd.npz')
+    store = write_store(tmp_path / 'store', 'cube-single-play-v0', npz_splits(tmp_path / 'd.npz'))
     folder = export_tfds(store, tmp_path / 'tfds')
     again = write_store(tmp_path / 'again', 'd', rlds_splits(str(folder), RldsKeys()))
     assert again.manifest.splits == store.manifest.splits
@@ -77,7 +78,7 @@ def test_round_trip_of_vectors(make_arrays, tmp_path):
 
 def test_the_environments_of_a_replay_become_one_split(tmp_path):
     """The first environment has no transition yet, and so no split."""
-    layout = Layout((3,), 'float32', 2)
+    layout = RowLayout((3,), 'float32', 2)
     rng = np.random.default_rng(0)
     expected = []
     with Replay(tmp_path / 'replay', 'env', layout, 3) as replay:
@@ -100,7 +101,7 @@ def test_the_environments_of_a_replay_become_one_split(tmp_path):
 
 def test_every_visual_dataset_has_a_name_that_tfds_takes(make_arrays, tmp_path):
     np.savez(tmp_path / 'd.npz', **make_arrays((2,)))
-    store = prepare_store(tmp_path / 'store', 'd', tmp_path / 'd.npz')
+    store = write_store(tmp_path / 'store', 'd', npz_splits(tmp_path / 'd.npz'))
     datasets = {find_task(name).dataset for name in task_names()}
     names = [name for name in datasets if name.startswith('visual-')]
     assert len(names) > 30
@@ -138,7 +139,7 @@ def test_failed_export_leaves_nothing(store, tmp_path):
 def test_a_disk_that_is_full_within_an_export_is_reported(make_arrays, small_disk, tmp_path):
     """ArrayRecord raises its own errors for it."""
     np.savez(tmp_path / 'd.npz', **make_arrays((1_000,) * 2, (128, 128, 1)))
-    large = prepare_store(tmp_path / 'large', 'large-v0', tmp_path / 'd.npz')
+    large = write_store(tmp_path / 'large', 'large-v0', npz_splits(tmp_path / 'd.npz'))
     with pytest.raises(DataError, match=r'cannot be written: .*No space left') as caught:
         export_tfds(large, small_disk / 'tfds')
     assert '\n' not in str(caught.value)
@@ -294,7 +295,7 @@ def test_round_trip_of_rewards(make_arrays, tmp_path):
     ends = arrays['terminals']
     labels['rewards'][ends], labels['masks'][ends] = 0, 1  # They lead nowhere.
     np.savez(tmp_path / 'd.npz', **arrays, **labels)
-    store = prepare_store(tmp_path / 'store', 'd', tmp_path / 'd.npz')
+    store = write_store(tmp_path / 'store', 'd', npz_splits(tmp_path / 'd.npz'))
     folder = export_tfds(store, tmp_path / 'tfds')
     splits = rlds_splits(str(folder), RldsKeys(reward='reward'))
     again = write_store(tmp_path / 'again', 'd', splits)

@@ -14,7 +14,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.sources.rows import find_jumps
 from data_pipeline.store.frame_store import Split
-from data_pipeline.store.writer import prepare_store, write_store
+from data_pipeline.store.writer import write_store
 
 Arrays = dict[str, np.ndarray]
 
@@ -37,7 +37,7 @@ def table() -> Arrays:
 
 def prepared(tmp_path: Path, arrays: Arrays) -> tuple[Split, list[str]]:
     np.savez(tmp_path / 'd.npz', **arrays)
-    store = prepare_store(tmp_path / 'store', 'd', tmp_path / 'd.npz', overwrite=True)
+    store = write_store(tmp_path / 'store', 'd', npz_splits(tmp_path / 'd.npz'), overwrite=True)
     return store.splits['train'], store.manifest.sources['train'].get('notes', [])
 
 

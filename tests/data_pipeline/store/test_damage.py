@@ -12,14 +12,15 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.files import load_array, load_arrays
+from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.store.frame_store import open_store
-from data_pipeline.store.writer import prepare_store
+from data_pipeline.store.writer import write_store
 
 
 @pytest.fixture
 def store(make_arrays, tmp_path) -> Path:
     np.savez(tmp_path / 'd.npz', **make_arrays())
-    return prepare_store(tmp_path / 'd', 'd', tmp_path / 'd.npz').path
+    return write_store(tmp_path / 'd', 'd', npz_splits(tmp_path / 'd.npz')).path
 
 
 def assert_refused_or_the_same(store: Path, expected: dict[str, np.ndarray], damage: str) -> bool:

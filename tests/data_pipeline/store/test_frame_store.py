@@ -17,10 +17,11 @@ import pytest
 from data_pipeline.errors import DataError
 from data_pipeline.files import write_npy_header
 from data_pipeline.schema import from_json
+from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.store.frame_store import FrameStore, open_store
 from data_pipeline.store.manifest import Manifest
 from data_pipeline.store.verification import check_array, verify
-from data_pipeline.store.writer import prepare_store
+from data_pipeline.store.writer import write_store
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -51,7 +52,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_store_holds_the_source(source, target, make_arrays):
-    store = prepare_store(target, 'tiny-v0', source)
+    store = write_store(target, 'tiny-v0', npz_splits(source))
     arrays = make_arrays()
     split = store.splits['train']
     assert store.splits.keys() == {'train'}
@@ -75,7 +76,8 @@ def test_store_holds_the_source(source, target, make_arrays):
 
 
 def test_rows_of_trajectories(source, target):
-    split = prepare_store(target, 'tiny-v0', source).splits['train']  # Lengths 2, 3, 7, 2.
+    store = write_store(target, 'tiny-v0', npz_splits(source))
+    split = store.splits['train']  # Lengths 2, 3, 7, 2.
     assert split.valid_rows.tolist() == [0, 2, 3, 5, 6, 7, 8, 9, 10, 12]
     assert split.first_rows.tolist() == [0, 0, 2, 2, 2, 5, 5, 5, 5, 5, 5, 5, 12, 12]
     assert split.valid_rows.dtype == split.first_rows.dtype == np.int64
@@ -83,7 +85,7 @@ def test_rows_of_trajectories(source, target):
 
 def test_manifest(source, target, make_arrays):
     np.savez(source.with_name('tiny-v0-val.npz'), **make_arrays((3, 3), seed=1))
-    store = prepare_store(target, 'tiny-v0', source)
+    store = write_store(target, 'tiny-v0', npz_splits(source))
     manifest = json.loads((target / 'manifest.json').read_text())
     assert from_json(Manifest, manifest) == store.manifest
     assert manifest['dataset'] == 'tiny-v0'
@@ -103,7 +105,7 @@ def test_manifest(source, target, make_arrays):
 def test_vectors_are_stored_as_float32(tmp_path, target, make_arrays):
     arrays = make_arrays(shape=(9,), dtype=np.float64)
     np.savez(tmp_path / 'd.npz', **arrays)
-    frames = prepare_store(target, 'd', tmp_path / 'd.npz').splits['train'].observations
+    frames = write_store(target, 'd', npz_splits(tmp_path / 'd.npz')).splits['train'].observations
     assert frames.dtype == np.float32
     np.testing.assert_array_equal(frames, arrays['observations'].astype(np.float32))
 
@@ -113,14 +115,14 @@ def test_vectors_must_be_finite(tmp_path, target, make_arrays):
     arrays['observations'][5, 2] = np.nan
     np.savez(tmp_path / 'd.npz', **arrays)
     with pytest.raises(DataError, match='observations holds values that are not finite'):
-        prepare_store(target, 'd', tmp_path / 'd.npz')
+        write_store(target, 'd', npz_splits(tmp_path / 'd.npz'))
     assert names(target.parent) == []
 
 
 def test_numeric_terminals_are_stored_as_bool(tmp_path, target, make_arrays):
     arrays = make_arrays()
     np.savez(tmp_path / 'd.npz', **{**arrays, 'terminals': arrays['terminals'].astype(np.int64)})
-    terminals = prepare_store(target, 'd', tmp_path / 'd.npz').splits['train'].terminals
+    terminals = write_store(target, 'd', npz_splits(tmp_path / 'd.npz')).splits['train'].terminals
     assert terminals.dtype == bool
     np.testing.assert_array_equal(terminals, arrays['terminals'])
 
@@ -128,7 +130,7 @@ def test_numeric_terminals_are_stored_as_bool(tmp_path, target, make_arrays):
 def test_progress_reaches_the_total(source, target, make_arrays):
     np.savez(source.with_name('tiny-v0-val.npz'), **make_arrays((3, 3), seed=1))
     calls: list[tuple[int, int]] = []
-    prepare_store(target, 'tiny-v0', source, progress=lambda *call: calls.append(call))
+    write_store(target, 'tiny-v0', npz_splits(source), progress=lambda *call: calls.append(call))
     arrays = [*make_arrays().values(), *make_arrays((3, 3)).values()]
     total = sum(array.nbytes for array in arrays)
     done = [call[0] for call in calls]
@@ -138,16 +140,16 @@ def test_progress_reaches_the_total(source, target, make_arrays):
 
 
 def test_same_source_is_not_prepared_again(source, target):
-    prepare_store(target, 'tiny-v0', source)
+    write_store(target, 'tiny-v0', npz_splits(source))
     before = (target / 'manifest.json').stat().st_mtime_ns
-    store = prepare_store(target, 'tiny-v0', source)
+    store = write_store(target, 'tiny-v0', npz_splits(source))
     assert store.splits.keys() == {'train'}
     assert (target / 'manifest.json').stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize('change', ['contents', 'new val file', 'name'])
 def test_another_source_needs_overwrite(source, target, make_arrays, change):
-    prepare_store(target, 'tiny-v0', source)
+    write_store(target, 'tiny-v0', npz_splits(source))
     (target / 'labels').mkdir()
     if change == 'contents':
         np.savez(source, **make_arrays(seed=1))
@@ -155,8 +157,8 @@ def test_another_source_needs_overwrite(source, target, make_arrays, change):
         np.savez(source.with_name('tiny-v0-val.npz'), **make_arrays(seed=1))
     name = 'other-v0' if change == 'name' else 'tiny-v0'
     with pytest.raises(DataError, match='replace it with --overwrite'):
-        prepare_store(target, name, source)
-    store = prepare_store(target, name, source, overwrite=True)
+        write_store(target, name, npz_splits(source))
+    store = write_store(target, name, npz_splits(source), overwrite=True)
     assert store.manifest.dataset == name
     seed = 1 if change == 'contents' else 0
     np.testing.assert_array_equal(
@@ -171,7 +173,7 @@ def test_what_is_no_store_is_never_removed(source, target, overwrite):
     target.mkdir(parents=True)
     (target / 'thesis.tex').write_text('dear')
     with pytest.raises(DataError, match='is not a frame store'):
-        prepare_store(target, 'tiny-v0', source, overwrite=overwrite)
+        write_store(target, 'tiny-v0', npz_splits(source), overwrite=overwrite)
     assert (target / 'thesis.tex').read_text() == 'dear'
 
 
@@ -180,7 +182,7 @@ def test_bad_file_leaves_nothing(source, target, make_arrays):
     arrays['actions'][3] = 1.5
     np.savez(source, **arrays)
     with pytest.raises(DataError, match=r'tiny-v0.npz: actions reach 1\.5'):
-        prepare_store(target, 'tiny-v0', source)
+        write_store(target, 'tiny-v0', npz_splits(source))
     assert names(target.parent) == []
 
 
@@ -192,17 +194,17 @@ def test_damage_at_the_very_end_leaves_nothing(source, target, make_arrays):
     data[place + 100] ^= 1
     source.write_bytes(data)
     with pytest.raises(DataError, match='Bad CRC-32'):
-        prepare_store(target, 'tiny-v0', source)
+        write_store(target, 'tiny-v0', npz_splits(source))
     assert names(target.parent) == []
 
 
 def test_bad_file_leaves_the_old_store(source, target, make_arrays):
-    prepare_store(target, 'tiny-v0', source)
+    write_store(target, 'tiny-v0', npz_splits(source))
     arrays = make_arrays(seed=1)
     arrays['terminals'][-1] = False
     np.savez(source, **arrays)
     with pytest.raises(DataError, match='last row'):
-        prepare_store(target, 'tiny-v0', source, overwrite=True)
+        write_store(target, 'tiny-v0', npz_splits(source), overwrite=True)
     frames = open_store(target).splits['train'].observations
     np.testing.assert_array_equal(frames, make_arrays()['observations'])
     assert names(target.parent) == ['tiny-v0']
@@ -211,7 +213,7 @@ def test_bad_file_leaves_the_old_store(source, target, make_arrays):
 def test_bad_val_file_leaves_nothing(source, target, make_arrays):
     np.savez(source.with_name('tiny-v0-val.npz'), **(make_arrays() | {'actions': np.zeros(14)}))
     with pytest.raises(DataError, match=r'tiny-v0-val\.npz: actions'):
-        prepare_store(target, 'tiny-v0', source)
+        write_store(target, 'tiny-v0', npz_splits(source))
     assert names(target.parent) == []
 
 
@@ -231,7 +233,7 @@ def test_splits_have_to_fit_together(source, target, make_arrays, change, messag
         val[name] = np.ones(shape, dtype)
     np.savez(source.with_name('tiny-v0-val.npz'), **val)
     with pytest.raises(DataError, match=rf'tiny-v0-val\.npz: {message}') as caught:
-        prepare_store(target, 'tiny-v0', source, progress=pytest.fail)
+        write_store(target, 'tiny-v0', npz_splits(source), progress=pytest.fail)
     assert '\n' not in str(caught.value)
     assert not target.parent.exists()
 
@@ -240,14 +242,14 @@ def test_a_split_may_lack_what_is_not_required(source, target, make_arrays):
     val = make_arrays((3, 3), seed=1)
     del val['qvel']
     np.savez(source.with_name('tiny-v0-val.npz'), **val)
-    assert 'qvel' not in prepare_store(target, 'tiny-v0', source).splits['val'].info
+    assert 'qvel' not in write_store(target, 'tiny-v0', npz_splits(source)).splits['val'].info
 
 
 def test_full_disk_is_reported_before_anything_is_written(source, target, monkeypatch):
     usage = type('Usage', (), {'free': 1000})
     monkeypatch.setattr('shutil.disk_usage', lambda path: usage)
     with pytest.raises(DataError, match='of disk'):
-        prepare_store(target, 'tiny-v0', source)
+        write_store(target, 'tiny-v0', npz_splits(source))
     assert names(target.parent) == []
 
 
@@ -255,11 +257,12 @@ PREPARE_ON_A_FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from data_pipeline.errors import DataError
-from data_pipeline.store.writer import prepare_store
+from data_pipeline.sources.ogbench import npz_splits
+from data_pipeline.store.writer import write_store
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 try:
-    prepare_store(Path(sys.argv[1]), 'tiny-v0', Path(sys.argv[2]), overwrite=True)
+    write_store(Path(sys.argv[1]), 'tiny-v0', npz_splits(Path(sys.argv[2])), overwrite=True)
 except DataError as error:
     print(error)
 """
@@ -269,7 +272,7 @@ except DataError as error:
 def test_disk_that_fills_up_meanwhile(source, target, make_arrays, run_python, stands):
     """The system refuses to write more than 3000 bytes to a file; only observations are larger."""
     if stands:
-        prepare_store(target, 'tiny-v0', source)
+        write_store(target, 'tiny-v0', npz_splits(source))
     np.savez(source, **make_arrays((20, 20), seed=1))
     done = run_python(PREPARE_ON_A_FULL_DISK, target, source)
     assert done.returncode == 0, done.stderr
@@ -285,13 +288,15 @@ def test_disk_that_fills_up_meanwhile(source, target, make_arrays, run_python, s
 PREPARE_SLOWLY = """
 import sys, time
 from pathlib import Path
-from data_pipeline.store.writer import prepare_store
+from data_pipeline.sources.ogbench import npz_splits
+from data_pipeline.store.writer import write_store
 
 def report(done, total):
     print(done, flush=True)
     time.sleep(60)
 
-prepare_store(Path(sys.argv[1]), 'tiny-v0', Path(sys.argv[2]), overwrite=True, progress=report)
+splits = npz_splits(Path(sys.argv[2]))
+write_store(Path(sys.argv[1]), 'tiny-v0', splits, overwrite=True, progress=report)
 """
 
 
@@ -311,18 +316,18 @@ def test_kill_leaves_nothing_that_looks_finished(source, target, make_arrays):
     process.wait()
     process.stdout.close()
     assert not (pending / 'manifest.json').exists()
-    store = prepare_store(target, 'tiny-v0', source)
+    store = write_store(target, 'tiny-v0', npz_splits(source))
     assert names(target.parent) == ['tiny-v0']
     np.testing.assert_array_equal(store.splits['train'].observations, make_arrays()['observations'])
 
 
 def test_kill_between_the_renames_of_an_overwrite(source, target):
     """The old store is renamed, and the new one is not in its place yet."""
-    prepare_store(target, 'tiny-v0', source)
+    write_store(target, 'tiny-v0', npz_splits(source))
     target.rename(target.with_name('.tiny-v0.replaced'))
     target.with_name('.tiny-v0.incomplete').mkdir()
     before = time.time_ns()
-    store = prepare_store(target, 'tiny-v0', source)
+    store = write_store(target, 'tiny-v0', npz_splits(source))
     assert (target / 'manifest.json').stat().st_mtime_ns < before
     assert store.path == target
     assert names(target.parent) == ['tiny-v0']
@@ -337,7 +342,7 @@ def test_who_comes_second_waits_for_the_store(source, target, make_arrays, same_
 
     def prepare_other() -> None:
         try:
-            results.append(prepare_store(target, 'tiny-v0', other))
+            results.append(write_store(target, 'tiny-v0', npz_splits(other)))
         except DataError as error:
             results.append(error)
 
@@ -348,7 +353,7 @@ def test_who_comes_second_waits_for_the_store(source, target, make_arrays, same_
             threads[0].join(0.5)
             assert not results  # It waits.
 
-    read_all(prepare_store(target, 'tiny-v0', source, progress=begin_another))
+    read_all(write_store(target, 'tiny-v0', npz_splits(source), progress=begin_another))
     threads[0].join(60)
     if same_source:
         read_all(results[0])
@@ -375,7 +380,7 @@ def test_all_of_a_store_is_on_the_disk_before_it_has_its_name(
 
     monkeypatch.setattr(os, 'fsync', note)
     monkeypatch.setattr(os, 'rename', note_rename)
-    prepare_store(target, 'tiny-v0', source)
+    write_store(target, 'tiny-v0', npz_splits(source))
     files = [path for path in target.rglob('*') if path.is_file()]
     assert len(files) == 11
     for path in files:
@@ -448,7 +453,7 @@ FAULTS = {
 @pytest.mark.parametrize('name', FAULTS)
 def test_faulty_stores_are_not_opened(source, target, name):
     change, message = FAULTS[name]
-    prepare_store(target, 'tiny-v0', source)
+    write_store(target, 'tiny-v0', npz_splits(source))
     change(target)
     with pytest.raises(DataError, match=message) as caught:
         open_store(target)
@@ -505,11 +510,12 @@ def test_memory_does_not_grow_with_the_frames(tmp_path, run_python):
     code = (
         'import re, sys\n'
         'from pathlib import Path\n'
-        'from data_pipeline.store.writer import prepare_store\n'
+        'from data_pipeline.sources.ogbench import npz_splits\n'
+        'from data_pipeline.store.writer import write_store\n'
         'status = Path("/proc/self/status")\n'
         'peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1])\n'
         'before = peak()\n'
-        'prepare_store(Path(sys.argv[1]), "d", Path(sys.argv[2]))\n'
+        'write_store(Path(sys.argv[1]), "d", npz_splits(Path(sys.argv[2])))\n'
         'print(peak() - before)\n'
     )
     result = run_python(code, tmp_path / 'store', tmp_path / 'd.npz')
@@ -518,7 +524,7 @@ def test_memory_does_not_grow_with_the_frames(tmp_path, run_python):
 
 
 def test_real_store_has_the_bytes_of_its_source(tmp_path, real_source):
-    store = prepare_store(tmp_path / 'real', 'visual-cube-single-play-v0', real_source)
+    store = write_store(tmp_path / 'real', 'visual-cube-single-play-v0', npz_splits(real_source))
     assert store.splits.keys() == {'train', 'val'}
     with np.load(real_source, allow_pickle=False) as arrays:
         np.testing.assert_array_equal(store.splits['train'].observations, arrays['observations'])
@@ -532,14 +538,14 @@ def test_members_may_be_in_any_order(source, target, make_arrays):
     for save in (np.savez, np.savez_compressed):
         for order in (sorted(arrays), sorted(arrays, reverse=True)):
             save(source, **{name: arrays[name] for name in order})
-            store = prepare_store(target, 'tiny-v0', source, overwrite=True)
+            store = write_store(target, 'tiny-v0', npz_splits(source), overwrite=True)
             for name, array in store.splits['train'].arrays.items():
                 np.testing.assert_array_equal(array, arrays[name])
 
 
 def test_checksums_are_those_of_the_bytes(source, target, make_arrays):
     np.savez(source.with_name('tiny-v0-val.npz'), **make_arrays((3, 3), seed=1))
-    store = prepare_store(target, 'tiny-v0', source)
+    store = write_store(target, 'tiny-v0', npz_splits(source))
     for name, array in make_arrays().items():
         digest = hashlib.sha256(array.tobytes()).hexdigest()
         assert store.manifest.splits['train'].arrays[name].sha256 == digest
@@ -552,7 +558,7 @@ def test_checksums_are_those_of_the_bytes(source, target, make_arrays):
 @pytest.mark.parametrize('file', ['train/qvel.npy', 'val/observations.npy'])
 def test_verify_finds_a_changed_byte(source, target, make_arrays, file):
     np.savez(source.with_name('tiny-v0-val.npz'), **make_arrays((3, 3), seed=1))
-    store = prepare_store(target, 'tiny-v0', source)
+    store = write_store(target, 'tiny-v0', npz_splits(source))
     data = bytearray((target / file).read_bytes())
     data[-1] ^= 1
     (target / file).write_bytes(data)

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DamagedError, DataError
+from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.store import labels
 from data_pipeline.store.frame_store import FrameStore
 from data_pipeline.store.labels import labelled_tasks, stored_labels, task_labels
 from data_pipeline.store.verification import check_array
-from data_pipeline.store.writer import prepare_store
+from data_pipeline.store.writer import write_store
 
 CUBE = 'cube-single-singletask-task1-v0'
 
@@ -27,7 +28,7 @@ def make_store(tmp_path, make_arrays):
     def make(**changes: np.ndarray | None) -> FrameStore:
         arrays = {k: v for k, v in {**make_arrays(), **changes}.items() if v is not None}
         np.savez(tmp_path / 'tiny-v0.npz', **arrays)
-        return prepare_store(tmp_path / 'store', 'tiny-v0', tmp_path / 'tiny-v0.npz')
+        return write_store(tmp_path / 'store', 'tiny-v0', npz_splits(tmp_path / 'tiny-v0.npz'))
 
     return make
 
@@ -70,7 +71,7 @@ def ask_ogbench(run_python, code: str) -> list:
 
 def test_cube_labels_on_real_data(tmp_path, real_source, run_python):
     """Success: the cube is within 4 cm of its target, here computed without `relabel_dataset`."""
-    store = prepare_store(tmp_path / 'store', 'visual-cube-single-play-v0', real_source)
+    store = write_store(tmp_path / 'store', 'visual-cube-single-play-v0', npz_splits(real_source))
     rewards, masks = task_labels(store, 'train', CUBE, {})
     target = ask_ogbench(
         run_python,

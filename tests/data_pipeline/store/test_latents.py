@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DamagedError
+from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.store import latents as latent_store
 from data_pipeline.store.latents import (
     LatentWriter,
@@ -16,7 +17,7 @@ from data_pipeline.store.latents import (
     make_latent_folder,
     stored_latents,
 )
-from data_pipeline.store.writer import prepare_store
+from data_pipeline.store.writer import write_store
 
 ROWS, WIDTH = 14, 3
 LATENTS = np.random.default_rng(0).normal(size=(ROWS, WIDTH)).astype(np.float32)
@@ -39,7 +40,7 @@ with latent_store.LatentWriter(Path(sys.argv[1]), latents.shape, 'float32') as w
 @pytest.fixture
 def store(make_arrays, tmp_path):
     np.savez(tmp_path / 'd.npz', **make_arrays())
-    return prepare_store(tmp_path / 'd', 'd', tmp_path / 'd.npz')
+    return write_store(tmp_path / 'd', 'd', npz_splits(tmp_path / 'd.npz'))
 
 
 def write(folder, latents=LATENTS):

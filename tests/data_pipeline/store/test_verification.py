@@ -12,9 +12,10 @@ import pytest
 
 from data_pipeline.errors import DamagedError
 from data_pipeline.files import locked
+from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.store.frame_store import FrameStore, open_store
 from data_pipeline.store.verification import Verification, verify
-from data_pipeline.store.writer import prepare_store
+from data_pipeline.store.writer import write_store
 
 ARRAYS = ('observations', 'actions', 'qpos', 'qvel')
 
@@ -26,7 +27,7 @@ def store(make_arrays, tmp_path) -> FrameStore:
 
 def make_store(folder: Path, arrays: dict[str, np.ndarray], **options: bool) -> FrameStore:
     np.savez(folder / 'd.npz', **arrays)
-    return prepare_store(folder / 'data' / 'd', 'd', folder / 'd.npz', **options)
+    return write_store(folder / 'data' / 'd', 'd', npz_splits(folder / 'd.npz'), **options)
 
 
 def flip(path: Path, *, keep_time: bool = False) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipeline.replay import Layout, Replay, open_replay
+from data_pipeline.replay import Replay, RowLayout, open_replay
 from fql.envs.make import EnvSpec
 from fql.envs.workers import EnvWorkers, Step
 from fql.errors import FQLError
@@ -43,7 +43,7 @@ class World:
     def __init__(self, path, name, workers=2, horizon=1, records=None, limit=None):
         spec = EnvSpec(f'fake_environments:{name}-v0', frame_stack=STACK, max_episode_steps=limit)
         self.workers = EnvWorkers(spec, workers)
-        self.layout = Layout((5,), 'float32', 2)
+        self.layout = RowLayout((5,), 'float32', 2)
         self.episodes = []
         try:
             self.replay = Replay(path, name, self.layout, workers, records)
@@ -207,7 +207,7 @@ class Seen:
 
 @pytest.mark.parametrize('different', ['', 'image', 'pose'])
 def test_every_array_is_compared_with_what_was_stored(tmp_path, capsys, different):
-    layout = Layout(Seen().observation_shape, {'image': 'uint8', 'pose': 'float32'}, 2)
+    layout = RowLayout(Seen().observation_shape, {'image': 'uint8', 'pose': 'float32'}, 2)
 
     def make_actors(replay, different=''):
         report = {}.update

@@ -16,8 +16,9 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.files import locked
+from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.store import latents as latent_store
-from data_pipeline.store.writer import prepare_store
+from data_pipeline.store.writer import write_store
 from encoders.description import SavedEncoder
 from encoders.impala import ENCODERS
 from fql.agents.configs import EncoderConfig, FQLConfig
@@ -72,7 +73,7 @@ def data(tmp_path):
             actions=rng.uniform(-1, 1, (sum(lengths), 2)).astype(np.float32),
             terminals=terminals,
         )
-    store = prepare_store(tmp_path / 'd', 'd', tmp_path / 'd.npz')
+    store = write_store(tmp_path / 'd', 'd', npz_splits(tmp_path / 'd.npz'))
     return {
         name: LabelledSplit(
             split,

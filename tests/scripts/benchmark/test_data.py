@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from data_pipeline.store.writer import prepare_store
+from data_pipeline.sources.ogbench import npz_splits
+from data_pipeline.store.writer import write_store
 from fql.training.config import TrainConfig
 from fql.training.data import LabelledSplit
 from scripts.benchmark.data import PAD, compare_samplers, format_report, reference_sampler
@@ -53,7 +54,7 @@ def test_the_table_has_what_was_measured_and_the_reference_beside_it():
 
 @pytest.fixture
 def labelled(maze_npz, tmp_path):
-    split = prepare_store(tmp_path / 'store', 'benchmark', maze_npz).splits['train']
+    split = write_store(tmp_path / 'store', 'benchmark', npz_splits(maze_npz)).splits['train']
     labels = np.arange(len(split.terminals), dtype=np.float32)
     return LabelledSplit(split, labels, -labels)
 
@@ -95,7 +96,7 @@ def test_the_samplers_take_turns(labelled):
 
 def test_work_is_measured(maze_npz, tmp_path):
     result = measure(prepare, maze_npz, tmp_path / 'store')
-    store = prepare_store(tmp_path / 'store', 'benchmark', maze_npz)  # Reused: it exists.
+    store = write_store(tmp_path / 'store', 'benchmark', npz_splits(maze_npz))  # Reused: it exists.
     assert result['frames'] == len(store.splits['train'].terminals)
     assert result['frames_per_second'] > 0
 
