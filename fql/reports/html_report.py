@@ -28,19 +28,18 @@ VIDEO_BYTES, ALL_VIDEO_BYTES = 3_000_000, 40_000_000
 """Limits for one embedded video, and for all of them together."""
 
 
-def html_report(title: str, groups: Sequence[Group], not_run: Mapping[str, str]) -> str:
+def html_report(title: str, groups: Sequence[Group], missing: Mapping[str, str]) -> str:
     """The page.
 
     Args:
         groups: all groups to compare.
-        not_run: why a run is missing, by its name.
+        missing: why runs are not in the numbers, of `missing_runs`.
     """
     names = list(dict.fromkeys(group.name for group in groups))
     colour_of = colours(names)
     by_task: dict[str, list[Group]] = {}
     for group in groups:
         by_task.setdefault(group.task, []).append(group)
-    missing = missing_runs(groups, not_run)
     videos = _Videos()
     sections = [
         overview(by_task, colour_of),

@@ -23,9 +23,9 @@ def report(paths: Sequence[Path], out: Path) -> str:
     not_run: dict[str, str] = {}
     for path in paths:
         if SweepFolder(path).record.exists():
-            found, missing = sweep_runs(SweepFolder(path))
+            found, unfinished = sweep_runs(SweepFolder(path))
             runs += found
-            not_run |= missing
+            not_run |= unfinished
         else:
             runs.append(read_run(path))
     if not runs:
@@ -34,9 +34,9 @@ def report(paths: Sequence[Path], out: Path) -> str:
     names = ', '.join(path.absolute().name for path in paths[:3])
     title = f'{names} and {len(paths) - 3} more' if len(paths) > 3 else names
     make_folder(out.parent)
-    write_text(out, html_report(title, groups, not_run))
-    left_out = len(missing_runs(groups, not_run))
-    note = f'\nnot finished, or left out: {left_out} (listed on the page)' if left_out else ''
+    missing = missing_runs(groups, not_run)
+    write_text(out, html_report(title, groups, missing))
+    note = f'\nnot finished, or left out: {len(missing)} (listed on the page)' if missing else ''
     return format_groups(groups) + note
 
 
