@@ -59,6 +59,13 @@ def blank_observations(shapes: Shapes, frame_stack: int = 1) -> Any:
     )
 
 
+def latent_size(encoder: nn.Module, shapes: Shapes) -> int:
+    """Width of the latents of observations of these shapes."""
+    observations = abstract_observations(shapes, 1)
+    latents, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), observations)
+    return int(latents.shape[-1])
+
+
 class CameraEncoder(nn.Module):
     """Image encoders for the cameras and a dense layer for the vectors, outputs concatenated.
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from encoders.cameras import Shapes, abstract_observations, blank_observations
+from encoders.cameras import Shapes, blank_observations, latent_size
 from encoders.mlp import KERNEL_INIT, MLP
 
 CODE_SIZE = 128
@@ -95,9 +95,7 @@ class Objective(ABC):
     @property
     def latent_size(self) -> int:
         """Width of the encoder's latents."""
-        observations = abstract_observations(self.observation_shape, 1)
-        latents, _ = jax.eval_shape(self.encoder.init_with_output, jax.random.key(0), observations)
-        return int(latents.shape[-1])
+        return latent_size(self.encoder, self.observation_shape)
 
     def mlp(self, *features: int) -> MLP:
         """An MLP with the hidden layers of a head."""

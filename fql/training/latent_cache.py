@@ -26,7 +26,7 @@ from data_pipeline.store.latents import (
     latent_split,
     make_latent_folder,
 )
-from encoders.cameras import abstract_observations
+from encoders.cameras import latent_size
 from encoders.leaves import tree_digest
 from fql.batch import stack_frames
 from fql.devices import AXIS, compiler_options, local_mesh
@@ -109,9 +109,7 @@ def latent_width(spec: RunSpec) -> int:
     """Size of the encoder's latents."""
     encoder = agent_of(spec).encoder
     assert encoder is not None
-    observations = abstract_observations(spec.observation_shape, 1)
-    latents, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), observations)
-    return latents.shape[1]
+    return latent_size(encoder, spec.observation_shape)
 
 
 def cached_data(

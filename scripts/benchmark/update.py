@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from encoders.cameras import latent_size
 from fql.agents.base import Agent, PlainEncoder
 from fql.agents.configs import AGENT_CONFIGS, FQLConfig
 from fql.agents.fql import FQL
@@ -179,11 +180,10 @@ def latents_variant(config: TrainConfig, image_size: int) -> Variant:
     """The step on cached latents of a frozen encoder."""
     spec = image_spec(with_encoder(config, mode='frozen'), image_size)
     agent = agent_of(spec)
-    observations = jnp.zeros((1, *spec.observation_shape), jnp.uint8)
     assert agent.encoder is not None
-    latents, _ = jax.eval_shape(agent.encoder.init_with_output, jax.random.key(0), observations)
+    width = latent_size(agent.encoder, spec.observation_shape)
     arrays = {
-        'inputs': random_vectors((config.batch_size, 2, latents.shape[-1])),
+        'inputs': random_vectors((config.batch_size, 2, width)),
         **random_columns(agent, config.batch_size),
     }
     return host_variant(spec, agent, arrays, make_mesh(), has_latents=True)
