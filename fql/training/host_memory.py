@@ -1,17 +1,11 @@
-"""How a process keeps freed memory for reuse, and how much memory it has."""
+"""How a process keeps freed memory for reuse."""
 
 import ctypes
 import platform
-import re
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 # Of glibc's mallopt, in the order of malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 _TOP_PAD = 64 << 20
-_POLL_SECONDS = 0.01
 
 GIVE_BACK_INTERVAL = 1_000
 """Batches or updates after which to give free memory back."""
@@ -47,30 +41,3 @@ def give_back_freed_memory() -> None:
 
 def _has_glibc() -> bool:
     return platform.libc_ver()[0] == 'glibc'
-
-
-@contextmanager
-def watched_memory() -> Iterator[list[float]]:
-    """A list that repeatedly gets the growth of anonymous memory (MB) while active."""
-    before = anonymous_megabytes()
-    growth = [0.0]
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(_POLL_SECONDS):
-            growth.append(anonymous_megabytes() - before)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield growth
-    finally:
-        done.set()
-        thread.join()
-
-
-def anonymous_megabytes() -> float:
-    """This process's anonymous memory (RssAnon); NaN where the system does not report it."""
-    status = Path('/proc/self/status')
-    found = re.search(r'RssAnon:\s+(\d+) kB', status.read_text()) if status.exists() else None
-    return int(found.group(1)) / 1e3 if found else float('nan')

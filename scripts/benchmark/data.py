@@ -24,12 +24,12 @@ from fql.training.config import TrainConfig
 from fql.training.data import LabelledSplit, load_training_data, run_spec, training_batches
 from fql.training.host_memory import (
     GIVE_BACK_INTERVAL,
-    anonymous_megabytes,
     give_back_freed_memory,
 )
 from fql.training.learning import batch_maker, make_learner
 from scripts.benchmark.args import BenchmarkData
 from scripts.benchmark.measuring import task_config
+from scripts.benchmark.memory import anonymous_megabytes
 from scripts.benchmark.sources import measure_sources
 
 MILLION = 1_000_000

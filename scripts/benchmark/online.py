@@ -30,7 +30,7 @@ from fql.training.actors import Actors, episode_seed
 from fql.training.checkpoints import CheckpointWriter
 from fql.training.config import OnlineConfig, TrainConfig
 from fql.training.data import LabelledSplit, run_spec, training_batches
-from fql.training.host_memory import GIVE_BACK_INTERVAL, watched_memory
+from fql.training.host_memory import GIVE_BACK_INTERVAL
 from fql.training.learning import (
     make_learner,
 )
@@ -39,6 +39,7 @@ from fql.training.run_folder import RunSpec
 from scripts.benchmark.args import BenchmarkOnline
 from scripts.benchmark.fast_env import ACTION_DIM, EPISODE_STEPS, SIZE
 from scripts.benchmark.measuring import make_trainer
+from scripts.benchmark.memory import watched_memory
 
 ROWS = 4_096
 """Number of rows of the data made for the measurement."""

@@ -16,7 +16,8 @@ import numpy as np
 from data_pipeline.sources.files import file_splits
 from data_pipeline.store.frame_store import FrameStore, Split, open_store
 from data_pipeline.store.writer import write_store
-from fql.training.host_memory import keep_freed_memory, watched_memory
+from fql.training.host_memory import keep_freed_memory
+from scripts.benchmark.memory import watched_memory
 
 RUNS = 3
 """Runs of each kind; the median is taken, as the disk may be busy with earlier writes."""

@@ -4,8 +4,6 @@ import platform
 
 import pytest
 
-from fql.training.host_memory import watched_memory
-
 FAULTS = """
 import resource, sys, threading
 import numpy as np
@@ -32,10 +30,10 @@ print(sum(counts[2:]))
 GAPS = """
 import numpy as np
 from fql.training.host_memory import (
-    anonymous_megabytes,
     give_back_freed_memory,
     keep_freed_memory,
 )
+from scripts.benchmark.memory import anonymous_megabytes
 
 keep_freed_memory()
 blocks = [np.ones(1 << 20, np.uint8) for _ in range(100)]
@@ -59,13 +57,3 @@ def test_gaps_are_given_back(run_python):
     result = run_python(GAPS)
     assert result.returncode == 0, result.stderr
     assert float(result.stdout) > 90
-
-
-def test_memory_is_watched():
-    size = 80_000_000
-    with watched_memory() as growth:
-        block = bytearray(size)
-        while len(growth) < 3:
-            block[::4096] = bytes(len(block[::4096]))
-        del block
-    assert max(growth) > 0.9 * size / 1e6
