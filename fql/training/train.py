@@ -1,6 +1,5 @@
-"""A run of training, from the checks before it to the summary after it."""
+"""A run of training, from the checks before it to its last checkpoint."""
 
-import dataclasses
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,12 +12,9 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from data_pipeline.loader import check_batches, num_starts
-from data_pipeline.observations import describe
 from data_pipeline.store.latents import stored_latents
 from data_pipeline.store.verification import Verification, VerifyMode
-from encoders.description import read_encoder
 from encoders.saved import load_encoder
-from fql.agents.configs import AgentConfig
 from fql.command import command
 from fql.compiled import (
     TrainStep,
@@ -32,14 +28,12 @@ from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_pr
 from fql.envs.tasks import find_task
 from fql.envs.workers import EnvWorkers
 from fql.errors import FQLError
-from fql.learner import Learner, Params, TrainState, count_parameters
+from fql.learner import Learner, Params, TrainState
 from fql.reports.measures import read_results
 from fql.reports.plots import plot_learning_curve
-from fql.reports.published import published_result
 from fql.training.augmentation import check_augmentation
 from fql.training.checkpoints import CheckpointWriter
-from fql.training.comparability import comparability
-from fql.training.config import TrainConfig, setting_text, validate_config
+from fql.training.config import TrainConfig, validate_config
 from fql.training.data import (
     LabelledSplit,
     check_cameras,
@@ -51,7 +45,7 @@ from fql.training.data import (
     training_batches,
 )
 from fql.training.interruption import Interruption
-from fql.training.latent_cache import cached_data, check_room, describe_cache, uses_cache
+from fql.training.latent_cache import cached_data, check_room, uses_cache
 from fql.training.learning import (
     agent_of,
     batch_maker,
@@ -63,14 +57,12 @@ from fql.training.loop import Batches, Trainer, rows_logged
 from fql.training.memory import check_memory, check_open_files
 from fql.training.metrics_log import MetricsLog
 from fql.training.online import (
-    describe_online,
     is_evaluation_due,
     offline_state,
     start_actors,
     train_online,
 )
 from fql.training.policy import make_act, make_policy
-from fql.training.presets import has_preset
 from fql.training.rollouts import (
     describe_result,
     evaluate_with_progress,
@@ -97,6 +89,7 @@ from fql.training.run_start import (
     restored_state,
     write_description,
 )
+from fql.training.summaries import end_summary, start_summary
 from fql.training.verified_data import finish_verification
 from fql.training.wandb_mirror import check_wandb, wandb_mirror
 
@@ -388,109 +381,3 @@ def read_starting_encoder(spec: RunSpec) -> Params:
         encoder.cameras,
     )
     return jax.tree.map(np.asarray, params)
-
-
-def encoder_text(spec: RunSpec, state: TrainState) -> str:
-    """The encoder's size, and where it comes from."""
-    encoder = spec.config.agent.encoder
-    if not spec.images:
-        return 'none'
-    text = f'{encoder.size}, {encoder.sharing}'
-    if isinstance(spec.observation_shape, dict):
-        text += ', one for all cameras' if encoder.cameras == 'shared' else ', one for each camera'
-    if encoder.mode == 'scratch':
-        return text
-    text += f', {encoder.mode}, from {encoder.source}'
-    if int(state.step) > 0:  # The folder is no longer needed.
-        return text
-    saved = read_encoder(Path(encoder.source))
-    return f'{text} ({saved.objective} on {saved.dataset}, {saved.step:,} updates)'
-
-
-def describe_agent(agent: AgentConfig) -> str:
-    """The agent's name, and the settings that only some agents have."""
-    common = {entry.name for entry in dataclasses.fields(AgentConfig)}
-    settings = {
-        entry.name: getattr(agent, entry.name)
-        for entry in dataclasses.fields(agent)
-        if entry.name not in common
-    }
-    shown = (f'{name.replace("_", "-")} {setting_text(value)}' for name, value in settings.items())
-    return ', '.join([agent.name, f'discount {agent.discount:g}', *shown])
-
-
-def start_summary(
-    spec: RunSpec,
-    data: dict[str, LabelledSplit],
-    state: TrainState,
-    folder: RunFolder,
-    frozen: Params | None,
-) -> str:
-    """What the run is about to do, on one screen.
-
-    Args:
-        frozen: parameters of the frozen encoder whose latents are cached, if there is one.
-    """
-    config, agent = spec.config, spec.config.agent
-    is_frozen = agent.encoder.mode == 'frozen'
-    split = data['train'].split
-    completed = np.mean(data['train'].masks[split.valid_rows] == 0)
-    counts = {
-        name: count_parameters(tree)
-        for name, tree in state.params.items()
-        if count_parameters(tree)
-    }
-    is_tuned = has_preset(config.agent.name, find_task(config.task))
-    advice = 'tune it'
-    if getattr(agent, 'normalize_q_loss', False):
-        advice = 'try --alpha 0.03, 0.1, 0.3, 1, 3 and 10'
-    hint = '' if is_tuned else f'  (no published settings for this agent and task: {advice})'
-    lines = {
-        'task': config.task,
-        'agent': describe_agent(agent),
-        'dataset': (
-            f'{split.path.parent}: {split.num_transitions:,} transitions in '
-            f'{split.terminals.sum():,} trajectories, task complete in {completed:.2%}'
-        ),
-        'observations': (
-            f'{describe(spec.observation_shape, spec.observation_dtype)}, actions {spec.action_dim}'
-        ),
-        'parameters': (
-            f'{sum(counts.values()):,} ('
-            + ', '.join(f'{name} {count:,}' for name, count in counts.items())
-            + ')'
-        ),
-        'encoder': encoder_text(spec, state),
-        **({'latents': describe_cache(data, spec, frozen)} if is_frozen else {}),
-        'training': (
-            f'updates {int(state.step):,} to {config.steps:,}, batch {config.batch_size}, '
-            f'seed {config.seed}{hint}'
-        ),
-        **({'online': describe_online(config)} if config.online.online_steps else {}),
-        'devices': (
-            f'{jax.device_count()} ({jax.devices()[0].device_kind}) '
-            f'in {jax.process_count()} process(es)'
-        ),
-        'run folder': str(folder.path),
-    }
-    return '\n'.join(f'{name:>13}: {text}' for name, text in lines.items())
-
-
-def end_summary(folder: RunFolder, updates: int, seconds: float) -> str:
-    """What was done, the published results, and where the files are."""
-    config = read_spec(folder).config
-    task = find_task(config.task)
-    measure, results = read_results(folder.eval_csv)
-    values = [f'{step:,}: {measure.text(value)}' for step, value in results.items()]
-    is_online = config.online.online_steps > 0
-    published = published_result(config.agent.name, task.name, online=is_online)
-    lines = {
-        'done': f'{updates:,} updates in {seconds / 60:.1f} min, evaluations included',
-        measure.name: ', '.join(values) or 'not evaluated',
-        **({'this score is': comparability(config)} if values and task.returns else {}),
-        **({'published': f'{published} ({published.source})'} if published else {}),
-        'curves': str(folder.learning_curve),
-        'videos': str(folder.videos) if folder.videos.exists() else 'none',
-        'run folder': str(folder.path),
-    }
-    return '\n'.join(f'{name:>13}: {text}' for name, text in lines.items())

@@ -17,9 +17,7 @@ from data_pipeline.store.frame_store import Split
 from data_pipeline.store.verification import Verification
 from data_pipeline.store.writer import write_array
 from fql.agents.configs import EncoderConfig, FQLConfig
-from fql.compiled import (
-    initial_state,
-)
+from fql.compiled import initial_state
 from fql.devices import make_mesh
 from fql.envs.make import EnvSpec
 from fql.envs.tasks import OWN_TASK
@@ -31,9 +29,7 @@ from fql.training.checkpoints import CheckpointWriter
 from fql.training.config import OnlineConfig, TrainConfig
 from fql.training.data import LabelledSplit, run_spec, training_batches
 from fql.training.host_memory import GIVE_BACK_INTERVAL
-from fql.training.learning import (
-    make_learner,
-)
+from fql.training.learning import make_learner
 from fql.training.online import make_acting, train_online
 from fql.training.run_folder import RunSpec
 from scripts.benchmark.args import BenchmarkOnline

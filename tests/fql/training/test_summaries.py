@@ -5,7 +5,7 @@ import pytest
 from fql.agents.configs import FQLConfig, SACConfig
 from fql.training.config import TrainConfig
 from fql.training.run_folder import RunFolder, RunSpec, write_spec
-from fql.training.train import end_summary
+from fql.training.summaries import end_summary
 
 CUBE = 'visual-cube-single-play-singletask-task1-v0'
 
