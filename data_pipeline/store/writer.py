@@ -20,6 +20,7 @@ from data_pipeline.data_dir import check_name
 from data_pipeline.errors import DataError
 from data_pipeline.files import (
     atomic_folder,
+    is_temporary,
     make_folder,
     naming,
     sync_file,
@@ -35,6 +36,9 @@ from data_pipeline.store.frame_store import (
     open_store,
 )
 from data_pipeline.store.manifest import FORMAT_VERSION, ArrayEntry, Manifest, SplitEntry
+
+_OTHER_PARTS = {'manifest.json', 'labels', 'latents'}
+"""What a store's folder may hold besides its splits."""
 
 
 def write_store(
@@ -60,7 +64,8 @@ def write_store(
 
     Raises:
         DataError: an invalid source, splits that do not fit together or have invalid names, too
-            little disk space, or something other than a store in its place.
+            little disk space, or something other than a store in its place, or in the store that is
+            to be replaced.
     """
     path = Path(path)
     for name in (dataset, *splits):
@@ -71,6 +76,10 @@ def write_store(
         raise DataError(f'{path}: exists and is not a frame store; move it away')
     if path.exists() and not overwrite:
         return _reuse(path, dataset, sources)
+    if foreign := _foreign_entries(path):
+        raise DataError(
+            f'{path}: holds {", ".join(foreign)}, which --overwrite would delete; move it away'
+        )
 
     try:
         make_folder(path.parent)
@@ -100,6 +109,23 @@ def write_store(
             f'{path}: cannot be written: {error.strerror or error}; nothing was changed'
         ) from error
     return open_store(path)
+
+
+def _foreign_entries(path: Path) -> list[str]:
+    """Names in the folder of a store, if it exists, that no part of a store has."""
+    if not path.is_dir():
+        return []
+    return sorted(
+        entry.name
+        for entry in path.iterdir()
+        if entry.name not in _OTHER_PARTS and not is_temporary(entry) and not _is_split(entry)
+    )
+
+
+def _is_split(path: Path) -> bool:
+    return path.is_dir() and all(
+        entry.suffix == '.npy' or is_temporary(entry) for entry in path.iterdir()
+    )
 
 
 def write_array(path: Path, array: np.ndarray) -> ArrayEntry:
