@@ -568,10 +568,10 @@ def test_verify_finds_a_changed_byte(source, target, make_arrays, file):
 
 @pytest.mark.parametrize('place', ['run/config.json', 'train/run/config.json', 'notes.txt'])
 def test_what_is_not_of_the_store_is_not_deleted_with_it(source, target, place):
-    prepare_store(target, 'tiny-v0', source)
+    write_store(target, 'tiny-v0', npz_splits(source))
     mine = target / place
     mine.parent.mkdir(parents=True, exist_ok=True)
     mine.write_text('mine')
     with pytest.raises(DataError, match=r'holds (run|train|notes\.txt), which --overwrite would'):
-        prepare_store(target, 'tiny-v0', source, overwrite=True)
+        write_store(target, 'tiny-v0', npz_splits(source), overwrite=True)
     assert mine.read_text() == 'mine'
