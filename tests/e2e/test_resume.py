@@ -65,7 +65,7 @@ def test_killed_and_stopped_runs_end_in_the_same_state(
     assert json.loads(before.stdout)['sha256'] != checkpoint(fql, whole)['sha256']
 
     more = ('--candidates', 3, '--video', tmp_path / 'v.gif')
-    done = fql('evaluate', whole, '--episodes', 2, '--step', STEPS, *more)
+    done = fql('evaluate', whole, '--episodes', 2, '--workers', 1, '--step', STEPS, *more)
     assert done.returncode == 0, done.stderr
     assert f'one_step policy, best of 3 of step {STEPS}: success' in done.stdout
     assert (tmp_path / 'v.gif').exists()

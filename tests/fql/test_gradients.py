@@ -173,7 +173,7 @@ def test_the_temperature_has_a_loss_of_its_own():
     assert 'alpha' not in parts['actor/loss'] | parts['critic/loss']
 
 
-@pytest.mark.parametrize('sharing', ['shared', 'separate'])
+@pytest.mark.parametrize('sharing', ['shared', pytest.param('separate', marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     'name', [quick_or_long(name) for name in HEADS if name not in ('bc', 'rebrac')]
 )

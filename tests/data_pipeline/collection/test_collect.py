@@ -366,6 +366,7 @@ def test_an_episode_whose_worker_hangs_is_repeated(tmp_path, monkeypatch):
     assert 'took longer than 0.5 s' in notice
 
 
+@pytest.mark.long
 def test_an_episode_whose_worker_hangs_again_is_given_up(tmp_path, monkeypatch):
     with pytest.raises(DataError, match='of episode 0, for the second time') as caught:
         collect_hanging(tmp_path / 'hung', 10, 2, monkeypatch)

@@ -82,6 +82,7 @@ def noisy_scene(tmp_path_factory):
     return recipe, collect(recipe, path, episodes=4, workers=2)
 
 
+@pytest.mark.long
 def test_an_episode_does_not_depend_on_those_before_it(noisy_scene, tmp_path):
     recipe, path = noisy_scene
     alone = collect(recipe, tmp_path / 'scene.npz', episodes=4, workers=1)
@@ -109,6 +110,7 @@ np.testing.assert_array_equal(*actions)
 """
 
 
+@pytest.mark.long
 def test_an_episode_does_not_depend_on_the_targets_that_another_left(run_python):
     done = run_python(OTHER_TARGETS)
     assert done.returncode == 0, done.stderr

@@ -71,7 +71,10 @@ def fault_of(errors):
     return next(line for line in errors.splitlines() if 'SaveError: ' in line)
 
 
-@pytest.mark.parametrize('limit', [100, 1_000, 20_000, 100_000])
+@pytest.mark.parametrize(
+    'limit',
+    [1_000, *(pytest.param(limit, marks=pytest.mark.long) for limit in (100, 20_000, 100_000))],
+)
 def test_a_file_that_cannot_be_written_is_named_and_the_process_ends(tmp_path, limit):
     process = start_saving(tmp_path, limit)
     # If threads wait for one another, it takes five minutes.
