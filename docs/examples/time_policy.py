@@ -22,7 +22,5 @@ for _ in range(201):
     policy(observation)
     ends.append(time.perf_counter())
 first, *others = np.diff(ends)
-print(
-    f'import {imported - started:.2f} s, load {loaded - imported:.2f} s, first action {first:.2f} s'
-)
+print(f'import {imported - started:.2f} s, load {loaded - imported:.2f} s')
 print(f'first action {first:.2f} s, then {1e3 * np.median(others):.2f} ms an action')
