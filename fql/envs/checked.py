@@ -109,8 +109,9 @@ def check_observation(env_id: str, space: Any, observation: Any) -> Any:
                 f'{which} is {array.dtype} {array.shape}, though its space is {box.dtype} '
                 f'{box.shape}'
             )
-        with np.errstate(over='ignore'):
-            array = array.astype(box.dtype)
-        if box.dtype.kind == 'f' and not np.isfinite(array).all():
-            raise FQLError(f'{which} holds values that are not finite')
+        if box.dtype.kind == 'f':
+            with np.errstate(over='ignore'):
+                array = array.astype(box.dtype)
+            if not np.isfinite(array).all():
+                raise FQLError(f'{which} holds values that are not finite')
     return observation
