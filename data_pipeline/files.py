@@ -287,7 +287,8 @@ def load_arrays(path: Path, names: Iterable[str] | None = None) -> dict[str, np.
         ValueError: it is damaged, or lacks one of these arrays.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # NumPy leaves a file open that it has opened and cannot read.
+        with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in names or arrays}
     except OSError:
         raise
