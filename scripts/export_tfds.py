@@ -2,6 +2,7 @@
 
 from data_pipeline.replay import is_replay, open_data, verify_replay
 from fql.training.progress import progress_bar, progress_callback
+from fql.training.verified_data import verify_once
 from scripts.export_tfds_args import ExportTfds
 
 
@@ -10,6 +11,8 @@ def run(args: ExportTfds) -> None:
     store = open_data(args.data_dir, args.dataset)
     if is_replay(store.path):
         verify_replay(store.path)
+    else:
+        verify_once(store)
     from data_pipeline.tfds_builder import DATASET, export_tfds
 
     with progress_bar('export', 'frames') as bar:
