@@ -1,5 +1,7 @@
 """`fql export-tfds`: a frame store becomes an RLDS dataset in TFDS's format."""
 
+import re
+
 from data_pipeline.replay import is_replay, open_data, verify_replay
 from fql.training.progress import progress_bar, progress_callback
 from fql.training.verified_data import verify_once
@@ -19,5 +21,6 @@ def run(args: ExportTfds) -> None:
         folder = export_tfds(store, args.out, progress_callback(bar))
     name = f'{DATASET}/{store.manifest.dataset}'
     print(f'wrote {folder}; read it, without this program, with')
-    print(f"  tfds.data_source('{name}', split='train', data_dir='{args.out}')")
-    print(f"  tfds.builder_from_directory('{folder}').as_data_source('train')")
+    if re.fullmatch(r'[\w.-]+', store.manifest.dataset):  # TFDS takes other names apart.
+        print(f"  tfds.data_source('{name}', split='train', data_dir={str(args.out)!r})")
+    print(f"  tfds.builder_from_directory({str(folder)!r}).as_data_source('train')")

@@ -96,13 +96,16 @@ def write_store(
         advance = byte_counter(progress, sum(split.nbytes for split in splits.values()))
         with atomic_folder(path, replace=overwrite) as folder:
             notes: dict[str, list[str]] = {name: [] for name in splits}
+
+            def write(name: str, split: SourceSplit) -> SplitEntry:
+                return _write_split(
+                    folder / name, split, advance, lambda line: notes[name].append(_shown(line))
+                )
+
             manifest = Manifest(
                 format_version=FORMAT_VERSION,
                 dataset=dataset,
-                splits={
-                    name: _write_split(folder / name, split, advance, notes[name].append)
-                    for name, split in splits.items()
-                },
+                splits={name: write(name, split) for name, split in splits.items()},
                 sources={
                     name: {**source, **({'notes': notes[name]} if notes[name] else {})}
                     for name, source in sources.items()
@@ -118,6 +121,11 @@ def write_store(
             f'{path}: cannot be written: {error.strerror or error}; nothing was changed'
         ) from error
     return open_store(path)
+
+
+def _shown(line: str) -> str:
+    """A line as it can be printed: the names in a source may hold anything."""
+    return ''.join(char if char.isprintable() else repr(char)[1:-1] for char in line)
 
 
 def _foreign_entries(path: Path) -> list[str]:

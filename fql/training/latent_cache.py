@@ -158,9 +158,9 @@ def cached_data(
                 f'{error.strerror or error}; --latent-cache off does without'
             ) from error
     cached = {}
-    for name, split in stored().items():
-        assert split is not None
-        cached[name] = dataclasses.replace(data[name], split=split, has_latents=True)
+    for name, latents in stored().items():
+        assert latents is not None
+        cached[name] = dataclasses.replace(data[name], split=latents, has_latents=True)
     return cached
 
 
