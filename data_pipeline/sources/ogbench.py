@@ -20,23 +20,17 @@ import numpy as np
 from data_pipeline.errors import DataError
 from data_pipeline.files import read_npy_header
 from data_pipeline.observations import NO_KEYS
-from data_pipeline.sources.base import SourceSplit, describe_file, taken_from
+from data_pipeline.sources.base import (
+    FileState,
+    SourceSplit,
+    describe_file,
+    format_of,
+    taken_from,
+    unchanged,
+)
 from data_pipeline.sources.table import table_columns, table_split
 
 _BLOCK_BYTES = 4 << 20
-
-_FORMATS = {
-    b'\x89HDF': 'an HDF5 file',
-    b'\x93NUMPY': 'a single array (.npy)',
-    b'PAR1': 'a Parquet file',
-    b'\x1f\x8b': 'gzip-compressed data',
-    b'BZh': 'bzip2-compressed data',
-    b'\xfd7zXZ': 'xz-compressed data',
-    b'\x89PNG': 'a PNG image',
-    b'<!DOCTYP': 'a web page',
-    b'<html': 'a web page',
-}
-"""Formats that users pass in place of an .npz, by their first bytes."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +41,7 @@ class NpzMember:
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
+    state: FileState
 
     @property
     def nbytes(self) -> int:
@@ -58,12 +53,13 @@ class NpzMember:
 
         Raises:
             DataError: the compressed data are damaged; zip's checksum is compared with the last
-                block.
+                block. Or the file has changed since its header was read.
         """
         row_bytes = self.nbytes // self.shape[0]
         rows_per_block = max(1, _BLOCK_BYTES // row_bytes)
         with (
             _faults_of(self.path),
+            unchanged(self.path, self.state),
             zipfile.ZipFile(self.path) as archive,
             archive.open(f'{self.name}.npy') as stream,
         ):
@@ -86,10 +82,13 @@ def read_members(
         DataError: no such file, a damaged one, or one that lacks a key.
     """
     with _faults_of(path), zipfile.ZipFile(path) as archive:
-        held = {name.removesuffix('.npy') for name in archive.namelist()}
-        columns = table_columns(str(path), held, keys)
-        members = {name: _read_member(path, archive, key) for name, key in columns.items()}
-    return members, sorted(held - set(columns.values()))
+        state = FileState.of(path)
+        names = archive.namelist()
+        arrays = {name.removesuffix('.npy') for name in names if name.endswith('.npy')}
+        rest = {name for name in names if not name.endswith('.npy')}
+        columns = table_columns(str(path), arrays, keys)
+        members = {name: _read_member(path, state, archive, key) for name, key in columns.items()}
+    return members, sorted(arrays - set(columns.values()) | rest)
 
 
 def npz_splits(source: Path, keys: Mapping[str, str] = NO_KEYS) -> dict[str, SourceSplit]:
@@ -123,20 +122,12 @@ def _faults_of(path: Path) -> Iterator[None]:
         raise DataError(f'{path}: cannot be read: {error.strerror or error}') from error
     # zipfile raises RuntimeError for encrypted and for unsupported archives.
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
-        raise DataError(f'{path}: {_what_it_is(path)}: {error}') from error
+        if other := format_of(path):
+            raise DataError(f'{path}: not an .npz file but {other}') from error
+        raise DataError(f'{path}: damaged or not an .npz file: {error}') from error
 
 
-def _what_it_is(path: Path) -> str:
-    """The format of a file that is not a readable .npz, by its first bytes."""
-    with open(path, 'rb') as file:
-        start = file.read(8)
-    for magic, name in _FORMATS.items():
-        if start.startswith(magic):
-            return f'not an .npz file but {name}'
-    return 'damaged or not an .npz file'
-
-
-def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> NpzMember:
+def _read_member(path: Path, state: FileState, archive: zipfile.ZipFile, name: str) -> NpzMember:
     entry = archive.getinfo(f'{name}.npy')
     _check(path, archive.namelist().count(entry.filename) == 1, f'{name} is there more than once')
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -146,7 +137,7 @@ def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> NpzMember:
         header_bytes = stream.tell()
     _check(path, not dtype.hasobject, f'{name} holds Python objects; save it as plain numbers')
     _check(path, not fortran_order, f'{name} is in Fortran order; save np.ascontiguousarray of it')
-    member = NpzMember(path, name, shape, dtype)
+    member = NpzMember(path, name, shape, dtype, state)
     # Compared before anything is read or allocated according to the header.
     if header_bytes + member.nbytes != entry.file_size:
         raise ValueError(f'{name} is not as long as its header says')
