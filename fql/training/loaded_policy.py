@@ -3,7 +3,8 @@
 import operator
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,23 @@ from fql.training.exported_policy import is_exported, read_exported
 from fql.training.learning import agent_of
 from fql.training.policy import make_act, restore_params, with_candidates
 from fql.training.run_folder import RunFolder, RunSpec, read_spec
+
+
+@contextmanager
+def _settings_of_training() -> Iterator[None]:
+    """Inside, JAX has the settings of `fql`, which are its defaults, in this thread.
+
+    A user's program may have others, with which a policy would draw other actions, or fail.
+    """
+    with (
+        jax.enable_x64(False),
+        jax.default_prng_impl('threefry2x32'),
+        jax.threefry_partitionable(True),
+        jax.numpy_rank_promotion('allow'),
+        jax.numpy_dtype_promotion('standard'),
+        jax.transfer_guard('allow'),
+    ):
+        yield
 
 
 class LoadedPolicy:
@@ -53,6 +71,7 @@ class LoadedPolicy:
         self._actions: deque[np.ndarray] = deque()
         self.reset()
 
+    @_settings_of_training()
     def reset(self, seed: int = 0) -> None:
         """Begin an episode, or one in each row of a batch.
 
@@ -64,6 +83,7 @@ class LoadedPolicy:
         self._actions.clear()
         self._step = 0
 
+    @_settings_of_training()
     def __call__(self, observation: Any) -> np.ndarray:
         """The next action, (a,) float32 in [-1, 1] or in the data's own units; (b, a) for a batch.
 
@@ -128,6 +148,7 @@ class LoadedPolicy:
         return unnamed(rows), is_batch
 
 
+@_settings_of_training()
 def load_policy(
     path: Path | str, policy: str = '', *, step: int | None = None, candidates: int | None = None
 ) -> LoadedPolicy:

@@ -32,7 +32,7 @@ from fql.learner import Learner, Params, TrainState
 from fql.reports.measures import read_results
 from fql.reports.plots import plot_learning_curve
 from fql.training.augmentation import check_augmentation
-from fql.training.checkpoints import CheckpointWriter
+from fql.training.checkpoints import CheckpointWriter, rows_written
 from fql.training.config import TrainConfig, validate_config
 from fql.training.data import (
     LabelledSplit,
@@ -44,7 +44,7 @@ from fql.training.data import (
     store_of,
     training_batches,
 )
-from fql.training.interruption import Interruption
+from fql.training.interruption import Interruption, ended_with_others
 from fql.training.latent_cache import cached_data, check_room, uses_cache
 from fql.training.learning import (
     agent_of,
@@ -83,6 +83,7 @@ from fql.training.run_folder import (
 from fql.training.run_start import (
     Logs,
     check_data,
+    check_processes_agree,
     check_run_folder,
     claimed_folder,
     open_logs,
@@ -135,18 +136,19 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
         frozen = None
         if uses_cache(config):
             frozen = local_copy(state.params['encoders']['shared'], run.mesh)
-        logs = Logs()
+        logs, rows = Logs(), rows_written(folder.checkpoints, start)
         if is_main:
             summary = start_summary(spec, run.data, state, folder, frozen)
             print('\n'.join([*notices, summary]), flush=True)
             mirror = wandb_mirror(config, folder) if config.wandb_project else None
             has_evaluations = config.eval_interval > 0
-            logs = open_logs(stack, folder, start, evaluates=has_evaluations, mirror=mirror)
+            logs = open_logs(stack, folder, start, rows, evaluates=has_evaluations, mirror=mirror)
         data = run.data
         if frozen is not None:
             data = cached_data(data, spec, frozen, lambda: finish_verification(verification))
             verification.add(stored_latents(data['train'].split.path.parent))
         stack.enter_context(interruption)
+        stack.enter_context(ended_with_others())
         trainer = Trainer(
             schedule=config,
             mesh=run.mesh,
@@ -240,6 +242,7 @@ def check_run(config: TrainConfig, path: Path, resume: Resume) -> CheckedRun:
     check_batches(data['train'].split, loader_config(data['train'], config, **this_process()))
     rows = 0 if uses_cache(config) else config.batch_size // jax.process_count()
     check_memory(learner, abstract, rows * spec.observation_bytes)
+    check_processes_agree(config, store_of(data))
     return CheckedRun(config, folder, mesh, data, spec, learner, abstract, encoder)
 
 
