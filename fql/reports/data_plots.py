@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from data_pipeline.store.frame_store import Split
-from fql.reports.plots import as_rgb, first_shown
+from fql.reports.plots import as_rgb, first_shown, save_picture
 
 TRAJECTORIES, MOMENTS = 8, 10
 _MAX_ACTION_PLOTS = 24
@@ -40,7 +40,7 @@ def plot_frames(path: Path, split: Split, title: str) -> None:
             axes.set(xticks=[], yticks=[])
             axes.set_title(f'row {row:,}', fontsize=7)
         grid[i, 0].set_ylabel(f'{trajectory}', fontsize=8)
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path)
 
 
 def plot_histograms(path: Path, split: Split, title: str) -> None:
@@ -59,4 +59,4 @@ def plot_histograms(path: Path, split: Split, title: str) -> None:
     for axes in grid:
         axes.tick_params(labelsize=7)
         axes.set_visible(axes.has_data())
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path)

@@ -28,8 +28,13 @@ def plot_learning_curve(
     run: RunFolder, title: str, baselines: Mapping[str, float] | None = None
 ) -> None:
     """Draw `learning_curve` into `run.learning_curve`, whole or not at all."""
-    with replacing(run.learning_curve) as temporary:
-        learning_curve(run, title, baselines).savefig(temporary, format='png', dpi=110)
+    save_picture(learning_curve(run, title, baselines), run.learning_curve)
+
+
+def save_picture(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG, whole or not at all."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format='png', dpi=110)
 
 
 def learning_curve(
@@ -140,7 +145,7 @@ def plot_batch(path: Path, arrays: Mapping[str, Any], title: str) -> None:
             fontsize=7,
             va='center',
         )
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path)
 
 
 def _frame_name(column: int, columns: int) -> str:

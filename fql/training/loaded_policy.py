@@ -76,8 +76,14 @@ class LoadedPolicy:
         """Begin an episode, or one in each row of a batch.
 
         Args:
-            seed: draws depend only on it, the row, and the steps since the reset.
+            seed: in [0, 2**32); draws depend only on it, the row, and the steps since the reset.
+
+        Raises:
+            TypeError, ValueError: the seed is no whole number, or out of these bounds.
         """
+        seed = operator.index(seed)
+        if not 0 <= seed < 2**32:  # JAX would take it modulo 2**32.
+            raise ValueError(f'seed must lie in [0, 2**32), not {seed}')
         self._key = jax.random.key(seed)
         self._frames.clear()
         self._actions.clear()
@@ -93,7 +99,7 @@ class LoadedPolicy:
                 reads; or a batch of them, as many rows as at the episode's first step.
 
         Raises:
-            ValueError: another shape or dtype, or an array is missing.
+            ValueError: another shape or dtype, an array is missing, or holds what is not finite.
         """
         rows, is_batch = self._rows(observation)
         size = len(next(iter(named(rows).values())))
@@ -138,7 +144,10 @@ class LoadedPolicy:
                     f'{name or "an observation"} of this policy must be {dtype} {shape}, or a '
                     f'batch of them; got {array.dtype} {array.shape}'
                 )
-            rows[name] = block.astype(dtype, copy=True)
+            with np.errstate(over='ignore'):
+                rows[name] = block.astype(dtype, copy=True)
+            if not np.isfinite(rows[name]).all():
+                raise ValueError(f'{name or "an observation"} holds values that are not finite')
             are_batches.add((is_batch, len(block)))
         if len(are_batches) > 1:
             raise ValueError(
@@ -165,8 +174,9 @@ def load_policy(
 
     Raises:
         FQLError: no such folder, checkpoint or policy.
-        TypeError: `candidates` is no whole number.
+        TypeError: `step` or `candidates` is no whole number.
     """
+    step = step if step is None else operator.index(step)
     folder = RunFolder(Path(os.path.expanduser(path)))
     spec = read_spec(folder)
     if is_exported(folder.path):
