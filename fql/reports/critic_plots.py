@@ -31,7 +31,7 @@ def plot_critic(
     """
     panels = 1 + (positions is not None) + (positions is not None and best is not None)
     figure = Figure(figsize=(5 * panels, 4.4), layout='constrained')
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(title, fontsize=9, parse_math=False)
     axes = list(figure.subplots(1, panels, squeeze=False)[0])
     scatter = axes.pop(0)
     scatter.scatter(disagreements, gaps, s=8)

@@ -47,7 +47,7 @@ def learning_curve(
     """
     figure = Figure(figsize=(13, 4.6), layout='constrained')
     results, losses, q_values = figure.subplots(1, 3)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
 
     evaluations = read_csv(run.eval_csv)
     measure = measure_of(evaluations)
@@ -121,7 +121,7 @@ def plot_batch(path: Path, arrays: Mapping[str, Any], title: str) -> None:
     title = f'{title} {shown}'.rstrip()
     rows, columns = frames.shape[:2]
     figure = Figure(figsize=(1.7 * columns + 2.6, 1.7 * rows + 0.6), layout='constrained')
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(title, fontsize=9, parse_math=False)
     grid = figure.subplots(rows, columns, squeeze=False)
     for i in range(rows):
         for j in range(columns):

@@ -53,7 +53,7 @@ def save_video(path: Path | str, recordings: list[Recording], fps: float) -> Non
         column[:, :, -1] = 0  # A dark line separates the episodes.
     tiled = np.concatenate(columns, axis=2)
     # In memory first: imageio opens a GIF when it is closed, where a fault is not raised, and
-    # ffmpeg takes some names of files for options or protocols.
+    # ffmpeg writes under the file's own name.
     if Path(path).suffix == '.mp4':
         even = [(0, 0), *((0, size % 2) for size in tiled.shape[1:3]), (0, 0)]
         with warnings.catch_warnings():
