@@ -5,6 +5,7 @@ from typing import cast
 
 import numpy as np
 
+from data_pipeline.files import replacing
 from data_pipeline.observations import flattened
 from fql.agents.configs import FQLConfig
 from fql.batch import batch_from_inputs
@@ -39,7 +40,7 @@ def run(args: InspectBatch) -> None:
     provenance = {'indices': arrays['indices'], 'shifts': arrays['shifts']}
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        with args.out.open('wb') as file:
+        with replacing(args.out) as temporary, temporary.open('wb') as file:
             np.savez(file, allow_pickle=False, **flattened({**batch, **provenance}))
         print(f'wrote {args.out}')
     if args.png is not None:

@@ -120,6 +120,8 @@ def main() -> NoReturn:
     0: done; 1: a fault the user can fix; 2: bad arguments; 42: a run was asked to stop and can be
     resumed; 130: interrupted; 141: what reads the output has ended, as `head` does.
     """
+    if sys.getfilesystemencoding() != 'utf-8':  # As which Orbax and TensorFlow take all names.
+        os.execv(sys.executable, [sys.executable, '-X', 'utf8', *sys.orig_argv[1:]])
     open_standard_streams()
     keep_freed_memory()
     sys.unraisablehook = report_unraisable
@@ -230,7 +232,9 @@ def run(arguments: list[str]) -> int:
     except OSError as error:  # A full disk, a folder that must not be written, and the like.
         if isinstance(error, BrokenPipeError) and is_unread(sys.stdout):
             raise
-        print(f'fql: {error}', file=sys.stderr)
+        is_gone = isinstance(error, FileNotFoundError) and error.filename is None
+        what = 'the current folder was deleted; go to another one' if is_gone else error
+        print(f'fql: {what}', file=sys.stderr)
         return 1
     except RuntimeError as error:  # JAX's, where $JAX_PLATFORMS names a missing platform.
         if 'initialize backend' not in str(error):

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from fql.reports.plots import save_picture
+
 CELLS = 24
 """Bins of a map along its longer side."""
 
@@ -29,7 +31,7 @@ def plot_critic(
     """
     panels = 1 + (positions is not None) + (positions is not None and best is not None)
     figure = Figure(figsize=(5 * panels, 4.4), layout='constrained')
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(title, fontsize=9, parse_math=False)
     axes = list(figure.subplots(1, panels, squeeze=False)[0])
     scatter = axes.pop(0)
     scatter.scatter(disagreements, gaps, s=8)
@@ -37,7 +39,7 @@ def plot_critic(
     scatter.plot([0, limit], [0, limit], color='grey', linewidth=1)
     scatter.set(xlabel='disagreement of the critics', ylabel='action gap')
     if positions is None:
-        figure.savefig(path, dpi=110)
+        save_picture(figure, path)
         return
     centres, groups = binned(positions)
     means = np.array([values[group].mean() for group in groups])
@@ -50,7 +52,7 @@ def plot_critic(
         drawn = axes[1].quiver(*centres.T, *arrows.T, gap, angles='xy')
         axes[1].set(title='best direction, coloured by the action gap', aspect='equal')
         figure.colorbar(drawn, ax=axes[1])
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path)
 
 
 def binned(positions: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from data_pipeline.store.frame_store import Split
-from fql.reports.plots import as_rgb, first_shown
+from fql.reports.plots import as_rgb, first_shown, save_picture
 
 TRAJECTORIES, MOMENTS = 8, 10
 _MAX_ACTION_PLOTS = 24
@@ -26,7 +26,7 @@ def plot_frames(path: Path, split: Split, title: str) -> None:
     is_image = observations.ndim == 4
     columns = MOMENTS if is_image else 1
     figure = Figure(figsize=(12, 1.3 * len(chosen) + 0.6), layout='constrained')
-    figure.suptitle(f'{title}, {split.name}', fontsize=9)
+    figure.suptitle(f'{title}, {split.name}', fontsize=9, parse_math=False)
     grid = figure.subplots(len(chosen), columns, squeeze=False)
     for i, trajectory in enumerate(chosen):
         first, length = firsts[trajectory], lengths[trajectory]
@@ -40,7 +40,7 @@ def plot_frames(path: Path, split: Split, title: str) -> None:
             axes.set(xticks=[], yticks=[])
             axes.set_title(f'row {row:,}', fontsize=7)
         grid[i, 0].set_ylabel(f'{trajectory}', fontsize=8)
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path)
 
 
 def plot_histograms(path: Path, split: Split, title: str) -> None:
@@ -49,7 +49,7 @@ def plot_histograms(path: Path, split: Split, title: str) -> None:
     dims = min(actions.shape[1], _MAX_ACTION_PLOTS)
     columns = 4
     figure = Figure(figsize=(12, 2.3 * -(-(dims + 1) // columns) + 0.5), layout='constrained')
-    figure.suptitle(f'{title}, {split.name}', fontsize=9)
+    figure.suptitle(f'{title}, {split.name}', fontsize=9, parse_math=False)
     grid = figure.subplots(-(-(dims + 1) // columns), columns, squeeze=False).ravel()
     grid[0].hist(split.lengths - 1, bins=30, range=(0, 1.1 * split.lengths.max()))
     grid[0].set_title('transitions in a trajectory', fontsize=8)
@@ -59,4 +59,4 @@ def plot_histograms(path: Path, split: Split, title: str) -> None:
     for axes in grid:
         axes.tick_params(labelsize=7)
         axes.set_visible(axes.has_data())
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path)

@@ -1,12 +1,12 @@
 """Output of a command beside a run: a table, a JSON file, a picture; nothing is overwritten."""
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipeline import files
 from fql.errors import FQLError
 
 
@@ -45,7 +45,7 @@ def write_json(path: Path | None, report: Mapping[str, Any]) -> None:
     """Write a report and say where, if a path is given."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2) + '\n')
+        files.write_json(path, report)
         print(f'wrote {path}')
 
 

@@ -28,8 +28,13 @@ def plot_learning_curve(
     run: RunFolder, title: str, baselines: Mapping[str, float] | None = None
 ) -> None:
     """Draw `learning_curve` into `run.learning_curve`, whole or not at all."""
-    with replacing(run.learning_curve) as temporary:
-        learning_curve(run, title, baselines).savefig(temporary, format='png', dpi=110)
+    save_picture(learning_curve(run, title, baselines), run.learning_curve)
+
+
+def save_picture(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG, whole or not at all."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format='png', dpi=110)
 
 
 def learning_curve(
@@ -42,7 +47,7 @@ def learning_curve(
     """
     figure = Figure(figsize=(13, 4.6), layout='constrained')
     results, losses, q_values = figure.subplots(1, 3)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
 
     evaluations = read_csv(run.eval_csv)
     measure = measure_of(evaluations)
@@ -116,7 +121,7 @@ def plot_batch(path: Path, arrays: Mapping[str, Any], title: str) -> None:
     title = f'{title} {shown}'.rstrip()
     rows, columns = frames.shape[:2]
     figure = Figure(figsize=(1.7 * columns + 2.6, 1.7 * rows + 0.6), layout='constrained')
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(title, fontsize=9, parse_math=False)
     grid = figure.subplots(rows, columns, squeeze=False)
     for i in range(rows):
         for j in range(columns):
@@ -140,7 +145,7 @@ def plot_batch(path: Path, arrays: Mapping[str, Any], title: str) -> None:
             fontsize=7,
             va='center',
         )
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path)
 
 
 def _frame_name(column: int, columns: int) -> str:

@@ -52,17 +52,25 @@ def save_video(path: Path | str, recordings: list[Recording], fps: float) -> Non
     for column in columns[:-1]:
         column[:, :, -1] = 0  # A dark line separates the episodes.
     tiled = np.concatenate(columns, axis=2)
+    # In memory first: imageio opens a GIF when it is closed, where a fault is not raised, and
+    # ffmpeg writes under the file's own name.
     if Path(path).suffix == '.mp4':
         even = [(0, 0), *((0, size % 2) for size in tiled.shape[1:3]), (0, 0)]
         with warnings.catch_warnings():
             # JAX warns of every fork; this child becomes ffmpeg at once.
             warnings.filterwarnings('ignore', message=r'os\.fork', category=RuntimeWarning)
-            iio.imwrite(path, np.pad(tiled, even), plugin='FFMPEG', fps=fps, macro_block_size=2)
+            video = iio.imwrite(
+                '<bytes>',
+                np.pad(tiled, even),
+                extension='.mp4',
+                plugin='FFMPEG',
+                fps=fps,
+                macro_block_size=2,
+            )
     else:
-        # In memory first: imageio opens the file when it is closed, where a fault is not raised.
-        gif = iio.imwrite('<bytes>', tiled, extension='.gif', duration=1000 / fps, loop=0)
-        with replacing(Path(path)) as temporary:
-            temporary.write_bytes(gif)
+        video = iio.imwrite('<bytes>', tiled, extension='.gif', duration=1000 / fps, loop=0)
+    with replacing(Path(path)) as temporary:
+        temporary.write_bytes(video)
 
 
 def _column(recording: Recording, length: int) -> np.ndarray:

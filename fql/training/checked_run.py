@@ -29,7 +29,7 @@ from fql.training.learning import make_learner
 from fql.training.memory import check_memory, check_open_files
 from fql.training.run_arguments import Resume
 from fql.training.run_folder import RunFolder, RunSpec, finished_steps, read_spec
-from fql.training.run_start import check_data, check_run_folder
+from fql.training.run_start import check_data, check_processes_agree, check_run_folder
 from fql.training.wandb_mirror import check_wandb
 
 
@@ -91,6 +91,7 @@ def check_run(config: TrainConfig, path: Path, resume: Resume) -> CheckedRun:
     check_batches(data['train'].split, loader_config(data['train'], config, **this_process()))
     rows = 0 if uses_cache(config) else config.batch_size // jax.process_count()
     check_memory(learner, abstract, rows * spec.observation_bytes)
+    check_processes_agree(config, store_of(data))
     return CheckedRun(config, folder, mesh, data, spec, learner, abstract, encoder)
 
 

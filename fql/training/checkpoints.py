@@ -234,7 +234,10 @@ class CheckpointWriter:
 
 
 def rows_written(folder: Path, step: int) -> Mapping[str, int]:
-    """How many rows each metrics file had when a checkpoint was saved; none without it."""
+    """How many rows each metrics file had when a checkpoint was saved; none without it.
+
+    All processes have to call it, as Orbax waits for all of them.
+    """
     if step not in finished_steps(folder):
         return {}
     return CheckpointReader(folder).metadata(step).get('rows', {})

@@ -15,7 +15,13 @@ from fql.training.policy import restore_params
 from fql.training.pretrain import describe_encoder
 from fql.training.pretrain_config import PretrainSpec, read_pretrain_spec
 from fql.training.pretraining import make_pretraining_learner
-from fql.training.run_folder import RunFolder, RunSpec, read_identity, read_spec
+from fql.training.run_folder import (
+    RunFolder,
+    RunSpec,
+    check_no_checkpoint,
+    read_identity,
+    read_spec,
+)
 from fql.training.saved_encoders import save_encoder_folder
 
 
@@ -28,9 +34,11 @@ def export_encoder(path: Path, step: int | None, out: Path) -> SavedEncoder:
         out: the folder to write.
 
     Raises:
-        FQLError: no run, no sound checkpoint, or an agent without an encoder.
+        FQLError: no run, no sound checkpoint, an agent without an encoder, or a folder among
+            checkpoints.
         EncoderError: the folder exists.
     """
+    check_no_checkpoint(out)
     folder = RunFolder(path)
     if folder.pretrain_spec.exists():
         params, saved = read_pretrained(folder, read_pretrain_spec(folder), step)

@@ -31,7 +31,14 @@ from fql.learner import Params
 from fql.reports.measures import Measure, read_results
 from fql.training.learning import agent_of
 from fql.training.policy import restore_params
-from fql.training.run_folder import RunFolder, RunSpec, read_object, read_spec, write_spec
+from fql.training.run_folder import (
+    RunFolder,
+    RunSpec,
+    check_no_checkpoint,
+    read_object,
+    read_spec,
+    write_spec,
+)
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 DESCRIPTION, PARAMS = 'policy.json', 'params'
@@ -70,10 +77,11 @@ def export_policy(run: Path, step: int | None, out: Path) -> Description:
         out: must not exist.
 
     Raises:
-        FQLError: no such run or checkpoint, or the folder exists.
+        FQLError: no such run or checkpoint, or the folder exists, or lies among checkpoints.
     """
     if out.exists():
         raise FQLError(f'{out} exists; name another --out')
+    check_no_checkpoint(out)
     folder = RunFolder(run)
     spec = read_spec(folder)
     step, params = restore_params(folder, spec, step)

@@ -1,17 +1,42 @@
 """Stopping a run in good order on SIGINT and SIGTERM; SIGHUP is passed on as SIGTERM."""
 
+import os
 import signal
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
 
+from fql.errors import first_line
 from fql.stopping import ignore_hang_up
 
 
 class Interrupted(Exception):
     """Raised inside long work, where it can be left, after a stop was requested."""
+
+
+@contextmanager
+def ended_with_others() -> Iterator[None]:
+    """Inside, this process ends at once, in one line, when another one of the run has died.
+
+    Orbax and JAX would wait for that one for minutes, and then abort with a hundred lines.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or 'Gloo' not in str(error):
+            raise
+        print(
+            f'\nfql: another process of this run has ended ({first_line(error)}); '
+            'start all of them again, with --resume',
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
 
 
 class Interruption:

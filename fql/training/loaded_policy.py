@@ -3,7 +3,8 @@
 import operator
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,23 @@ from fql.training.exported_policy import is_exported, read_exported
 from fql.training.learning import agent_of
 from fql.training.policy import make_act, restore_params, with_candidates
 from fql.training.run_folder import RunFolder, RunSpec, read_spec
+
+
+@contextmanager
+def _settings_of_training() -> Iterator[None]:
+    """Inside, JAX has the settings of `fql`, which are its defaults, in this thread.
+
+    A user's program may have others, with which a policy would draw other actions, or fail.
+    """
+    with (
+        jax.enable_x64(False),
+        jax.default_prng_impl('threefry2x32'),
+        jax.threefry_partitionable(True),
+        jax.numpy_rank_promotion('allow'),
+        jax.numpy_dtype_promotion('standard'),
+        jax.transfer_guard('allow'),
+    ):
+        yield
 
 
 class LoadedPolicy:
@@ -53,17 +71,25 @@ class LoadedPolicy:
         self._actions: deque[np.ndarray] = deque()
         self.reset()
 
+    @_settings_of_training()
     def reset(self, seed: int = 0) -> None:
         """Begin an episode, or one in each row of a batch.
 
         Args:
-            seed: draws depend only on it, the row, and the steps since the reset.
+            seed: in [0, 2**32); draws depend only on it, the row, and the steps since the reset.
+
+        Raises:
+            TypeError, ValueError: the seed is no whole number, or out of these bounds.
         """
+        seed = operator.index(seed)
+        if not 0 <= seed < 2**32:  # JAX would take it modulo 2**32.
+            raise ValueError(f'seed must lie in [0, 2**32), not {seed}')
         self._key = jax.random.key(seed)
         self._frames.clear()
         self._actions.clear()
         self._step = 0
 
+    @_settings_of_training()
     def __call__(self, observation: Any) -> np.ndarray:
         """The next action, (a,) float32 in [-1, 1] or in the data's own units; (b, a) for a batch.
 
@@ -73,7 +99,7 @@ class LoadedPolicy:
                 reads; or a batch of them, as many rows as at the episode's first step.
 
         Raises:
-            ValueError: another shape or dtype, or an array is missing.
+            ValueError: another shape or dtype, an array is missing, or holds what is not finite.
         """
         rows, is_batch = self._rows(observation)
         size = len(next(iter(named(rows).values())))
@@ -118,7 +144,10 @@ class LoadedPolicy:
                     f'{name or "an observation"} of this policy must be {dtype} {shape}, or a '
                     f'batch of them; got {array.dtype} {array.shape}'
                 )
-            rows[name] = block.astype(dtype, copy=True)
+            with np.errstate(over='ignore'):
+                rows[name] = block.astype(dtype, copy=True)
+            if not np.isfinite(rows[name]).all():
+                raise ValueError(f'{name or "an observation"} holds values that are not finite')
             are_batches.add((is_batch, len(block)))
         if len(are_batches) > 1:
             raise ValueError(
@@ -128,6 +157,7 @@ class LoadedPolicy:
         return unnamed(rows), is_batch
 
 
+@_settings_of_training()
 def load_policy(
     path: Path | str, policy: str = '', *, step: int | None = None, candidates: int | None = None
 ) -> LoadedPolicy:
@@ -144,8 +174,9 @@ def load_policy(
 
     Raises:
         FQLError: no such folder, checkpoint or policy.
-        TypeError: `candidates` is no whole number.
+        TypeError: `step` or `candidates` is no whole number.
     """
+    step = step if step is None else operator.index(step)
     folder = RunFolder(Path(os.path.expanduser(path)))
     spec = read_spec(folder)
     if is_exported(folder.path):

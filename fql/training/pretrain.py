@@ -30,9 +30,9 @@ from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_pr
 from fql.errors import FQLError
 from fql.learner import Learner, Params, TrainState, count_parameters
 from fql.training.augmentation import check_augmentation
-from fql.training.checkpoints import CheckpointWriter
+from fql.training.checkpoints import CheckpointWriter, rows_written
 from fql.training.data import check_cameras, frame_shapes, open_dataset
-from fql.training.interruption import Interruption
+from fql.training.interruption import Interruption, ended_with_others
 from fql.training.loop import Batches, Trainer, rows_logged
 from fql.training.memory import check_memory, check_open_files
 from fql.training.pretrain_config import (
@@ -53,6 +53,7 @@ from fql.training.run_folder import RunFolder, read_identity, versions
 from fql.training.run_start import (
     Logs,
     check_data,
+    check_processes_agree,
     check_run_folder,
     claimed_folder,
     open_logs,
@@ -99,10 +100,10 @@ def pretrain(
                 identity=read_identity(folder.pretrain_spec),
             )
         )
-        logs = Logs()
+        logs, rows = Logs(), rows_written(folder.checkpoints, start)
         if is_main:
             print('\n'.join([*notices, start_summary(spec, store, state, folder)]), flush=True)
-            logs = open_logs(stack, folder, start)
+            logs = open_logs(stack, folder, start, rows)
         trainer = Trainer(
             schedule=config,
             mesh=run.mesh,
@@ -125,6 +126,7 @@ def pretrain(
             interruption=stack.enter_context(Interruption()),
             resume_command=command('pretrain', '--resume', folder.path),
         )
+        stack.enter_context(ended_with_others())
         began = time.monotonic()
         batches = make_windows(store.splits['train'], loader_config(config), start)
         state, code = trainer.train(state, batches, is_evaluation_missing=False)
@@ -185,6 +187,7 @@ def check_pretraining(config: PretrainConfig, path: Path, resume: Resume) -> Che
     rows = config.batch_size // jax.process_count()
     observations = jax.tree.leaves(abstract_observations(spec.stack_shape, rows))
     check_memory(learner, abstract, sum(x.size * x.dtype.itemsize for x in observations))
+    check_processes_agree(config, store)
     return CheckedPretraining(folder, mesh, store, spec, learner, abstract)
 
 

@@ -205,6 +205,14 @@ def finished_steps(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
+def check_no_checkpoint(out: Path) -> None:
+    """Raise FQLError if a new folder `out` would lie among the checkpoints of a run."""
+    run = RunFolder(out.absolute().parent.parent)
+    is_run = run.spec.exists() or run.pretrain_spec.exists()
+    if is_run and out.absolute().parent == run.checkpoints:
+        raise FQLError(f'{out.parent} is for checkpoints alone; name another --out')
+
+
 def steps_to_read(folder: Path, step: int | None) -> list[int]:
     """`finished_steps`, of which there must be some, and `step` among them if it is given.
 

@@ -1,8 +1,10 @@
 """Starting and continuing a run of updates: the folder, and what must not be overwritten."""
 
+import dataclasses
+import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +15,10 @@ import jax
 from data_pipeline.files import is_temporary, write_json
 from data_pipeline.store.frame_store import FrameStore
 from fql.command import command
-from fql.devices import wait_for_all_processes
+from fql.devices import differing_processes, wait_for_all_processes
 from fql.errors import FQLError, first_line
 from fql.learner import TrainState
-from fql.training.checkpoints import restore_newest, rows_written
+from fql.training.checkpoints import restore_newest
 from fql.training.config import Processes, differing_fields
 from fql.training.metrics_log import MetricsLog, Mirror, read_csv
 from fql.training.run_arguments import Resume, check_processes
@@ -85,6 +87,20 @@ def check_data(folder: RunFolder, store: FrameStore) -> None:
         )
 
 
+def check_processes_agree(config: Any, store: FrameStore) -> None:
+    """Raise FQLError, in all processes, if they were given other settings, or read other data.
+
+    Each would make other updates. All processes call this.
+    """
+    settings = {**dataclasses.asdict(config), 'data_dir': ''}
+    text = json.dumps([settings, store.checksums], default=str)
+    if others := differing_processes(text):
+        raise FQLError(
+            f'process {", ".join(map(str, others))} has other settings or other data than the '
+            'first one; start all with the same command'
+        )
+
+
 @contextmanager
 def claimed_folder(folder: RunFolder) -> Iterator[None]:
     """Inside, the run folder exists and is locked by the first process."""
@@ -136,6 +152,7 @@ def open_logs(
     stack: ExitStack,
     folder: RunFolder,
     start: int,
+    written: Mapping[str, int],
     *,
     evaluates: bool = False,
     mirror: Mirror | None = None,
@@ -143,11 +160,10 @@ def open_logs(
     """The logs of a run that continues from update `start`, until `stack` is left.
 
     Args:
+        written: see `rows_written`, which all processes have to call.
         evaluates: whether the run makes evaluations.
         mirror: see `MetricsLog`.
     """
-
-    written = rows_written(folder.checkpoints, start)
 
     def open_log(csv: Path, tensorboard: Path) -> MetricsLog:
         log = MetricsLog(csv, tensorboard, start, mirror, written.get(csv.name, 0))

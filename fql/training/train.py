@@ -27,10 +27,10 @@ from fql.learner import TrainState
 from fql.reports.measures import read_results
 from fql.reports.plots import plot_learning_curve
 from fql.training.checked_run import CheckedRun, check_run, this_process
-from fql.training.checkpoints import CheckpointWriter
+from fql.training.checkpoints import CheckpointWriter, rows_written
 from fql.training.config import TrainConfig
 from fql.training.data import LabelledSplit, loader_config, store_of, training_batches
-from fql.training.interruption import Interruption
+from fql.training.interruption import Interruption, ended_with_others
 from fql.training.latent_cache import cached_data, uses_cache
 from fql.training.learning import agent_of, batch_maker, loaded_fields, validation_of
 from fql.training.loop import Batches, Trainer, rows_logged
@@ -99,18 +99,19 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
         frozen = None
         if uses_cache(config):
             frozen = local_copy(state.params['encoders']['shared'], run.mesh)
-        logs = Logs()
+        logs, rows = Logs(), rows_written(folder.checkpoints, start)
         if is_main:
             summary = start_summary(spec, run.data, state, folder, frozen)
             print('\n'.join([*notices, summary]), flush=True)
             mirror = wandb_mirror(config, folder) if config.wandb_project else None
             has_evaluations = config.eval_interval > 0
-            logs = open_logs(stack, folder, start, evaluates=has_evaluations, mirror=mirror)
+            logs = open_logs(stack, folder, start, rows, evaluates=has_evaluations, mirror=mirror)
         data = run.data
         if frozen is not None:
             data = cached_data(data, spec, frozen, lambda: finish_verification(verification))
             verification.add(stored_latents(data['train'].split.path.parent))
         stack.enter_context(interruption)
+        stack.enter_context(ended_with_others())
         trainer = Trainer(
             schedule=config,
             mesh=run.mesh,

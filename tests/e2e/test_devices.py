@@ -102,12 +102,16 @@ def test_large_parameters_are_spread_and_stay_so(run_python, monkeypatch):
     assert done.returncode == 0, done.stderr
 
 
-def start_two(start_fql, *arguments):
+def two_commands(*arguments):
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
     together = ('--coordinator', f'127.0.0.1:{port}', '--num-processes', 2, '--process-id')
-    return [start_fql(*arguments, *together, i) for i in range(2)]
+    return [(*arguments, *together, i) for i in range(2)]
+
+
+def start_two(start_fql, *arguments):
+    return [start_fql(*command) for command in two_commands(*arguments)]
 
 
 @pytest.mark.long
@@ -124,6 +128,30 @@ def test_a_signal_to_one_of_two_processes_stops_both(start_fql, wait_for_checkpo
     assert processes[1].returncode == EXIT_CODE, errors
     step = CheckpointReader(run / 'checkpoints').find(None)
     assert f'stopped; step {step:,} is saved' in output
+    # Together again, until one of them is killed.
+    processes = start_two(start_fql, 'train', '--resume', run)
+    wait_for_checkpoint(processes[0], run, step + 8)
+    processes[1].kill()
+    _, errors = processes[0].communicate(timeout=100)
+    assert processes[0].returncode == 1
+    assert 'fql: another process of this run has ended' in errors
+    assert 'Traceback' not in errors
+    latest = CheckpointReader(run / 'checkpoints').find(None)
+    finish(*start_two(start_fql, 'train', '--resume', run, '--steps', latest + 4))
+
+
+@pytest.mark.long
+def test_processes_with_other_settings_are_refused(start_fql, tmp_path):
+    run = tmp_path / 'run'
+    processes = [
+        start_fql(*command, '--seed', i)
+        for i, command in enumerate(two_commands('train', *SETTINGS, '--run-dir', run))
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=250)
+        assert process.returncode == 1
+        assert 'fql: process 1 has other settings or other data than the first one' in errors
+    assert not run.exists()
 
 
 @pytest.mark.long

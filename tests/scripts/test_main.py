@@ -237,6 +237,46 @@ def test_the_c_locale_breaks_nothing(tmp_path, arguments, code, encoding):
     assert done.stdout.isascii()
 
 
+def test_names_are_utf_8_whatever_the_locale(tmp_path, environment):
+    """Orbax and TensorFlow take them as UTF-8."""
+    file = tmp_path / 'größe.toml'
+    file.write_text('tasks = ["own"]\n[settings]\ndataset = "d"\n[variants."groß"]\n', 'utf-8')
+    done = subprocess.run(
+        [*PROGRAM, 'sweep', file, '--dir', 'dir-ö', '--dry-run'],
+        env={**environment, **C_LOCALE},
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'dir-ö/own/fql/groß/seed-0'.encode() in done.stdout
+
+
+def test_a_current_folder_that_was_deleted(tmp_path, environment):
+    place = tmp_path / 'place'
+    place.mkdir()
+    done = subprocess.run(
+        [
+            '/bin/sh',
+            '-c',
+            'rmdir "$PWD"; exec "$@"',
+            'sh',
+            *PROGRAM,
+            'prepare',
+            'x',
+            '--source',
+            'y',
+        ],
+        env=environment,
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == 'fql: the current folder was deleted; go to another one\n'
+
+
 CLOSED = """
 import os, subprocess, sys
 from pathlib import Path

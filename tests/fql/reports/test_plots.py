@@ -9,6 +9,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from fql.reports.critic_plots import plot_critic
 from fql.reports.plots import learning_curve, plot_learning_curve
 from fql.reports.video import Recording, save_video
 from fql.training.run_folder import RunFolder
@@ -76,6 +77,15 @@ def test_a_picture_that_is_broken_off_replaces_none(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Figure, 'savefig', broken_off)
+    numbers = np.ones(3)
     with pytest.raises(KeyboardInterrupt):
         plot_learning_curve(run, 'fql')
+    with pytest.raises(KeyboardInterrupt):
+        plot_critic(tmp_path / 'a.png', numbers, numbers, numbers, None, None, 'fql')
     assert not list(tmp_path.iterdir())
+
+
+def test_a_title_is_no_formula(tmp_path):
+    numbers, title = np.ones(3), 'runs/a$^$b, step 1'
+    plot_critic(tmp_path / 'a.png', numbers, numbers, numbers, None, None, title)
+    assert (tmp_path / 'a.png').stat().st_size > 5_000

@@ -258,6 +258,19 @@ def test_an_ending_of_mp4_makes_an_mp4(tmp_path):
     np.testing.assert_allclose(frames[:5, 140, 96, 1], 20 * np.arange(5), atol=12)
 
 
+def test_a_video_that_is_broken_off_is_not_there(tmp_path, monkeypatch):
+    def broken_off(file, *arguments, **options):
+        if file != '<bytes>':
+            Path(file).write_bytes(b'half')
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(iio, 'imwrite', broken_off)
+    for name in ('a.mp4', 'a.gif'):
+        with pytest.raises(KeyboardInterrupt):
+            save_video(tmp_path / name, recordings(), fps=10)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_environment_that_cannot_be_drawn_is_evaluated_without_a_video(monkeypatch):
     expected, _ = run('Counter', 2)
     notices = []

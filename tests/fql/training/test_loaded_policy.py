@@ -104,6 +104,23 @@ def test_it_acts_as_in_evaluations_without_data_or_environments(run_python, run,
     )
 
 
+def test_settings_of_jax_in_a_users_program_change_no_action(run):
+    frames = images(3)
+    with (
+        jax.enable_x64(True),
+        jax.default_prng_impl('rbg'),
+        jax.threefry_partitionable(False),
+        jax.numpy_rank_promotion('raise'),
+        jax.numpy_dtype_promotion('strict'),
+        jax.transfer_guard('disallow'),
+    ):
+        policy = load_policy(run, 'bc_flow')
+        actions = np.stack([policy(frame) for frame in frames])
+    plain = load_policy(run, 'bc_flow')
+    np.testing.assert_array_equal(actions, np.stack([plain(frame) for frame in frames]))
+    assert actions.dtype == np.float32
+
+
 def test_a_batch_is_as_many_episodes(run):
     policy, frames = fql_package.load_policy(run), images(3, 2)
     batch = np.stack([policy(rows) for rows in frames])
@@ -248,7 +265,12 @@ def test_what_cannot_be_loaded(run, exported, tmp_path, assert_one_line, fql):
         load_policy(exported, step=1)
     with pytest.raises(TypeError):
         load_policy(run, candidates=2.5)
+    with pytest.raises(TypeError):
+        load_policy(run, step=2.0)
     assert_one_line(fql('export-policy', run, '--out', exported), f'{exported} exists')
+    for command in ('export-policy', 'export-encoder'):
+        done = fql(command, run, '--out', run / 'checkpoints' / '9')
+        assert_one_line(done, 'checkpoints is for checkpoints alone')
     edited = shutil.copytree(exported, tmp_path / 'edited')
     config = json.loads((edited / 'config.json').read_text())
     config['config']['agent']['flow_steps'] = 9
@@ -301,3 +323,18 @@ def test_actions_have_the_units_of_the_data():
     inner, outer = (LoadedPolicy(s, params)(vector) for s in (spec, scaled))
     np.testing.assert_allclose(outer, [5 + 5 * inner[0], 4 * inner[1]], rtol=1e-5)
     assert outer.dtype == np.float32
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, 1e300])
+def test_observations_that_are_not_finite_are_one_clear_error(value):
+    agent = QCFQLConfig(horizon=1, hidden_dims=(8,), flow_steps=1)
+    spec = RunSpec(TrainConfig(task='', frame_stack=1, agent=agent), (5,), 'float32', 2)
+    policy = LoadedPolicy(spec, {})
+    with pytest.raises(ValueError, match='holds values that are not finite'):
+        policy(np.full(5, value))
+
+
+@pytest.mark.parametrize('seed', [-1, 2**32, 2**70])
+def test_seeds_that_jax_would_take_for_others_are_refused(run, seed):
+    with pytest.raises(ValueError, match='seed must lie in'):
+        load_policy(run).reset(seed)
