@@ -531,15 +531,21 @@ def _faults(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         place = error.filename or path
-        raise DataError(f'{place}: cannot be read: {error.strerror or _line(error)}') from error
+        raise DataError(
+            f'{place}: cannot be read: {error.strerror or _reason(path, error)}'
+        ) from error
     except KeyError as error:
         raise DataError(f"{path}: not in LeRobot's layout: no {_line(error)}") from error
     except (TypeError, AttributeError, IndexError) as error:
         raise DataError(f"{path}: not in LeRobot's layout: {_line(error)}") from error
     except (ValueError, RuntimeError, pa.ArrowException) as error:
-        other = format_of(path) if path.is_file() else ''
-        reason = f'it is {other}' if other else _line(error)
-        raise DataError(f'{path}: cannot be read: {reason}') from error
+        raise DataError(f'{path}: cannot be read: {_reason(path, error)}') from error
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why a file cannot be read: what it is in place of what it should be, or the error."""
+    other = format_of(path) if path.is_file() else ''
+    return f'it is {other}' if other else _line(error)
 
 
 def _line(error: Exception) -> str:

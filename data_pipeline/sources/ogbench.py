@@ -38,7 +38,7 @@ class NpzMember:
     """One array of an `.npz` file, as its header describes it."""
 
     path: Path
-    name: str
+    file: str
     shape: tuple[int, ...]
     dtype: np.dtype
     state: FileState
@@ -61,7 +61,7 @@ class NpzMember:
             _faults_of(self.path),
             unchanged(self.path, self.state),
             zipfile.ZipFile(self.path) as archive,
-            archive.open(f'{self.name}.npy') as stream,
+            archive.open(self.file) as stream,
         ):
             read_npy_header(stream)
             for start in range(0, self.shape[0], rows_per_block):
@@ -83,12 +83,14 @@ def read_members(
     """
     with _faults_of(path), zipfile.ZipFile(path) as archive:
         state = FileState.of(path)
-        names = archive.namelist()
-        arrays = {name.removesuffix('.npy') for name in names if name.endswith('.npy')}
-        rest = {name for name in names if not name.endswith('.npy')}
-        columns = table_columns(str(path), arrays, keys)
-        members = {name: _read_member(path, state, archive, key) for name, key in columns.items()}
-    return members, sorted(arrays - set(columns.values()) | rest)
+        # NumPy reads members without the ending, too.
+        held = {file.removesuffix('.npy'): file for file in archive.namelist()}
+        columns = table_columns(str(path), held.keys(), keys)
+        members = {
+            name: _read_member(path, state, archive, key, held[key])
+            for name, key in columns.items()
+        }
+    return members, sorted(held.keys() - set(columns.values()))
 
 
 def npz_splits(source: Path, keys: Mapping[str, str] = NO_KEYS) -> dict[str, SourceSplit]:
@@ -127,9 +129,12 @@ def _faults_of(path: Path) -> Iterator[None]:
         raise DataError(f'{path}: damaged or not an .npz file: {error}') from error
 
 
-def _read_member(path: Path, state: FileState, archive: zipfile.ZipFile, name: str) -> NpzMember:
-    entry = archive.getinfo(f'{name}.npy')
-    _check(path, archive.namelist().count(entry.filename) == 1, f'{name} is there more than once')
+def _read_member(
+    path: Path, state: FileState, archive: zipfile.ZipFile, name: str, file: str
+) -> NpzMember:
+    entry = archive.getinfo(file)
+    names = [other.removesuffix('.npy') for other in archive.namelist()]
+    _check(path, names.count(name) == 1, f'{name} is there more than once')
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f'{name} has an unknown compression')
     with archive.open(entry) as stream:
@@ -137,7 +142,7 @@ def _read_member(path: Path, state: FileState, archive: zipfile.ZipFile, name: s
         header_bytes = stream.tell()
     _check(path, not dtype.hasobject, f'{name} holds Python objects; save it as plain numbers')
     _check(path, not fortran_order, f'{name} is in Fortran order; save np.ascontiguousarray of it')
-    member = NpzMember(path, name, shape, dtype, state)
+    member = NpzMember(path, file, shape, dtype, state)
     # Compared before anything is read or allocated according to the header.
     if header_bytes + member.nbytes != entry.file_size:
         raise ValueError(f'{name} is not as long as its header says')

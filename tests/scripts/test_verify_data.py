@@ -82,7 +82,8 @@ def test_nothing_is_made_of_damaged_data(fql, assert_one_line, store, tmp_path, 
     assert_one_line(fql(*command, out, *data), f'{path} is not what was written')
     assert not out.exists()
     path.write_bytes(sound)
-    assert fql(*command, out, *data).returncode == 0
+    done = fql(*command, out, *data)
+    assert done.returncode == 0, done.stderr
 
 
 def test_damaged_labels_are_reported(fql, assert_one_line, store):
