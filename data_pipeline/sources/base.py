@@ -77,11 +77,12 @@ class SourceSplit:
         return row if self.source_rows is None else int(self.source_rows[row])
 
 
+PARQUET = 'a Parquet file'
 _FORMATS = {
     b'version https://git-lfs': 'a Git LFS pointer; git lfs pull fetches the file',
     b'\x89hdf': 'an HDF5 file',
     b'\x93numpy': 'a single array (.npy)',
-    b'par1': 'a Parquet file',
+    b'par1': PARQUET,
     b'\x1f\x8b': 'gzip-compressed data',
     b'bzh': 'bzip2-compressed data',
     b'\xfd7zxz': 'xz-compressed data',

@@ -37,7 +37,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.observations import array_name, choose_keys
 from data_pipeline.schema import load_json
 from data_pipeline.sources.arrays import Fitted, fit_arrays
-from data_pipeline.sources.base import Note, SourceSplit, format_of, taken_from
+from data_pipeline.sources.base import PARQUET, Note, SourceSplit, format_of, taken_from
 from data_pipeline.sources.table import settle_last_actions
 
 SPLIT_NAMES = {'train': ('train',), 'val': ('val', 'validation')}
@@ -545,7 +545,7 @@ def _faults(path: Path) -> Iterator[None]:
 def _reason(path: Path, error: Exception) -> str:
     """Why a file cannot be read: what it is in place of what it should be, or the error."""
     other = format_of(path) if path.is_file() else ''
-    return f'it is {other}' if other else _line(error)
+    return f'it is {other}' if other not in ('', PARQUET) else _line(error)
 
 
 def _line(error: Exception) -> str:

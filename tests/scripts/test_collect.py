@@ -142,6 +142,7 @@ def test_ctrl_c_ends_what_the_workers_started(environment, tmp_path):
         (('cube-single-v0', '--frame-size', 32), ('frame_size', 'visual-cube-single-v0')),
         (('visual-cube-single-v0', '--frame-size', 0), ('frame-size must lie in [1, 4096]',)),
         (('cube-single-v0', '--env-kwargs', 'front'), ('env_kwargs is not JSON',)),
+        (('cube-single-v0', '--env-kwargs', '[' * 10_000), ('env_kwargs is not JSON',)),
         (('cube-single-v0', '--env-kwargs', '[1]'), ('env_kwargs must be a JSON object',)),
         (('cube-single-v0', '--episodes', 0), ('episodes must lie in [1, 1e+06], not 0',)),
         (('cube-single-v0', '--val-episodes', -1), ('val-episodes must lie in',)),

@@ -142,3 +142,14 @@ def test_keys(tmp_path, fql, assert_one_line):
     with pytest.raises(DataError, match=r'actions is several arrays, actions/arm, actions/base; '):
         prepared(tmp_path, several)
     assert_one_line(fql('prepare', 'd', '--minari', 'no/such-v0', '--source', 'd.hdf5'), '--minari')
+
+
+def test_what_was_never_written_is_not_taken_for_zeros(tmp_path):
+    path = write_episodes(tmp_path / 'main_data.hdf5', make_episodes())
+    with h5py.File(path, 'a') as file:
+        for name in ('rewards', 'actions'):  # Rewards may be 0 throughout.
+            shape = file[f'episode_0/{name}'].shape
+            del file[f'episode_0/{name}']
+            file.create_dataset(f'episode_0/{name}', shape)
+    with pytest.raises(DataError, match='a part of /episode_0/actions was never written'):
+        file_splits(path, 'd', KEYS)
