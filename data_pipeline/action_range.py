@@ -23,8 +23,9 @@ class ActionRange:
     def to_unit(self, actions: np.ndarray) -> np.ndarray:
         """The user's actions (..., a) scaled to [-1, 1]; 0 where a dimension has only one value."""
         low, high = np.array(self.low), np.array(self.high)
-        span = np.where(high > low, high - low, 1)
-        return np.where(high > low, (actions - low) / span * 2 - 1, 0)
+        with np.errstate(all='ignore'):  # What is too large becomes infinite, and is refused.
+            span = np.where(high > low, high - low, 1)
+            return np.where(high > low, (actions - low) / span * 2 - 1, 0)
 
     def from_unit(self, actions: np.ndarray) -> np.ndarray:
         """The inverse of `to_unit`; actions beyond [-1, 1] are clipped."""

@@ -65,6 +65,9 @@ def locked(path: Path, work: str, *, wait: bool = False) -> Iterator[None]:
 
             tqdm.write(f'another process {work}; waiting for it')
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # For instance, Lustre without the option `flock`.
+            reason = f'its file system has no locks ({error.strerror})'
+            raise OSError(error.errno, reason, str(path)) from error
         file.truncate(0)
         file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
         file.flush()
@@ -130,7 +133,8 @@ def _temporary_file(folder: Path, name: str) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Writes a file atomically and synced, replacing an existing one."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding='utf-8')
+        # Names of files may hold bytes that are no text.
+        temporary.write_text(text, encoding='utf-8', errors='backslashreplace')
 
 
 def write_json(path: Path, values: Any, indent: int = 2) -> None:
@@ -164,7 +168,11 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
         if old.exists() and not target.exists():
             os.rename(old, target)
         for leftover in (folder, old):
-            _remove(leftover)
+            try:
+                _remove(leftover)
+            except OSError as error:
+                reason = f'{leftover}, left there before, cannot be removed ({error.strerror})'
+                raise OSError(error.errno, reason, str(leftover)) from error
         if target.exists() and not replace:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
         folder.mkdir()
@@ -287,7 +295,8 @@ def load_arrays(path: Path, names: Iterable[str] | None = None) -> dict[str, np.
         ValueError: it is damaged, or lacks one of these arrays.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # NumPy leaves a file open that it has opened and cannot read.
+        with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in names or arrays}
     except OSError:
         raise

@@ -103,8 +103,10 @@ def choose_keys(
         return asked
     if len(offered) == 1 and not asked:
         return {'': offered[0]}
+    if not offered:
+        raise DataError(f'{source}: holds no observations')
     wanted = f'no observation {unknown[0]!r}' if unknown else 'not a single observation'
-    listed = ', '.join(offered) or 'none'
+    listed = ', '.join(offered)
     raise DataError(f'{source}: {wanted}; choose with --observation-key from {listed}')
 
 

@@ -144,8 +144,11 @@ def _write(store: FrameStore, folder: Path, progress: Progress) -> None:
 def _episodes(split: Split, advance: Callable[[int], None]) -> Iterator[dict[str, Any]]:
     """RLDS episodes, of T + 1 steps each."""
     ends = np.cumsum(split.lengths)
-    rewards = split.labels.get('rewards', np.zeros(len(split.terminals), np.float32))
-    discounts = split.labels.get('masks', np.ones(len(split.terminals), np.float32))
+    # A last row's are not used; a terminal step with a reward would be read as a transition.
+    rewards, discounts = (
+        np.where(split.terminals, unused, split.labels.get(name, unused)).astype(np.float32)
+        for name, unused in (('rewards', 0), ('masks', 1))
+    )
     for steps, end in zip(split.lengths, ends, strict=True):
         places = np.arange(steps)
         yield {

@@ -61,8 +61,8 @@ def recipe_of(args: Collect) -> tuple[Recipe, int]:
 def _env_kwargs(args: Collect) -> dict[str, Any]:
     try:
         kwargs = json.loads(args.env_kwargs)
-    except json.JSONDecodeError as error:
-        raise DataError(f'env_kwargs is not JSON: {error}: {args.env_kwargs}') from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f'env_kwargs is not JSON: {error}: {args.env_kwargs[:200]}') from error
     if not isinstance(kwargs, dict):
         raise DataError(f'env_kwargs must be a JSON object {{"name": value}}: {args.env_kwargs}')
     if args.frame_size is None:

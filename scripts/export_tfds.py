@@ -1,7 +1,10 @@
 """`fql export-tfds`: a frame store becomes an RLDS dataset in TFDS's format."""
 
+import re
+
 from data_pipeline.replay import is_replay, open_data, verify_replay
 from fql.training.progress import progress_bar, progress_callback
+from fql.training.verified_data import verify_once
 from scripts.export_tfds_args import ExportTfds
 
 
@@ -10,11 +13,14 @@ def run(args: ExportTfds) -> None:
     store = open_data(args.data_dir, args.dataset)
     if is_replay(store.path):
         verify_replay(store.path)
+    else:
+        verify_once(store)
     from data_pipeline.tfds_builder import DATASET, export_tfds
 
     with progress_bar('export', 'frames') as bar:
         folder = export_tfds(store, args.out, progress_callback(bar))
     name = f'{DATASET}/{store.manifest.dataset}'
     print(f'wrote {folder}; read it, without this program, with')
-    print(f"  tfds.data_source('{name}', split='train', data_dir='{args.out}')")
-    print(f"  tfds.builder_from_directory('{folder}').as_data_source('train')")
+    if re.fullmatch(r'[\w.-]+', store.manifest.dataset):  # TFDS takes other names apart.
+        print(f"  tfds.data_source('{name}', split='train', data_dir={str(args.out)!r})")
+    print(f"  tfds.builder_from_directory({str(folder)!r}).as_data_source('train')")

@@ -29,6 +29,7 @@ import importlib.metadata
 import os
 import select
 import threading
+import warnings
 from contextlib import suppress
 from typing import Any, NoReturn, TextIO
 
@@ -98,6 +99,7 @@ anything heavy is imported.
 """
 
 HELP = {'-h', '--help'}
+show_warning = warnings.showwarning
 
 SAME_DRAWS = {
     'JAX_ENABLE_X64': '0',
@@ -125,6 +127,7 @@ def main() -> NoReturn:
     keep_freed_memory()
     sys.unraisablehook = report_unraisable
     threading.excepthook = report_in_thread
+    warnings.showwarning = report_warning
     for stream in (sys.stdout, sys.stderr):
         # In the C locale (cron, minimal containers) no text may cause a fault.
         stream.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
@@ -171,6 +174,19 @@ def report_in_thread(fault: threading.ExceptHookArgs) -> None:
     """
     if not str(fault.exc_value).startswith('cannot schedule new futures after'):
         threading.__excepthook__(fault)
+
+
+def report_warning(message: Any, *place: Any, **more: Any) -> None:
+    """Python's own report, except for JAX's of each program that its cache does not take.
+
+    On a disk that is full or read-only there are dozens of them; one line says it.
+    """
+    if 'persistent compilation cache' not in str(message):
+        show_warning(message, *place, **more)
+        return
+    warnings.filterwarnings('ignore', '.*persistent compilation cache')
+    folder = os.environ.get('JAX_COMPILATION_CACHE_DIR', '')
+    print(f'compiled programs are not kept in {folder}: {first_line(message)}', file=sys.stderr)
 
 
 def run(arguments: list[str]) -> int:

@@ -4,7 +4,7 @@ import dataclasses
 
 from data_pipeline.data_dir import resolve_data_dir
 from fql.training.pretrain import pretrain
-from fql.training.run_folder import choose_folder
+from fql.training.run_arguments import choose_folder
 from fql.training.run_start import connect_processes
 from scripts.pretrain_args import Pretrain
 

@@ -14,7 +14,8 @@ from fql.training.pretrain_config import (
     read_pretrain_spec,
     validate_pretrain_config,
 )
-from fql.training.run_folder import RunFolder, check_processes, choose_folder
+from fql.training.run_arguments import check_processes, choose_folder
+from fql.training.run_folder import RunFolder
 from scripts.shared_args import VerifyData, value_of
 
 

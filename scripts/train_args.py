@@ -16,7 +16,8 @@ from fql.errors import FQLError
 from fql.training.config import Processes, TrainConfig, validate_config
 from fql.training.datasets import task_dataset_path
 from fql.training.presets import default_config, online_defaults
-from fql.training.run_folder import RunFolder, check_processes, choose_folder, read_spec
+from fql.training.run_arguments import check_processes, choose_folder
+from fql.training.run_folder import RunFolder, read_spec
 from scripts.shared_args import VerifyData, value_of
 
 

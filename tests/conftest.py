@@ -19,8 +19,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROWS, TRAJECTORY = 300, 30
 
-# Programs that a shell starts in the background ignore Ctrl-C, and so would the tests' processes.
+# Programs that a shell starts in the background ignore Ctrl-C, those of nohup a closed terminal, as
+# the tests' processes would.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # As in an activated environment, so that hints name the program `fql`.
 os.environ['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'

@@ -71,8 +71,8 @@ def collect(
     """
     out = Path(out)
     recipe.check()
-    _check_arguments(out, episodes, workers, overwrite)
     parts = out.with_name(out.name + '.parts')
+    _check_arguments(out, parts, episodes, workers, overwrite)
     with ExitStack() as stack:
         with _writing(out):
             make_folder(parts)
@@ -94,12 +94,14 @@ def collect(
     return out
 
 
-def _check_arguments(out: Path, episodes: int, workers: int, overwrite: bool) -> None:
+def _check_arguments(out: Path, parts: Path, episodes: int, workers: int, overwrite: bool) -> None:
     for name, value in (('episodes', episodes), ('workers', workers)):
         if value < 1:
             raise DataError(f'{name} must be at least 1, not {value}')
     if out.suffix != '.npz':
         raise DataError(f'the file to collect into must end in .npz: {out}')
+    if parts.is_symlink():  # A file could not be renamed from another disk, nor a link removed so.
+        raise DataError(f'{parts} is a link; collect into a folder of that disk instead')
     if os.path.lexists(out) and not overwrite:
         raise DataError(f'{out} exists; delete it, then run the command again')
 
@@ -119,7 +121,7 @@ def _open_parts(parts: Path, recipe: Recipe) -> None:
     wanted = json.dumps(dataclasses.asdict(recipe), sort_keys=True)
     if not recipe_file.exists():
         write_text(recipe_file, wanted)
-    elif (found := recipe_file.read_text(errors='replace')) != wanted:
+    elif (found := ' '.join(recipe_file.read_text(errors='replace').split())) != wanted:
         raise DataError(
             f'{parts} holds episodes of another collection, {found}; '
             'finish that collection, or delete the folder'

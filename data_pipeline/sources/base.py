@@ -7,6 +7,7 @@ files, and RLDS datasets (`rlds.py`).
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,57 @@ class SourceSplit:
     def row_of(self, row: int) -> int:
         """The number of a row in the source."""
         return row if self.source_rows is None else int(self.source_rows[row])
+
+
+_FORMATS = {
+    b'version https://git-lfs': 'a Git LFS pointer; git lfs pull fetches the file',
+    b'\x89hdf': 'an HDF5 file',
+    b'\x93numpy': 'a single array (.npy)',
+    b'par1': 'a Parquet file',
+    b'\x1f\x8b': 'gzip-compressed data',
+    b'bzh': 'bzip2-compressed data',
+    b'\xfd7zxz': 'xz-compressed data',
+    b'\x89png': 'a PNG image',
+    b'<!doctyp': 'a web page',
+    b'<html': 'a web page',
+    b'<?xml': 'an XML document',
+}
+"""What users have in place of a source's file, by its first bytes in lower case."""
+
+
+def format_of(path: Path) -> str:
+    """What a file is in place of a source's, by its first bytes; empty if that is unknown."""
+    with open(path, 'rb') as file:
+        start = file.read(64).lstrip().lower()
+    return next((name for magic, name in _FORMATS.items() if start.startswith(magic)), '')
+
+
+@dataclass(frozen=True)
+class FileState:
+    """What differs between a file and one that has replaced or changed it."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path) -> 'FileState':
+        """That of the file that is there now."""
+        status = path.stat()
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+@contextmanager
+def unchanged(path: Path, state: FileState) -> Iterator[None]:
+    """Raises DataError if a file is in another state before or after the block."""
+    _check_state(path, state)
+    yield
+    _check_state(path, state)
+
+
+def _check_state(path: Path, state: FileState) -> None:
+    if FileState.of(path) != state:
+        raise DataError(f'{path}: was changed while it was read; run the command again')
 
 
 def describe_file(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import functools
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,14 @@ import h5py
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.sources.base import SourceSplit, describe_file, taken_from
+from data_pipeline.observations import is_observation
+from data_pipeline.sources.base import (
+    FileState,
+    SourceSplit,
+    describe_file,
+    taken_from,
+    unchanged,
+)
 from data_pipeline.sources.rows import lay_out
 from data_pipeline.sources.table import (
     FOLLOWING,
@@ -37,12 +44,17 @@ _D4RL_NAME = re.compile(r'(antmaze|pen|door|hammer|relocate)-')
 
 @dataclass(frozen=True)
 class HdfColumn:
-    """One dataset of an HDF5 file, as its header describes it."""
+    """One dataset of an HDF5 file, as its header describes it.
+
+    `is_whole` is whether all of it was ever written; HDF5 reads the rest as zeros.
+    """
 
     path: Path
     key: str
     shape: tuple[int, ...]
     dtype: np.dtype
+    is_whole: bool
+    state: FileState
 
     @property
     def row(self) -> tuple[tuple[int, ...], np.dtype]:
@@ -60,7 +72,7 @@ class HdfColumn:
         Raises:
             DataError: the data are damaged.
         """
-        with open_hdf5(self.path) as file:
+        with open_hdf5(self.path) as file, unchanged(self.path, self.state):
             return file[self.key][first % self.shape[0] :]
 
     def blocks(self) -> Iterator[np.ndarray]:
@@ -71,7 +83,7 @@ class HdfColumn:
         """
         row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
         rows = max(1, _BLOCK_BYTES // max(1, row_bytes))
-        with open_hdf5(self.path) as file:
+        with open_hdf5(self.path) as file, unchanged(self.path, self.state):
             dataset = file[self.key]
             for start in range(0, self.shape[0], rows):
                 yield dataset[start : start + rows]
@@ -95,18 +107,40 @@ def list_columns(group: h5py.File | h5py.Group) -> dict[str, HdfColumn]:
         DataError: a link is broken, or a dataset lies in another file.
     """
     path, columns = Path(group.file.filename), {}
+    state = FileState.of(path)
 
     def add(prefix: str, item: h5py.Group, above: tuple[h5py.Group, ...]) -> None:
         for name in item:
             child = open_item(item, name)
             if isinstance(child, h5py.Dataset):
                 key = f'{group.name.rstrip("/")}/{prefix}{name}'
-                columns[prefix + name] = HdfColumn(path, key, child.shape, child.dtype)
+                columns[prefix + name] = HdfColumn(
+                    path, key, child.shape, child.dtype, _is_whole(child), state
+                )
             elif isinstance(child, h5py.Group) and child not in above:  # Links can go in circles.
                 add(f'{prefix}{name}/', child, (*above, child))
 
     add('', group, (group,))
     return columns
+
+
+def _is_whole(dataset: h5py.Dataset) -> bool:
+    if not dataset.size:
+        return True
+    if dataset.chunks is None:
+        return dataset.id.get_storage_size() > 0
+    lengths = zip(dataset.shape, dataset.chunks, strict=True)
+    return dataset.id.get_num_chunks() == math.prod(-(-length // step) for length, step in lengths)
+
+
+def check_written(columns: Iterable[HdfColumn]) -> None:
+    """Raises DataError if a part of one was never written, as when its writer ended early."""
+    for column in columns:
+        if not column.is_whole:
+            raise DataError(
+                f'{column.path}: a part of {column.key} was never written, and would be read as '
+                'zeros; did the program that wrote it end early?'
+            )
 
 
 def open_item(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | h5py.Datatype:
@@ -188,6 +222,9 @@ def _d4rl_split(path: Path, dataset: str, keys: Mapping[str, str]) -> SourceSpli
             f"{path}: has neither observations (D4RL's layout) nor data/demo_0 (robomimic's); "
             f'it has {held}'
         )
+    check_written(
+        column for name, column in table.items() if name == 'actions' or is_observation(name)
+    )
     is_d4rl = _D4RL_NAME.match(dataset) is not None
     if is_d4rl and not {'timeouts', FOLLOWING} & table.keys():
         raise DataError(

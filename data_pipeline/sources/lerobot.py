@@ -37,7 +37,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.observations import array_name, choose_keys
 from data_pipeline.schema import load_json
 from data_pipeline.sources.arrays import Fitted, fit_arrays
-from data_pipeline.sources.base import Note, SourceSplit, taken_from
+from data_pipeline.sources.base import Note, SourceSplit, format_of, taken_from
 from data_pipeline.sources.table import settle_last_actions
 
 SPLIT_NAMES = {'train': ('train',), 'val': ('val', 'validation')}
@@ -98,8 +98,9 @@ def lerobot_splits(folder: Path, keys: Mapping[str, str]) -> dict[str, SourceSpl
         DataError: another version, a missing or damaged file, no such feature, or one of an
             unsuitable type or shape.
     """
-    with _faults(folder):
+    with _faults(folder / 'meta' / 'info.json'):
         info = load_json(folder / 'meta' / 'info.json')
+    with _faults(folder):
         offered = sorted(name for name in info['features'] if name.startswith('observation'))
         keys = choose_keys(folder, offered, keys, info['features'])
         features = _find_features(folder, info['features'], keys)
@@ -222,8 +223,9 @@ def _episode_of_three(
 
 
 def _meta_tables(folder: Path) -> list[Path]:
-    """The files of the list of episodes of version 3.0."""
-    return sorted(folder.glob('meta/episodes/*/*.parquet'))
+    """The files of the list of episodes of version 3.0; macOS adds hidden ones on some disks."""
+    found = folder.glob('meta/episodes/*/*.parquet')
+    return sorted(path for path in found if not path.name.startswith('.'))
 
 
 def _number(values: Mapping[str, Any], name: str) -> float:
@@ -507,7 +509,7 @@ def _decode(path: Path, fps: float) -> Iterator[np.ndarray]:
         reader = imageio_ffmpeg.read_frames(
             str(path.absolute()),  # In a relative one, ffmpeg takes "a:b" for a protocol.
             pix_fmt='rgb24',
-            input_params=['-xerror', '-err_detect', 'explode'],
+            input_params=['-noautorotate', '-xerror', '-err_detect', 'explode'],
             output_params=['-fps_mode', 'passthrough'],
         )
         layout = next(reader)
@@ -529,13 +531,21 @@ def _faults(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         place = error.filename or path
-        raise DataError(f'{place}: cannot be read: {error.strerror or _line(error)}') from error
+        raise DataError(
+            f'{place}: cannot be read: {error.strerror or _reason(path, error)}'
+        ) from error
     except KeyError as error:
         raise DataError(f"{path}: not in LeRobot's layout: no {_line(error)}") from error
     except (TypeError, AttributeError, IndexError) as error:
         raise DataError(f"{path}: not in LeRobot's layout: {_line(error)}") from error
     except (ValueError, RuntimeError, pa.ArrowException) as error:
-        raise DataError(f'{path}: cannot be read: {_line(error)}') from error
+        raise DataError(f'{path}: cannot be read: {_reason(path, error)}') from error
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why a file cannot be read: what it is in place of what it should be, or the error."""
+    other = format_of(path) if path.is_file() else ''
+    return f'it is {other}' if other else _line(error)
 
 
 def _line(error: Exception) -> str:

@@ -16,11 +16,18 @@ from data_pipeline.errors import DataError
 from data_pipeline.observations import OBSERVATIONS, array_name, choose_keys
 from data_pipeline.sources.arrays import Fitted, fit_arrays
 from data_pipeline.sources.base import Note, SourceSplit, describe_file, taken_from
-from data_pipeline.sources.hdf5 import HdfColumn, list_columns, open_hdf5, open_item
+from data_pipeline.sources.hdf5 import (
+    HdfColumn,
+    check_written,
+    list_columns,
+    open_hdf5,
+    open_item,
+)
 
 FILE = 'main_data.hdf5'
 _EPISODE = re.compile(r'episode_(\d+)')
 _STEPS = ('actions', 'rewards', 'terminations')
+_LABELS = ('rewards', 'terminations')
 _PASSED = ('truncations', 'infos')
 
 Columns = Mapping[str, HdfColumn]
@@ -150,7 +157,9 @@ def _episode(origin: str, columns: Columns, keys: Mapping[str, str]) -> dict[str
         rows = columns[key].rows
         if rows != steps + (name not in _STEPS):
             raise DataError(f'{origin}: {key} has {rows} rows, of {steps} actions')
-    return {name: columns[key] for name, key in names.items()}
+    episode = {name: columns[key] for name, key in names.items()}
+    check_written(column for name, column in episode.items() if name not in _LABELS)
+    return episode
 
 
 def _blocks(

@@ -20,23 +20,17 @@ import numpy as np
 from data_pipeline.errors import DataError
 from data_pipeline.files import read_npy_header
 from data_pipeline.observations import NO_KEYS
-from data_pipeline.sources.base import SourceSplit, describe_file, taken_from
+from data_pipeline.sources.base import (
+    FileState,
+    SourceSplit,
+    describe_file,
+    format_of,
+    taken_from,
+    unchanged,
+)
 from data_pipeline.sources.table import table_columns, table_split
 
 _BLOCK_BYTES = 4 << 20
-
-_FORMATS = {
-    b'\x89HDF': 'an HDF5 file',
-    b'\x93NUMPY': 'a single array (.npy)',
-    b'PAR1': 'a Parquet file',
-    b'\x1f\x8b': 'gzip-compressed data',
-    b'BZh': 'bzip2-compressed data',
-    b'\xfd7zXZ': 'xz-compressed data',
-    b'\x89PNG': 'a PNG image',
-    b'<!DOCTYP': 'a web page',
-    b'<html': 'a web page',
-}
-"""Formats that users pass in place of an .npz, by their first bytes."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +38,10 @@ class NpzMember:
     """One array of an `.npz` file, as its header describes it."""
 
     path: Path
-    name: str
+    file: str
     shape: tuple[int, ...]
     dtype: np.dtype
+    state: FileState
 
     @property
     def nbytes(self) -> int:
@@ -58,14 +53,15 @@ class NpzMember:
 
         Raises:
             DataError: the compressed data are damaged; zip's checksum is compared with the last
-                block.
+                block. Or the file has changed since its header was read.
         """
         row_bytes = self.nbytes // self.shape[0]
         rows_per_block = max(1, _BLOCK_BYTES // row_bytes)
         with (
             _faults_of(self.path),
+            unchanged(self.path, self.state),
             zipfile.ZipFile(self.path) as archive,
-            archive.open(f'{self.name}.npy') as stream,
+            archive.open(self.file) as stream,
         ):
             read_npy_header(stream)
             for start in range(0, self.shape[0], rows_per_block):
@@ -86,10 +82,15 @@ def read_members(
         DataError: no such file, a damaged one, or one that lacks a key.
     """
     with _faults_of(path), zipfile.ZipFile(path) as archive:
-        held = {name.removesuffix('.npy') for name in archive.namelist()}
-        columns = table_columns(str(path), held, keys)
-        members = {name: _read_member(path, archive, key) for name, key in columns.items()}
-    return members, sorted(held - set(columns.values()))
+        state = FileState.of(path)
+        # NumPy reads members without the ending, too.
+        held = {file.removesuffix('.npy'): file for file in archive.namelist()}
+        columns = table_columns(str(path), held.keys(), keys)
+        members = {
+            name: _read_member(path, state, archive, key, held[key])
+            for name, key in columns.items()
+        }
+    return members, sorted(held.keys() - set(columns.values()))
 
 
 def npz_splits(source: Path, keys: Mapping[str, str] = NO_KEYS) -> dict[str, SourceSplit]:
@@ -123,22 +124,17 @@ def _faults_of(path: Path) -> Iterator[None]:
         raise DataError(f'{path}: cannot be read: {error.strerror or error}') from error
     # zipfile raises RuntimeError for encrypted and for unsupported archives.
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
-        raise DataError(f'{path}: {_what_it_is(path)}: {error}') from error
+        if other := format_of(path):
+            raise DataError(f'{path}: not an .npz file but {other}') from error
+        raise DataError(f'{path}: damaged or not an .npz file: {error}') from error
 
 
-def _what_it_is(path: Path) -> str:
-    """The format of a file that is not a readable .npz, by its first bytes."""
-    with open(path, 'rb') as file:
-        start = file.read(8)
-    for magic, name in _FORMATS.items():
-        if start.startswith(magic):
-            return f'not an .npz file but {name}'
-    return 'damaged or not an .npz file'
-
-
-def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> NpzMember:
-    entry = archive.getinfo(f'{name}.npy')
-    _check(path, archive.namelist().count(entry.filename) == 1, f'{name} is there more than once')
+def _read_member(
+    path: Path, state: FileState, archive: zipfile.ZipFile, name: str, file: str
+) -> NpzMember:
+    entry = archive.getinfo(file)
+    names = [other.removesuffix('.npy') for other in archive.namelist()]
+    _check(path, names.count(name) == 1, f'{name} is there more than once')
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f'{name} has an unknown compression')
     with archive.open(entry) as stream:
@@ -146,7 +142,7 @@ def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> NpzMember:
         header_bytes = stream.tell()
     _check(path, not dtype.hasobject, f'{name} holds Python objects; save it as plain numbers')
     _check(path, not fortran_order, f'{name} is in Fortran order; save np.ascontiguousarray of it')
-    member = NpzMember(path, name, shape, dtype)
+    member = NpzMember(path, file, shape, dtype, state)
     # Compared before anything is read or allocated according to the header.
     if header_bytes + member.nbytes != entry.file_size:
         raise ValueError(f'{name} is not as long as its header says')

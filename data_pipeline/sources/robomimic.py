@@ -20,7 +20,13 @@ from data_pipeline.errors import DataError
 from data_pipeline.observations import array_name, choose_keys
 from data_pipeline.sources.arrays import Fitted, fit_arrays
 from data_pipeline.sources.base import ArraySpec, Note, SourceSplit, describe_file, taken_from
-from data_pipeline.sources.hdf5 import HdfColumn, list_columns, open_hdf5, open_item
+from data_pipeline.sources.hdf5 import (
+    HdfColumn,
+    check_written,
+    list_columns,
+    open_hdf5,
+    open_item,
+)
 from data_pipeline.sources.rows import find_jumps
 from data_pipeline.sources.table import settle_last_actions
 
@@ -135,6 +141,7 @@ def _demo(origin: str, columns: Mapping[str, HdfColumn], keys: Mapping[str, str]
     for name in needed:
         if name not in columns:
             raise DataError(f'{origin} has no {name}')
+    check_written(columns[name] for name in needed)
     used = (*needed, *sorted(_USED - {'actions'}))
     lengths = {n: columns[n].rows for n in used if n in columns}
     if len(set(lengths.values())) != 1:

@@ -204,7 +204,7 @@ def table_split(
         DataError: a column is missing, or of a wrong length, type or shape, or `find_layout`
             raises it.
     """
-    _check_lengths(origin, table)
+    _check_lengths(origin, table, others)
     following = _find_following(origin, table)
     fitted = fit_arrays(
         origin,
@@ -253,10 +253,11 @@ def table_split(
     )
 
 
-def _check_lengths(origin: str, table: Mapping[str, Column]) -> None:
+def _check_lengths(origin: str, table: Mapping[str, Column], others: Iterable[str]) -> None:
     """Raises DataError if a column is missing, empty, or of another length than the others."""
     if missing := missing_arrays(table):
-        raise DataError(f'{origin}: has no {", ".join(missing)}')
+        held = ', '.join(sorted({*table, *others})[:10]) or 'nothing'
+        raise DataError(f'{origin}: has no {", ".join(missing)}; it has {held}')
     lengths = {name: column.shape[0] if column.shape else 0 for name, column in table.items()}
     if 0 in lengths.values():
         raise DataError(f'{origin}: an array is empty: {lengths}')

@@ -59,7 +59,7 @@ class Verification:
     """Compares a store's arrays with their checksums in a thread; a context manager.
 
     The thread uses a part of one processor until `wait` is called. On exit it stops, finished or
-    not.
+    not. Until then the files are open, and those that change are verified again.
     """
 
     def __init__(self, store: Path, mode: VerifyMode) -> None:
@@ -73,6 +73,8 @@ class Verification:
         self._record = _Record(store, since=time.time_ns() if mode == 'always' else 0)
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._parts: list[Future[None]] = []
+        self._files = ExitStack()
+        self._sound: dict[Path, tuple[StoredArray, FileIO, _Seen]] = {}
         self._hurry, self._stop = threading.Event(), threading.Event()
         self._total = self._done = 0
 
@@ -83,6 +85,7 @@ class Verification:
         self._stop.set()
         self._hurry.set()
         self._thread.shutdown(cancel_futures=True)
+        self._files.close()
 
     def add(self, arrays: Sequence[StoredArray]) -> None:
         """Adds arrays to verify, the small ones first.
@@ -96,6 +99,8 @@ class Verification:
         if self._mode == 'never':
             return
         opened = open_files(sorted(arrays, key=lambda array: array.nbytes))
+        for _, file in opened:
+            self._files.enter_context(file)
         self._total += sum(array.nbytes for array, _ in opened)
         self._parts.append(self._thread.submit(self._verify, opened))
 
@@ -104,6 +109,23 @@ class Verification:
         for part in self._parts:
             if part.done():
                 part.result()
+
+    def is_done(self) -> bool:
+        """Whether all arrays are verified, and no file has changed since, in place.
+
+        Those that have changed, as by a copy over a store that is in use, are verified again.
+        """
+        changed = [
+            (array, file)
+            for array, file, seen in list(self._sound.values())
+            if _Seen.of(array, file) != seen
+        ]
+        for array, _ in changed:
+            del self._sound[array.path]
+        if changed:
+            self._done -= sum(array.nbytes for array, _ in changed)
+            self._parts.append(self._thread.submit(self._verify, changed))
+        return all(part.done() and part.exception() is None for part in self._parts)
 
     def wait(self, progress: Progress, between: Callable[[], None]) -> None:
         """Waits, at full speed from now on, until all are verified.
@@ -125,15 +147,15 @@ class Verification:
 
     def _verify(self, opened: list[tuple[StoredArray, FileIO]]) -> None:
         with ExitStack() as stack:
-            for _, file in opened:
-                stack.enter_context(file)
             if not all(self._record.knows(*pair) for pair in opened):
                 self._lock(stack)
             for array, file in opened:
+                seen = _Seen.of(array, file)
                 if self._record.knows(array, file):
                     self._done += array.nbytes
-                elif not self._read(array, file):
+                elif not self._read(array, file, seen):
                     return
+                self._sound[array.path] = array, file, seen
 
     def _lock(self, stack: ExitStack) -> None:
         """Waits until no other process verifies the store, unless a run calls `wait`."""
@@ -147,7 +169,7 @@ class Verification:
             else:
                 return
 
-    def _read(self, array: StoredArray, file: FileIO) -> bool:
+    def _read(self, array: StoredArray, file: FileIO, before: '_Seen') -> bool:
         """Verifies and records one array; returns whether it was read to the end."""
 
         def advance(nbytes: int, seconds: float) -> bool:
@@ -155,7 +177,6 @@ class Verification:
             self._hurry.wait(seconds * (1 / _BACKGROUND_SHARE - 1))
             return not self._stop.is_set()
 
-        before = _Seen.of(array, file)
         if not compare(array, file, advance):
             return False
         if _Seen.of(array, file) == before:

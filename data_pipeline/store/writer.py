@@ -27,7 +27,15 @@ from data_pipeline.files import (
     write_json,
     write_npy_header,
 )
-from data_pipeline.sources.base import Note, SourceSplit, checked_blocks
+from data_pipeline.observations import is_observation
+from data_pipeline.sources.base import (
+    INFO_ARRAYS,
+    LABEL_ARRAYS,
+    REQUIRED_ARRAYS,
+    Note,
+    SourceSplit,
+    checked_blocks,
+)
 from data_pipeline.store.frame_store import (
     ALIGNMENT,
     FrameStore,
@@ -39,6 +47,7 @@ from data_pipeline.store.manifest import FORMAT_VERSION, ArrayEntry, Manifest, S
 
 _OTHER_PARTS = {'manifest.json', 'labels', 'latents'}
 """What a store's folder may hold besides its splits."""
+_ARRAYS = {*REQUIRED_ARRAYS, *INFO_ARRAYS, *LABEL_ARRAYS}
 
 
 def write_store(
@@ -87,13 +96,16 @@ def write_store(
         advance = byte_counter(progress, sum(split.nbytes for split in splits.values()))
         with atomic_folder(path, replace=overwrite) as folder:
             notes: dict[str, list[str]] = {name: [] for name in splits}
+
+            def write(name: str, split: SourceSplit) -> SplitEntry:
+                return _write_split(
+                    folder / name, split, advance, lambda line: notes[name].append(_shown(line))
+                )
+
             manifest = Manifest(
                 format_version=FORMAT_VERSION,
                 dataset=dataset,
-                splits={
-                    name: _write_split(folder / name, split, advance, notes[name].append)
-                    for name, split in splits.items()
-                },
+                splits={name: write(name, split) for name, split in splits.items()},
                 sources={
                     name: {**source, **({'notes': notes[name]} if notes[name] else {})}
                     for name, source in sources.items()
@@ -111,21 +123,30 @@ def write_store(
     return open_store(path)
 
 
+def _shown(line: str) -> str:
+    """A line as it can be printed: the names in a source may hold anything."""
+    return ''.join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+
+
 def _foreign_entries(path: Path) -> list[str]:
-    """Names in the folder of a store, if it exists, that no part of a store has."""
+    """What is in the folder of a store, if it exists, and in those of its splits, but not ours."""
     if not path.is_dir():
         return []
-    return sorted(
-        entry.name
-        for entry in path.iterdir()
-        if entry.name not in _OTHER_PARTS and not is_temporary(entry) and not _is_split(entry)
-    )
+    foreign: list[str] = []
+    for entry in path.iterdir():
+        if entry.name in _OTHER_PARTS or is_temporary(entry):
+            continue
+        within = list(entry.iterdir()) if entry.is_dir() else []
+        odd = [f'{entry.name}/{each.name}' for each in within if not _is_array(each)]
+        is_split = entry.is_dir() and (not within or len(odd) < len(within))
+        foreign += odd if is_split else [entry.name]
+    return sorted(foreign)
 
 
-def _is_split(path: Path) -> bool:
-    return path.is_dir() and all(
-        entry.suffix == '.npy' or is_temporary(entry) for entry in path.iterdir()
-    )
+def _is_array(path: Path) -> bool:
+    """Whether a file in the folder of a split is ours."""
+    is_known = path.stem in _ARRAYS or is_observation(path.stem)
+    return (path.suffix == '.npy' and is_known) or is_temporary(path)
 
 
 def write_array(path: Path, array: np.ndarray) -> ArrayEntry:

@@ -37,6 +37,8 @@ from fql.training.run_folder import finished_steps, steps_to_read
 logging.getLogger('absl').setLevel(logging.CRITICAL)
 
 CHECKSUMS = 'checksums.json'
+_FILE_MANAGERS = {'Thumbs.db', 'desktop.ini'}
+"""What looking at a folder leaves there, besides hidden files. Orbax has no such files."""
 _UNFINISHED = '.unfinished-'
 """Prefix of the names of folders that are being written or deleted."""
 
@@ -268,13 +270,25 @@ def find_damage(step_folder: Path) -> str | None:
 
 
 def _checksums(step_folder: Path) -> dict[str, str]:
+    """The checksum of every file of a checkpoint, by its path, except those of file managers.
+
+    Raises:
+        OSError: a file or a folder cannot be read.
+    """
     digests = {}
-    for path in sorted(step_folder.rglob('*')):
-        if path.is_file() and path != step_folder / CHECKSUMS:
-            with path.open('rb') as file:
-                name = path.relative_to(step_folder).as_posix()
-                digests[name] = hashlib.file_digest(file, 'sha256').hexdigest()
+    for folder, _, names in os.walk(step_folder, onerror=_raise):
+        for path in (Path(folder, name) for name in names):
+            is_ours = not path.name.startswith('.') and path.name not in _FILE_MANAGERS
+            if is_ours and path.is_file() and path != step_folder / CHECKSUMS:
+                with path.open('rb') as file:
+                    name = path.relative_to(step_folder).as_posix()
+                    digests[name] = hashlib.file_digest(file, 'sha256').hexdigest()
     return digests
+
+
+def _raise(error: OSError) -> None:
+    """Raise what `os.walk` would pass over, as if what it could not read were missing."""
+    raise error
 
 
 class CheckpointReader:

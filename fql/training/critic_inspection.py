@@ -17,6 +17,7 @@ from fql.training.learning import agent_of
 from fql.training.policy import restore_params
 from fql.training.run_folder import RunFolder, read_spec
 from fql.training.run_start import check_data
+from fql.training.verified_data import verify_once
 
 DIRECTIONS = 16
 """Unit actions that are compared where an action has two numbers."""
@@ -61,7 +62,7 @@ def view_critic(path: Path, step: int | None, states: int, data_dir: str = '') -
     Raises:
         FQLError: no run, no sound checkpoint, an agent without critics, or other data than the
             run's.
-        DataError: the data are not there.
+        DataError: the data are not there, or damaged.
     """
     folder = RunFolder(path)
     spec = read_spec(folder)
@@ -76,7 +77,9 @@ def view_critic(path: Path, step: int | None, states: int, data_dir: str = '') -
         data_dir=data_dir or spec.config.data_dir,
     )
     splits = load_training_data(config)
-    check_data(folder, store_of(splits))
+    store = store_of(splits)
+    check_data(folder, store)
+    verify_once(store)
     data = splits['train']
     arrays = next(training_batches(data, config, 0))
     observations = batch_from_inputs(arrays, agent.horizon).observations

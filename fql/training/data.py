@@ -23,6 +23,7 @@ from fql.training.config import TrainConfig
 from fql.training.datasets import dataset_path
 from fql.training.learning import agent_of
 from fql.training.run_folder import RunSpec
+from fql.training.verified_data import verify_once
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +76,14 @@ def load_training_data(config: TrainConfig) -> dict[str, LabelledSplit]:
 
 
 def batch_of_update(config: TrainConfig, step: int) -> dict[str, Any]:
-    """The loader's batch for one update of a run, augmented for that update."""
-    data = load_training_data(config)['train']
+    """The loader's batch for one update of a run, augmented for that update.
+
+    Raises:
+        DataError: no store, damaged data, or data that are not of the task's environment.
+    """
+    splits = load_training_data(config)
+    verify_once(store_of(splits))
+    data = splits['train']
     check_augmentation(config.augmentation, frame_shapes(data.split))
     arrays = next(training_batches(data, config, step))
     augment = jax.jit(augment_frames, static_argnames='config')

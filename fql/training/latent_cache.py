@@ -129,28 +129,38 @@ def cached_data(
         before: called before a split's latents are computed.
 
     Raises:
-        DataError: the disk has no room.
+        DataError: the disk has no room, or they cannot be written.
         FQLError: a latent is not finite in the cache's type.
     """
     config = spec.config
     folder, recipe = cache_place(data, spec, encoder)
-    check_room(data, spec, encoder)
-    make_latent_folder(folder, recipe)
     width, dtype = latent_width(spec), config.latent_cache
-    mesh = local_mesh()
-    encode = make_encode(spec, mesh)
+
+    def stored() -> dict[str, Split | None]:
+        return {name: latent_split(folder, each.split, width, dtype) for name, each in data.items()}
+
+    if None in stored().values():
+        check_room(data, spec, encoder)
+        mesh = local_mesh()
+        encode = make_encode(spec, mesh)
+        try:
+            make_latent_folder(folder, recipe)
+            with locked(folder / 'lock', f'computes the latents in {folder}', wait=True):
+                for name in [name for name, split in stored().items() if split is None]:
+                    before()
+                    split = data[name].split
+                    shape = (len(split.terminals), width)
+                    with LatentWriter(folder / name, shape, dtype) as writer:
+                        write_latents(writer, split, config, encode, encoder, mesh)
+        except OSError as error:
+            raise DataError(
+                f'{error.filename or folder}: latents cannot be written: '
+                f'{error.strerror or error}; --latent-cache off does without'
+            ) from error
     cached = {}
-    with locked(folder / 'lock', f'computes the latents in {folder}', wait=True):
-        for name, labelled in data.items():
-            split = latent_split(folder, labelled.split, width, dtype)
-            if split is None:
-                before()
-                rows = len(labelled.split.terminals)
-                with LatentWriter(folder / name, (rows, width), dtype) as writer:
-                    write_latents(writer, labelled.split, config, encode, encoder, mesh)
-                split = latent_split(folder, labelled.split, width, dtype)
-            assert split is not None
-            cached[name] = dataclasses.replace(labelled, split=split, has_latents=True)
+    for name, latents in stored().items():
+        assert latents is not None
+        cached[name] = dataclasses.replace(data[name], split=latents, has_latents=True)
     return cached
 
 

@@ -223,7 +223,7 @@ class Trainer:
         evaluate: called with the state whenever an evaluation is due.
         metadata: JSON values kept with each checkpoint.
         writer: of checkpoints.
-        verification: of the data; the first checkpoint waits for it.
+        verification: of the data; each checkpoint waits for it.
         train_log: of metrics; None in all processes except the first.
         timing_log: of the updates a second; likewise.
         interruption: says when to stop.
@@ -280,7 +280,7 @@ class Trainer:
         schedule = self.schedule
         first = int(state.step)
         calls = Calls(self.train_step, self.fields, self.mesh, self.folder, first)
-        watch, is_verified = Stopwatch(), False
+        watch = Stopwatch()
         try:
             with progress_bar(phase.title, phase.unit, phase.total, initial=phase.done) as bar:
                 if is_evaluation_missing:
@@ -299,9 +299,8 @@ class Trainer:
                         calls.check()
                         watch.stop(calls.step)
                     self._check_data()
-                    if not is_verified and (due.save or calls.step == schedule.steps):
+                    if due.save or calls.step == schedule.steps:
                         agree_on_verification(self.verification, self.interruption.raise_if_noted)
-                        is_verified = True
                     if due.log:
                         self._log(state, calls, watch.take_rate())
                     if due.evaluation:

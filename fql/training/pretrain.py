@@ -48,7 +48,8 @@ from fql.training.pretraining import (
     pretraining_validation,
     window_maker,
 )
-from fql.training.run_folder import Resume, RunFolder, read_identity, versions
+from fql.training.run_arguments import Resume
+from fql.training.run_folder import RunFolder, read_identity, versions
 from fql.training.run_start import (
     Logs,
     check_data,
@@ -68,7 +69,7 @@ def pretrain(
     """Pretrain to `config.steps` in the run folder `path`, then write the encoder there.
 
     Args:
-        resume: see `fql.training.run_folder.choose_folder`.
+        resume: see `fql.training.run_arguments.choose_folder`.
         verify_data: as in `fql.training.train.train`.
 
     Returns:

@@ -24,6 +24,7 @@ from fql.batch import stack_frames
 from fql.errors import FQLError
 from fql.training.data import frame_shapes, open_dataset
 from fql.training.progress import progress_bar
+from fql.training.verified_data import verify_once
 
 BLOCK = 256
 """Rows encoded at a time."""
@@ -70,7 +71,7 @@ def probe_encoder(
 
     Raises:
         EncoderError: no saved encoder, or one for other images than the data's.
-        FQLError, DataError: no such data, or nothing there to probe for.
+        FQLError, DataError: no such data, damaged data, or nothing there to probe for.
     """
     saved = read_encoder(folder)
     store = open_dataset(dataset or saved.dataset, data_dir)
@@ -79,6 +80,7 @@ def probe_encoder(
         raise EncoderError(
             f'{folder} is for frames of {saved.image_shape}, {store.path} has {shape}'
         )
+    verify_once(store)
     params = load_encoder(
         folder, saved.encoder, saved.image_shape, saved.frame_stack, saved.cameras
     )

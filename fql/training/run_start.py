@@ -21,14 +21,8 @@ from fql.learner import TrainState
 from fql.training.checkpoints import restore_newest
 from fql.training.config import Processes, differing_fields
 from fql.training.metrics_log import MetricsLog, Mirror, read_csv
-from fql.training.run_folder import (
-    Resume,
-    RunFolder,
-    check_processes,
-    finished_steps,
-    read_identity,
-    read_object,
-)
+from fql.training.run_arguments import Resume, check_processes
+from fql.training.run_folder import RunFolder, finished_steps, read_identity, read_object
 from fql.training.run_lock import lock_run
 
 

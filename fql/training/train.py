@@ -3,65 +3,39 @@
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from data_pipeline.loader import check_batches, num_starts
+from data_pipeline.loader import num_starts
 from data_pipeline.store.latents import stored_latents
 from data_pipeline.store.verification import Verification, VerifyMode
-from encoders.saved import load_encoder
 from fql.command import command
 from fql.compiled import (
     TrainStep,
-    abstract_state,
     initial_state,
     make_train_step,
     make_validation,
     updates_per_call,
 )
-from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_processes
+from fql.devices import local_copy, wait_for_all_processes
 from fql.envs.tasks import find_task
 from fql.envs.workers import EnvWorkers
-from fql.errors import FQLError
-from fql.learner import Learner, Params, TrainState
+from fql.learner import TrainState
 from fql.reports.measures import read_results
 from fql.reports.plots import plot_learning_curve
-from fql.training.augmentation import check_augmentation
+from fql.training.checked_run import CheckedRun, check_run, this_process
 from fql.training.checkpoints import CheckpointWriter, rows_written
-from fql.training.config import TrainConfig, validate_config
-from fql.training.data import (
-    LabelledSplit,
-    check_cameras,
-    frame_shapes,
-    load_training_data,
-    loader_config,
-    run_spec,
-    store_of,
-    training_batches,
-)
+from fql.training.config import TrainConfig
+from fql.training.data import LabelledSplit, loader_config, store_of, training_batches
 from fql.training.interruption import Interruption, ended_with_others
-from fql.training.latent_cache import cached_data, check_room, uses_cache
-from fql.training.learning import (
-    agent_of,
-    batch_maker,
-    loaded_fields,
-    make_learner,
-    validation_of,
-)
+from fql.training.latent_cache import cached_data, uses_cache
+from fql.training.learning import agent_of, batch_maker, loaded_fields, validation_of
 from fql.training.loop import Batches, Trainer, rows_logged
-from fql.training.memory import check_memory, check_open_files
 from fql.training.metrics_log import MetricsLog
-from fql.training.online import (
-    is_evaluation_due,
-    offline_state,
-    start_actors,
-    train_online,
-)
+from fql.training.online import is_evaluation_due, offline_state, start_actors, train_online
 from fql.training.policy import make_act, make_policy
 from fql.training.rollouts import (
     describe_result,
@@ -70,21 +44,10 @@ from fql.training.rollouts import (
     recorded_steps,
     start_workers,
 )
-from fql.training.run_folder import (
-    Resume,
-    RunFolder,
-    RunSpec,
-    finished_steps,
-    read_identity,
-    read_spec,
-    versions,
-    write_spec,
-)
+from fql.training.run_arguments import Resume
+from fql.training.run_folder import RunFolder, RunSpec, read_identity, versions, write_spec
 from fql.training.run_start import (
     Logs,
-    check_data,
-    check_processes_agree,
-    check_run_folder,
     claimed_folder,
     open_logs,
     restored_state,
@@ -92,14 +55,14 @@ from fql.training.run_start import (
 )
 from fql.training.summaries import end_summary, start_summary
 from fql.training.verified_data import finish_verification
-from fql.training.wandb_mirror import check_wandb, wandb_mirror
+from fql.training.wandb_mirror import wandb_mirror
 
 
 def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMode = 'once') -> int:
     """Train to `config.steps` in the run folder `path`.
 
     Args:
-        resume: see `fql.training.run_folder.choose_folder`.
+        resume: see `fql.training.run_arguments.choose_folder`.
         verify_data: whether to compare the data with their checksums during training.
 
     Returns:
@@ -184,73 +147,6 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
     return code
 
 
-@dataclass(frozen=True)
-class CheckedRun:
-    """A run that can be started, as far as is known before anything is written.
-
-    Attributes:
-        config: its settings.
-        folder: where it writes.
-        mesh: the devices.
-        data: each split of the dataset, with labels.
-        spec: what determines its networks.
-        learner: agent and optimiser.
-        abstract: shapes and shardings of the training state.
-        encoder: the parameters of the saved encoder that it starts from, if it does.
-    """
-
-    config: TrainConfig
-    folder: RunFolder
-    mesh: Mesh
-    data: dict[str, LabelledSplit]
-    spec: RunSpec
-    learner: Learner
-    abstract: TrainState
-    encoder: Params | None
-
-
-def check_run(config: TrainConfig, path: Path, resume: Resume) -> CheckedRun:
-    """Find out whether a run can be started, and from which parts; see `train`."""
-    validate_config(config)
-    check_wandb(config)
-    check_open_files()
-    mesh = make_mesh()
-    check_batch_size(config.batch_size, mesh)
-    folder = RunFolder(path.absolute())
-    check_run_folder(
-        folder,
-        config,
-        resume,
-        lambda run: read_spec(run).config,
-        'train',
-        config.total_updates,
-    )
-    check_online_resume(folder, config)
-    data = load_training_data(config)
-    check_data(folder, store_of(data))
-    check_augmentation(config.augmentation, frame_shapes(data['train'].split))
-    spec = run_spec(data['train'], config)
-    check_cameras(config.agent.encoder.cameras, data['train'].split)
-    learner = make_learner(spec)
-    abstract = abstract_state(learner, mesh, config.shard_params)
-    encoder = None
-    starts_fresh = not finished_steps(folder.checkpoints) and not config.online.source
-    if config.agent.encoder.source and starts_fresh:
-        encoder = read_starting_encoder(spec)
-        if uses_cache(config):
-            check_room(data, spec, encoder)
-    check_batches(data['train'].split, loader_config(data['train'], config, **this_process()))
-    rows = 0 if uses_cache(config) else config.batch_size // jax.process_count()
-    check_memory(learner, abstract, rows * spec.observation_bytes)
-    check_processes_agree(config, store_of(data))
-    return CheckedRun(config, folder, mesh, data, spec, learner, abstract, encoder)
-
-
-def this_process() -> dict[str, int]:
-    """Which part of each batch this process loads."""
-    return {'process_index': jax.process_index(), 'process_count': jax.process_count()}
-
-
 def start_environments(
     stack: ExitStack, run: CheckedRun, interruption: Interruption
 ) -> tuple[EnvWorkers | None, EnvWorkers | None]:
@@ -322,15 +218,6 @@ def validation_batches(
     return training_batches(data['val'], config, logged, **this_process())
 
 
-def check_online_resume(folder: RunFolder, config: TrainConfig) -> None:
-    """Raise FQLError if --steps differs in a run whose online phase has begun."""
-    if folder.replay.exists() and (stored := read_spec(folder).config.steps) != config.steps:
-        raise FQLError(
-            f'{folder.path}: its online phase began after {stored:,} offline updates; '
-            f'--steps cannot be changed to {config.steps:,}'
-        )
-
-
 def make_evaluation(
     spec: RunSpec,
     mesh: Mesh,
@@ -365,22 +252,3 @@ def make_evaluation(
         tqdm.write(f'step {step:,}: {text} ({config.eval_episodes} episodes)')
 
     return evaluate
-
-
-def read_starting_encoder(spec: RunSpec) -> Params:
-    """The parameters of the saved encoder that a run starts from, NumPy arrays.
-
-    Raises:
-        FQLError, EncoderError: it cannot be that run's encoder.
-    """
-    if not spec.images:
-        raise FQLError('observations are vectors, which need no encoder: leave out --encoder.from')
-    encoder = spec.config.agent.encoder
-    params = load_encoder(
-        Path(encoder.source),
-        encoder.size,
-        spec.frame_shape,
-        spec.config.frame_stack,
-        encoder.cameras,
-    )
-    return jax.tree.map(np.asarray, params)

@@ -7,6 +7,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from data_pipeline.errors import DamagedError
+from data_pipeline.store.frame_store import FrameStore
 from data_pipeline.store.verification import Verification
 from fql.training.progress import progress_bar, progress_callback
 
@@ -14,7 +15,7 @@ from fql.training.progress import progress_bar, progress_callback
 def finish_verification(
     verification: Verification, between: Callable[[], None] = lambda: None
 ) -> None:
-    """Wait, with a bar, until this process has verified the data.
+    """Wait, with a bar if that takes time, until this process has verified the data as they are.
 
     Args:
         between: called several times a second while waiting.
@@ -22,8 +23,21 @@ def finish_verification(
     Raises:
         DamagedError: they are not what was written.
     """
+    if verification.is_done():
+        return
     with progress_bar('verify the data', 'B') as bar:
         verification.wait(progress_callback(bar), between)
+
+
+def verify_once(store: FrameStore) -> None:
+    """Compare a store's arrays with their checksums, if they have changed since that was last done.
+
+    Raises:
+        DamagedError: they are not what was written.
+    """
+    with Verification(store.path, 'once') as verification:
+        verification.add(store.stored_arrays)
+        finish_verification(verification)
 
 
 def agree_on_verification(verification: Verification, between: Callable[[], None]) -> None:

@@ -1,6 +1,9 @@
 """Atomic writes of files and folders."""
 
+import errno
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -261,3 +264,26 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
         )
     assert path.read_text() == 'whole'
     assert names(tmp_path) == [odd.name, '.b.json.01234567.tmp', 'a.json']
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, 'flock', flock)
+    with pytest.raises(OSError, match=r'has no locks \(Function not impl.*/lock') as caught:
+        locked(tmp_path / 'lock', 'works').__enter__()
+    assert caught.value.errno == errno.ENOSYS
+
+
+def test_what_was_left_and_cannot_be_removed_is_named(tmp_path, monkeypatch):
+    replace(tmp_path / 'd', 'old')
+    (tmp_path / '.d.replaced').mkdir()
+
+    def rmtree(*_: object, **__: object) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    monkeypatch.setattr(shutil, 'rmtree', rmtree)
+    with pytest.raises(OSError, match=r'/\.d\.replaced, left there before, cannot be removed'):
+        replace(tmp_path / 'd', 'new')
+    assert (tmp_path / 'd' / 'x').read_text() == 'old'

@@ -30,7 +30,7 @@ from fql.training.run_folder import RunFolder
 ROOT = Path(__file__).resolve().parents[2]
 
 
-NOTHING_TO_VERIFY = SimpleNamespace(check=lambda: None, wait=lambda progress, between: None)
+NOTHING_TO_VERIFY = SimpleNamespace(check=lambda: None, is_done=lambda: True)
 
 
 def count_up(state, batches):
@@ -112,7 +112,7 @@ def test_the_first_checkpoint_waits_for_the_data(tmp_path):
     def wait(progress, between):
         waited.append(finished_steps(tmp_path / 'checkpoints'))
 
-    verification = SimpleNamespace(check=lambda: None, wait=wait)
+    verification = SimpleNamespace(check=lambda: None, is_done=lambda: bool(waited), wait=wait)
     assert train(tmp_path, None, 0, save_interval=4, verification=verification) == 0
     assert waited == [[0]]  # The state before the first update does not depend on the data.
     assert finished_steps(tmp_path / 'checkpoints') == [4, 8, 10]
@@ -151,7 +151,7 @@ def test_damaged_data_are_never_trained_into_a_checkpoint(tmp_path, found):
             *(tmp_path, die, evaluate_at),
             save_interval=5,
             train_step=count,
-            verification=SimpleNamespace(check=check, wait=wait),
+            verification=SimpleNamespace(check=check, is_done=lambda: False, wait=wait),
         )
     assert finished_steps(tmp_path / 'checkpoints') == [0]
 
@@ -164,7 +164,7 @@ def test_a_signal_does_not_wait_for_the_data(tmp_path):
         between()
         pytest.fail('it waits')
 
-    verification = SimpleNamespace(check=lambda: None, wait=wait)
+    verification = SimpleNamespace(check=lambda: None, is_done=lambda: False, wait=wait)
     assert train(tmp_path, None, 0, save_interval=4, verification=verification) == EXIT_CODE
     assert finished_steps(tmp_path / 'checkpoints') == [0, 4]
 

@@ -23,7 +23,7 @@ from fql.learner import Learner, make_optimizer
 ACTION_DIM, BATCH = 3, 4
 SPEC = Spec((8, 8, 3), 'uint8', ACTION_DIM)
 SMALL = {
-    'hidden_dims': (16, 16),
+    'hidden_dims': (8,),
     'encoder': EncoderConfig(size='impala_debug'),
 }
 FLOW = {'critic/loss': 'critic', 'actor/bc_flow_loss': 'bc_flow'}
@@ -144,14 +144,16 @@ def test_each_part_of_the_loss_trains_its_head_and_perhaps_the_shared_encoder(na
         assert parts[loss] == {head, *(['encoder:shared'] if reaches else [])}, loss
 
 
-@pytest.mark.parametrize('name', map(quick_or_long, HEADS))
+@pytest.mark.parametrize('name', [quick_or_long(name) for name in HEADS])
 def test_with_separate_encoders_each_part_trains_its_own(name):
     parts = trained_parts(small(name, sharing='separate'))
     for loss, head in HEADS[name].items():
         assert parts[loss] == {head, f'encoder:{head}'}, loss
 
 
-@pytest.mark.parametrize('name', [n for n in HEADS if 'bc_flow' in HEADS[n].values() and n != 'bc'])
+@pytest.mark.parametrize(
+    'name', [quick_or_long(n) for n in HEADS if 'bc_flow' in HEADS[n].values() and n != 'bc']
+)
 def test_flow_matching_can_be_kept_from_the_shared_encoder(name):
     parts = trained_parts(small(name, bc_flow_trains_encoder=False))
     loss = 'actor/loss' if name == 'fawac' else 'actor/bc_flow_loss'
@@ -159,7 +161,7 @@ def test_flow_matching_can_be_kept_from_the_shared_encoder(name):
     assert parts['critic/loss'] == {'critic', 'encoder:shared'}
 
 
-@pytest.mark.parametrize('const_std', [True, False])
+@pytest.mark.parametrize('const_std', [True, pytest.param(False, marks=pytest.mark.long)])
 def test_ddpgbc_trains_the_actor_alone(const_std):
     config = small('iql', actor_loss='ddpgbc', const_std=const_std)
     parts = trained_parts(config)
@@ -194,6 +196,7 @@ def test_the_target_follows_the_critic_before_the_step(name, sharing):
     assert int(new_state.step) == 1
 
 
+@pytest.mark.long
 def test_rebrac_moves_its_targets_in_full_updates_only():
     config = small('rebrac', as_published=False)
     _, batch, state = make(config)

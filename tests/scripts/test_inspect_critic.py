@@ -1,6 +1,7 @@
 """`fql inspect critic`."""
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 
@@ -70,6 +71,10 @@ def test_the_data_may_lie_elsewhere_but_are_the_same(
     original = Path(environment['FQL_DATA_DIR']) / prepared
     shutil.copytree(original, tmp_path / prepared)
     assert fql(*arguments).stdout == fql(*arguments[:-2]).stdout
+    with (tmp_path / prepared / 'train' / 'actions.npy').open('r+b') as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(bytes(4))
+    assert_one_line(fql(*arguments), 'actions.npy is not what was written')
     with np.load(maze_npz) as file:
         np.savez(tmp_path / 'other.npz', **{**file, 'actions': file['actions'] / 2})
     source = ('--source', tmp_path / 'other.npz', '--data-dir', tmp_path, '--overwrite')

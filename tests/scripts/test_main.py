@@ -6,12 +6,20 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from scripts.main import COMMANDS, HELP, SAME_DRAWS, report_in_thread, report_unraisable
+from scripts.main import (
+    COMMANDS,
+    HELP,
+    SAME_DRAWS,
+    report_in_thread,
+    report_unraisable,
+    report_warning,
+)
 from scripts.shared_args import value_of
 
 PROGRAM = (sys.executable, '-m', 'scripts.main')
@@ -385,6 +393,25 @@ def test_faults_in_threads(capfd, monkeypatch, fault, is_shown):
     thread.start()
     thread.join()
     assert ('Traceback' in capfd.readouterr().err) == is_shown
+
+
+def test_a_compilation_cache_that_takes_nothing_is_reported_once(capsys, monkeypatch):
+    others = []
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '/full')
+    monkeypatch.setattr('scripts.main.show_warning', lambda text, *_: others.append(str(text)))
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        monkeypatch.setattr(warnings, 'showwarning', report_warning)
+        for name in ('jit_a', 'jit_b'):
+            warnings.warn(
+                f"Error writing persistent compilation cache entry for '{name}': OSError: "
+                '[Errno 28] No space left on device',
+                stacklevel=1,
+            )
+        warnings.warn('something else', stacklevel=1)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith('compiled programs are not kept in /full: Error writing')
+    assert others == ['something else']
 
 
 def test_a_narrow_terminal_gets_help(fql, monkeypatch):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from data_pipeline.store.manifest import FORMAT_VERSION
 
@@ -89,6 +90,18 @@ def test_the_name_in_a_manifest_is_no_way_out(assert_one_line, fql, maze_npz, tm
     done = fql('export-tfds', 'd', '--out', tmp_path / 'a' / 'b', *data)
     assert_one_line(done, 'is not a valid name')
     assert not (tmp_path / 'a').exists()
+
+
+def test_the_printed_commands_read_an_export(fql, maze_npz, tmp_path):
+    data = ('--data-dir', tmp_path / 'data')
+    for name, commands in (('d-1', 2), ("it's a:b", 1)):  # TFDS would take the latter apart.
+        assert fql('prepare', name, '--source', maze_npz, *data).returncode == 0
+        done = fql('export-tfds', name, '--out', tmp_path / 'o"ut', *data)
+        assert done.returncode == 0, done.stderr
+        lines = [line for line in done.stdout.splitlines() if line.startswith('  tfds.')]
+        assert len(lines) == commands
+        for line in lines:
+            assert len(eval(line.strip(), {'tfds': tfds})) == 10  # episodes
 
 
 def test_no_mirror(assert_one_line, fql, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def state_of(folder, step):
 
 @pytest.mark.usefixtures('small_encoder')
 def test_a_run_that_was_broken_off_ends_as_one_that_was_not(
-    assert_one_line, run_fql, dots, tmp_path, monkeypatch
+    assert_one_line, run_fql, dots, environment, tmp_path, monkeypatch
 ):
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
     done = run_fql('pretrain', *SETTINGS, '--run-dir', whole)
@@ -153,6 +154,12 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(
         scores['position'], np.mean([scores['qpos[0]'], scores['qpos[1]']], axis=0), atol=2e-3
     )
     assert_one_line(run_fql('probe', whole / 'encoder', '--target', 5), 'columns 0 to 1')
+    shutil.copytree(Path(environment['FQL_DATA_DIR']) / dots, tmp_path / dots)
+    with (tmp_path / dots / 'val' / 'qpos.npy').open('r+b') as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(bytes(4))
+    done = run_fql('probe', whole / 'encoder', '--data-dir', tmp_path)
+    assert_one_line(done, 'qpos.npy is not what was written')
 
     # A finished run does not hand out an encoder that cannot be loaded.
     shutil.rmtree(broken / 'encoder' / 'params')

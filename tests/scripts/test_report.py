@@ -290,3 +290,10 @@ def test_the_page_in_a_browser(page, tmp_path):
         assert browser.faults == []
     finally:
         browser.close()
+
+
+def test_a_folder_whose_name_is_no_text(fql, tmp_path):
+    run = write_run(Path(os.fsdecode(bytes(tmp_path) + b'/r\xff')), {10: 0.5})
+    done = fql('report', run, '--out', tmp_path / 'r.html')
+    assert done.returncode == 0, done.stderr
+    assert r'r\udcff' in (tmp_path / 'r.html').read_text()

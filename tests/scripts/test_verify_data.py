@@ -68,6 +68,24 @@ def test_damage_is_reported_before_labels_are_computed(fql, assert_one_line, sto
     assert not (store / 'labels').exists()
 
 
+@pytest.mark.parametrize(
+    'command',
+    [
+        ('export-tfds', 'visual-pointmaze-quickstart-navigate-v0', '--out'),
+        ('inspect', 'batch', '--task', QUICKSTART_TASK, '--batch-size', 8, '--out'),
+    ],
+)
+def test_nothing_is_made_of_damaged_data(fql, assert_one_line, store, tmp_path, command):
+    path, out = store / 'train' / 'observations.npy', tmp_path / 'out.npz'
+    sound = flip(path)
+    data = ('--data-dir', store.parent)
+    assert_one_line(fql(*command, out, *data), f'{path} is not what was written')
+    assert not out.exists()
+    path.write_bytes(sound)
+    done = fql(*command, out, *data)
+    assert done.returncode == 0, done.stderr
+
+
 def test_damaged_labels_are_reported(fql, assert_one_line, store):
     data = ('--data-dir', store.parent)
     assert fql('inspect', 'data', store.name, '--verify', *data).returncode == 0

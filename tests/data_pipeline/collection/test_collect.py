@@ -181,6 +181,8 @@ def test_an_episode_whose_file_is_cut_short_is_collected_again(
 ):
     for part in kept_parts[:2]:
         os.truncate(part, size % part.stat().st_size)
+    recipe = kept_parts[0].with_name('recipe.json')
+    recipe.write_bytes(recipe.read_bytes() + b'\r\n')  # As an editor or a sync tool may add.
     numbers = []
     out = collect_maze(tmp_path / 'maze-v0.npz', progress=lambda done, _: numbers.append(done))
     assert (numbers[0], numbers[-1]) == (2 * ROWS, 4 * ROWS)
@@ -379,3 +381,11 @@ def test_the_quickstarts_data_stay_as_they_are(opengl, tmp_path):
     with np.load(collect_maze(tmp_path / 'maze-v0.npz', episodes=2, seed=0)) as arrays:
         rows = arrays['qpos'][[0, ROWS - 1, ROWS]], arrays['actions'][[0, ROWS - 1, ROWS]]
     np.testing.assert_allclose(rows, QUICKSTART_ROWS, atol=1e-5)
+
+
+def test_a_link_in_place_of_the_parts_is_refused_before_anything_is_collected(tmp_path):
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'maze-v0.npz.parts').symlink_to(tmp_path / 'elsewhere')
+    with pytest.raises(DataError, match=r'maze-v0\.npz\.parts is a link'):
+        collect_maze(tmp_path / 'maze-v0.npz')
+    assert not list((tmp_path / 'elsewhere').iterdir())

@@ -264,3 +264,29 @@ def test_what_lies_in_another_file_is_refused(tmp_path, make_arrays, kind, is_th
     message = 'lies in another file' if is_there or kind == 'virtual' else 'is a broken link'
     with pytest.raises(DataError, match=rf'd\.hdf5: /actions .*{message}'):
         file_splits(path, 'd')
+
+
+@pytest.mark.parametrize('chunks', [None, (7, 1)])
+def test_actions_that_were_never_written_are_not_taken_for_zeros(tmp_path, make_arrays, chunks):
+    path, arrays = tmp_path / 'd.hdf5', make_arrays()
+    for is_written in (True, False):
+        with h5py.File(write_table(path, arrays), 'a') as file:
+            del file['actions']
+            actions = file.create_dataset('actions', (14, 4), 'f4', chunks=chunks)
+            if is_written:
+                actions[:] = arrays['actions']
+            elif chunks:
+                actions[:7] = arrays['actions'][:7]
+        if is_written:
+            file_splits(path, 'd')
+        else:
+            with pytest.raises(DataError, match='a part of /actions was never written'):
+                file_splits(path, 'd')
+
+
+def test_a_file_that_is_replaced_while_it_is_read(tmp_path, make_arrays):
+    path = write_table(tmp_path / 'd.hdf5', make_arrays())
+    split = file_splits(path, 'd')['train']
+    write_table(tmp_path / 'other.hdf5', make_arrays(seed=1)).replace(path)
+    with pytest.raises(DataError, match=r'd\.hdf5: was changed while it was read'):
+        list(split.read(lambda line: None))

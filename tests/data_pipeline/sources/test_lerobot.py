@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +311,7 @@ def put_two(key: str, *values: Any) -> Any:
     return with_rows(lambda columns: columns[key].__setitem__(slice(0, 2), values))
 
 
+LFS = b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab\nsize 12345\n'
 FAULTS = {
     'no row': (put_two('action', None, [0, 0, 0, 0]), r'action is list.*1 are missing'),
     'uneven rows': (put_two('action', [0], [0, 0, 0]), r'action is list.*rows of 1 and of 3'),
@@ -350,6 +352,9 @@ FAULTS = {
     'no video': (without('*0.mp4'), r'\.mp4: cannot be read: No such file'),
     'half a parquet': (rewritten('*000.parquet', lambda x: x[: len(x) // 2]), r'cannot be read: '),
     'no video in it': (rewritten('*.mp4', lambda x: b'x' * 99), r'\.mp4: cannot be read'),
+    'pointers in place of parquet': (rewritten('*000.parquet', lambda x: LFS), 'is a Git LFS'),
+    'pointers in place of videos': (rewritten('*.mp4', lambda x: LFS), r'mp4: .*is a Git LFS'),
+    'a pointer in place of meta': (rewritten('info.json', lambda x: LFS), 'json: .*a Git LFS'),
     'version': (
         rewritten('info.json', lambda x: x.replace(b'v2.1', b'v1.6').replace(b'v3.0', b'v1.6')),
         r'LeRobot v1\.6 is not supported; versions 2\.1 and 3\.0 are',
@@ -432,3 +437,29 @@ def test_a_video_that_ends_too_early(tmp_path, episodes):
     folder = write_dataset(tmp_path / 'd', 'v2.1', short)
     with pytest.raises(DataError, match=r'episode_000000\.mp4 ends after 69 of its 70 frames'):
         prepared(tmp_path, folder, {'': FRONT})
+
+
+def test_a_video_is_read_as_it_is_stored(tmp_path, episodes):
+    """ffmpeg would turn it by the angle in its metadata."""
+    folder = write_dataset(tmp_path / 'd', 'v2.1', episodes)
+    for video in folder.rglob('*0.mp4'):
+        turned = video.with_name('turned.mp4')
+        command = [
+            imageio_ffmpeg.get_ffmpeg_exe(),
+            '-loglevel',
+            'error',
+            '-display_rotation',
+            '180',
+        ]
+        subprocess.run([*command, '-i', video, '-c', 'copy', turned], check=True)
+        turned.replace(video)
+    seen = prepared(tmp_path, folder, {'': FRONT}).splits['train'].observations
+    np.testing.assert_array_equal(seen[:70], episodes[0][FRONT])
+
+
+def test_hidden_files_beside_the_datas_are_not_read(dataset, tmp_path):
+    """macOS adds one to each file on disks that do not take its attributes."""
+    folder = shutil.copytree(dataset, tmp_path / 'd')
+    for path in [path for path in folder.rglob('*') if path.is_file()]:
+        path.with_name(f'._{path.name}').write_bytes(b'\0\5\x16\7')
+    assert prepared(tmp_path, folder, {'': FRONT}).splits['train'].lengths.tolist() == [71, 5, 10]

@@ -135,3 +135,10 @@ def test_the_range_goes_with_the_run(run_fql, assert_one_line, tmp_path, arrays)
     assert stored['action_range'] == {'low': LOW.tolist(), 'high': HIGH.tolist()}
     done = run_fql('train', '--resume', tmp_path / 'run', '--steps', 2)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.filterwarnings('error')
+def test_a_range_beyond_the_largest_number_is_refused_without_warnings(tmp_path, arrays):
+    arrays['actions'][7], arrays['actions'][12] = -1.7e308, 1.7e308
+    with pytest.raises(DataError, match='actions holds values that are not finite'):
+        prepared(tmp_path, arrays)

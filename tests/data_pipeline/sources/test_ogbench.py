@@ -9,6 +9,7 @@ import pytest
 from data_pipeline.errors import DataError
 from data_pipeline.sources import ogbench
 from data_pipeline.sources.base import Note, checked_blocks
+from data_pipeline.store.writer import write_store
 
 
 def read_all(path: Path, note: Note = lambda line: None) -> dict[str, np.ndarray]:
@@ -286,3 +287,56 @@ def test_actions_may_be_float64_and_are_stored_as_float32(tmp_path):
     )
     split = ogbench.npz_splits(path)['train']
     assert split.arrays['actions'].dtype == np.float32
+
+
+def test_members_without_the_ending_are_read_as_numpy_reads_them(tmp_path, make_arrays):
+    np.savez(tmp_path / 'd.npz', **make_arrays())
+    with (
+        zipfile.ZipFile(tmp_path / 'd.npz') as old,
+        zipfile.ZipFile(tmp_path / 'e.npz', 'w') as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name.removesuffix('.npy'), old.read(name))
+    for name, array in read_all(tmp_path / 'd.npz').items():
+        np.testing.assert_array_equal(read_all(tmp_path / 'e.npz')[name], array)
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a', 'a Git LFS pointer'),
+        (b'\n<!doctype html><title>404</title>', 'a web page'),
+        (b'<?xml version="1.0"?><Error/>', 'an XML document'),
+    ],
+)
+def test_what_lies_in_place_of_a_file_is_named(tmp_path, content, message):
+    (tmp_path / 'd.npz').write_bytes(content)
+    with pytest.raises(DataError, match=f'not an .npz file but {message}'):
+        read_all(tmp_path / 'd.npz')
+
+
+def test_what_a_file_holds_is_said_if_it_lacks_an_array(tmp_path, make_arrays):
+    np.savez(tmp_path / 'd.npz', **{f'data/{name}': x for name, x in make_arrays().items()})
+    with pytest.raises(DataError, match=r'no observations, .*; it has data/actions, data/obs'):
+        read_all(tmp_path / 'd.npz')
+
+
+@pytest.mark.parametrize('when', ['before', 'within'])
+def test_a_file_that_is_replaced_while_it_is_read(tmp_path, make_arrays, when):
+    """Else a store could have the frames of one file and the actions of another."""
+    path = tmp_path / 'd.npz'
+    np.savez(path, **make_arrays())
+    np.savez(tmp_path / 'other.npz', **make_arrays(seed=1))
+    split = ogbench.npz_splits(path)['train']
+    blocks = checked_blocks(split, lambda line: None)
+    if when == 'within':
+        next(block for block in blocks if block[0] == 'actions')
+    (tmp_path / 'other.npz').replace(path)
+    with pytest.raises(DataError, match=r'd\.npz: was changed while it was read; run'):
+        list(blocks)
+
+
+def test_names_of_ignored_arrays_cannot_break_lines(tmp_path, make_arrays):
+    np.savez(tmp_path / 'd.npz', **make_arrays(), **{'a\nb': np.zeros(14), '\x1b[2J': np.zeros(14)})
+    store = write_store(tmp_path / 'd', 'd', ogbench.npz_splits(tmp_path / 'd.npz'))
+    assert store.manifest.sources['train']['notes'] == [r'ignored: \x1b[2J, a\nb']

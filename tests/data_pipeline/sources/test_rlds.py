@@ -76,6 +76,23 @@ def test_round_trip_of_vectors(make_arrays, tmp_path):
     assert again.manifest.splits == store.manifest.splits
 
 
+def test_rows_that_are_no_transitions_do_not_become_some(make_arrays, tmp_path):
+    """Ends by a time limit in a terminal row, whose reward is not used."""
+    arrays = make_arrays((4, 5))
+    ends = arrays['terminals']
+    np.savez(tmp_path / 'd.npz', **arrays, timeouts=ends, rewards=np.where(ends, 5, -1))
+    store = write_store(tmp_path / 'store', 'd', npz_splits(tmp_path / 'd.npz'))
+    assert store.splits['train'].num_transitions == 7
+    folder = export_tfds(store, tmp_path / 'tfds')
+    again = write_store(
+        tmp_path / 'again', 'd', rlds_splits(str(folder), RldsKeys(reward='reward'))
+    )
+    np.testing.assert_array_equal(again.splits['train'].lengths, store.splits['train'].lengths)
+    valid = store.splits['train'].valid_rows
+    for name, labels in store.splits['train'].labels.items():
+        np.testing.assert_array_equal(again.splits['train'].labels[name][valid], labels[valid])
+
+
 def test_the_environments_of_a_replay_become_one_split(tmp_path):
     """The first environment has no transition yet, and so no split."""
     layout = RowLayout((3,), 'float32', 2)

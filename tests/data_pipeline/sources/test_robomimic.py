@@ -247,3 +247,22 @@ def test_next_observations_that_are_not_those_of_the_next_row(tmp_path, broken):
 def test_filter_keys_that_are_not_used_are_named(tmp_path):
     store = prepared(tmp_path, make_demos(), 'robot0_eef_pos', half=['demo_0'])
     assert 'mask/half' in ' '.join(store.manifest.sources['train']['notes'])
+
+
+def test_observations_that_were_never_written_are_not_taken_for_zeros(tmp_path):
+    path = write_demos(tmp_path / 'd.hdf5', make_demos())
+    with h5py.File(path, 'a') as file:
+        del file['data/demo_2/obs/robot0_eef_pos']
+        file.create_dataset('data/demo_2/obs/robot0_eef_pos', (3, 3))
+    with pytest.raises(DataError, match='demo_2/obs/robot0_eef_pos was never written'):
+        file_splits(path, 'd', observation_keys(['robot0_eef_pos']))
+
+
+def test_demonstrations_without_observations(tmp_path):
+    """As robosuite writes them, before observations are extracted."""
+    demos = {
+        name: {key: x for key, x in demo.items() if 'obs/' not in key}
+        for name, demo in make_demos().items()
+    }
+    with pytest.raises(DataError, match=r'd\.hdf5: holds no observations$'):
+        file_splits(write_demos(tmp_path / 'd.hdf5', demos), 'd')

@@ -192,3 +192,28 @@ def test_progress_and_leave_while_one_waits(store):
         verification.check()
     total = sum(array.nbytes for array in store.splits['train'].arrays.values())
     assert calls[-1] == (total, total)
+
+
+def test_a_file_that_changes_in_place_is_verified_again(store):
+    """As by a copy over a store that a run reads, after it was verified."""
+
+    def wait() -> None:
+        verification.wait(lambda done, total: None, lambda: None)
+
+    with Verification(store.path, 'once') as verification:
+        verification.add(store.stored_arrays)
+        wait()
+        assert verification.is_done()
+        path = store.path / 'train' / 'actions.npy'
+        sound = path.read_bytes()
+        path.write_bytes(sound)  # Another time, the same bytes.
+        assert not verification.is_done()
+        wait()
+        assert verification.is_done()
+        path.replace(path.with_name('old'))  # The run has the old file open.
+        path.write_bytes(bytes(len(sound)))
+        assert verification.is_done()
+        path.with_name('old').write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+        assert not verification.is_done()
+        with pytest.raises(DamagedError, match=f'^{path} is not what was written'):
+            wait()

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+import os
 import shutil
 
 import jax
@@ -187,6 +188,13 @@ def test_damage_of_any_file_is_found(saved, abstract, tmp_path, change):
     assert 'step 3 is damaged' in notice
 
 
+def test_what_file_managers_leave_is_no_damage(saved):
+    for folder in [saved, *(path for path in saved.rglob('*') if path.is_dir())]:
+        for name in ('.DS_Store', '._checksums.json', 'Thumbs.db'):
+            (folder / name).write_bytes(b'x')
+    assert CheckpointReader(saved).find(None) == 3
+
+
 @pytest.mark.parametrize('given', [{}, {'versions': None}, {'versions': ['jax']}])
 def test_versions_that_are_none_are_reported(tmp_path, state_at, given):
     with CheckpointWriter(tmp_path, keep_latest=1) as writer:
@@ -210,10 +218,11 @@ def test_what_cannot_be_read_is_not_called_damaged(saved, abstract, tmp_path, mo
     def fail(*args):
         raise fault
 
-    monkeypatch.setattr(hashlib, 'file_digest', fail)
-    with pytest.raises(FQLError, match=r'3 cannot be read: (Permission denied|Stale handle)'):
-        restore_newest(saved, abstract, tmp_path / 'damaged')
-    monkeypatch.undo()
+    for module, name in ((hashlib, 'file_digest'), (os, 'scandir')):  # A file, and a folder.
+        monkeypatch.setattr(module, name, fail)
+        with pytest.raises(FQLError, match=r'3 cannot be read: (Permission denied|Stale handle)'):
+            restore_newest(saved, abstract, tmp_path / 'damaged')
+        monkeypatch.undo()
 
     def out_of_memory(*args, **kwargs):
         raise RuntimeError('out of memory\nand more')

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import shutil
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -145,6 +146,34 @@ def test_another_encoder_or_stack_has_another_folder(data, encoder):
     places = [place(), place(encoder=other), place(stack)]
     assert len(set(places)) == len(places)
     assert place(dataclasses.replace(FROZEN, seed=1)) == place()  # nothing is drawn
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A function that makes a folder read-only; chmod does not, for root."""
+    mounted = []
+
+    def mount(folder):
+        for options in ('bind', 'remount,ro,bind'):
+            command = ['mount', '-o', options, str(folder), str(folder)]
+            if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+                pytest.skip('nothing can be mounted')
+            mounted.append(folder)
+
+    yield mount
+    for folder in mounted[:1]:
+        subprocess.run(['umount', '-l', str(folder)], check=True)
+
+
+def test_in_a_read_only_folder_complete_latents_are_read(data, encoder, read_only, tmp_path):
+    spec = run_spec(data['train'], FROZEN)
+    expected = cached_data(data, spec, encoder)['train'].split.observations
+    read_only(tmp_path / 'd')
+    found = cached_data(data, spec, encoder)['train'].split.observations
+    np.testing.assert_array_equal(found, expected)
+    half = dataclasses.replace(spec, config=dataclasses.replace(FROZEN, latent_cache='float16'))
+    with pytest.raises(DataError, match=r'written: Read-only file system; --latent-cache off'):
+        cached_data(data, half, encoder)
 
 
 def test_an_interrupted_cache_is_continued(data, encoder, monkeypatch):

@@ -1,0 +1,128 @@
+"""The checks before a run of training, and the parts that it starts from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from data_pipeline.loader import check_batches
+from encoders.saved import load_encoder
+from fql.compiled import abstract_state
+from fql.devices import check_batch_size, make_mesh
+from fql.errors import FQLError
+from fql.learner import Learner, Params, TrainState
+from fql.training.augmentation import check_augmentation
+from fql.training.config import TrainConfig, validate_config
+from fql.training.data import (
+    LabelledSplit,
+    check_cameras,
+    frame_shapes,
+    load_training_data,
+    loader_config,
+    run_spec,
+    store_of,
+)
+from fql.training.latent_cache import check_room, uses_cache
+from fql.training.learning import make_learner
+from fql.training.memory import check_memory, check_open_files
+from fql.training.run_arguments import Resume
+from fql.training.run_folder import RunFolder, RunSpec, finished_steps, read_spec
+from fql.training.run_start import check_data, check_processes_agree, check_run_folder
+from fql.training.wandb_mirror import check_wandb
+
+
+@dataclass(frozen=True)
+class CheckedRun:
+    """A run that can be started, as far as is known before anything is written.
+
+    Attributes:
+        config: its settings.
+        folder: where it writes.
+        mesh: the devices.
+        data: each split of the dataset, with labels.
+        spec: what determines its networks.
+        learner: agent and optimiser.
+        abstract: shapes and shardings of the training state.
+        encoder: the parameters of the saved encoder that it starts from, if it does.
+    """
+
+    config: TrainConfig
+    folder: RunFolder
+    mesh: Mesh
+    data: dict[str, LabelledSplit]
+    spec: RunSpec
+    learner: Learner
+    abstract: TrainState
+    encoder: Params | None
+
+
+def check_run(config: TrainConfig, path: Path, resume: Resume) -> CheckedRun:
+    """Find out whether a run can be started, and from which parts; see `train`."""
+    validate_config(config)
+    check_wandb(config)
+    check_open_files()
+    mesh = make_mesh()
+    check_batch_size(config.batch_size, mesh)
+    folder = RunFolder(path.absolute())
+    check_run_folder(
+        folder,
+        config,
+        resume,
+        lambda run: read_spec(run).config,
+        'train',
+        config.total_updates,
+    )
+    check_online_resume(folder, config)
+    data = load_training_data(config)
+    check_data(folder, store_of(data))
+    check_augmentation(config.augmentation, frame_shapes(data['train'].split))
+    spec = run_spec(data['train'], config)
+    check_cameras(config.agent.encoder.cameras, data['train'].split)
+    learner = make_learner(spec)
+    abstract = abstract_state(learner, mesh, config.shard_params)
+    encoder = None
+    starts_fresh = not finished_steps(folder.checkpoints) and not config.online.source
+    if config.agent.encoder.source and starts_fresh:
+        encoder = read_starting_encoder(spec)
+        if uses_cache(config):
+            check_room(data, spec, encoder)
+    check_batches(data['train'].split, loader_config(data['train'], config, **this_process()))
+    rows = 0 if uses_cache(config) else config.batch_size // jax.process_count()
+    check_memory(learner, abstract, rows * spec.observation_bytes)
+    check_processes_agree(config, store_of(data))
+    return CheckedRun(config, folder, mesh, data, spec, learner, abstract, encoder)
+
+
+def this_process() -> dict[str, int]:
+    """Which part of each batch this process loads."""
+    return {'process_index': jax.process_index(), 'process_count': jax.process_count()}
+
+
+def check_online_resume(folder: RunFolder, config: TrainConfig) -> None:
+    """Raise FQLError if --steps differs in a run whose online phase has begun."""
+    if folder.replay.exists() and (stored := read_spec(folder).config.steps) != config.steps:
+        raise FQLError(
+            f'{folder.path}: its online phase began after {stored:,} offline updates; '
+            f'--steps cannot be changed to {config.steps:,}'
+        )
+
+
+def read_starting_encoder(spec: RunSpec) -> Params:
+    """The parameters of the saved encoder that a run starts from, NumPy arrays.
+
+    Raises:
+        FQLError, EncoderError: it cannot be that run's encoder.
+    """
+    if not spec.images:
+        raise FQLError('observations are vectors, which need no encoder: leave out --encoder.from')
+    encoder = spec.config.agent.encoder
+    params = load_encoder(
+        Path(encoder.source),
+        encoder.size,
+        spec.frame_shape,
+        spec.config.frame_stack,
+        encoder.cameras,
+    )
+    return jax.tree.map(np.asarray, params)
