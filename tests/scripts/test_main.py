@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fql.errors import FQLError
 from scripts.main import (
     COMMANDS,
     HELP,
@@ -380,6 +381,18 @@ def test_a_ctrl_c_that_falls_into_a_callback_is_not_lost(capfd, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         time.sleep(10)
     assert capfd.readouterr().err == ''
+
+
+def test_a_ctrl_c_that_orbax_turns_into_a_fault_is_none(fql, monkeypatch):
+    def interrupted(*_):
+        try:
+            raise KeyboardInterrupt
+        except BaseException as error:
+            raise FQLError('cannot be read') from error
+
+    monkeypatch.setattr('scripts.tasks.run', interrupted)
+    done = fql('tasks')
+    assert (done.returncode, done.stderr) == (130, '\nfql: interrupted\n')
 
 
 @pytest.mark.parametrize(('fault', 'is_shown'), [('cannot schedule new', False), ('else', True)])
