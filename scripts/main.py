@@ -21,6 +21,7 @@ if parent_process() is None:
     elif Path(sys.argv[0]).name in ('fql', 'main.py'):  # Not where tests import this.
         leave_on_interrupt()
 
+import _thread
 import difflib
 import gc
 import importlib
@@ -157,9 +158,12 @@ def open_standard_streams() -> None:
 def report_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
     """Python's own report, except for reads that Orbax gave up when another one failed.
 
-    These end after its event loop; their traceback would hide the reported fault.
+    These end after its event loop; their traceback would hide the reported fault. A Ctrl-C that
+    fell into a callback of a library, where it would be lost, is repeated.
     """
-    if str(unraisable.exc_value) != 'Event loop is closed':
+    if unraisable.exc_type is KeyboardInterrupt:
+        threading.Timer(0.1, _thread.interrupt_main).start()  # Not here, where it is lost, too.
+    elif str(unraisable.exc_value) != 'Event loop is closed':
         sys.__unraisablehook__(unraisable)
 
 
