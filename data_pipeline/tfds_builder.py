@@ -52,6 +52,8 @@ def export_tfds(store: FrameStore, out: Path, progress: Progress | None = None) 
     target = Path(out) / DATASET / store.manifest.dataset / VERSION
     if target.exists():
         raise DataError(f'{target} exists; delete it or name another folder')
+    if str(target).encode(errors='replace').decode() != str(target):
+        raise DataError(f'{target}: TFDS cannot write into a folder whose name is no UTF-8')
     try:
         with atomic_folder(target) as folder:
             _write(store, folder, progress or (lambda done, total: None))

@@ -31,7 +31,7 @@ from encoders.leaves import describe_leaves, leaf_differences
 from fql.devices import wait_for_all_processes
 from fql.errors import FQLError, first_line
 from fql.learner import Params, TrainState
-from fql.training.run_folder import finished_steps, steps_to_read
+from fql.training.run_folder import check_path, finished_steps, steps_to_read
 
 # Orbax logs the traceback of a failed save, which is raised here too.
 logging.getLogger('absl').setLevel(logging.CRITICAL)
@@ -301,6 +301,7 @@ class CheckpointReader:
             identity: what was given to the `CheckpointWriter` of the run; a checkpoint of another
                 one is refused. `run_id` says which run it is, the rest how it was set.
         """
+        check_path(folder)
         self._folder = folder.absolute()
         self._identity = identity or {}
         self._checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())

@@ -18,7 +18,7 @@ from fql.training.pretraining import make_pretraining_learner
 from fql.training.run_folder import (
     RunFolder,
     RunSpec,
-    check_no_checkpoint,
+    check_new_folder,
     read_identity,
     read_spec,
 )
@@ -38,7 +38,7 @@ def export_encoder(path: Path, step: int | None, out: Path) -> SavedEncoder:
             checkpoints.
         EncoderError: the folder exists.
     """
-    check_no_checkpoint(out)
+    check_new_folder(out)
     folder = RunFolder(path)
     if folder.pretrain_spec.exists():
         params, saved = read_pretrained(folder, read_pretrain_spec(folder), step)

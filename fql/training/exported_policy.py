@@ -34,7 +34,7 @@ from fql.training.policy import restore_params
 from fql.training.run_folder import (
     RunFolder,
     RunSpec,
-    check_no_checkpoint,
+    check_new_folder,
     read_object,
     read_spec,
     write_spec,
@@ -81,7 +81,7 @@ def export_policy(run: Path, step: int | None, out: Path) -> Description:
     """
     if out.exists():
         raise FQLError(f'{out} exists; name another --out')
-    check_no_checkpoint(out)
+    check_new_folder(out)
     folder = RunFolder(run)
     spec = read_spec(folder)
     step, params = restore_params(folder, spec, step)

@@ -205,8 +205,18 @@ def finished_steps(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
-def check_no_checkpoint(out: Path) -> None:
-    """Raise FQLError if a new folder `out` would lie among the checkpoints of a run."""
+def check_path(path: Path) -> None:
+    """Raise FQLError if Orbax could not write or find again what is to be in a folder."""
+    text = str(path.absolute())
+    is_text = text == text.encode(errors='replace').decode()
+    if '\\' in text or not is_text:
+        what = 'a backslash' if is_text else 'what is no UTF-8'
+        raise FQLError(f'{path}: Orbax cannot read from a folder with {what} in its name')
+
+
+def check_new_folder(out: Path) -> None:
+    """Raise FQLError if a new folder `out` cannot be written, or would lie among checkpoints."""
+    check_path(out)
     run = RunFolder(out.absolute().parent.parent)
     is_run = run.spec.exists() or run.pretrain_spec.exists()
     if is_run and out.absolute().parent == run.checkpoints:

@@ -22,7 +22,13 @@ from fql.training.checkpoints import restore_newest
 from fql.training.config import Processes, differing_fields
 from fql.training.metrics_log import MetricsLog, Mirror, read_csv
 from fql.training.run_arguments import Resume, check_processes
-from fql.training.run_folder import RunFolder, finished_steps, read_identity, read_object
+from fql.training.run_folder import (
+    RunFolder,
+    check_path,
+    finished_steps,
+    read_identity,
+    read_object,
+)
 from fql.training.run_lock import lock_run
 
 
@@ -42,10 +48,7 @@ def check_run_folder(
         name: of the command that continues a run, 'train' or 'pretrain'.
         last: the last requested update.
     """
-    if '\\' in str(folder.path):  # Such as that of the current folder.
-        raise FQLError(
-            f'{folder.path}: Orbax cannot read from a folder with a backslash in its name'
-        )
+    check_path(folder.path)
     # A run that was killed in its first moments leaves no more than this.
     is_new = not folder.path.exists() or all(
         path in (folder.lock, folder.data) or is_temporary(path) for path in folder.path.iterdir()

@@ -13,6 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_pipeline.store.manifest import FORMAT_VERSION
+from fql.envs.tasks import QUICKSTART_TASK
 
 MAZE = 'visual-pointmaze-quickstart-navigate-v0'
 
@@ -102,6 +103,17 @@ def test_the_printed_commands_read_an_export(fql, maze_npz, tmp_path):
         assert len(lines) == commands
         for line in lines:
             assert len(eval(line.strip(), {'tfds': tfds})) == 10  # episodes
+
+
+def test_folders_whose_names_are_no_text(assert_one_line, fql, maze_npz, tmp_path):
+    """Neither TFDS nor Orbax can write there."""
+    odd, data = tmp_path / 'r\udcff', ('--data-dir', tmp_path / 'data')
+    assert fql('prepare', MAZE, '--source', maze_npz, *data).returncode == 0
+    done = fql('export-tfds', MAZE, '--out', odd, *data)
+    assert_one_line(done, 'TFDS cannot write into a folder whose name is no UTF-8')
+    done = fql('train', '--task', QUICKSTART_TASK, '--run-dir', odd, *data)
+    assert_one_line(done, 'a folder with what is no UTF-8 in its name')
+    assert not odd.exists()
 
 
 def test_no_mirror(assert_one_line, fql, tmp_path, monkeypatch):

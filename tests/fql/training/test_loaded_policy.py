@@ -271,6 +271,11 @@ def test_what_cannot_be_loaded(run, exported, tmp_path, assert_one_line, fql):
     for command in ('export-policy', 'export-encoder'):
         done = fql(command, run, '--out', run / 'checkpoints' / '9')
         assert_one_line(done, 'checkpoints is for checkpoints alone')
+        done = fql(command, run, '--out', tmp_path / 'r\udcff')  # A byte that is no UTF-8.
+        assert_one_line(done, 'a folder with what is no UTF-8 in its name')
+    odd = shutil.copytree(run, tmp_path / 'r\udcff')
+    with pytest.raises(FQLError, match='a folder with what is no UTF-8 in its name'):
+        load_policy(odd)
     edited = shutil.copytree(exported, tmp_path / 'edited')
     config = json.loads((edited / 'config.json').read_text())
     config['config']['agent']['flow_steps'] = 9
