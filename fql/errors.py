@@ -8,6 +8,13 @@ class FQLError(Exception):
     """
 
 
+def comes_from_interrupt(error: BaseException | None) -> bool:
+    """Whether an exception was raised because of a Ctrl-C, which Orbax turns into its own fault."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message, or its type's name where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

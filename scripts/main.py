@@ -21,6 +21,7 @@ if parent_process() is None:
     elif Path(sys.argv[0]).name in ('fql', 'main.py'):  # Not where tests import this.
         leave_on_interrupt()
 
+import _thread
 import difflib
 import gc
 import importlib
@@ -38,7 +39,7 @@ from data_pipeline.data_dir import compilation_cache_dir
 from data_pipeline.errors import DataError
 from encoders.errors import EncoderError
 from fql.command import command
-from fql.errors import FQLError, first_line
+from fql.errors import FQLError, comes_from_interrupt, first_line
 from fql.training.host_memory import keep_freed_memory
 from scripts.benchmark.args import (
     BenchmarkData,
@@ -157,9 +158,12 @@ def open_standard_streams() -> None:
 def report_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
     """Python's own report, except for reads that Orbax gave up when another one failed.
 
-    These end after its event loop; their traceback would hide the reported fault.
+    These end after its event loop; their traceback would hide the reported fault. A Ctrl-C that
+    fell into a callback of a library, where it would be lost, is repeated.
     """
-    if str(unraisable.exc_value) != 'Event loop is closed':
+    if unraisable.exc_type is KeyboardInterrupt:
+        threading.Timer(0.1, _thread.interrupt_main).start()  # Not here, where it is lost, too.
+    elif str(unraisable.exc_value) != 'Event loop is closed':
         sys.__unraisablehook__(unraisable)
 
 
@@ -227,6 +231,8 @@ def run(arguments: list[str]) -> int:
         raise_on_interrupt()
         return command_module.run(args) or 0
     except (FQLError, DataError, EncoderError) as error:
+        if comes_from_interrupt(error):
+            return report_interrupt()
         print(f'fql: {error}', file=sys.stderr)
         return 1
     except OSError as error:  # A full disk, a folder that must not be written, and the like.
@@ -242,8 +248,13 @@ def run(arguments: list[str]) -> int:
         print(f'fql: {first_line(error)}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print('\nfql: interrupted', file=sys.stderr)
-        return 130
+        return report_interrupt()
+
+
+def report_interrupt() -> int:
+    """Say that a Ctrl-C ended the command; the exit code."""
+    print('\nfql: interrupted', file=sys.stderr)
+    return 130
 
 
 def imported(module: str) -> Any:

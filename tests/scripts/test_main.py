@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from scripts.main import COMMANDS, HELP, SAME_DRAWS, report_in_thread, report_warning
+from fql.errors import FQLError
+from scripts.main import (
+    COMMANDS,
+    HELP,
+    SAME_DRAWS,
+    report_in_thread,
+    report_unraisable,
+    report_warning,
+)
 from scripts.shared_args import value_of
 
 PROGRAM = (sys.executable, '-m', 'scripts.main')
@@ -361,6 +369,30 @@ def test_of_a_setting_given_twice_the_last_counts(fql):
     """Also where other defaults depend on it: alpha is 10 for the antmaze, 300 for the cube."""
     tasks = ('--task', 'antmaze-umaze-v2', '--task', 'cube-single-play-singletask-task1-v0')
     assert fql('train', *tasks, '--help').stdout == fql('train', *tasks[2:], '--help').stdout
+
+
+def test_a_ctrl_c_that_falls_into_a_callback_is_not_lost(capfd, monkeypatch):
+    class Freed:
+        def __del__(self):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, 'unraisablehook', report_unraisable)
+    Freed()
+    with pytest.raises(KeyboardInterrupt):
+        time.sleep(10)
+    assert capfd.readouterr().err == ''
+
+
+def test_a_ctrl_c_that_orbax_turns_into_a_fault_is_none(fql, monkeypatch):
+    def interrupted(*_):
+        try:
+            raise KeyboardInterrupt
+        except BaseException as error:
+            raise FQLError('cannot be read') from error
+
+    monkeypatch.setattr('scripts.tasks.run', interrupted)
+    done = fql('tasks')
+    assert (done.returncode, done.stderr) == (130, '\nfql: interrupted\n')
 
 
 @pytest.mark.parametrize(('fault', 'is_shown'), [('cannot schedule new', False), ('else', True)])
