@@ -21,21 +21,15 @@ if parent_process() is None:
     elif Path(sys.argv[0]).name in ('fql', 'main.py'):  # Not where tests import this.
         leave_on_interrupt()
 
-import _thread
 import difflib
 import gc
 import importlib
 import importlib.metadata
 import os
-import select
-import threading
-import warnings
-from contextlib import suppress
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 import tyro
 
-from data_pipeline.data_dir import compilation_cache_dir
 from data_pipeline.errors import DataError
 from encoders.errors import EncoderError
 from fql.command import command
@@ -59,6 +53,12 @@ from scripts.inspect_args import InspectBatch, InspectCheckpoint, InspectCritic,
 from scripts.prepare_args import Prepare
 from scripts.pretrain_args import Pretrain
 from scripts.probe_args import Probe
+from scripts.process import (
+    is_unread,
+    open_standard_streams,
+    report_faults,
+    set_library_variables,
+)
 from scripts.quickstart_args import Quickstart
 from scripts.report_args import Report
 from scripts.shared_args import check_values
@@ -99,20 +99,6 @@ anything heavy is imported.
 """
 
 HELP = {'-h', '--help'}
-show_warning = warnings.showwarning
-
-SAME_DRAWS = {
-    'JAX_ENABLE_X64': '0',
-    'JAX_DEFAULT_PRNG_IMPL': 'threefry2x32',
-    'JAX_THREEFRY_PARTITIONABLE': '1',
-    'JAX_RANDOM_SEED_OFFSET': '0',
-    'JAX_HIGH_DYNAMIC_RANGE_GUMBEL': '0',
-    'JAX_NUMPY_DTYPE_PROMOTION': 'standard',
-    'JAX_NUMPY_RANK_PROMOTION': 'allow',
-    'JAX_DISABLE_JIT': '0',
-}
-"""JAX's defaults of settings that may be set for another program. Other values would change every
-draw, and so every run, or fail."""
 
 
 def main() -> NoReturn:
@@ -124,13 +110,8 @@ def main() -> NoReturn:
     if sys.getfilesystemencoding() != 'utf-8':  # As which Orbax and TensorFlow take all names.
         os.execv(sys.executable, [sys.executable, '-X', 'utf8', *sys.orig_argv[1:]])
     open_standard_streams()
+    report_faults()
     keep_freed_memory()
-    sys.unraisablehook = report_unraisable
-    threading.excepthook = report_in_thread
-    warnings.showwarning = report_warning
-    for stream in (sys.stdout, sys.stderr):
-        # In the C locale (cron, minimal containers) no text may cause a fault.
-        stream.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()
@@ -140,53 +121,6 @@ def main() -> NoReturn:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         code = 141
     sys.exit(code)
-
-
-def open_standard_streams() -> None:
-    """Give standard streams that are closed, as by some daemons, a file to use.
-
-    Otherwise the next file that is opened would take their place and get the printed text.
-    """
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)
-    sys.stdin = sys.stdin or os.fdopen(0)
-    sys.stdout = sys.stdout or os.fdopen(1, 'w')
-    sys.stderr = sys.stderr or os.fdopen(2, 'w')
-
-
-def report_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
-    """Python's own report, except for reads that Orbax gave up when another one failed.
-
-    These end after its event loop; their traceback would hide the reported fault. A Ctrl-C that
-    fell into a callback of a library, where it would be lost, is repeated.
-    """
-    if unraisable.exc_type is KeyboardInterrupt:
-        threading.Timer(0.1, _thread.interrupt_main).start()  # Not here, where it is lost, too.
-    elif str(unraisable.exc_value) != 'Event loop is closed':
-        sys.__unraisablehook__(unraisable)
-
-
-def report_in_thread(fault: threading.ExceptHookArgs) -> None:
-    """Python's own report, except for a part of a save that Orbax begins when the program ends.
-
-    Another part failed then, and that fault was reported.
-    """
-    if not str(fault.exc_value).startswith('cannot schedule new futures after'):
-        threading.__excepthook__(fault)
-
-
-def report_warning(message: Any, *place: Any, **more: Any) -> None:
-    """Python's own report, except for JAX's of each program that its cache does not take.
-
-    On a disk that is full or read-only there are dozens of them; one line says it.
-    """
-    if 'persistent compilation cache' not in str(message):
-        show_warning(message, *place, **more)
-        return
-    warnings.filterwarnings('ignore', '.*persistent compilation cache')
-    folder = os.environ.get('JAX_COMPILATION_CACHE_DIR', '')
-    print(f'compiled programs are not kept in {folder}: {first_line(message)}', file=sys.stderr)
 
 
 def run(arguments: list[str]) -> int:
@@ -218,15 +152,7 @@ def run(arguments: list[str]) -> int:
         check_values(args)
         if hasattr(args, 'check'):
             args.check()
-        # Compiled programs are kept, small ones too, so that a second start is quick.
-        with suppress(ModuleNotFoundError):  # Where little more than JAX is installed.
-            os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(compilation_cache_dir()))
-        os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
-        os.environ.update(SAME_DRAWS)
-        # tf.data compiles nothing with XLA, but a flag that it does not know ends the process.
-        os.environ.pop('TF_XLA_FLAGS', None)
-        # Without it, TensorFlow imports Keras 3 and Matplotlib, a sixth of its import time.
-        os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')
+        set_library_variables()
         command_module = imported(module)
         raise_on_interrupt()
         return command_module.run(args) or 0
@@ -295,13 +221,6 @@ def answer(arguments: list[str]) -> int:
     hint = f'did you mean {" or ".join(nearest)}?' if nearest else f'{command("--help")} names all'
     print(f'fql: no command {asked!r}; {hint}', file=sys.stderr)
     return 2
-
-
-def is_unread(stream: TextIO) -> bool:
-    """Whether a pipe's other end is closed."""
-    poll = select.poll()
-    poll.register(stream, 0)
-    return bool(poll.poll(0))
 
 
 def expand_home(argument: str) -> str:

@@ -13,14 +13,8 @@ from pathlib import Path
 import pytest
 
 from fql.errors import FQLError
-from scripts.main import (
-    COMMANDS,
-    HELP,
-    SAME_DRAWS,
-    report_in_thread,
-    report_unraisable,
-    report_warning,
-)
+from scripts.main import COMMANDS, HELP
+from scripts.process import SAME_DRAWS, report_in_thread, report_unraisable, report_warning
 from scripts.shared_args import value_of
 
 PROGRAM = (sys.executable, '-m', 'scripts.main')
@@ -289,12 +283,12 @@ def test_a_current_folder_that_was_deleted(tmp_path, environment):
 CLOSED = """
 import os, subprocess, sys
 from pathlib import Path
-from scripts import main
+from scripts import process
 
 for descriptor in (0, 1, 2):
     os.close(descriptor)
 sys.stdin = sys.stdout = sys.stderr = None
-main.open_standard_streams()
+process.open_standard_streams()
 with open(sys.argv[1], 'w') as file:
     print('lost')
     os.write(2, b'lost')
@@ -411,7 +405,7 @@ def test_faults_in_threads(capfd, monkeypatch, fault, is_shown):
 def test_a_compilation_cache_that_takes_nothing_is_reported_once(capsys, monkeypatch):
     others = []
     monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '/full')
-    monkeypatch.setattr('scripts.main.show_warning', lambda text, *_: others.append(str(text)))
+    monkeypatch.setattr('scripts.process.show_warning', lambda text, *_: others.append(str(text)))
     with warnings.catch_warnings():
         warnings.resetwarnings()
         monkeypatch.setattr(warnings, 'showwarning', report_warning)
