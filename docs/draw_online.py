@@ -8,9 +8,11 @@ import matplotlib.pyplot as plt
 
 DOCS = Path(__file__).parent
 TITLES = {
-    'fql': 'FQL, online from 20,000',
+    'fql-one-step': 'FQL, one step, online from 20,000',
+    'fql-one-step-offline-only': 'FQL, one step, offline only',
+    'fql': 'FQL, five steps, online from 20,000',
     'fql-ucb': 'the same with --exploration ucb',
-    'fql-offline-only': 'FQL, offline only',
+    'fql-offline-only': 'FQL, five steps, offline only',
     'rlpd': 'RLPD, online from 0',
 }
 
