@@ -177,7 +177,8 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
         folder.mkdir()
         try:
-            yield folder
+            with naming(target):
+                yield folder
             for made in [folder, *folder.rglob('*')]:
                 sync_path(made)
             _exchange(folder, target, old)

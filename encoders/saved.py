@@ -43,13 +43,29 @@ def save_encoder(folder: Path, params: Params, saved: SavedEncoder) -> SavedEnco
 
     Raises:
         EncoderError: the parameters are not those of such an encoder.
+        OSError: they cannot be written.
     """
     _check_leaves(folder, describe_leaves(params), saved)
     saved = dataclasses.replace(saved, digest=tree_digest(params))
-    with _checkpointer() as checkpointer:
-        checkpointer.save(folder.absolute() / PARAMS, jax.tree.map(np.asarray, params))
+    write_params(folder / PARAMS, params)
     write_encoder(folder, saved)
     return saved
+
+
+def write_params(folder: Path, params: Params) -> None:
+    """Write parameters as arrays, by Orbax, into a folder that does not exist.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    try:
+        with _checkpointer() as checkpointer:
+            checkpointer.save(folder.absolute(), jax.tree.map(np.asarray, params))
+    except ValueError as error:  # TensorStore's, with the system's reason before its details.
+        reason = str(error).partition(' [')[0].rpartition(': ')[2]
+        raise OSError(f'{folder}: cannot be written: {reason}') from error
+    # It names the folder in which it was written; only object stores need it.
+    (folder / 'commit_success.txt').unlink(missing_ok=True)
 
 
 def load_encoder(

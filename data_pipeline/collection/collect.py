@@ -116,10 +116,11 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _open_parts(parts: Path, recipe: Recipe) -> None:
-    """Writes the recipe into a new folder of finished episodes, or checks that of an old one."""
+    """Writes the recipe into a folder without finished episodes, or checks that of others."""
     recipe_file = parts / 'recipe.json'
     wanted = json.dumps(dataclasses.asdict(recipe), sort_keys=True)
-    if not recipe_file.exists():
+    # Of an environment that cannot be made, as under a misspelt name, only a recipe is left.
+    if not recipe_file.exists() or not any(parts.glob('episode-*.npz')):
         write_text(recipe_file, wanted)
     elif (found := ' '.join(recipe_file.read_text(errors='replace').split())) != wanted:
         raise DataError(

@@ -78,6 +78,7 @@ class SourceSplit:
 
 
 PARQUET = 'a Parquet file'
+_PICKLE = 'a pickle, which could run any code when it is read; save the arrays by np.savez'
 _FORMATS = {
     b'version https://git-lfs': 'a Git LFS pointer; git lfs pull fetches the file',
     b'\x89hdf': 'an HDF5 file',
@@ -87,6 +88,11 @@ _FORMATS = {
     b'bzh': 'bzip2-compressed data',
     b'\xfd7zxz': 'xz-compressed data',
     b'\x89png': 'a PNG image',
+    b'\x80\x02': _PICKLE,
+    b'\x80\x03': _PICKLE,
+    b'\x80\x04': _PICKLE,
+    b'\x80\x05': _PICKLE,
+    b'matlab 5': 'a MATLAB file',
     b'<!doctyp': 'a web page',
     b'<html': 'a web page',
     b'<?xml': 'an XML document',

@@ -35,6 +35,11 @@ def file_splits(
         from data_pipeline.sources.lerobot import lerobot_splits
 
         return lerobot_splits(source, keys)
+    if source.is_dir():
+        raise DataError(
+            f'{source}: a folder without meta/info.json, so not a LeRobot dataset; --tfds reads '
+            'folders of RLDS'
+        )
     try:
         is_hdf5 = h5py.is_hdf5(source)
     except PermissionError as error:  # Its message is that of the HDF5 library.

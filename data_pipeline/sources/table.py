@@ -145,6 +145,7 @@ def lay_out_table(origin: str, flags: Flags) -> TableLayout:
         )
     if labels:
         notes += _lost_rewards(origin, labels['rewards'], ends & ~kept)
+        notes += _inverted_masks(labels['masks'][~ends | kept])
     return TableLayout(lay_out(ends, kept), labels, tuple(notes))
 
 
@@ -180,6 +181,21 @@ def _lost_rewards(origin: str, rewards: np.ndarray, lost: np.ndarray) -> list[st
     return [
         f'the rewards of {count:,} last rows of trajectories are not used, as no observation '
         'follows them'
+    ]
+
+
+def _inverted_masks(masks: np.ndarray) -> list[str]:
+    """A line for the user if most transitions complete the task, as where masks are flags of ends.
+
+    Args:
+        masks: those of the transitions.
+    """
+    count = np.count_nonzero(masks == 0)
+    if 2 * count <= len(masks):
+        return []
+    return [
+        f'masks are 0 in {count:,} of {len(masks):,} transitions, whose values are then only their '
+        'rewards; are they the wrong way round? A mask is 0 where the task is complete, else 1'
     ]
 
 

@@ -25,6 +25,7 @@ from data_pipeline.observations import describe, flattened, pick_observations
 from data_pipeline.schema import read_json
 from encoders.cameras import abstract_observations
 from encoders.leaves import tree_digest
+from encoders.saved import write_params
 from fql.agents.base import Agent, PlainEncoder
 from fql.errors import FQLError
 from fql.learner import Params
@@ -78,6 +79,7 @@ def export_policy(run: Path, step: int | None, out: Path) -> Description:
 
     Raises:
         FQLError: no such run or checkpoint, or the folder exists, or lies among checkpoints.
+        OSError: it cannot be written.
     """
     if out.exists():
         raise FQLError(f'{out} exists; name another --out')
@@ -109,10 +111,7 @@ def export_policy(run: Path, step: int | None, out: Path) -> Description:
     )
     with atomic_folder(out) as target:
         write_spec(RunFolder(target), dataclasses.replace(spec, config=config))
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(target.absolute() / PARAMS, params)
-        # It names the folder in which it was written; only object stores need it.
-        (target / PARAMS / 'commit_success.txt').unlink(missing_ok=True)
+        write_params(target / PARAMS, params)
         for policy in agent_of(spec).policies:
             program = export_program(agent_of(spec), params, policy)
             (target / f'{policy}.stablehlo').write_bytes(program)

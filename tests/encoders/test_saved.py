@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from encoders.description import (
 from encoders.errors import EncoderError
 from encoders.impala import ENCODERS
 from encoders.leaves import tree_digest
-from encoders.saved import abstract_params, load_encoder, save_encoder
+from encoders.saved import abstract_params, load_encoder, save_encoder, write_params
 
 SAVED = SavedEncoder(
     encoder='impala_debug',
@@ -48,6 +49,22 @@ def test_round_trip_is_bit_exact(folder, params):
     jax.tree.map(np.testing.assert_array_equal, load_encoder(folder, *EXPECTED), params)
     saved = read_encoder(folder)
     assert saved == dataclasses.replace(SAVED, digest=tree_digest(params))
+
+
+def test_a_full_disk_is_one_line_and_no_folder_is_named(tmp_path, params, folder):
+    """A limit on the size of files fails as a full disk does, within Orbax."""
+    assert not [
+        path
+        for path in folder.rglob('*')
+        if path.is_file() and str(folder).encode() in path.read_bytes()
+    ]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match=r'params: cannot be written: File too large$'):
+            write_params(tmp_path / 'params', params)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 SHAPES = {'left': (8, 8, 3), 'right': (8, 8, 3), 'pose': (4,)}

@@ -231,9 +231,18 @@ def test_parts_of_another_recipe_are_not_mixed_in(tmp_path, recipe):
     parts = tmp_path / 'maze-v0.npz.parts'
     parts.mkdir()
     (parts / 'recipe.json').write_bytes(recipe)
+    (parts / 'episode-000000.npz').touch()
     with pytest.raises(DataError, match='another collection') as caught:
         collect_maze(out)
     assert str(parts) in str(caught.value)
+
+
+def test_a_misspelt_environment_does_not_block_the_next_collection(tmp_path):
+    out = tmp_path / 'maze-v0.npz'
+    with pytest.raises(DataError, match='cannot make environment'):
+        collect_maze(out, env_id='visual-pointmaze-misspelt-v0')
+    collect_maze(out, episodes=1, workers=1)
+    assert out.exists()
 
 
 @pytest.mark.parametrize(

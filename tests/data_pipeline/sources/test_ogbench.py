@@ -9,6 +9,7 @@ import pytest
 from data_pipeline.errors import DataError
 from data_pipeline.sources import ogbench
 from data_pipeline.sources.base import Note, checked_blocks
+from data_pipeline.sources.files import file_splits
 from data_pipeline.store.writer import write_store
 
 
@@ -307,12 +308,19 @@ def test_members_without_the_ending_are_read_as_numpy_reads_them(tmp_path, make_
         (b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a', 'a Git LFS pointer'),
         (b'\n<!doctype html><title>404</title>', 'a web page'),
         (b'<?xml version="1.0"?><Error/>', 'an XML document'),
+        (b'\x80\x04\x95\x10', 'a pickle'),
+        (b'MATLAB 5.0 MAT-file', 'a MATLAB file'),
     ],
 )
 def test_what_lies_in_place_of_a_file_is_named(tmp_path, content, message):
     (tmp_path / 'd.npz').write_bytes(content)
     with pytest.raises(DataError, match=f'not an .npz file but {message}'):
         read_all(tmp_path / 'd.npz')
+
+
+def test_a_folder_is_of_lerobot_or_rlds(tmp_path):
+    with pytest.raises(DataError, match=r'a folder without meta/info\.json.*; --tfds reads'):
+        file_splits(tmp_path, 'd')
 
 
 def test_what_a_file_holds_is_said_if_it_lacks_an_array(tmp_path, make_arrays):

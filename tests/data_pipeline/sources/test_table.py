@@ -175,6 +175,14 @@ def test_rewards_that_no_observation_follows_are_counted(tmp_path, table):
     assert 'last row' not in ' '.join(prepared(tmp_path, arrays)[1])
 
 
+def test_masks_the_wrong_way_round_are_reported(tmp_path, table):
+    ends = table['terminals']
+    arrays = {**table, 'rewards': np.full(16, -1.0), 'masks': 1 - ends}
+    assert 'wrong way round' not in ' '.join(prepared(tmp_path, arrays)[1])
+    _, notes = prepared(tmp_path, {**arrays, 'masks': ends})
+    assert any('masks are 0 in 12 of 12 transitions' in note for note in notes)
+
+
 def test_trajectories_of_one_row_are_skipped(tmp_path, table):
     table['terminals'][[0, 10, 15]] = True
     table['qpos'] = np.arange(16.0)[:, None]
