@@ -133,7 +133,7 @@ def test_a_signal_to_one_of_two_processes_stops_both(start_fql, wait_for_checkpo
     wait_for_checkpoint(processes[0], run, step + 8)
     processes[1].kill()
     _, errors = processes[0].communicate(timeout=100)
-    assert processes[0].returncode == 1
+    assert processes[0].returncode == 1, errors
     assert 'fql: another process of this run has ended' in errors
     assert 'Traceback' not in errors
     latest = CheckpointReader(run / 'checkpoints').find(None)
