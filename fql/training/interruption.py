@@ -27,11 +27,14 @@ def ended_with_others() -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or 'Gloo' not in str(error):
+    except Exception as error:
+        # The cause is JAX's where saving has made a SaveError of it.
+        first = error.__cause__ or error
+        is_lost = isinstance(first, jax.errors.JaxRuntimeError) and 'Gloo' in str(first)
+        if jax.process_count() == 1 or not is_lost:
             raise
         print(
-            f'\nfql: another process of this run has ended ({first_line(error)}); '
+            f'\nfql: another process of this run has ended ({first_line(first)}); '
             'start all of them again, with --resume',
             file=sys.stderr,
             flush=True,

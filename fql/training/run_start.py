@@ -54,10 +54,9 @@ def check_run_folder(
         path in (folder.lock, folder.data) or is_temporary(path) for path in folder.path.iterdir()
     )
     if resume == 'never' and not is_new:
-        raise FQLError(
-            f'{folder.path} exists; continue it with {command(name, "--resume", folder.path)}, '
-            'or choose another --run-dir'
-        )
+        is_run = folder.spec.exists() or folder.pretrain_spec.exists()
+        way = f'continue it with {command(name, "--resume", folder.path)}, or ' if is_run else ''
+        raise FQLError(f'{folder.path} exists; {way}choose another --run-dir')
     if resume == 'never' or (resume == 'auto' and is_new):
         return
     if differences := differing_fields(read_config(folder), config):

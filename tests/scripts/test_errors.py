@@ -108,6 +108,12 @@ def test_an_existing_run_is_not_overwritten(assert_one_line, fql, finished_run):
     assert (finished_run / 'config.json').read_text() == before
 
 
+def test_a_folder_of_something_else_is_not_continued(assert_one_line, fql, tmp_path):
+    (tmp_path / 'notes.txt').touch()
+    done = fql('train', '--task', QUICKSTART_TASK, *SMALL, '--run-dir', tmp_path)
+    assert_one_line(done, f'{tmp_path} exists; choose another --run-dir')
+
+
 def test_resume_with_other_settings_names_them(assert_one_line, fql, finished_run):
     done = fql('train', '--resume', finished_run, '--batch-size', 16, '--alpha', 3)
     assert_one_line(done, 'batch_size: stored 8, asked 16', 'alpha: stored 0.5, asked 3')
