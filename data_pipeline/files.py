@@ -130,6 +130,11 @@ def _temporary_file(folder: Path, name: str) -> Iterator[Path]:
                 return
 
 
+def has_text_name(path: Path) -> bool:
+    """Whether a path is UTF-8; file systems also take names of other bytes."""
+    return str(path).encode(errors='replace').decode() == str(path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file atomically and synced, replacing an existing one."""
     with replacing(path) as temporary:

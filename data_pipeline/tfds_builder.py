@@ -26,7 +26,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
 from data_pipeline.errors import DataError
-from data_pipeline.files import atomic_folder
+from data_pipeline.files import atomic_folder, has_text_name
 from data_pipeline.observations import map_named, named
 from data_pipeline.store.frame_store import FrameStore, Progress, Split
 
@@ -52,7 +52,7 @@ def export_tfds(store: FrameStore, out: Path, progress: Progress | None = None) 
     target = Path(out) / DATASET / store.manifest.dataset / VERSION
     if target.exists():
         raise DataError(f'{target} exists; delete it or name another folder')
-    if str(target).encode(errors='replace').decode() != str(target):
+    if not has_text_name(target):
         raise DataError(f'{target}: TFDS cannot write into a folder whose name is no UTF-8')
     try:
         with atomic_folder(target) as folder:

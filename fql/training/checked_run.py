@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from data_pipeline.loader import check_batches
+from data_pipeline.store.frame_store import FrameStore
 from encoders.saved import load_encoder
 from fql.compiled import abstract_state
 from fql.devices import check_batch_size, make_mesh
@@ -41,7 +42,8 @@ class CheckedRun:
         config: its settings.
         folder: where it writes.
         mesh: the devices.
-        data: each split of the dataset, with labels.
+        store: the dataset.
+        data: each split of it, with labels.
         spec: what determines its networks.
         learner: agent and optimiser.
         abstract: shapes and shardings of the training state.
@@ -51,6 +53,7 @@ class CheckedRun:
     config: TrainConfig
     folder: RunFolder
     mesh: Mesh
+    store: FrameStore
     data: dict[str, LabelledSplit]
     spec: RunSpec
     learner: Learner
@@ -76,7 +79,8 @@ def check_run(config: TrainConfig, path: Path, resume: Resume) -> CheckedRun:
     )
     check_online_resume(folder, config)
     data = load_training_data(config)
-    check_data(folder, store_of(data))
+    store = store_of(data)
+    check_data(folder, store)
     check_augmentation(config.augmentation, frame_shapes(data['train'].split))
     spec = run_spec(data['train'], config)
     check_cameras(config.agent.encoder.cameras, data['train'].split)
@@ -91,8 +95,8 @@ def check_run(config: TrainConfig, path: Path, resume: Resume) -> CheckedRun:
     check_batches(data['train'].split, loader_config(data['train'], config, **this_process()))
     rows = 0 if uses_cache(config) else config.batch_size // jax.process_count()
     check_memory(learner, abstract, rows * spec.observation_bytes)
-    check_processes_agree(config, store_of(data))
-    return CheckedRun(config, folder, mesh, data, spec, learner, abstract, encoder)
+    check_processes_agree(config, store)
+    return CheckedRun(config, folder, mesh, store, data, spec, learner, abstract, encoder)
 
 
 def this_process() -> dict[str, int]:

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from data_pipeline.action_range import ActionRange
-from data_pipeline.files import write_json
+from data_pipeline.files import has_text_name, write_json
 from data_pipeline.observations import map_named, named
 from data_pipeline.schema import from_json, load_json
 from fql.agents.configs import Spec
@@ -41,6 +41,11 @@ class RunFolder:
     """Paths of a run; everything it writes lies under `path`."""
 
     path: Path
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder is that of a run or of a pretraining."""
+        return self.spec.exists() or self.pretrain_spec.exists()
 
     @property
     def spec(self) -> Path:
@@ -207,9 +212,8 @@ def finished_steps(folder: Path) -> list[int]:
 
 def check_path(path: Path) -> None:
     """Raise FQLError if Orbax could not write or find again what is to be in a folder."""
-    text = str(path.absolute())
-    is_text = text == text.encode(errors='replace').decode()
-    if '\\' in text or not is_text:
+    is_text = has_text_name(path.absolute())
+    if '\\' in str(path.absolute()) or not is_text:
         what = 'a backslash' if is_text else 'what is no UTF-8'
         raise FQLError(f'{path}: Orbax cannot read from a folder with {what} in its name')
 
@@ -218,8 +222,7 @@ def check_new_folder(out: Path) -> None:
     """Raise FQLError if a new folder `out` cannot be written, or would lie among checkpoints."""
     check_path(out)
     run = RunFolder(out.absolute().parent.parent)
-    is_run = run.spec.exists() or run.pretrain_spec.exists()
-    if is_run and out.absolute().parent == run.checkpoints:
+    if run.exists and out.absolute().parent == run.checkpoints:
         raise FQLError(f'{out.parent} is for checkpoints alone; name another --out')
 
 

@@ -54,8 +54,8 @@ def check_run_folder(
         path in (folder.lock, folder.data) or is_temporary(path) for path in folder.path.iterdir()
     )
     if resume == 'never' and not is_new:
-        is_run = folder.spec.exists() or folder.pretrain_spec.exists()
-        way = f'continue it with {command(name, "--resume", folder.path)}, or ' if is_run else ''
+        resumed = command(name, '--resume', folder.path)
+        way = f'continue it with {resumed}, or ' if folder.exists else ''
         raise FQLError(f'{folder.path} exists; {way}choose another --run-dir')
     if resume == 'never' or (resume == 'auto' and is_new):
         return
@@ -75,7 +75,7 @@ def check_run_folder(
 
 def check_data(folder: RunFolder, store: FrameStore) -> None:
     """Raise FQLError if a run there was trained on other data than the store now holds."""
-    if not folder.spec.exists() and not folder.pretrain_spec.exists():
+    if not folder.exists:
         return
     if not folder.data.exists():
         raise FQLError(

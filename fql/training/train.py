@@ -29,7 +29,7 @@ from fql.reports.plots import plot_learning_curve
 from fql.training.checked_run import CheckedRun, check_run, this_process
 from fql.training.checkpoints import CheckpointWriter, rows_written
 from fql.training.config import TrainConfig
-from fql.training.data import LabelledSplit, loader_config, store_of, training_batches
+from fql.training.data import LabelledSplit, loader_config, training_batches
 from fql.training.interruption import Interruption, ended_with_others
 from fql.training.latent_cache import cached_data, uses_cache
 from fql.training.learning import agent_of, batch_maker, loaded_fields, validation_of
@@ -75,10 +75,9 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
             found. Before all data were verified, one was written only at a signal.
     """
     run = check_run(config, path, resume)
-    folder, spec = run.folder, run.spec
+    folder, spec, store = run.folder, run.spec, run.store
     is_main = jax.process_index() == 0
     with ExitStack() as stack:
-        store = store_of(run.data)
         verification = stack.enter_context(Verification(store.path, verify_data))
         verification.add(store.stored_arrays)
         interruption = Interruption()
