@@ -1,8 +1,8 @@
 """The process of a command: its standard streams, what libraries report in it, their variables."""
 
-import _thread
 import os
 import select
+import signal
 import sys
 import threading
 import warnings
@@ -78,7 +78,9 @@ def report_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
     fell into a callback of a library, where it would be lost, is repeated.
     """
     if unraisable.exc_type is KeyboardInterrupt:
-        threading.Timer(0.1, _thread.interrupt_main).start()  # Not here, where it is lost, too.
+        main = threading.main_thread().ident
+        again = threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT))
+        again.start()  # Not raised here, where it would be lost, too.
     elif str(unraisable.exc_value) != 'Event loop is closed':
         sys.__unraisablehook__(unraisable)
 
