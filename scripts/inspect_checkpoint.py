@@ -18,13 +18,14 @@ def run(args: InspectCheckpoint) -> None:
     run_folder = RunFolder(args.run)
     spec = read_spec(run_folder)
     reader = CheckpointReader(run_folder.checkpoints, read_identity(run_folder.spec))
-    step = reader.find(args.step, print_notice)
-    state = reader.restore(abstract_state(make_learner(spec), one_device_mesh()), step)
+    abstract = abstract_state(make_learner(spec), one_device_mesh())
+    with reader.reading(args.step, print_notice) as step:
+        state, online = reader.restore(abstract, step), reader.metadata(step).get('online')
     report = {
         'step': int(state.step),
         'parameters': count_parameters(state.params),
         'sha256': tree_digest(state),
     }
-    if online := reader.metadata(step).get('online'):
+    if online:
         report |= {'env_steps': online['env_steps'], 'replay': online['streams']}
     print(json.dumps(report, indent=2))

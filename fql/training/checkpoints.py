@@ -7,6 +7,7 @@ is read, and the newest sound checkpoint is used instead.
 """
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import logging
@@ -82,8 +83,9 @@ class CheckpointWriter:
     """Writer of training states; a context manager, which waits for the last save when left.
 
     It keeps the latest `keep_latest`, the best, and all those of every `keep_interval` updates
-    (0: none). The online parameters are a separate item (`params`), so that evaluation reads no
-    optimiser state; the rest of the state is `training`.
+    (0: none). One that is out of date while it is read is deleted after a later save. The online
+    parameters are a separate item (`params`), so that evaluation reads no optimiser state; the rest
+    of the state is `training`.
     """
 
     def __init__(
@@ -187,8 +189,11 @@ class CheckpointWriter:
         os.rename(unfinished, self._folder / str(step))
         sync_path(self._folder)
         for old in self._out_of_date():
-            # Renamed first, so that a half-deleted folder is no checkpoint.
-            os.rename(self._folder / str(old), self._unfinished(old))
+            with _locked(self._folder / str(old), fcntl.LOCK_EX | fcntl.LOCK_NB) as is_free:
+                if not is_free:  # It is deleted after a later save.
+                    continue
+                # Renamed first, so that a half-deleted folder is no checkpoint.
+                os.rename(self._folder / str(old), self._unfinished(old))
             shutil.rmtree(self._unfinished(old))
 
     def _unfinished(self, step: int) -> Path:
@@ -269,6 +274,30 @@ def find_damage(step_folder: Path) -> str | None:
     return None
 
 
+@contextmanager
+def _locked(step_folder: Path, operation: int) -> Iterator[bool]:
+    """Inside, a checkpoint is locked; yields False if another lock is in the way.
+
+    Without its checksums it is damaged, and needs none.
+    """
+    # NFS has exclusive locks only of files that are open for writing.
+    mode = 'rb' if operation == fcntl.LOCK_SH else 'r+b'
+    try:
+        file = (step_folder / CHECKSUMS).open(mode)
+    except OSError:
+        yield True
+        return
+    with file:
+        try:
+            fcntl.flock(file, operation)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:  # Some file systems have no locks.
+            pass
+        yield True
+
+
 def _checksums(step_folder: Path) -> dict[str, str]:
     """The checksum of every file of a checkpoint, by its path, except those of file managers.
 
@@ -322,6 +351,25 @@ class CheckpointReader:
             for newer, fault in damage.items():
                 notify(f'checkpoint of step {newer:,} is damaged ({fault}): passed over')
         return found
+
+    @contextmanager
+    def reading(
+        self, step: int | None, notify: Callable[[str], None] | None = None
+    ) -> Iterator[int]:
+        """Inside, the checkpoint that `find` returns is not deleted by its trainer.
+
+        Where the file system has no locks, it may be.
+
+        Raises:
+            FQLError: as `find`.
+        """
+        while True:
+            found = self.find(step, notify)
+            folder = self._folder / str(found)
+            with _locked(folder, fcntl.LOCK_SH):
+                if folder.exists():  # Else it was deleted before it was locked.
+                    yield found
+                    return
 
     def search(self, step: int | None) -> tuple[int, dict[int, str]]:
         """The result of `find`, and what is wrong with each newer checkpoint.

@@ -10,8 +10,7 @@ from fql.errors import FQLError
 from fql.learner import Params
 from fql.reports.output import print_notice
 from fql.training.checkpoints import CheckpointReader
-from fql.training.learning import agent_of
-from fql.training.policy import restore_params
+from fql.training.learning import agent_of, make_learner
 from fql.training.pretrain import describe_encoder
 from fql.training.pretrain_config import PretrainSpec, read_pretrain_spec
 from fql.training.pretraining import make_pretraining_learner
@@ -53,10 +52,10 @@ def read_pretrained(
 ) -> tuple[Params, SavedEncoder]:
     """The encoder in a pretraining's checkpoint, and its description."""
     reader = CheckpointReader(folder.checkpoints, read_identity(folder.pretrain_spec))
-    step = reader.find(step, print_notice)
     abstract = abstract_state(make_pretraining_learner(spec), one_device_mesh())
-    params = reader.restore_params(abstract, step)
-    return params['encoder'], describe_encoder(spec, step, reader.versions(step))
+    with reader.reading(step, print_notice) as found:
+        params = reader.restore_params(abstract, found)
+        return params['encoder'], describe_encoder(spec, found, reader.versions(found))
 
 
 def read_trained(folder: RunFolder, spec: RunSpec, step: int | None) -> tuple[Params, SavedEncoder]:
@@ -64,16 +63,19 @@ def read_trained(folder: RunFolder, spec: RunSpec, step: int | None) -> tuple[Pa
     config = spec.config
     if not spec.images:
         raise FQLError(f'{folder.path}: observations are vectors, so that it has no encoder')
-    step, params = restore_params(folder, spec, step, print_notice)
-    reader, agent = CheckpointReader(folder.checkpoints), agent_of(spec)
+    agent = agent_of(spec)
+    reader = CheckpointReader(folder.checkpoints, read_identity(folder.spec))
+    abstract = abstract_state(make_learner(spec), one_device_mesh())
+    with reader.reading(step, print_notice) as found:
+        params, versions = reader.restore_params(abstract, found), reader.versions(found)
     saved = SavedEncoder(
         encoder=config.agent.encoder.size,
         image_shape=spec.frame_shape,
         frame_stack=config.frame_stack,
         objective=config.agent.name,
         dataset=config.dataset or find_task(config.task).dataset,
-        step=step,
-        versions=reader.versions(step),
+        step=found,
+        versions=versions,
         cameras=config.agent.encoder.cameras,
     )
     first_head = next(iter(agent.trains_encoder))

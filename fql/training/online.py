@@ -242,7 +242,8 @@ def offline_state(config: TrainConfig, abstract: TrainState) -> TrainState:
         FQLError: there is no such checkpoint, it is damaged, or of another agent.
     """
     reader = CheckpointReader(RunFolder(Path(config.online.source)).checkpoints)
-    state = reader.restore(abstract, reader.find(config.steps))
+    with reader.reading(config.steps) as step:
+        state = reader.restore(abstract, step)
     _, key = split_seed(config.seed)
     return dataclasses.replace(state, key=jax.device_put(key, state.key.sharding))
 

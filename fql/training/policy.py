@@ -84,9 +84,9 @@ def restore_params(
         FQLError: there is none, or it is damaged.
     """
     reader = CheckpointReader(folder.checkpoints, read_identity(folder.spec))
-    step = reader.find(step, notify)
     abstract = abstract_state(make_learner(spec), one_device_mesh())
-    return step, reader.restore_params(abstract, step)
+    with reader.reading(step, notify) as found:
+        return found, reader.restore_params(abstract, found)
 
 
 def with_candidates(spec: RunSpec, count: int) -> RunSpec:

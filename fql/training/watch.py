@@ -58,7 +58,8 @@ def watch(folder: RunFolder, episodes: int, num_workers: int, env: str = '') -> 
         for step in _new_steps(folder):
             reader = CheckpointReader(folder.checkpoints, read_identity(folder.spec))
             try:
-                params = reader.restore_params(abstract, reader.find(step))
+                with reader.reading(step):
+                    params = reader.restore_params(abstract, step)
             except Exception as error:
                 if step in finished_steps(folder.checkpoints):
                     raise FQLError(f'step {step:,} cannot be read: {first_line(error)}') from error

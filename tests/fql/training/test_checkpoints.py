@@ -100,6 +100,20 @@ def test_an_evaluation_that_ends_after_the_save_counts(tmp_path, state_at):
     assert finished_steps(tmp_path) == [3, 6, 7]
 
 
+def test_a_checkpoint_that_is_read_is_deleted_after_a_later_save(tmp_path, state_at, abstract):
+    with CheckpointWriter(tmp_path, keep_latest=1) as writer:
+        writer.save(state_at(1), {})
+        writer.wait()
+        reader = CheckpointReader(tmp_path)
+        with reader.reading(None) as step:
+            writer.save(state_at(2), {})
+            writer.wait()
+            assert tree_digest(reader.restore(abstract, step)) == tree_digest(state_at(1))
+            assert finished_steps(tmp_path) == [1, 2]
+        writer.save(state_at(3), {})
+    assert finished_steps(tmp_path) == [3]
+
+
 def test_a_step_is_saved_once_even_while_its_save_is_under_way(tmp_path, state_at):
     with CheckpointWriter(tmp_path, keep_latest=2) as writer:
         writer.save(state_at(1), {})
