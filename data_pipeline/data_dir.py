@@ -9,8 +9,15 @@ _LONGEST_NAME = 200  # less than the usual 255, as locks and temporary folders a
 
 
 def resolve_data_dir(flag: str) -> Path:
-    """The folder chosen by `--data-dir` or `$FQL_DATA_DIR`, else the user's cache folder."""
-    chosen = flag or os.environ.get('FQL_DATA_DIR')
+    """The folder chosen by `--data-dir` or `$FQL_DATA_DIR`, else the user's cache folder.
+
+    Raises:
+        DataError: its name has control characters, such as line breaks.
+    """
+    chosen = flag or os.environ.get('FQL_DATA_DIR', '')
+    if any(char < ' ' for char in chosen):
+        name = '--data-dir' if flag else '$FQL_DATA_DIR'
+        raise DataError(f'{name}: {chosen!r} has characters that are not printable')
     return Path(os.path.expanduser(chosen)).absolute() if chosen else _user_cache_dir()
 
 

@@ -150,4 +150,7 @@ def _check_leaves(folder: Path, found: Mapping[str, str], saved: SavedEncoder) -
 
 
 def _damaged(folder: Path, fault: str) -> EncoderError:
+    for path in sorted(folder.rglob('*')):
+        if path.is_file() and path.read_bytes().startswith(b'version https://git-lfs'):
+            return EncoderError(f'{path}: is a Git LFS pointer; git lfs pull fetches the file')
     return EncoderError(f'{folder}: damaged encoder: {fault}')

@@ -27,7 +27,7 @@ from tensorflow_datasets.core.utils.file_utils import list_data_dirs
 from data_pipeline.errors import DataError
 from data_pipeline.observations import array_name
 from data_pipeline.sources.arrays import fit_arrays
-from data_pipeline.sources.base import INFO_ARRAYS, Note, SourceSplit
+from data_pipeline.sources.base import INFO_ARRAYS, Note, SourceSplit, format_of
 from data_pipeline.sources.table import settle_last_actions
 
 SPLIT_NAMES = {'train': ('train',), 'val': ('val', 'validation')}
@@ -260,8 +260,14 @@ def _read_episodes(
                 if steps
             }
     except (OSError, ValueError, RuntimeError, IndexError) as error:
-        reason = str(error).strip().partition('\n')[0]
+        reason = _other_file(Path(builder.data_path)) or str(error).strip().partition('\n')[0]
         raise DataError(f'{origin}: cannot be read: {reason}') from error
+
+
+def _other_file(folder: Path) -> str:
+    """Which file of a dataset is of another format, such as a Git LFS pointer; empty if none is."""
+    formats = ((path, format_of(path)) for path in sorted(folder.iterdir()) if path.is_file())
+    return next((f'{path.name} is {name}' for path, name in formats if name), '')
 
 
 def _is_array_record(builder: Any) -> bool:

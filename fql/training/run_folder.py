@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import math
+import os
 import platform
 import secrets
 import subprocess
@@ -211,7 +212,9 @@ def finished_steps(folder: Path) -> list[int]:
 
 
 def check_path(path: Path) -> None:
-    """Raise FQLError if Orbax could not write or find again what is to be in a folder."""
+    """Raise FQLError if a folder is a dead link, or Orbax could not read what it wrote there."""
+    if path.is_symlink() and not path.exists():
+        raise FQLError(f'{path} is a link to {os.readlink(path)}, which does not exist')
     is_text = has_text_name(path.absolute())
     if '\\' in str(path.absolute()) or not is_text:
         what = 'a backslash' if is_text else 'what is no UTF-8'

@@ -205,3 +205,12 @@ def test_damage_is_found(folder, damage):
     damage(folder)
     with pytest.raises(EncoderError, match='damaged'):
         load_encoder(folder, *EXPECTED)
+
+
+def test_a_clone_without_git_lfs_has_pointers(folder):
+    pointer = largest_file(folder)
+    pointer.write_bytes(
+        b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n'
+    )
+    with pytest.raises(EncoderError, match=f'{pointer.name}: is a Git LFS pointer; git lfs pull'):
+        load_encoder(folder, *EXPECTED)

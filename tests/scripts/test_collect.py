@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.data_dir import resolve_data_dir
+from data_pipeline.errors import DataError
 from data_pipeline.store.frame_store import open_store
 from data_pipeline.store.labels import task_labels
 from fql.envs.tasks import find_task
@@ -26,6 +27,14 @@ def test_data_folder_of_an_unknown_user(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('FQL_DATA_DIR', '~no-such-user/data')
     assert resolve_data_dir('') == tmp_path / '~no-such-user' / 'data'
+
+
+def test_data_folder_with_a_line_break(monkeypatch):
+    monkeypatch.setenv('FQL_DATA_DIR', '/tmp/a\nb')
+    with pytest.raises(
+        DataError, match=r"\$FQL_DATA_DIR: '/tmp/a\\nb' has characters that are not"
+    ):
+        resolve_data_dir('')
 
 
 @pytest.mark.long

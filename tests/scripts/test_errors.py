@@ -114,6 +114,12 @@ def test_a_folder_of_something_else_is_not_continued(assert_one_line, fql, tmp_p
     assert_one_line(done, f'{tmp_path} exists; choose another --run-dir')
 
 
+def test_a_dead_link_as_run_folder(assert_one_line, fql, prepared, tmp_path):
+    (tmp_path / 'run').symlink_to(tmp_path / 'gone')
+    done = fql('train', '--task', QUICKSTART_TASK, *SMALL, '--run-dir', tmp_path / 'run')
+    assert_one_line(done, f'{tmp_path}/run is a link to {tmp_path}/gone, which does not exist')
+
+
 def test_resume_with_other_settings_names_them(assert_one_line, fql, finished_run):
     done = fql('train', '--resume', finished_run, '--batch-size', 16, '--alpha', 3)
     assert_one_line(done, 'batch_size: stored 8, asked 16', 'alpha: stored 0.5, asked 3')

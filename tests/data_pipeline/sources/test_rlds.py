@@ -520,6 +520,9 @@ def test_damaged_files(write_rlds, tmp_path, file_format):
     with pytest.raises(DataError, match='split train: cannot be read: ') as caught:
         write_store(tmp_path / 's', 'robot', splits)
     assert '\n' not in str(caught.value)
+    file.write_bytes(b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n')
+    with pytest.raises(DataError, match='-00001 is a Git LFS pointer; git lfs pull'):
+        write_store(tmp_path / 's', 'robot', splits)
 
 
 @pytest.mark.parametrize(
