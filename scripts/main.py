@@ -26,6 +26,7 @@ import gc
 import importlib
 import importlib.metadata
 import os
+import traceback
 from typing import Any, NoReturn
 
 import tyro
@@ -168,10 +169,10 @@ def run(arguments: list[str]) -> int:
         what = 'the current folder was deleted; go to another one' if is_gone else error
         print(f'fql: {what}', file=sys.stderr)
         return 1
-    except RuntimeError as error:  # JAX's, where $JAX_PLATFORMS names a missing platform.
-        if 'initialize backend' not in str(error):
+    except (RuntimeError, AssertionError) as error:
+        if not (fault := platform_fault(error)):
             raise
-        print(f'fql: {first_line(error)}', file=sys.stderr)
+        print(f'fql: {fault}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return report_interrupt()
@@ -181,6 +182,18 @@ def report_interrupt() -> int:
     """Say that a Ctrl-C ended the command; the exit code."""
     print('\nfql: interrupted', file=sys.stderr)
     return 130
+
+
+def platform_fault(error: Exception) -> str:
+    """What is wrong with $JAX_PLATFORMS, if that is why JAX raised; else empty."""
+    if 'initialize backend' in str(error):
+        return first_line(error)
+    raising = traceback.extract_tb(error.__traceback__)[-1]
+    # JAX asserts that there is a platform, once it has passed over those without a device.
+    if isinstance(error, AssertionError) and raising.filename.endswith('xla_bridge.py'):
+        chosen = os.environ.get('JAX_PLATFORMS', '')
+        return f'JAX found no device of JAX_PLATFORMS={chosen}; unset it to take those there are'
+    return ''
 
 
 def imported(module: str) -> Any:

@@ -17,7 +17,7 @@ from fql.learner import Params
 from fql.training.exported_policy import is_exported, read_exported
 from fql.training.learning import agent_of
 from fql.training.policy import make_act, restore_params, with_candidates
-from fql.training.run_folder import RunFolder, RunSpec, read_spec
+from fql.training.run_folder import RunFolder, RunSpec, check_path, read_spec
 
 
 @contextmanager
@@ -180,6 +180,7 @@ def load_policy(
     folder = RunFolder(Path(os.path.expanduser(path)))
     spec = read_spec(folder)
     if is_exported(folder.path):
+        check_path(folder.path)
         params = read_exported(folder.path, spec, step)
     else:
         _, params = restore_params(folder, spec, step)

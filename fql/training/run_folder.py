@@ -16,9 +16,10 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from data_pipeline.action_range import ActionRange
-from data_pipeline.files import has_text_name, write_json
+from data_pipeline.files import write_json
 from data_pipeline.observations import map_named, named
 from data_pipeline.schema import from_json, load_json
+from encoders.folder_names import unreadable_in
 from fql.agents.configs import Spec
 from fql.errors import FQLError
 from fql.training.config import (
@@ -215,10 +216,8 @@ def check_path(path: Path) -> None:
     """Raise FQLError if a folder is a dead link, or Orbax could not read what it wrote there."""
     if path.is_symlink() and not path.exists():
         raise FQLError(f'{path} is a link to {os.readlink(path)}, which does not exist')
-    is_text = has_text_name(path.absolute())
-    if '\\' in str(path.absolute()) or not is_text:
-        what = 'a backslash' if is_text else 'what is no UTF-8'
-        raise FQLError(f'{path}: Orbax cannot read from a folder with {what} in its name')
+    if part := unreadable_in(path):
+        raise FQLError(f'{path}: Orbax cannot read from a folder with {part} in its name')
 
 
 def check_new_folder(out: Path) -> None:

@@ -207,6 +207,13 @@ def test_damage_is_found(folder, damage):
         load_encoder(folder, *EXPECTED)
 
 
+@pytest.mark.parametrize('name', ['[a]', 'a*', 'a?', 'a\\b'])
+def test_folders_from_which_orbax_reads_nothing(folder, name):
+    moved = folder.rename(folder.parent / name)
+    with pytest.raises(EncoderError, match='Orbax cannot read from a folder with'):
+        load_encoder(moved, *EXPECTED)
+
+
 def test_a_clone_without_git_lfs_has_pointers(folder):
     pointer = largest_file(folder)
     pointer.write_bytes(

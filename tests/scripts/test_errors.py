@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import typing
 from pathlib import Path
 
@@ -112,6 +114,27 @@ def test_a_folder_of_something_else_is_not_continued(assert_one_line, fql, tmp_p
     (tmp_path / 'notes.txt').touch()
     done = fql('train', '--task', QUICKSTART_TASK, *SMALL, '--run-dir', tmp_path)
     assert_one_line(done, f'{tmp_path} exists; choose another --run-dir')
+
+
+def test_a_run_folder_whose_name_is_a_pattern(assert_one_line, fql, prepared, tmp_path):
+    """Orbax would save there, and find nothing when it reads."""
+    done = fql('train', '--task', QUICKSTART_TASK, *SMALL, '--run-dir', tmp_path / '[a]')
+    assert_one_line(done, "Orbax cannot read from a folder with '[' in its name")
+    assert not (tmp_path / '[a]').exists()
+
+
+def test_a_platform_that_jax_passes_over(assert_one_line, environment, prepared, tmp_path):
+    """Without a GPU, JAX raises an AssertionError that has no text."""
+    arguments = ('train', '--task', QUICKSTART_TASK, *SMALL, '--run-dir', tmp_path / 'run')
+    done = subprocess.run(
+        [sys.executable, '-m', 'scripts.main', *map(str, arguments)],
+        env={**environment, 'JAX_PLATFORMS': 'cuda', 'CUDA_VISIBLE_DEVICES': ''},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert_one_line(done, 'JAX_PLATFORMS')
+    assert not (tmp_path / 'run').exists()
 
 
 def test_a_dead_link_as_run_folder(assert_one_line, fql, prepared, tmp_path):

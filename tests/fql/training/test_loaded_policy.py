@@ -276,6 +276,10 @@ def test_what_cannot_be_loaded(run, exported, tmp_path, assert_one_line, fql):
     odd = shutil.copytree(run, tmp_path / 'r\udcff')
     with pytest.raises(FQLError, match='a folder with what is no UTF-8 in its name'):
         load_policy(odd)
+    for folder in (run, exported):
+        moved = shutil.copytree(folder, tmp_path / f'[{folder.name}]')
+        with pytest.raises(FQLError, match="a folder with '\\[' in its name"):
+            load_policy(moved)
     edited = shutil.copytree(exported, tmp_path / 'edited')
     config = json.loads((edited / 'config.json').read_text())
     config['config']['agent']['flow_steps'] = 9
