@@ -78,6 +78,10 @@ class Prepare:
             raise FQLError(f'give only one of {" and ".join(self.sources)}')
         if self.source is not None and not self.source.name:  # '', which is read as '.', or '/'.
             raise FQLError(f'--source must name a file, not {self.source}')
+        if str(self.source).startswith(('http:/', 'https:/', 'file:/')):
+            raise FQLError(
+                '--source must name a file on this machine, not a URL; download it first'
+            )
         if self.tfds == '':  # It would be read as '.'.
             raise FQLError('--tfds must name a dataset or its folder')
         if not self.name:

@@ -146,8 +146,8 @@ def check_written(columns: Iterable[HdfColumn]) -> None:
 def open_item(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | h5py.Datatype:
     """The item of this name in a group.
 
-    Items in other files are refused: HDF5 reads zeros where the other file is missing, and the
-    checksum of this file does not cover it.
+    Items in other files, as virtual datasets mostly are, are refused: HDF5 reads zeros where the
+    other file is missing, and the checksum of this file does not cover it.
 
     Raises:
         DataError: it is a broken link, or lies in another file.
@@ -158,7 +158,9 @@ def open_item(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | h5py.
         raise DataError(f'{place} is a broken link')
     is_elsewhere = item.file.filename != group.file.filename
     if isinstance(item, h5py.Dataset):
-        is_elsewhere |= item.is_virtual or bool(item.external)
+        if item.is_virtual:
+            raise DataError(f'{place} is a virtual dataset; write its values as one of its own')
+        is_elsewhere |= bool(item.external)
     if is_elsewhere:
         raise DataError(f'{place} lies in another file; copy it into this one')
     return item

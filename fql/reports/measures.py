@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fql.errors import FQLError
 from fql.training.metrics_log import read_csv
 
 
@@ -46,7 +47,15 @@ def measure_of(rows: Sequence[Mapping[str, str]]) -> Measure:
 
 
 def read_results(path: Path) -> tuple[Measure, dict[int, float]]:
-    """The measure of an `eval.csv`, and its value in each evaluation, by step."""
+    """The measure of an `eval.csv`, and its value in each evaluation, by step.
+
+    Raises:
+        FQLError: the file is damaged, or a success lies outside [0, 1].
+    """
     measure = measure_of(read_csv(path, [SUCCESS.column]))
     rows = read_csv(path, [measure.column])
-    return measure, {int(row['step']): float(row[measure.column]) for row in rows}
+    results = {int(row['step']): float(row[measure.column]) for row in rows}
+    for step, value in results.items():
+        if measure is SUCCESS and (value < 0 or value > 1):
+            raise FQLError(f'{path}: the success of step {step:,} is {value:g}; repair that line')
+    return measure, results

@@ -117,7 +117,8 @@ class LoadedPolicy:
             episodes = jnp.arange(size, dtype=jnp.int32)
             steps = jnp.full(size, self._step, jnp.int32)
             actions = self._act(self._params, self._key, stacked, episodes, steps)
-            self._actions.extend(np.moveaxis(np.asarray(actions), 1, 0))
+            # A copy, as callers may write into what they get.
+            self._actions.extend(np.moveaxis(np.array(actions), 1, 0))
         self._step += 1
         action = self._actions.popleft()
         if self._range is not None:

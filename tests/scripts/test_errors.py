@@ -55,6 +55,8 @@ def test_missing_dataset_says_how_to_make_it(assert_one_line, fql, tmp_path):
 
 def test_missing_source(assert_one_line, fql):
     assert_one_line(fql('prepare', 'd', '--source', '/nowhere/d.npz'), '/nowhere/d.npz')
+    done = fql('prepare', 'd', '--source', 'https://example.org/d.npz')
+    assert_one_line(done, 'not a URL; download it first')
 
 
 @pytest.mark.parametrize('path', ['', '.', '/'])

@@ -134,6 +134,16 @@ def test_a_batch_is_as_many_episodes(run):
     assert (same[0] != same[1]).any()
 
 
+def test_actions_belong_to_the_caller(run):
+    policy, frames = fql_package.load_policy(run), images(3)
+    actions = [policy(frame).copy() for frame in frames]
+    policy.reset()
+    for frame, action in zip(frames, actions, strict=True):
+        given = policy(frame)
+        np.testing.assert_array_equal(given, action)
+        given += 1
+
+
 def test_what_is_exported_acts_as_the_run(run, exported, tmp_path):
     frames = images(3)
     moved = shutil.copytree(exported, tmp_path / 'moved')
