@@ -18,8 +18,8 @@ def run(args: InspectCheckpoint) -> None:
     run_folder = RunFolder(args.run)
     spec = read_spec(run_folder)
     reader = CheckpointReader(run_folder.checkpoints, read_identity(run_folder.spec))
-    abstract = abstract_state(make_learner(spec), one_device_mesh())
     with reader.reading(args.step, print_notice) as step:
+        abstract = abstract_state(make_learner(spec), one_device_mesh())
         state, online = reader.restore(abstract, step), reader.metadata(step).get('online')
     report = {
         'step': int(state.step),

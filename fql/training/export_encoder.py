@@ -52,8 +52,8 @@ def read_pretrained(
 ) -> tuple[Params, SavedEncoder]:
     """The encoder in a pretraining's checkpoint, and its description."""
     reader = CheckpointReader(folder.checkpoints, read_identity(folder.pretrain_spec))
-    abstract = abstract_state(make_pretraining_learner(spec), one_device_mesh())
     with reader.reading(step, print_notice) as found:
+        abstract = abstract_state(make_pretraining_learner(spec), one_device_mesh())
         params = reader.restore_params(abstract, found)
         return params['encoder'], describe_encoder(spec, found, reader.versions(found))
 
@@ -65,8 +65,8 @@ def read_trained(folder: RunFolder, spec: RunSpec, step: int | None) -> tuple[Pa
         raise FQLError(f'{folder.path}: observations are vectors, so that it has no encoder')
     agent = agent_of(spec)
     reader = CheckpointReader(folder.checkpoints, read_identity(folder.spec))
-    abstract = abstract_state(make_learner(spec), one_device_mesh())
     with reader.reading(step, print_notice) as found:
+        abstract = abstract_state(make_learner(spec), one_device_mesh())
         params, versions = reader.restore_params(abstract, found), reader.versions(found)
     saved = SavedEncoder(
         encoder=config.agent.encoder.size,

@@ -84,8 +84,8 @@ def restore_params(
         FQLError: there is none, or it is damaged.
     """
     reader = CheckpointReader(folder.checkpoints, read_identity(folder.spec))
-    abstract = abstract_state(make_learner(spec), one_device_mesh())
     with reader.reading(step, notify) as found:
+        abstract = abstract_state(make_learner(spec), one_device_mesh())
         return found, reader.restore_params(abstract, found)
 
 
