@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from encoders.cameras import Shapes, abstract_observations, observation_encoder
 from encoders.description import SavedEncoder, read_encoder, write_encoder
 from encoders.errors import EncoderError
-from encoders.folder_names import unreadable_in
+from encoders.folder_names import name_fault
 from encoders.impala import ENCODERS
 from encoders.leaves import describe_leaves, leaf_differences, tree_digest
 
@@ -85,8 +85,8 @@ def load_encoder(
         EncoderError: no saved encoder, a damaged one, or another one; names all differences.
     """
     folder = Path(folder).absolute()
-    if part := unreadable_in(folder):
-        raise EncoderError(f'{folder}: Orbax cannot read from a folder with {part} in its name')
+    if fault := name_fault(folder):
+        raise EncoderError(fault)
     saved = read_encoder(folder)
     wanted = {
         'encoder': encoder,

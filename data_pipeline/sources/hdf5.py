@@ -150,7 +150,7 @@ def open_item(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | h5py.
     other file is missing, and the checksum of this file does not cover it.
 
     Raises:
-        DataError: it is a broken link, or lies in another file.
+        DataError: it is a broken link, a virtual dataset, or lies in another file.
     """
     place = f'{group.file.filename}: {group.name.rstrip("/")}/{name}'
     item = group.get(name)

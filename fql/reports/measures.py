@@ -55,7 +55,7 @@ def read_results(path: Path) -> tuple[Measure, dict[int, float]]:
     measure = measure_of(read_csv(path, [SUCCESS.column]))
     rows = read_csv(path, [measure.column])
     results = {int(row['step']): float(row[measure.column]) for row in rows}
-    for step, value in results.items():
-        if measure is SUCCESS and (value < 0 or value > 1):
+    for step, value in results.items() if measure is SUCCESS else ():
+        if value < 0 or value > 1:  # It may be NaN.
             raise FQLError(f'{path}: the success of step {step:,} is {value:g}; repair that line')
     return measure, results

@@ -19,7 +19,7 @@ from data_pipeline.action_range import ActionRange
 from data_pipeline.files import write_json
 from data_pipeline.observations import map_named, named
 from data_pipeline.schema import from_json, load_json
-from encoders.folder_names import unreadable_in
+from encoders.folder_names import name_fault
 from fql.agents.configs import Spec
 from fql.errors import FQLError
 from fql.training.config import (
@@ -216,8 +216,8 @@ def check_path(path: Path) -> None:
     """Raise FQLError if a folder is a dead link, or Orbax could not read what it wrote there."""
     if path.is_symlink() and not path.exists():
         raise FQLError(f'{path} is a link to {os.readlink(path)}, which does not exist')
-    if part := unreadable_in(path):
-        raise FQLError(f'{path}: Orbax cannot read from a folder with {part} in its name')
+    if fault := name_fault(path):
+        raise FQLError(fault)
 
 
 def check_new_folder(out: Path) -> None:
