@@ -84,7 +84,7 @@ def observation_keys(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def choose_keys(
-    source: Path,
+    origin: Path | str,
     offered: Sequence[str],
     asked: Mapping[str, str],
     held: Container[str] | None = None,
@@ -104,10 +104,10 @@ def choose_keys(
     if len(offered) == 1 and not asked:
         return {'': offered[0]}
     if not offered:
-        raise DataError(f'{source}: holds no observations')
+        raise DataError(f'{origin}: holds no observations')
     wanted = f'no observation {unknown[0]!r}' if unknown else 'not a single observation'
     listed = ', '.join(offered)
-    raise DataError(f'{source}: {wanted}; choose with --observation-key from {listed}')
+    raise DataError(f'{origin}: {wanted}; choose with --observation-key from {listed}')
 
 
 def describe(shapes: Any, dtypes: Any) -> str:

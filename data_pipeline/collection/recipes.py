@@ -71,6 +71,8 @@ class Recipe:
         """Raises DataError if a setting is unusable."""
         if not any(word in self.bare_id for word in ('cube', 'scene', 'puzzle', 'pointmaze')):
             raise DataError(_unknown_environment(self.env_id))
+        if self.env_id.removeprefix('visual-') in (*MANIPULATION_ENVS, *MAZE_ENVS):
+            raise DataError(f'{self.env_id}: the version is missing: {self.env_id}-v0')
         types = MAZE_TYPES if self.is_maze else MANIPULATION_TYPES
         if self.dataset_type not in types:
             raise DataError(

@@ -103,7 +103,10 @@ _FORMATS = {
 def format_of(path: Path) -> str:
     """What a file is in place of a source's, by its first bytes; empty if that is unknown."""
     with open(path, 'rb') as file:
-        start = file.read(64).lstrip().lower()
+        start = file.read(64)
+    if not start:
+        return 'an empty file'
+    start = start.lstrip().lower()
     return next((name for magic, name in _FORMATS.items() if start.startswith(magic)), '')
 
 

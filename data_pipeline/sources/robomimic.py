@@ -97,7 +97,8 @@ def robomimic_splits(source: Path, keys: Mapping[str, str]) -> dict[str, SourceS
     unknown = sorted({name for demos in names.values() for name in demos} - held.keys())
     if unknown:
         raise DataError(f'{source}: mask names {unknown[0]}, which is not in data')
-    keys = _find_keys(source, held[names['train'][0]], keys)
+    first = names['train'][0]
+    keys = _find_keys(f'{source}: data/{first}', held[first], keys)
     description = taken_from(describe_file(source), keys)
     taken = {f'{group}/{key}' for key in keys.values() for group in ('obs', 'next_obs')}
     return {
@@ -124,12 +125,12 @@ def _number(name: str) -> tuple[int, str]:
 
 
 def _find_keys(
-    source: Path, columns: Mapping[str, HdfColumn], asked: Mapping[str, str]
+    origin: str, columns: Mapping[str, HdfColumn], asked: Mapping[str, str]
 ) -> Mapping[str, str]:
     """The requested keys, or the only one if none is requested."""
     held = sorted(name.removeprefix('obs/') for name in columns if name.startswith('obs/'))
     keys = {name: key.removeprefix('obs/') for name, key in asked.items()}
-    return choose_keys(source, held, keys)
+    return choose_keys(origin, held, keys)
 
 
 def _demo(origin: str, columns: Mapping[str, HdfColumn], keys: Mapping[str, str]) -> Demo:

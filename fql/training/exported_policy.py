@@ -56,7 +56,7 @@ class Description:
         measure: what its evaluations measure: success, score or return.
         results: of the evaluations up to this update, by their updates.
         data: sha256 of the observations, by split.
-        files: sha256 of the settings and of the programs, by the files' names.
+        files: sha256 of the settings, the programs and the parameters' files, by their paths.
         digest: `tree_digest` of the parameters.
     """
 
@@ -115,7 +115,11 @@ def export_policy(run: Path, step: int | None, out: Path) -> Description:
         for policy in agent_of(spec).policies:
             program = export_program(agent_of(spec), params, policy)
             (target / f'{policy}.stablehlo').write_bytes(program)
-        files = {path.name: _sha256(path) for path in target.iterdir() if path.is_file()}
+        files = {
+            path.relative_to(target).as_posix(): _sha256(path)
+            for path in sorted(target.rglob('*'))
+            if path.is_file()
+        }
         description = dataclasses.replace(description, files=files)
         write_json(target / DESCRIPTION, dataclasses.asdict(description), indent=2)
         (target / 'README.md').write_text(model_card(spec, description, measure), encoding='utf-8')
@@ -142,9 +146,7 @@ def read_exported(path: Path, spec: RunSpec, step: int | None) -> Params:
         raise FQLError(f'{path / DESCRIPTION}: {error}') from error
     if step not in (None, description.step):
         raise FQLError(f'{path} has update {description.step:,} only, not {step:,}')
-    name = RunFolder(path).spec.name
-    if description.files.get(name) != _sha256(path / name):
-        raise FQLError(f'{path}: damaged policy: {name} is not what was written')
+    _check_files(path, description.files)
     abstract = jax.eval_shape(agent_of(spec).init_params, jax.random.key(0))
     # Orbax raises whatever the damage leads to.
     try:
@@ -155,6 +157,22 @@ def read_exported(path: Path, spec: RunSpec, step: int | None) -> Params:
     if tree_digest(params) != description.digest:
         raise FQLError(f'{path}: damaged policy: the parameters are not those that were written')
     return params
+
+
+def _check_files(path: Path, digests: Mapping[str, str]) -> None:
+    """Raise FQLError if the settings, or a file of the parameters, are not what was written.
+
+    Programs are not read here. Folders of earlier versions have no digests of the parameters'
+    files.
+    """
+    params = [name for name in digests if name.startswith(f'{PARAMS}/')]
+    for name in (RunFolder(path).spec.name, *params):
+        try:
+            is_sound = digests.get(name) == _sha256(path / name)
+        except OSError as error:
+            raise FQLError(f'{path}: damaged policy: {name}: {error.strerror}') from error
+        if not is_sound:
+            raise FQLError(f'{path}: damaged policy: {name} is not what was written')
 
 
 def export_program(agent: Agent, params: Params, policy: str) -> bytes:

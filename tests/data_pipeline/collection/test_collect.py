@@ -258,6 +258,7 @@ def test_a_misspelt_environment_does_not_block_the_next_collection(tmp_path):
         ({'dataset_type': 'play'}, "no data of type 'play', only navigate, stitch, explore, roam"),
         ({'env_id': 'antmaze-medium-v0'}, "no oracle for environment 'antmaze-medium-v0'"),
         ({'env_id': 'pointmaze-tiny-v0'}, 'pointmaze-tiny'),
+        ({'env_id': 'visual-pointmaze-medium'}, 'is missing: visual-pointmaze-medium-v0'),
         ({'env_id': 'no_such_module:pointmaze-v0'}, 'no_such_module'),
         ({'env_kwargs': {'maze_typ': 'medium'}}, 'maze_typ'),
         ({'env_kwargs': {'ob_type': 'pixels'}}, 'ob_type'),

@@ -310,6 +310,7 @@ def test_members_without_the_ending_are_read_as_numpy_reads_them(tmp_path, make_
         (b'<?xml version="1.0"?><Error/>', 'an XML document'),
         (b'\x80\x04\x95\x10', 'a pickle'),
         (b'MATLAB 5.0 MAT-file', 'a MATLAB file'),
+        (b'', 'an empty file'),
     ],
 )
 def test_what_lies_in_place_of_a_file_is_named(tmp_path, content, message):

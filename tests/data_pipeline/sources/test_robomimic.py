@@ -167,6 +167,13 @@ def test_wrong_files_are_refused(tmp_path, name):
     assert not (tmp_path / 'store').exists()
 
 
+def test_a_demonstration_without_observations_is_named(tmp_path):
+    demos = {**make_demos(), 'demo_0': {'actions': np.zeros((4, 2))}}
+    source = write_demos(tmp_path / 'demos.hdf5', demos)
+    with pytest.raises(DataError, match='data/demo_0: holds no observations'):
+        file_splits(source, 'd')
+
+
 @pytest.mark.parametrize('following', [True, False])
 def test_several_observations(tmp_path, following):
     """Each is stored as it would be alone."""
@@ -264,5 +271,5 @@ def test_demonstrations_without_observations(tmp_path):
         name: {key: x for key, x in demo.items() if 'obs/' not in key}
         for name, demo in make_demos().items()
     }
-    with pytest.raises(DataError, match=r'd\.hdf5: holds no observations$'):
+    with pytest.raises(DataError, match=r'd\.hdf5: data/demo_\d+: holds no observations$'):
         file_splits(write_demos(tmp_path / 'd.hdf5', demos), 'd')

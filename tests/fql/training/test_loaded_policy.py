@@ -298,6 +298,24 @@ def test_what_cannot_be_loaded(run, exported, tmp_path, assert_one_line, fql):
         load_policy(edited)
 
 
+def test_a_damaged_file_of_parameters_is_named(exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / 'damaged')
+    name = '_METADATA'
+    path = folder / 'params' / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(FQLError, match=f'damaged policy: params/{name} is not what was written'):
+        load_policy(folder)
+    path.unlink()
+    with pytest.raises(FQLError, match=f'damaged policy: params/{name}: No such file'):
+        load_policy(folder)
+    # As written by versions without digests of these files.
+    path.write_bytes((exported / 'params' / name).read_bytes())
+    description = json.loads((folder / 'policy.json').read_text())
+    files = {file: sha for file, sha in description['files'].items() if 'params/' not in file}
+    (folder / 'policy.json').write_text(json.dumps({**description, 'files': files}))
+    load_policy(folder)
+
+
 def test_the_model_card_says_what_its_programs_take(exported):
     card = (exported / 'README.md').read_text()
     assert '| observations | 32x32x3 uint8 |' in card
@@ -326,9 +344,12 @@ def test_a_type_checker_knows_the_public_names(tmp_path):
 
 def test_what_is_exported_names_the_checksums_of_its_files(exported):
     files = json.loads((exported / 'policy.json').read_text())['files']
+    paths = (path for path in (exported / 'params').rglob('*') if path.is_file())
+    params = [path.relative_to(exported).as_posix() for path in paths]
+    assert len(params) > 2
     assert files == {
         name: hashlib.sha256((exported / name).read_bytes()).hexdigest()
-        for name in ('config.json', 'one_step.stablehlo', 'bc_flow.stablehlo')
+        for name in ('config.json', 'one_step.stablehlo', 'bc_flow.stablehlo', *params)
     }
 
 
