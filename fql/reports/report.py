@@ -29,7 +29,8 @@ def report(paths: Sequence[Path], out: Path) -> str:
         else:
             runs.append(read_run(path))
     if not runs:
-        raise FQLError(f'{", ".join(map(str, paths))}: no run has evaluations yet')
+        why = ''.join(f'; {name}: {fault}' for name, fault in [*not_run.items()][:1])
+        raise FQLError(f'{", ".join(map(str, paths))}: no run with evaluations{why}')
     groups = group_runs(runs)
     names = ', '.join(path.absolute().name for path in paths[:3])
     title = f'{names} and {len(paths) - 3} more' if len(paths) > 3 else names

@@ -171,6 +171,13 @@ def test_a_damaged_run_does_not_hide_the_others_of_a_sweep(fql, sweep, tmp_path,
     assert ', 0 of 10 updates' in (tmp_path / 'r.html').read_text()
 
 
+def test_a_sweep_whose_runs_cannot_be_read(fql, sweep, tmp_path, assert_one_line):
+    (sweep / CUBE / 'fql' / 'seed-0' / 'config.json').write_text('{')
+    done = fql('report', sweep, '--out', tmp_path / 'r.html')
+    assert_one_line(done, 'no run with evaluations', 'seed-0: ', 'config.json is not valid JSON')
+    assert not (tmp_path / 'r.html').exists()
+
+
 def test_a_sweep_of_another_user(sweep, tmp_path, fql, monkeypatch):
     """Its logs can be read only."""
     log = sweep / CUBE / 'fql' / 'seed-0.log'
