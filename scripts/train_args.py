@@ -97,9 +97,10 @@ class Train:
 
     def check(self) -> None:
         """Raise FQLError, DataError or EncoderError if the arguments make no sense."""
-        if self.agent != self.config.agent.name:
+        agent = self.config.agent.name
+        if self.agent != agent:
             raise FQLError(
-                f'{self.resume} trains agent {self.config.agent.name}, not {self.agent}: '
+                f'{self.source or self.resume} trains agent {agent}, not {self.agent}: '
                 'leave out --agent'
             )
         if self.step is not None and self.source is None:

@@ -73,7 +73,7 @@ class OnlineConfig:
         1.0
     )
     """Factor for the encoder's optimiser steps in the online phase."""
-    source: tyro.conf.SuppressFixed[str] = ''
+    source: tyro.conf.Fixed[tyro.conf.SuppressFixed[str]] = ''
     """The offline run that the online phase starts from, set by --from. It is read only when the
     run starts."""
 

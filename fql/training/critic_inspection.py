@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipeline.loader import num_starts
 from fql.batch import batch_from_inputs
 from fql.envs.tasks import find_task
 from fql.errors import FQLError
 from fql.reports.output import format_table, print_notice
-from fql.training.data import load_training_data, store_of, training_batches
+from fql.training.data import load_training_data, loader_config, store_of, training_batches
 from fql.training.learning import agent_of
 from fql.training.policy import restore_params
 from fql.training.run_folder import RunFolder, read_spec
@@ -56,7 +57,7 @@ def view_critic(path: Path, step: int | None, states: int, data_dir: str = '') -
 
     Args:
         step: which checkpoint; None for the newest that is sound.
-        states: how many.
+        states: how many, at most; all where the data have fewer.
         data_dir: where the data are, if not where the run found them.
 
     Raises:
@@ -71,17 +72,15 @@ def view_critic(path: Path, step: int | None, states: int, data_dir: str = '') -
         raise FQLError(f'{path}: agent {spec.config.agent.name} has no critics')
     step, params = restore_params(folder, spec, step, print_notice)
     config = dataclasses.replace(
-        spec.config,
-        batch_size=states,
-        shift_probability=0.0,
-        data_dir=data_dir or spec.config.data_dir,
+        spec.config, shift_probability=0.0, data_dir=data_dir or spec.config.data_dir
     )
     splits = load_training_data(config)
     store = store_of(splits)
     check_data(folder, store)
     verify_once(store)
     data = splits['train']
-    arrays = next(training_batches(data, config, 0))
+    states = min(states, num_starts(data.split, loader_config(data, config)))
+    arrays = next(training_batches(data, dataclasses.replace(config, batch_size=states), 0))
     observations = batch_from_inputs(arrays, agent.horizon).observations
 
     chunk = agent.heads['critic'].inputs[0] // spec.action_dim

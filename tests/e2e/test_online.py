@@ -84,6 +84,8 @@ def test_an_online_phase_from_another_run(fql, assert_one_line, tmp_path):
     done = fql('train', '--from', offline, '--steps', 30, *phase)
     assert_one_line(done, 'choose a checkpoint with --step')
     assert_one_line(fql('train', '--from', offline), '--from needs --online-steps')
+    done = fql('train', '--from', offline, '--agent', 'iql', *phase)
+    assert_one_line(done, f'{offline} trains agent fql, not iql')
     assert_one_line(fql('train', '--from', offline, '--resume', online), 'give only one of them')
 
     # The replay can be read like other data.

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline.store.frame_store import open_store
 from fql.agents.configs import BCConfig
 from fql.batch import batch_from_inputs
 from fql.envs.tasks import QUICKSTART_TASK
@@ -80,6 +81,14 @@ def test_the_data_may_lie_elsewhere_but_are_the_same(
     source = ('--source', tmp_path / 'other.npz', '--data-dir', tmp_path, '--overwrite')
     assert fql('prepare', prepared, *source).returncode == 0
     assert_one_line(fql(*arguments), 'was trained on other data')
+
+
+def test_few_data_have_few_states(fql, run, prepared, environment):
+    done = fql('inspect', 'critic', run, '--states', 10**6)
+    assert done.returncode == 0, done.stderr
+    split = open_store(Path(environment['FQL_DATA_DIR']) / prepared).splits['train']
+    begins = split.num_transitions - 4  # Of returns of five steps.
+    assert f'step 1, {begins:,} states' in done.stdout
 
 
 def test_directions_go_round():

@@ -154,6 +154,14 @@ def test_the_help_of_training_is_grouped_the_most_used_first(fql):
     )
 
 
+def test_what_another_flag_sets_is_no_flag(fql):
+    """A hand-made source would leave a run folder that cannot start."""
+    assert '--source' not in fql('train', '--help').stdout
+    with pytest.raises(SystemExit) as caught:
+        fql('train', '--task', TASK, '--source', 'run')
+    assert caught.value.code == 2
+
+
 def test_the_help_of_pretraining_is_grouped(fql):
     titled = titles(fql('pretrain', '--help').stdout)
     assert titled[:3] == ['the run', 'encoder', 'training']
