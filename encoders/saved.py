@@ -107,14 +107,14 @@ def load_encoder(
         with _checkpointer() as checkpointer:
             metadata = checkpointer.metadata(folder / PARAMS).item_metadata.tree
     except Exception as error:
-        raise _damaged(folder, type(error).__name__) from error
+        raise _damaged(folder, f'its parameters cannot be read ({type(error).__name__})') from error
     # Orbax silently casts another dtype, and reports other shapes without saying where.
     _check_leaves(folder, describe_leaves(metadata), saved)
     try:
         with _checkpointer() as checkpointer:
             params = checkpointer.restore(folder / PARAMS, abstract)
     except Exception as error:
-        raise _damaged(folder, type(error).__name__) from error
+        raise _damaged(folder, f'its parameters cannot be read ({type(error).__name__})') from error
     if tree_digest(params) != saved.digest:
         raise _damaged(folder, 'the parameters are not those that were written (digest differs)')
     return params

@@ -153,7 +153,9 @@ def read_exported(path: Path, spec: RunSpec, step: int | None) -> Params:
         with ocp.StandardCheckpointer() as checkpointer:
             params = checkpointer.restore(path.absolute() / PARAMS, abstract)
     except Exception as error:
-        raise FQLError(f'{path}: damaged policy: {type(error).__name__}') from error
+        raise FQLError(
+            f'{path}: damaged policy: its parameters cannot be read ({type(error).__name__})'
+        ) from error
     if tree_digest(params) != description.digest:
         raise FQLError(f'{path}: damaged policy: the parameters are not those that were written')
     return params
