@@ -6,6 +6,7 @@ which define a task, and the arrays that `table.py` describes.
 Source: https://github.com/seohongpark/ogbench
 """
 
+import errno
 import math
 import os
 import zipfile
@@ -121,6 +122,8 @@ def _faults_of(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.EINVAL:  # A damaged directory sent zipfile before the file's start.
+            raise DataError(f'{path}: damaged or not an .npz file: bytes are missing') from error
         raise DataError(f'{path}: cannot be read: {error.strerror or error}') from error
     # zipfile raises RuntimeError for encrypted and for unsupported archives.
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:

@@ -190,6 +190,7 @@ def frames_data_place(path: Path) -> int:
 
 DAMAGES = {
     'truncated': lambda path, data: data[: len(data) * 2 // 3],
+    'a byte in the middle gone': lambda path, data: data[:500] + data[501:],
     'last byte gone': lambda path, data: data[:-1],
     'flipped byte in the data': lambda path, data: flip(data, frames_data_place(path)),
     'empty': lambda path, data: b'',
