@@ -33,6 +33,7 @@ from fql.reports.measures import Measure, read_results
 from fql.training.learning import agent_of
 from fql.training.policy import restore_params
 from fql.training.run_folder import (
+    EXPORTED,
     RunFolder,
     RunSpec,
     check_new_folder,
@@ -42,7 +43,7 @@ from fql.training.run_folder import (
 )
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
-DESCRIPTION, PARAMS = 'policy.json', 'params'
+PARAMS = 'params'
 
 
 @dataclass(frozen=True)
@@ -121,14 +122,9 @@ def export_policy(run: Path, step: int | None, out: Path) -> Description:
             if path.is_file()
         }
         description = dataclasses.replace(description, files=files)
-        write_json(target / DESCRIPTION, dataclasses.asdict(description), indent=2)
+        write_json(target / EXPORTED, dataclasses.asdict(description), indent=2)
         (target / 'README.md').write_text(model_card(spec, description, measure), encoding='utf-8')
     return description
-
-
-def is_exported(path: Path) -> bool:
-    """Whether `export_policy` wrote the folder."""
-    return (path / DESCRIPTION).exists()
 
 
 def read_exported(path: Path, spec: RunSpec, step: int | None) -> Params:
@@ -141,9 +137,9 @@ def read_exported(path: Path, spec: RunSpec, step: int | None) -> Params:
         FQLError: they are damaged, or of another update.
     """
     try:
-        description = read_json(path / DESCRIPTION, Description)
+        description = read_json(path / EXPORTED, Description)
     except (OSError, ValueError) as error:
-        raise FQLError(f'{path / DESCRIPTION}: {error}') from error
+        raise FQLError(f'{path / EXPORTED}: {error}') from error
     if step not in (None, description.step):
         raise FQLError(f'{path} has update {description.step:,} only, not {step:,}')
     _check_files(path, description.files)

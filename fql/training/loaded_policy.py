@@ -14,10 +14,10 @@ import numpy as np
 
 from data_pipeline.observations import map_named, named, unnamed
 from fql.learner import Params
-from fql.training.exported_policy import is_exported, read_exported
+from fql.training.exported_policy import read_exported
 from fql.training.learning import agent_of
 from fql.training.policy import make_act, restore_params, with_candidates
-from fql.training.run_folder import RunFolder, RunSpec, check_path, read_spec
+from fql.training.run_folder import RunFolder, RunSpec, check_path, is_exported, read_spec
 
 
 @contextmanager

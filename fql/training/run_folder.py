@@ -31,6 +31,7 @@ from fql.training.config import (
 
 T = TypeVar('T')
 FORMAT_VERSION = 2
+EXPORTED = 'policy.json'
 ObservationType = Literal['uint8', 'float32']
 PACKAGES = (
     *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'dm-pix'),
@@ -234,6 +235,7 @@ def steps_to_read(folder: Path, step: int | None) -> list[int]:
     Raises:
         FQLError: there is no such checkpoint; names the existing steps.
     """
+    check_is_run(folder.parent)
     if not folder.is_dir():
         raise FQLError(f'no checkpoints in {folder}')
     steps = finished_steps(folder)
@@ -242,6 +244,17 @@ def steps_to_read(folder: Path, step: int | None) -> list[int]:
     if step is not None and step not in steps:
         raise FQLError(f'no checkpoint of step {step} in {folder}; there are {steps}')
     return steps
+
+
+def is_exported(path: Path) -> bool:
+    """Whether the folder is an exported policy, see `fql.training.exported_policy`."""
+    return (path / EXPORTED).exists()
+
+
+def check_is_run(path: Path) -> None:
+    """Raise FQLError if the folder is an exported policy, which has settings as a run has."""
+    if is_exported(path):
+        raise FQLError(f'{path} is an exported policy, for fql.load_policy; name its run')
 
 
 def versions() -> dict[str, str]:

@@ -24,6 +24,7 @@ from fql.training.metrics_log import MetricsLog, Mirror, read_csv
 from fql.training.run_arguments import Resume, check_processes
 from fql.training.run_folder import (
     RunFolder,
+    check_is_run,
     check_path,
     finished_steps,
     read_identity,
@@ -49,6 +50,7 @@ def check_run_folder(
         last: the last requested update.
     """
     check_path(folder.path)
+    check_is_run(folder.path)
     # A run that was killed in its first moments leaves no more than this.
     is_new = not folder.path.exists() or all(
         path in (folder.lock, folder.data) or is_temporary(path) for path in folder.path.iterdir()

@@ -278,6 +278,8 @@ def test_what_cannot_be_loaded(run, exported, tmp_path, assert_one_line, fql):
     with pytest.raises(TypeError):
         load_policy(run, step=2.0)
     assert_one_line(fql('export-policy', run, '--out', exported), f'{exported} exists')
+    for words in (('evaluate',), ('inspect', 'checkpoint'), ('train', '--resume')):
+        assert_one_line(fql(*words, exported), f'{exported} is an exported policy')
     for command in ('export-policy', 'export-encoder'):
         done = fql(command, run, '--out', run / 'checkpoints' / '9')
         assert_one_line(done, 'checkpoints is for checkpoints alone')
