@@ -13,14 +13,24 @@ TERMINAL_SECONDS, LOG_SECONDS = 0.5, 30.0
 class ProgressBar(tqdm):
     """A bar that stays hidden until its delay has passed, also when a line is written above it.
 
-    tqdm would show it then, and leave it without a line end if it is closed before the delay.
+    tqdm would show it then. It ends the line of a closed bar only if the bar has moved, and so
+    would leave one that was shown before that without a line end.
     """
+
+    _is_shown = False
 
     def refresh(self, *args: Any, **kwargs: Any) -> Any:
         """Show the bar, if its delay has passed."""
         if time.time() >= self.start_t + self.delay:
+            self._is_shown = True
             return super().refresh(*args, **kwargs)
         return None
+
+    def close(self) -> None:
+        """End the bar, and its line if it was shown."""
+        if self._is_shown:
+            self.last_print_t = max(self.last_print_t, self.start_t + self.delay)
+        super().close()
 
 
 def progress_bar(desc: str, unit: str, total: int | None = None, initial: int = 0) -> tqdm:

@@ -29,3 +29,11 @@ def test_a_line_written_at_once_leaves_no_bar(capsys):
     shown = capsys.readouterr()
     assert shown.out == 'failed: seed-1\n'
     assert not shown.err.strip()
+
+
+def test_a_bar_that_has_not_moved_ends_its_line(capsys):
+    with progress_bar('sweep', 'update', 4) as bar:
+        time.sleep(2 * bar.delay)
+        tqdm.write('failed: seed-1')
+        bar.close()
+    assert capsys.readouterr().err.endswith(']\n')
