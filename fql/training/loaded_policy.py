@@ -175,6 +175,7 @@ def load_policy(
 
     Raises:
         FQLError: no such folder, checkpoint or policy.
+        OSError: a file cannot be read.
         TypeError: `step` or `candidates` is no whole number.
     """
     step = step if step is None else operator.index(step)
