@@ -17,6 +17,7 @@ class ProgressBar(tqdm):
     would leave one that was shown before that without a line end.
     """
 
+    last_print_t: float  # Of tqdm, which has no types.
     _is_shown = False
 
     def refresh(self, *args: Any, **kwargs: Any) -> Any:
