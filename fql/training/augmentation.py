@@ -45,7 +45,7 @@ def check_augmentation(config: AugmentationConfig, frame_shapes: Any) -> None:
     for *_, channels in images:
         if asked and channels != 3:
             raise FQLError(
-                f'images have {channels} channels: set {", ".join(asked)} to 0, which take RGB'
+                f'images have {channels} channels: set {", ".join(asked)} to 0 (RGB is needed)'
             )
 
 
