@@ -123,7 +123,7 @@ class InspectCritic:
     step: int | None = None
     """Which checkpoint; default: the newest that is sound."""
     states: int = 1024
-    """How many states of the training data, drawn by the run's seed; at most all of them."""
+    """How many states of the training data, drawn by the run's seed. If it has fewer, all."""
     png: Path | None = None
     """Where to draw; an existing file is not overwritten."""
     data_dir: Annotated[str, tyro.conf.arg(metavar='DIR')] = ''

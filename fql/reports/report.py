@@ -29,7 +29,7 @@ def report(paths: Sequence[Path], out: Path) -> str:
         else:
             runs.append(read_run(path))
     if not runs:
-        why = ''.join(f'; {name}: {fault}' for name, fault in [*not_run.items()][:1])
+        why = next((f'; {name}: {fault}' for name, fault in not_run.items()), '')
         raise FQLError(f'{", ".join(map(str, paths))}: no run with evaluations{why}')
     groups = group_runs(runs)
     names = ', '.join(path.absolute().name for path in paths[:3])

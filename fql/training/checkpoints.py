@@ -182,7 +182,7 @@ class CheckpointWriter:
         if jax.process_index() != 0:
             return
         unfinished = self._unfinished(step)
-        write_json(unfinished / CHECKSUMS, vars(_Checksums(_checksums(unfinished))), indent=1)
+        write_json(unfinished / CHECKSUMS, vars(_Checksums(file_checksums(unfinished))), indent=1)
         for path in unfinished.rglob('*'):
             sync_path(path)
         sync_path(unfinished)
@@ -257,7 +257,7 @@ def find_damage(step_folder: Path) -> str | None:
     path = step_folder / CHECKSUMS
     try:
         expected = read_json(path, _Checksums).sha256
-        found = _checksums(step_folder)
+        found = file_checksums(step_folder)
     except FileNotFoundError as error:
         return f'{os.path.relpath(error.filename, step_folder)} is missing'
     except OSError as error:
@@ -298,19 +298,21 @@ def _locked(step_folder: Path, operation: int) -> Iterator[bool]:
         yield True
 
 
-def _checksums(step_folder: Path) -> dict[str, str]:
-    """The checksum of every file of a checkpoint, by its path, except those of file managers.
+def file_checksums(root: Path) -> dict[str, str]:
+    """The SHA-256 of every file in a folder, by its path.
+
+    CHECKSUMS itself, and what file managers leave, are not among them.
 
     Raises:
         OSError: a file or a folder cannot be read.
     """
     digests = {}
-    for folder, _, names in os.walk(step_folder, onerror=_raise):
+    for folder, _, names in os.walk(root, onerror=_raise):
         for path in (Path(folder, name) for name in names):
             is_ours = not path.name.startswith('.') and path.name not in _FILE_MANAGERS
-            if is_ours and path.is_file() and path != step_folder / CHECKSUMS:
+            if is_ours and path.is_file() and path != root / CHECKSUMS:
                 with path.open('rb') as file:
-                    name = path.relative_to(step_folder).as_posix()
+                    name = path.relative_to(root).as_posix()
                     digests[name] = hashlib.file_digest(file, 'sha256').hexdigest()
     return digests
 

@@ -30,6 +30,7 @@ from fql.agents.base import Agent, PlainEncoder
 from fql.errors import FQLError
 from fql.learner import Params
 from fql.reports.measures import Measure, read_results
+from fql.training.checkpoints import file_checksums
 from fql.training.learning import agent_of
 from fql.training.policy import restore_params
 from fql.training.run_folder import (
@@ -116,12 +117,7 @@ def export_policy(run: Path, step: int | None, out: Path) -> Description:
         for policy in agent_of(spec).policies:
             program = export_program(agent_of(spec), params, policy)
             (target / f'{policy}.stablehlo').write_bytes(program)
-        files = {
-            path.relative_to(target).as_posix(): _sha256(path)
-            for path in sorted(target.rglob('*'))
-            if path.is_file()
-        }
-        description = dataclasses.replace(description, files=files)
+        description = dataclasses.replace(description, files=file_checksums(target))
         write_json(target / EXPORTED, dataclasses.asdict(description), indent=2)
         (target / 'README.md').write_text(model_card(spec, description, measure), encoding='utf-8')
     return description

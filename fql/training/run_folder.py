@@ -254,7 +254,9 @@ def is_exported(path: Path) -> bool:
 def check_is_run(path: Path) -> None:
     """Raise FQLError if the folder is an exported policy, which has settings as a run has."""
     if is_exported(path):
-        raise FQLError(f'{path} is an exported policy, for fql.load_policy; name its run')
+        raise FQLError(
+            f'{path} is an exported policy, which fql.load_policy reads; name a run folder'
+        )
 
 
 def versions() -> dict[str, str]:
