@@ -136,7 +136,7 @@ def test_every_agent_is_here():
     assert HEADS.keys() == AGENTS.keys() == AGENT_CONFIGS.keys()
 
 
-@pytest.mark.parametrize('name', HEADS)
+@pytest.mark.parametrize('name', [quick_or_long(name) for name in HEADS])
 def test_each_part_of_the_loss_trains_its_head_and_perhaps_the_shared_encoder(name):
     parts = trained_parts(small(name))
     for loss, head in HEADS[name].items():

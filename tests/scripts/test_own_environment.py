@@ -99,6 +99,7 @@ def test_a_run_without_an_environment_can_be_evaluated_and_watched_in_one(
     assert len((run / 'eval.csv').read_text().splitlines()) == 3
 
 
+@pytest.mark.long
 def test_the_environment_goes_online_and_on(fql, reach, tmp_path):
     """The episodes' rewards and masks follow success; a time limit does not change them."""
     train, _ = reach

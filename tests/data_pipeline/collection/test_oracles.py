@@ -116,6 +116,7 @@ def test_an_episode_does_not_depend_on_the_targets_that_another_left(run_python)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_the_noisy_oracle_manipulates_the_scene(noisy_scene):
     arrays = load(noisy_scene[1])
     valid = np.flatnonzero(~arrays['terminals'])
