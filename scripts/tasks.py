@@ -55,7 +55,7 @@ def task_rows(task: Task, agents: list[str]) -> Iterator[tuple[str, ...]]:
             yield (*head, agent, '; '.join(shown), preset.source)
             found = True
     if not found and 'fql' in agents and has_preset('fql', task):
-        yield (*head, 'fql', settings_text(default_config(task).agent), 'fql quickstart')
+        yield (*head, 'fql', settings_text(default_config(task).agent), 'docs/steadiness.md')
     elif not found:
         yield (*head, agents[0] if len(agents) == 1 else '-', 'not tuned', '')
 

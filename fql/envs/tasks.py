@@ -21,6 +21,9 @@ QUICKSTART_TASK = f'visual-{QUICKSTART_ENV}-navigate-singletask-v0'
 QUICKSTART_FAR_TASK = f'visual-{QUICKSTART_ENV}-navigate-singletask-task2-v0'
 QUICKSTART_MODULE = 'fql.envs.pointmaze'
 
+SMALL_PUZZLE_TASK = 'visual-puzzle-small-play-singletask-v0'
+SMALL_PUZZLE_MODULE = 'fql.envs.small_puzzle'
+
 ANTMAZE_MODULE, ADROIT_MODULE = 'fql.envs.d4rl_antmaze', 'fql.envs.d4rl_adroit'
 ANTMAZE_TASKS = tuple(
     f'antmaze-{name}-v2'
@@ -108,15 +111,17 @@ def find_task(name: str) -> Task:
 
 @functools.cache
 def _known_tasks() -> Mapping[str, Task]:
-    tasks = (*_quickstart_tasks(), *_ogbench_tasks(), *_d4rl_tasks())
+    tasks = (*_small_tasks(), *_ogbench_tasks(), *_d4rl_tasks())
     return MappingProxyType({task.name: task for task in tasks})
 
 
-def _quickstart_tasks() -> Iterator[Task]:
+def _small_tasks() -> Iterator[Task]:
+    """The quickstart's two, and the puzzle of the small benchmark."""
     for suffix in ('', '-task2'):
         yield _ogbench_task(
             QUICKSTART_MODULE, f'visual-{QUICKSTART_ENV}', 'navigate', suffix, version='0'
         )
+    yield _ogbench_task(SMALL_PUZZLE_MODULE, 'visual-puzzle-small', 'play', '', version='0')
 
 
 def _ogbench_tasks() -> Iterator[Task]:

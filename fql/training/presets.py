@@ -21,6 +21,7 @@ from fql.envs.tasks import (
     OWN_TASK,
     QUICKSTART_FAR_TASK,
     QUICKSTART_TASK,
+    SMALL_PUZZLE_TASK,
     Task,
     find_task,
 )
@@ -246,7 +247,7 @@ def online_defaults(task: Task, agent: str) -> OnlineConfig:
 
 def has_preset(agent: str, task: Task) -> bool:
     """Whether `default_config` was tuned for the task: by the sources, or for the quickstart."""
-    if task.name in (QUICKSTART_TASK, QUICKSTART_FAR_TASK):
+    if task.name in (QUICKSTART_TASK, QUICKSTART_FAR_TASK, SMALL_PUZZLE_TASK):
         return agent == 'fql'
     return (agent, task.dataset) in {**PRESETS, **ONLINE_PRESETS}
 
@@ -261,6 +262,8 @@ def default_config(task: Task, agent: str = 'fql', env: str = '') -> TrainConfig
         return quickstart_config(agent)
     if task.name == QUICKSTART_FAR_TASK:
         return _far_config(agent)
+    if task.name == SMALL_PUZZLE_TASK:
+        return _small_puzzle_config(agent)
     # Some agents were published online only.
     preset = {**ONLINE_PRESETS, **PRESETS}.get((agent, task.dataset))
     settings = preset.settings if preset else UNTUNED.get(agent, {})
@@ -313,19 +316,43 @@ def _far_config(agent: str) -> TrainConfig:
     )
 
 
+def _small_puzzle_config(agent: str) -> TrainConfig:
+    """Small enough for two processor cores and six minutes; FQL with returns of one step."""
+    return TrainConfig(
+        task=SMALL_PUZZLE_TASK,
+        dataset=find_task(SMALL_PUZZLE_TASK).dataset,
+        steps=5_000,
+        batch_size=128,
+        shift_probability=0.1,
+        log_interval=100,
+        eval_interval=1_000,
+        eval_episodes=20,
+        save_interval=1_000,
+        agent=_small_agent(agent, {'fql': {'alpha': 100.0}}, lr=1e-3, tau=0.02, hidden_dim=256),
+        online=online_defaults(find_task(SMALL_PUZZLE_TASK), agent),
+    )
+
+
 def _quickstart_agent(name: str) -> AgentConfig:
-    settings: dict[str, Any] = {
+    settings: dict[str, dict[str, Any]] = {
         'fql': {'alpha': 0.5, 'horizon': 5},
         'fbrac': {'alpha': 0.5},
         'qc_fql': {'alpha': 0.5},
         'rebrac': {'alpha_actor': 0.1},
-    }.get(name, {})
+    }
+    return _small_agent(name, settings, lr=5e-4, tau=0.05, hidden_dim=128)
+
+
+def _small_agent(
+    name: str, settings: Mapping[str, Mapping[str, Any]], lr: float, tau: float, hidden_dim: int
+) -> AgentConfig:
+    """An agent of a small task, with the settings of its name; goals are 15 to 60 steps away."""
     return dataclasses.replace(
         AGENT_CONFIGS[name](),
-        lr=5e-4,
+        lr=lr,
         discount=0.98,
-        tau=0.05,
-        hidden_dims=(128, 128, 128),
+        tau=tau,
+        hidden_dims=3 * (hidden_dim,),
         encoder=EncoderConfig(size='impala_debug'),
-        **settings,
+        **settings.get(name, {}),
     )

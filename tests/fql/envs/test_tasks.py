@@ -17,6 +17,7 @@ import json
 import gymnasium
 import ogbench
 import fql.envs.pointmaze
+import fql.envs.small_puzzle
 ogbenchs = {i for i, spec in gymnasium.registry.items() if 'ogbench.' in str(spec.entry_point)}
 import fql.envs.d4rl_adroit
 import fql.envs.d4rl_antmaze
