@@ -126,9 +126,11 @@ def _check_different(runs: Iterable[SweepRun]) -> None:
 
 def _run(task: str, agent: str, variant: str, settings: Mapping[str, Any]) -> SweepRun:
     """The run without a seed yet."""
-    config = default_config(find_task(task), agent, str(settings.get('env', '')))
+    changed = {name: value for name, value in settings.items() if name != 'preset'}
+    preset = str(settings.get('preset', 'default'))
     try:
-        config = with_settings(config, settings)
+        config = default_config(find_task(task), agent, str(settings.get('env', '')), preset)
+        config = with_settings(config, changed)
     except FQLError as error:
         raise FQLError(f'{task}, {agent}{f", {variant}" if variant else ""}: {error}') from None
     if config.save_interval == 0:

@@ -9,7 +9,7 @@ not tuned.
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from fql.agents.configs import (
     AGENT_CONFIGS,
@@ -25,6 +25,7 @@ from fql.envs.tasks import (
     Task,
     find_task,
 )
+from fql.errors import FQLError
 from fql.training.config import OnlineConfig, TrainConfig
 
 FQL = 'FQL README (719d044)'
@@ -226,6 +227,10 @@ FQL's authors advise to normalise Q there, whose scale is not known, and to try 
 0.1, 0.3, 1, 3 and 10.
 """
 
+PresetName = Literal['default', 'strong']
+STRONG: dict[str, Any] = {'horizon': 5}
+"""What `strong` changes in FQL's settings of a task from images (docs/steadiness.md)."""
+
 
 def online_defaults(task: Task, agent: str) -> OnlineConfig:
     """The settings of an online phase: RLPD's halves for SAC, else data and replay together.
@@ -252,12 +257,35 @@ def has_preset(agent: str, task: Task) -> bool:
     return (agent, task.dataset) in {**PRESETS, **ONLINE_PRESETS}
 
 
-def default_config(task: Task, agent: str = 'fql', env: str = '') -> TrainConfig:
-    """The published settings for a task; where there are none, those for tasks that nobody tuned.
+def default_config(
+    task: Task, agent: str = 'fql', env: str = '', preset: str = 'default'
+) -> TrainConfig:
+    """The settings that a run of a task starts from.
 
     Args:
         env: where `OWN_TASK` is evaluated; without it, there are no evaluations.
+        preset: `default`: the published settings; where there are none, those for tasks that
+            nobody tuned. `strong`: these with the changes of `STRONG`.
+
+    Raises:
+        FQLError: there is no such preset for the task and agent.
     """
+    config = _published_config(task, agent, env)
+    if preset == 'default':
+        return config
+    if preset not in get_args(PresetName):
+        raise FQLError(f'no preset {preset!r}; there are {", ".join(get_args(PresetName))}')
+    if agent != 'fql':
+        raise FQLError(f'preset {preset} is of agent fql, not of {agent}')
+    if not task.has_images and task.name != OWN_TASK:
+        raise FQLError(
+            f'preset {preset} is for tasks from images, and {task.name} is not one: from states, '
+            'returns of several steps can be worse than of one'
+        )
+    return dataclasses.replace(config, agent=dataclasses.replace(config.agent, **STRONG))
+
+
+def _published_config(task: Task, agent: str, env: str) -> TrainConfig:
     if task.name == QUICKSTART_TASK:
         return quickstart_config(agent)
     if task.name == QUICKSTART_FAR_TASK:

@@ -1,5 +1,6 @@
 """Names of tasks against OGBench's registry, and the published hyperparameters."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -154,6 +155,23 @@ def test_tasks_of_d4rl():
 def test_unknown_task_names_the_nearest():
     with pytest.raises(FQLError, match='visual-cube-single-play-singletask-task1-v0'):
         find_task('visual-cube-single-play-singletask-taks1-v0')
+
+
+def test_strong_changes_fql_from_images_alone():
+    pixels, states = (
+        find_task(f'{prefix}cube-single-play-singletask-task1-v0') for prefix in ('visual-', '')
+    )
+    plain = default_config(pixels)
+    strong = default_config(pixels, preset='strong')
+    assert strong.agent.horizon == 5
+    same = dataclasses.replace(strong.agent, horizon=1)
+    assert dataclasses.replace(strong, agent=same) == plain
+    with pytest.raises(FQLError, match='for tasks from images'):
+        default_config(states, preset='strong')
+    with pytest.raises(FQLError, match='of agent fql, not of iql'):
+        default_config(pixels, 'iql', preset='strong')
+    with pytest.raises(FQLError, match="no preset 'stronger'; there are default, strong"):
+        default_config(pixels, preset='stronger')
 
 
 def test_the_73_tasks_of_the_paper_have_its_hyperparameters():

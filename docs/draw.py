@@ -1,0 +1,81 @@
+"""Draws images/online-cube.png and images/steadiness.png from the CSVs: python docs/draw.py."""
+
+import csv
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+DOCS = Path(__file__).parent
+ONLINE_CUBE = {
+    'fql-one-step': 'FQL, one step, online from 20,000',
+    'fql-one-step-offline-only': 'FQL, one step, offline only',
+    'fql': 'FQL, five steps, online from 20,000',
+    'fql-ucb': 'the same with --exploration ucb',
+    'fql-offline-only': 'FQL, five steps, offline only',
+    'rlpd': 'RLPD, online from 0',
+}
+STEADINESS = {'one-step': 'returns of one step', 'five-steps': 'of five steps'}
+SMALL_TASKS = {'maze': "the quickstart's maze", 'puzzle': 'the small puzzle'}
+
+
+def read(name: str, run: str) -> dict[tuple[str, ...], list[tuple[int, float]]]:
+    """(update, success in %) of each run of a CSV, by (task, run, seed)."""
+    runs = defaultdict(list)
+    with (DOCS / name).open() as file:
+        for row in csv.DictReader(file):
+            key = (row.get('task', ''), row[run], row['seed'])
+            runs[key].append((int(row['update']), 100 * float(row['success'])))
+    return runs
+
+
+def draw(axes: Axes, runs: list[list[tuple[int, float]]], title: str, lines: bool) -> None:
+    """The mean of the runs, and each of them as thin lines or as points."""
+    at = defaultdict(list)
+    for run in runs:
+        for update, success in run:
+            at[update].append(success)
+    updates = sorted(at)
+    means = [sum(at[update]) / len(at[update]) for update in updates]
+    (mean,) = axes.plot(updates, means, label=title, linewidth=2)
+    for run in runs:
+        if lines:
+            axes.plot(*zip(*sorted(run), strict=True), color=mean.get_color(), linewidth=0.6)
+        else:
+            axes.scatter(*zip(*run, strict=True), s=12, color=mean.get_color(), alpha=0.5)
+
+
+def finish(axes: Axes, episodes: int, legend: str) -> None:
+    """Labels, grid and legend."""
+    axes.set(xlabel='update', ylabel=f'success, % of {episodes} episodes', ylim=(-2, 102))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize='small', loc=legend)
+
+
+def draw_online_cube() -> None:
+    """Offline to online on cube-single from states."""
+    runs = read('online-cube.csv', 'run')
+    figure, axes = plt.subplots(figsize=(7, 4), layout='constrained')
+    for name, title in ONLINE_CUBE.items():
+        draw(axes, [values for key, values in runs.items() if key[1] == name], title, lines=False)
+    axes.axvline(20_000, color='gray', linewidth=0.8, linestyle=':')
+    finish(axes, 50, 'upper left')
+    figure.savefig(DOCS / 'images' / 'online-cube.png', dpi=110)
+
+
+def draw_steadiness() -> None:
+    """Returns of one step and of five, on the small tasks from pixels."""
+    runs = read('steadiness.csv', 'variant')
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout='constrained')
+    for axes, (task, task_title) in zip(panels, SMALL_TASKS.items(), strict=True):
+        for variant, title in STEADINESS.items():
+            chosen = [values for key, values in runs.items() if key[:2] == (task, variant)]
+            draw(axes, chosen, title, lines=True)
+        axes.set_title(task_title)
+        finish(axes, 20, 'lower right')
+    figure.savefig(DOCS / 'images' / 'steadiness.png', dpi=110)
+
+
+draw_online_cube()
+draw_steadiness()
