@@ -46,11 +46,10 @@ def draw(axes: Axes, runs: list[list[tuple[int, float]]], title: str, lines: boo
             axes.scatter(*zip(*run, strict=True), s=12, color=mean.get_color(), alpha=0.5)
 
 
-def finish(axes: Axes, episodes: int, legend: str) -> None:
-    """Labels, grid and legend."""
+def finish(axes: Axes, episodes: int) -> None:
+    """Labels and grid."""
     axes.set(xlabel='update', ylabel=f'success, % of {episodes} episodes', ylim=(-2, 102))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize='small', loc=legend)
 
 
 def draw_online_cube() -> None:
@@ -60,7 +59,8 @@ def draw_online_cube() -> None:
     for name, title in ONLINE_CUBE.items():
         draw(axes, [values for key, values in runs.items() if key[1] == name], title, lines=False)
     axes.axvline(20_000, color='gray', linewidth=0.8, linestyle=':')
-    finish(axes, 50, 'upper left')
+    finish(axes, episodes=50)
+    axes.legend(fontsize='small', loc='upper left')
     figure.savefig(DOCS / 'images' / 'online-cube.png', dpi=110)
 
 
@@ -73,7 +73,8 @@ def draw_steadiness() -> None:
             chosen = [values for key, values in runs.items() if key[:2] == (task, variant)]
             draw(axes, chosen, title, lines=True)
         axes.set_title(task_title)
-        finish(axes, 20, 'lower right')
+        finish(axes, episodes=20)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncols=2)
     figure.savefig(DOCS / 'images' / 'steadiness.png', dpi=110)
 
 

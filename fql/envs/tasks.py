@@ -19,9 +19,11 @@ MANIPULATION_TYPES = ('play', 'noisy')
 QUICKSTART_ENV = 'pointmaze-quickstart'
 QUICKSTART_TASK = f'visual-{QUICKSTART_ENV}-navigate-singletask-v0'
 QUICKSTART_FAR_TASK = f'visual-{QUICKSTART_ENV}-navigate-singletask-task2-v0'
+QUICKSTART_DATASET = f'visual-{QUICKSTART_ENV}-navigate-v0'
 QUICKSTART_MODULE = 'fql.envs.pointmaze'
 
 SMALL_PUZZLE_TASK = 'visual-puzzle-small-play-singletask-v0'
+SMALL_PUZZLE_DATASET = 'visual-puzzle-small-play-v0'
 SMALL_PUZZLE_MODULE = 'fql.envs.small_puzzle'
 
 ANTMAZE_MODULE, ADROIT_MODULE = 'fql.envs.d4rl_antmaze', 'fql.envs.d4rl_adroit'

@@ -19,8 +19,10 @@ from fql.agents.configs import (
 from fql.envs.tasks import (
     ANTMAZE_TASKS,
     OWN_TASK,
+    QUICKSTART_DATASET,
     QUICKSTART_FAR_TASK,
     QUICKSTART_TASK,
+    SMALL_PUZZLE_DATASET,
     SMALL_PUZZLE_TASK,
     Task,
     find_task,
@@ -319,7 +321,7 @@ def quickstart_config(agent: str = 'fql') -> TrainConfig:
     """
     return TrainConfig(
         task=QUICKSTART_TASK,
-        dataset='visual-pointmaze-quickstart-navigate-v0',
+        dataset=QUICKSTART_DATASET,
         steps=3_000,
         batch_size=128,
         frame_stack=1,
@@ -348,7 +350,7 @@ def _small_puzzle_config(agent: str) -> TrainConfig:
     """Small enough for two processor cores and six minutes; FQL with returns of one step."""
     return TrainConfig(
         task=SMALL_PUZZLE_TASK,
-        dataset=find_task(SMALL_PUZZLE_TASK).dataset,
+        dataset=SMALL_PUZZLE_DATASET,
         steps=5_000,
         batch_size=128,
         shift_probability=0.1,
