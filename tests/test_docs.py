@@ -2,6 +2,9 @@
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -98,3 +101,14 @@ def test_flags_in_the_text_exist(page):
     known |= {flag for agent in AGENT_CONFIGS for flag in flags('train', agent)}
     given = set(re.findall(r'(?<![\w-])--[a-z][\w.-]*\w', page.read_text()))
     assert given <= known, given - known
+
+
+def test_the_pictures_of_results_are_drawn_from_their_csvs(tmp_path):
+    docs = ROOT / 'docs'
+    for path in (*docs.glob('*.csv'), docs / 'draw.py'):
+        shutil.copy(path, tmp_path)
+    (tmp_path / 'images').mkdir()
+    subprocess.run([sys.executable, tmp_path / 'draw.py'], check=True)
+    drawn = {path.name for path in (tmp_path / 'images').iterdir()}
+    assert drawn == {'online-cube.png', 'steadiness.png'}
+    assert all((docs / 'images' / name).exists() for name in drawn)
