@@ -475,8 +475,9 @@ def setting_text(value: Any) -> str:
 
 def settings_of_results(config: TrainConfig) -> dict[str, Any]:
     """The settings that a run's results depend on, by flag."""
-    others = {name.replace('_', '-') for name in RESUMABLE_FIELDS - {'steps', 'online_steps'}}
-    return {name: value for name, value in settings_of(config).items() if name not in others}
+    others = RESUMABLE_FIELDS - {'steps', 'online_steps'} | {'log_interval', 'save_interval'}
+    flags = {name.replace('_', '-') for name in others}
+    return {name: value for name, value in settings_of(config).items() if name not in flags}
 
 
 def _replaced(config: Any, settings: Mapping[str, Any]) -> Any:

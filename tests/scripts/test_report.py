@@ -36,7 +36,12 @@ def cells(line):
 def test_runs_of_other_seeds_are_one_group(fql, tmp_path):
     runs = [
         write_run(tmp_path / 'a', {10: 0.0, 20: 0.5, 30: 0.9}, TrainConfig(task=CUBE, seed=0)),
-        write_run(tmp_path / 'b', {10: 0.3, 20: 0.7, 30: 0.5}, TrainConfig(task=CUBE, seed=1)),
+        write_run(
+            tmp_path / 'b',
+            {10: 0.3, 20: 0.7, 30: 0.5},
+            # Neither interval has an effect on results.
+            TrainConfig(task=CUBE, seed=1, log_interval=5, save_interval=10),
+        ),
         write_run(tmp_path / 'c', {10: 0.1, 20: 0.1}, TrainConfig(task=CUBE, seed=2)),
         write_run(tmp_path / 'd', {30: 0.25}, TrainConfig(task=CUBE, agent=IQLConfig())),
         write_run(tmp_path / 'e', {30: 0.75}, TrainConfig(task=CUBE, batch_size=8)),
