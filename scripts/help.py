@@ -24,8 +24,8 @@ On OGBench's data:  fql prepare visual-cube-single-play-v0
 fql COMMAND --help says more; fql --version prints the version."""
 
 GROUPS = {
-    'the run': 'task agent dataset objective run_dir resume steps seed source step data_dir '
-    'verify_data',
+    'the run': 'task agent preset dataset objective run_dir resume steps seed source step '
+    'data_dir verify_data',
     'agent': 'agent.alpha agent.*',
     'encoder': 'encoder* cameras agent.encoder* agent.bc_flow_trains_encoder latent_*',
     'training': 'batch_size frame_stack horizon shift_probability lr tau hidden_dims mask_ratio',
