@@ -24,7 +24,7 @@ On OGBench's data:  fql prepare visual-cube-single-play-v0
 fql COMMAND --help says more; fql --version prints the version."""
 
 GROUPS = {
-    'the run': 'task agent preset dataset objective run_dir resume steps seed source step '
+    'the run': 'task agent dataset objective run_dir resume steps seed preset source step '
     'data_dir verify_data',
     'agent': 'agent.alpha agent.*',
     'encoder': 'encoder* cameras agent.encoder* agent.bc_flow_trains_encoder latent_*',
