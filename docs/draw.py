@@ -30,8 +30,8 @@ def read(name: str, run: str) -> dict[tuple[str, ...], list[tuple[int, float]]]:
     return runs
 
 
-def draw(axes: Axes, runs: list[list[tuple[int, float]]], title: str, lines: bool) -> None:
-    """The mean of the runs, and each of them as thin lines or as points."""
+def draw(axes: Axes, runs: list[list[tuple[int, float]]], title: str) -> None:
+    """The mean of the runs as a thick line, and each of them as a thin one."""
     at = defaultdict(list)
     for run in runs:
         for update, success in run:
@@ -40,10 +40,7 @@ def draw(axes: Axes, runs: list[list[tuple[int, float]]], title: str, lines: boo
     means = [sum(at[update]) / len(at[update]) for update in updates]
     (mean,) = axes.plot(updates, means, label=title, linewidth=2)
     for run in runs:
-        if lines:
-            axes.plot(*zip(*sorted(run), strict=True), color=mean.get_color(), linewidth=0.6)
-        else:
-            axes.scatter(*zip(*run, strict=True), s=12, color=mean.get_color(), alpha=0.5)
+        axes.plot(*zip(*sorted(run), strict=True), color=mean.get_color(), linewidth=0.6)
 
 
 def finish(axes: Axes, episodes: int) -> None:
@@ -57,7 +54,7 @@ def draw_online_cube() -> None:
     runs = read('online-cube.csv', 'run')
     figure, axes = plt.subplots(figsize=(7, 4), layout='constrained')
     for name, title in ONLINE_CUBE.items():
-        draw(axes, [values for key, values in runs.items() if key[1] == name], title, lines=False)
+        draw(axes, [values for key, values in runs.items() if key[1] == name], title)
     axes.axvline(20_000, color='gray', linewidth=0.8, linestyle=':')
     finish(axes, episodes=50)
     axes.legend(fontsize='small', loc='upper left')
@@ -71,7 +68,7 @@ def draw_steadiness() -> None:
     for axes, (task, task_title) in zip(panels, SMALL_TASKS.items(), strict=True):
         for variant, title in STEADINESS.items():
             chosen = [values for key, values in runs.items() if key[:2] == (task, variant)]
-            draw(axes, chosen, title, lines=True)
+            draw(axes, chosen, title)
         axes.set_title(task_title)
         finish(axes, episodes=20)
     figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncols=2)

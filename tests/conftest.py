@@ -80,7 +80,7 @@ def opengl() -> None:
         pytest.skip(f'no EGL (apt-get install libegl1 libgl1): {probe.stderr.strip()[-200:]}')
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def run_python() -> Callable[..., 'subprocess.CompletedProcess[str]']:
     """run_python(code, *arguments): a fresh interpreter that can import the repository."""
 

@@ -1,14 +1,10 @@
 """The small benchmark's puzzle: OGBench's physics and rules, four buttons, a cheap picture."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-REPOSITORY = Path(__file__).parents[3]
 MODULE = 'fql.envs.small_puzzle'
 # Presses button 3 twice, then button 0: moves the closed fingers above each, down and up again.
 PRESS = f"""
@@ -60,15 +56,22 @@ print(json.dumps([rewards.tolist(), masks.tolist()]))
 """
 
 
-def run(script, *arguments):
-    command = [sys.executable, '-c', script, *arguments]
-    return json.loads(subprocess.check_output(command, cwd=REPOSITORY, text=True))
+@pytest.fixture(scope='module')
+def printed(run_python):
+    """printed(code, *arguments): the JSON that a fresh interpreter prints."""
+
+    def printed(code, *arguments):
+        done = run_python(code, *arguments)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return printed
 
 
 @pytest.fixture(scope='module')
-def pressed():
+def pressed(printed):
     """What the presses lead to in the state-based twin."""
-    return run(PRESS, 'states')
+    return printed(PRESS, 'states')
 
 
 def test_presses_change_a_button_and_its_neighbours(pressed):
@@ -78,16 +81,16 @@ def test_presses_change_a_button_and_its_neighbours(pressed):
     assert successes == [0.0] * (len(states) - 1) + [1.0]
 
 
-def test_labels_are_the_rewards_of_the_environment(pressed):
+def test_labels_are_the_rewards_of_the_environment(printed, pressed):
     states, rewards, successes, _, _ = pressed
-    labels, masks = run(LABELS, json.dumps(states))
+    labels, masks = printed(LABELS, json.dumps(states))
     assert labels == rewards
     assert set(rewards) == {-3.0, -2.0, 0.0}
     np.testing.assert_array_equal(masks, 1 - np.array(successes))
 
 
-def test_the_twins_move_alike_and_lights_and_fingers_are_seen(opengl, pressed):
-    states, rewards, _, qpos, (first, last) = run(PRESS, 'visual')
+def test_the_twins_move_alike_and_lights_and_fingers_are_seen(opengl, printed, pressed):
+    states, rewards, _, qpos, (first, last) = printed(PRESS, 'visual')
     assert (states, rewards, qpos) == (pressed[0], pressed[1], pressed[3])
     first, last = np.array(first, int), np.array(last, int)
     assert first.shape == (32, 32, 3)
