@@ -94,7 +94,7 @@ def test_the_twins_move_alike_and_lights_and_fingers_are_seen(opengl, printed, p
     assert (states, rewards, qpos) == (pressed[0], pressed[1], pressed[3])
     first, last = np.array(first, int), np.array(last, int)
     assert first.shape == (32, 32, 3)
-    rows, columns = np.nonzero((first[..., 0] > 200) & (first[..., 1] < 150))
+    rows, columns = np.nonzero((first[..., 0] > 200) & (first[..., 1:] < 150).all(-1))
     assert np.ptp(rows) >= 9  # Two rows of lights, not one.
     assert np.ptp(columns) >= 9
     for frame, lit in ((first, 0), (last, 3)):
