@@ -4,7 +4,8 @@ Importing this module registers them, so gymnasium finds them by 'fql.envs.point
 
     visual-pointmaze-quickstart-v0                     pixels, no fixed task: for data collection
     visual-pointmaze-quickstart-singletask-v0          pixels, the first task: for evaluation
-    visual-pointmaze-quickstart-singletask-task2-v0    pixels, a path of 160 steps in place of 60
+    visual-pointmaze-quickstart-singletask-task2-v0    pixels, a goal in a far corner
+    visual-pointmaze-quickstart-singletask-task3-v0    pixels, a path of 130 steps in place of 60
 
 and, without `visual-`, their state-based twins, which need no OpenGL: for relabelling.
 """
@@ -17,8 +18,8 @@ import numpy as np
 
 FRAME_SIZE = 32
 # Start and goal of each task: rows and columns of the maze's cells, as in OGBench's `task_infos`.
-TASKS = (((2, 2), (3, 4)), ((2, 2), (6, 6)))
-MAX_EPISODE_STEPS = (200, 400)
+TASKS = (((2, 2), (3, 4)), ((2, 2), (6, 6)), ((1, 1), (5, 6)))
+MAX_EPISODE_STEPS = (200, 400, 400)
 
 # OGBench's ball (radius 0.7, brown) covers one or two of the 32 x 32 pixels; this one covers seven.
 BALL_RADIUS = 1.0
@@ -29,7 +30,7 @@ def make_pointmaze(**kwargs: Any) -> gymnasium.Env:
     """Make OGBench's medium point maze with a larger ball and, for pixels, a cheap renderer.
 
     Pixel observations are (height, width, 3) uint8, seen from above; states are (2,) float64, the
-    ball's x and y. The single-task mode (`reward_task_id=1` or 2) has those of `TASKS`.
+    ball's x and y. The single-task mode (`reward_task_id=1`, 2 or 3) has those of `TASKS`.
 
     Args:
         **kwargs: those of `ogbench.locomaze.maze.make_maze_env`, such as `success_timing`.

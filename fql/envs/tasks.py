@@ -18,7 +18,9 @@ MANIPULATION_TYPES = ('play', 'noisy')
 
 QUICKSTART_ENV = 'pointmaze-quickstart'
 QUICKSTART_TASK = f'visual-{QUICKSTART_ENV}-navigate-singletask-v0'
-QUICKSTART_FAR_TASK = f'visual-{QUICKSTART_ENV}-navigate-singletask-task2-v0'
+QUICKSTART_FAR_TASKS = tuple(
+    f'visual-{QUICKSTART_ENV}-navigate-singletask-{task}-v0' for task in ('task2', 'task3')
+)
 QUICKSTART_DATASET = f'visual-{QUICKSTART_ENV}-navigate-v0'
 QUICKSTART_MODULE = 'fql.envs.pointmaze'
 
@@ -118,8 +120,8 @@ def _known_tasks() -> Mapping[str, Task]:
 
 
 def _small_tasks() -> Iterator[Task]:
-    """The quickstart's two, and the puzzle of the small benchmark."""
-    for suffix in ('', '-task2'):
+    """The quickstart's three, and the puzzle of the small benchmark."""
+    for suffix in ('', '-task2', '-task3'):
         yield _ogbench_task(
             QUICKSTART_MODULE, f'visual-{QUICKSTART_ENV}', 'navigate', suffix, version='0'
         )

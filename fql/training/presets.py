@@ -20,7 +20,7 @@ from fql.envs.tasks import (
     ANTMAZE_TASKS,
     OWN_TASK,
     QUICKSTART_DATASET,
-    QUICKSTART_FAR_TASK,
+    QUICKSTART_FAR_TASKS,
     QUICKSTART_TASK,
     SMALL_PUZZLE_DATASET,
     SMALL_PUZZLE_TASK,
@@ -254,7 +254,7 @@ def online_defaults(task: Task, agent: str) -> OnlineConfig:
 
 def has_preset(agent: str, task: Task) -> bool:
     """Whether `default_config` was tuned for the task: by the sources, or for the quickstart."""
-    if task.name in (QUICKSTART_TASK, QUICKSTART_FAR_TASK, SMALL_PUZZLE_TASK):
+    if task.name in (QUICKSTART_TASK, *QUICKSTART_FAR_TASKS, SMALL_PUZZLE_TASK):
         return agent == 'fql'
     return (agent, task.dataset) in {**PRESETS, **ONLINE_PRESETS}
 
@@ -290,8 +290,8 @@ def default_config(
 def _published_config(task: Task, agent: str, env: str) -> TrainConfig:
     if task.name == QUICKSTART_TASK:
         return quickstart_config(agent)
-    if task.name == QUICKSTART_FAR_TASK:
-        return _far_config(agent)
+    if task.name in QUICKSTART_FAR_TASKS:
+        return _far_config(task, agent)
     if task.name == SMALL_PUZZLE_TASK:
         return _small_puzzle_config(agent)
     # Some agents were published online only.
@@ -335,14 +335,19 @@ def quickstart_config(agent: str = 'fql') -> TrainConfig:
     )
 
 
-def _far_config(agent: str) -> TrainConfig:
-    """The quickstart's data, and a goal 160 steps away, which is farther than its discount sees."""
+def _far_config(task: Task, agent: str) -> TrainConfig:
+    """The quickstart's data, and a goal 130 steps away, which is farther than its discount sees.
+
+    Values span twice as much, so FQL's alpha is twice the quickstart's.
+    """
     near = quickstart_config(agent)
+    settings: dict[str, Any] = {'alpha': 1.0} if agent == 'fql' else {}
     return dataclasses.replace(
         near,
-        task=QUICKSTART_FAR_TASK,
-        agent=dataclasses.replace(near.agent, discount=0.99),
-        online=online_defaults(find_task(QUICKSTART_FAR_TASK), agent),
+        task=task.name,
+        steps=4_000,
+        agent=dataclasses.replace(near.agent, discount=0.99, **settings),
+        online=online_defaults(task, agent),
     )
 
 

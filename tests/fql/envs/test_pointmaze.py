@@ -14,6 +14,7 @@ from fql.training.evaluation import evaluate
 REPOSITORY = Path(__file__).parents[3]
 VISUAL = 'fql.envs.pointmaze:visual-pointmaze-quickstart-singletask-v0'
 STATES = 'fql.envs.pointmaze:pointmaze-quickstart-singletask-v0'
+FAR = 'fql.envs.pointmaze:pointmaze-quickstart-singletask-task3-v0'
 
 
 def walk_to_goal(observations, _, __):
@@ -31,6 +32,32 @@ def test_the_task_is_solved_by_walking_to_the_goal(timing):
     assert result.success == 1
     assert (result.lengths < 110).all()
     assert (result.returns == 1 - result.lengths).all()
+
+
+def walk_to_the_far_goal(observations, _, __):
+    """Along the cells of its path, always to the next one."""
+    actions = []
+    for x, y in observations:
+        if x < 3.5 and y < 2:
+            corner = (4, 0)
+        elif x < 10 and y < 7.5:
+            corner = (4, 8)
+        elif x < 11.5:
+            corner = (12, 8)
+        elif x < 19.5:
+            corner = (12, 12) if y < 11.5 else (20, 12)
+        else:
+            corner = (20, 16)
+        actions.append(np.clip(np.subtract(corner, (x, y)), -1, 1))
+    return np.array(actions, dtype=np.float32)[:, None]
+
+
+def test_the_far_task_is_solved_by_walking_its_path():
+    with EnvWorkers(EnvSpec(FAR), 1) as workers:
+        result = evaluate(workers, walk_to_the_far_goal, episodes=3, seed=0)
+    assert result.success == 1
+    assert (result.lengths > 100).all()
+    assert (result.lengths < 220).all()
 
 
 def test_success_timing_passes_through():
