@@ -23,7 +23,8 @@ class Sweep:
     """
 
     file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='FILE|NAME')]
-    """A .toml file, or one of paper-pixels, paper-states, paper-d4rl, paper-online, small."""
+    """A .toml file, or one of paper-pixels, paper-states, paper-d4rl, paper-online, small and
+    small-states."""
     dir: Path | None = None
     """The sweep's folder, with a copy of the file; default: runs/NAME."""
     jobs: int = 1

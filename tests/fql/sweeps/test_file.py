@@ -86,6 +86,7 @@ def test_the_ready_sweeps_are_those_of_the_paper():
         'paper-pixels': 5,
         'paper-states': 50,
         'small': 3,
+        'small-states': 3,
     }
     online = {run.config.task: run.config for run in read_sweep(find_sweep('paper-online'))}
     alphas = {task: config.agent.alpha for task, config in online.items()}
