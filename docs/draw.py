@@ -17,7 +17,15 @@ ONLINE_CUBE = {
     'rlpd': 'RLPD, online from 0',
 }
 STEADINESS = {'one-step': 'returns of one step', 'five-steps': 'of five steps'}
-SMALL_TASKS = {'maze': "the quickstart's maze", 'puzzle': 'the small puzzle'}
+CUBE_STATES = {'one-step': 'fql-one-step-offline-only', 'five-steps': 'fql-offline-only'}
+SMALL_TASKS = {
+    'maze': "the quickstart's maze",
+    'far-maze': 'the maze, farther goal',
+    'puzzle': 'the small puzzle',
+    'cube-single-states': 'cube-single from states',
+    'scene-states': 'scene from states',
+    'puzzle-3x3-states': 'puzzle-3x3 from states',
+}
 
 
 def read(name: str, run: str) -> dict[tuple[str, ...], list[tuple[int, float]]]:
@@ -46,6 +54,7 @@ def draw(axes: Axes, runs: list[list[tuple[int, float]]], title: str) -> None:
 def finish(axes: Axes, episodes: int) -> None:
     """Labels and grid."""
     axes.set(xlabel='update', ylabel=f'success, % of {episodes} episodes', ylim=(-2, 102))
+    axes.locator_params(axis='x', nbins=5)
     axes.grid(alpha=0.3)
 
 
@@ -62,16 +71,21 @@ def draw_online_cube() -> None:
 
 
 def draw_steadiness() -> None:
-    """Returns of one step and of five, on the small tasks from pixels."""
+    """Returns of one step and of five on the small tasks, three from pixels, three from states."""
     runs = read('steadiness.csv', 'variant')
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout='constrained')
-    for axes, (task, task_title) in zip(panels, SMALL_TASKS.items(), strict=True):
+    for (_, run, seed), values in read('online-cube.csv', 'run').items():
+        for variant, name in CUBE_STATES.items():
+            if run == name:
+                runs['cube-single-states', variant, seed] = values
+    figure, panels = plt.subplots(2, 3, figsize=(11, 6.4), layout='constrained')
+    for axes, (task, task_title) in zip(panels.flat, SMALL_TASKS.items(), strict=True):
         for variant, title in STEADINESS.items():
             chosen = [values for key, values in runs.items() if key[:2] == (task, variant)]
             draw(axes, chosen, title)
         axes.set_title(task_title)
-        finish(axes, episodes=20)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncols=2)
+        finish(axes, episodes=50 if task.endswith('-states') else 20)
+    handles_and_labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(*handles_and_labels, loc='outside lower center', ncols=2)
     figure.savefig(DOCS / 'images' / 'steadiness.png', dpi=110)
 
 
