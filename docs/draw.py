@@ -17,7 +17,7 @@ ONLINE_CUBE = {
     'rlpd': 'RLPD, online from 0',
 }
 STEADINESS = {'one-step': 'returns of one step', 'five-steps': 'of five steps'}
-CUBE_STATES = {'one-step': 'fql-one-step-offline-only', 'five-steps': 'fql-offline-only'}
+CUBE_STATES = {'fql-one-step-offline-only': 'one-step', 'fql-offline-only': 'five-steps'}
 SMALL_TASKS = {
     'maze': "the quickstart's maze",
     'far-maze': 'the maze, farther goal',
@@ -74,9 +74,8 @@ def draw_steadiness() -> None:
     """Returns of one step and of five on the small tasks, three from pixels, three from states."""
     runs = read('steadiness.csv', 'variant')
     for (_, run, seed), values in read('online-cube.csv', 'run').items():
-        for variant, name in CUBE_STATES.items():
-            if run == name:
-                runs['cube-single-states', variant, seed] = values
+        if run in CUBE_STATES:
+            runs['cube-single-states', CUBE_STATES[run], seed] = values
     figure, panels = plt.subplots(2, 3, figsize=(11, 6.4), layout='constrained')
     for axes, (task, task_title) in zip(panels.flat, SMALL_TASKS.items(), strict=True):
         for variant, title in STEADINESS.items():

@@ -5,7 +5,7 @@ Importing this module registers them, so gymnasium finds them by 'fql.envs.point
     visual-pointmaze-quickstart-v0                     pixels, no fixed task: for data collection
     visual-pointmaze-quickstart-singletask-v0          pixels, the first task: for evaluation
     visual-pointmaze-quickstart-singletask-task2-v0    pixels, a goal in a far corner
-    visual-pointmaze-quickstart-singletask-task3-v0    pixels, a path of 130 steps in place of 60
+    visual-pointmaze-quickstart-singletask-task3-v0    pixels, a path of 130 steps in place of 50
 
 and, without `visual-`, their state-based twins, which need no OpenGL: for relabelling.
 """

@@ -253,7 +253,7 @@ def online_defaults(task: Task, agent: str) -> OnlineConfig:
 
 
 def has_preset(agent: str, task: Task) -> bool:
-    """Whether `default_config` was tuned for the task: by the sources, or for the quickstart."""
+    """Whether `default_config` was tuned for the task: by the sources, or here for a small task."""
     if task.name in (QUICKSTART_TASK, *QUICKSTART_FAR_TASKS, SMALL_PUZZLE_TASK):
         return agent == 'fql'
     return (agent, task.dataset) in {**PRESETS, **ONLINE_PRESETS}
@@ -314,7 +314,7 @@ def _published_config(task: Task, agent: str, env: str) -> TrainConfig:
 
 
 def quickstart_config(agent: str = 'fql') -> TrainConfig:
-    """Small enough for two processor cores and a few minutes: 32x32 frames, 60 steps to the goal.
+    """Small enough for two processor cores and a few minutes: 32x32 frames, 50 steps to the goal.
 
     Fewer shifts than the paper's, since 3 pixels are almost a cell of this maze. FQL has returns of
     5 steps: with returns of one, success rises and falls along a run (docs/steadiness.md).
@@ -381,7 +381,7 @@ def _quickstart_agent(name: str) -> AgentConfig:
 def _small_agent(
     name: str, settings: Mapping[str, Mapping[str, Any]], lr: float, tau: float, hidden_dim: int
 ) -> AgentConfig:
-    """An agent of a small task, with the settings of its name; goals are 15 to 60 steps away."""
+    """An agent of a small task, with the settings of its name; goals are 15 to 50 steps away."""
     return dataclasses.replace(
         AGENT_CONFIGS[name](),
         lr=lr,

@@ -1,9 +1,5 @@
 """The quickstart's point maze."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -11,7 +7,6 @@ from fql.envs.make import EnvSpec
 from fql.envs.workers import EnvWorkers
 from fql.training.evaluation import evaluate
 
-REPOSITORY = Path(__file__).parents[3]
 VISUAL = 'fql.envs.pointmaze:visual-pointmaze-quickstart-singletask-v0'
 STATES = 'fql.envs.pointmaze:pointmaze-quickstart-singletask-v0'
 FAR = 'fql.envs.pointmaze:pointmaze-quickstart-singletask-task3-v0'
@@ -85,9 +80,10 @@ print(*[env.unwrapped.data.qpos.tolist() for env in twins], sep='\\n')
 """
 
 
-def test_the_twins_move_alike(opengl):
-    printed = subprocess.check_output([sys.executable, '-c', TWINS], cwd=REPOSITORY, text=True)
-    visual, states = printed.splitlines()
+def test_the_twins_move_alike(opengl, run_python):
+    done = run_python(TWINS)
+    assert done.returncode == 0, done.stderr
+    visual, states = done.stdout.splitlines()
     assert visual == states
 
 
