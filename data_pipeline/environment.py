@@ -10,6 +10,10 @@ import re
 import sys
 import traceback
 import warnings
+from contextlib import suppress
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 _OPENGL_TRACE = re.compile(r'MUJOCO_GL|OpenGL|gladLoadGL|EGL|mujoco/(egl|glfw|osmesa|rendering)')
@@ -54,6 +58,26 @@ def construct(env_id: str, **kwargs: Any) -> Any:
 
     # The checker warns about OGBench's float64 observations and unset render modes.
     return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+
+
+def source_files(env_id: str) -> list[Path]:
+    """The source of 'module:id': the module's file and, in a package, those beside it.
+
+    The module is found as `construct` finds it, and not imported. Empty for OGBench's own ids, and
+    where there is no such module.
+    """
+    name, *rest = env_id.rpartition(':')[0].split('.')
+    with suppress(ValueError):  # A module without a specification, such as an interpreter's own.
+        spec = (find_spec(name) if name else None) or PathFinder.find_spec(name, [os.getcwd()])
+        for part in rest:
+            folders = spec.submodule_search_locations if spec else None
+            name = f'{name}.{part}'
+            spec = PathFinder.find_spec(name, list(folders)) if folders else None
+        if spec and spec.origin and spec.has_location:
+            file = Path(spec.origin)
+            is_in_package = bool(rest) or spec.submodule_search_locations is not None
+            return sorted(file.parent.glob('*.py')) if is_in_package else [file]
+    return []
 
 
 def is_opengl_fault(error: Exception) -> bool:

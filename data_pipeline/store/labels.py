@@ -10,6 +10,7 @@ Each use compares them with their checksums, and computes damaged ones again.
 """
 
 import dataclasses
+import hashlib
 import json
 import traceback
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.environment import choose_opengl, construct
+from data_pipeline.environment import choose_opengl, construct, source_files
 from data_pipeline.errors import DamagedError, DataError
 from data_pipeline.files import atomic_folder, write_json
 from data_pipeline.schema import read_json
@@ -42,7 +43,8 @@ class Recipe:
 
     env_id, env_kwargs: the task; arguments can choose another task of the same id
     ogbench: version of the package, which can change the labels
-    data: checksums of the arrays that labels are computed from, by name
+    data: checksums of the arrays that labels are computed from, by name; of an environment of the
+        user's, 'module:id', also of its source, which can change the goals under the same id
     """
 
     env_id: str
@@ -95,7 +97,7 @@ def task_labels(
         env_id=env_id,
         env_kwargs=json.loads(json.dumps(dict(env_kwargs))),
         ogbench=version('ogbench'),
-        data={name: store.checksums[split][name] for name in used},
+        data={name: store.checksums[split][name] for name in used} | _source_checksum(env_id),
     )
     try:
         labels = _read_labels(folder, recipe)
@@ -202,6 +204,15 @@ def _run_worker(
         connection.send((str(error), None))
     except Exception:
         connection.send((f'labelling for {env_id} failed\n{traceback.format_exc()}', None))
+
+
+def _source_checksum(env_id: str) -> dict[str, str]:
+    if not (files := source_files(env_id)):
+        return {}
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return {f'source of {env_id.rpartition(":")[0]}': digest.hexdigest()}
 
 
 def _widths(action_width: int, info: Mapping[str, np.ndarray]) -> dict[str, int]:

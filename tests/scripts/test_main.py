@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fql.errors import FQLError
+from fql.sweeps.file import ready_sweeps
 from scripts.main import COMMANDS, HELP
 from scripts.process import SAME_DRAWS, report_in_thread, report_unraisable, report_warning
 from scripts.shared_args import value_of
@@ -173,6 +174,11 @@ def test_help_shows_the_settings_of_a_task(fql):
     text = ' '.join(fql('train', '--task', TASK, '--help').stdout.split())
     assert f'if there is one. (default: {TASK})' in text
     assert 'for each task. (default: 300.0)' in text
+
+
+def test_the_help_of_sweeps_names_the_ready_ones(fql):
+    names = fql('sweep', '--help').stdout.replace(',', ' ').replace('.', ' ').split()
+    assert set(ready_sweeps()) <= set(names)
 
 
 def test_help_comes_at_once():

@@ -172,6 +172,31 @@ def test_cache_is_of_one_task_only(make_store):
     assert again.tolist() == found[1]
 
 
+@pytest.mark.parametrize(
+    ('module', 'goal_file'), [('own_envs', 'own_envs.py'), ('mine.envs', 'mine/goals.py')]
+)
+def test_another_goal_under_the_same_id(make_store, tmp_path, monkeypatch, module, goal_file):
+    """An environment of the user's, whose source changes between two runs."""
+    monkeypatch.chdir(tmp_path)
+    register = (
+        'import gymnasium\n'
+        'gymnasium.register("own-cube-v0", "ogbench.manipspace.envs.cube_env:CubeEnv",\n'
+        '    max_episode_steps=200, kwargs={"env_type": "single", "reward_task_id": TASK})\n'
+    )
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine' / 'envs.py').write_text('from mine.goals import TASK\n' + register)
+    qpos = np.zeros((14, 21), np.float32)
+    qpos[:7, 14:17] = [0.425, -0.1, 0.02]  # The goal of task 1, and that of task 2.
+    qpos[7:, 14:17] = [0.5, 0.0, 0.02]
+    store = cube_store(make_store, qpos=qpos)
+    found = []
+    for task in (1, 2):
+        goal = f'TASK = {task}' + '\n' * task + (register if module == 'own_envs' else '')
+        (tmp_path / goal_file).write_text(goal)
+        found.append(task_labels(store, 'train', f'{module}:own-cube-v0', {})[1].tolist())
+    assert found == [[0.0] * 7 + [1.0] * 7, [1.0] * 7 + [0.0] * 7]
+
+
 @pytest.mark.parametrize('stands', [None, 'other recipe'])
 def test_labels_of_a_parallel_run_are_kept(make_store, monkeypatch, stands):
     """Another process writes the same labels while this one computes its own."""
