@@ -230,8 +230,8 @@ FQL's authors advise to normalise Q there, whose scale is not known, and to try 
 """
 
 PresetName = Literal['default', 'strong']
-STRONG: dict[str, Any] = {'horizon': 5}
-"""What `strong` changes in FQL's settings of a task from images (docs/steadiness.md)."""
+STRONG_HORIZON = 5
+"""Steps of the return in `strong`: of FQL's, and of QC-FQL's chunks (docs/steadiness.md)."""
 
 
 def online_defaults(task: Task, agent: str) -> OnlineConfig:
@@ -267,7 +267,8 @@ def default_config(
     Args:
         env: where `OWN_TASK` is evaluated; without it, there are no evaluations.
         preset: `default`: the published settings; where there are none, those for tasks that
-            nobody tuned. `strong`: these with the changes of `STRONG`.
+            nobody tuned. `strong`: these with returns of `STRONG_HORIZON` steps, for FQL from
+            images; chunks of as many steps and FQL's published settings, for QC-FQL from states.
 
     Raises:
         FQLError: there is no such preset for the task and agent.
@@ -277,14 +278,32 @@ def default_config(
         return config
     if preset not in get_args(PresetName):
         raise FQLError(f'no preset {preset!r}; there are {", ".join(get_args(PresetName))}')
-    if agent != 'fql':
-        raise FQLError(f'preset {preset} is of agent fql, not of {agent}')
-    if not task.has_images and task.name != OWN_TASK:
+    return dataclasses.replace(
+        config, agent=dataclasses.replace(config.agent, **_strong_settings(task, agent))
+    )
+
+
+def _strong_settings(task: Task, agent: str) -> dict[str, Any]:
+    # Returns of several steps of FQL are worse than of one on a task from states, and better on all
+    # from images; QC-FQL's are of actions that its policy proposes together.
+    of = 'fql' if task.has_images or task.name == OWN_TASK else 'qc_fql'
+    if agent != of:
+        kind = 'images' if of == 'fql' else 'states'
         raise FQLError(
-            f'preset {preset} is for tasks from images, and {task.name} is not one: from states, '
-            'returns of several steps can be worse than of one'
+            f'preset strong is of agent {of} for tasks from {kind}: give --agent {of}, '
+            'or leave out the preset'
         )
-    return dataclasses.replace(config, agent=dataclasses.replace(config.agent, **STRONG))
+    if agent == 'fql':
+        return {'horizon': STRONG_HORIZON}
+    if ('fql', task.dataset) not in PRESETS:
+        raise FQLError(
+            f"preset strong of agent {agent} takes FQL's published settings, "
+            f'and {task.name} has none'
+        )
+    names = {field.name for field in dataclasses.fields(AGENT_CONFIGS[agent])}
+    published = PRESETS['fql', task.dataset].settings
+    shared = {name: value for name, value in published.items() if name in names}
+    return {'horizon': STRONG_HORIZON} | shared
 
 
 def _published_config(task: Task, agent: str, env: str) -> TrainConfig:

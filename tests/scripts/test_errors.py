@@ -158,12 +158,12 @@ def test_resume_with_other_settings_names_them(assert_one_line, fql, finished_ru
     assert_one_line(done, 'batch_size: stored 8, asked 16', 'alpha: stored 0.5, asked 3')
 
 
-def test_a_preset_is_of_new_runs_from_images(assert_one_line, fql, finished_run, tmp_path):
+def test_a_preset_is_of_new_runs_of_one_agent(assert_one_line, fql, finished_run, tmp_path):
     done = fql('train', '--resume', finished_run, '--preset', 'strong')
     assert_one_line(done, '--preset chooses the settings of a new run: leave it out')
     states = CUBE_TASK.removeprefix('visual-')
     done = fql('train', '--task', states, '--preset', 'strong', '--run-dir', tmp_path / 'run')
-    assert_one_line(done, 'preset strong is for tasks from images')
+    assert_one_line(done, 'preset strong is of agent qc_fql for tasks from states')
 
 
 def test_resume_of_something_else(assert_one_line, fql, tmp_path):

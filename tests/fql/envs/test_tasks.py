@@ -157,21 +157,35 @@ def test_unknown_task_names_the_nearest():
         find_task('visual-cube-single-play-singletask-taks1-v0')
 
 
-def test_strong_changes_fql_from_images_alone():
+def test_strong_is_fql_from_images_and_qc_fql_from_states():
     pixels, states = (
-        find_task(f'{prefix}cube-single-play-singletask-task1-v0') for prefix in ('visual-', '')
+        find_task(f'{prefix}puzzle-3x3-play-singletask-task1-v0') for prefix in ('visual-', '')
     )
     plain = default_config(pixels)
     strong = default_config(pixels, preset='strong')
     assert strong.agent.horizon == 5
     same = dataclasses.replace(strong.agent, horizon=1)
     assert dataclasses.replace(strong, agent=same) == plain
-    with pytest.raises(FQLError, match='for tasks from images'):
-        default_config(states, preset='strong')
-    with pytest.raises(FQLError, match='of agent fql, not of iql'):
-        default_config(pixels, 'iql', preset='strong')
-    with pytest.raises(FQLError, match="no preset 'stronger'; there are default, strong"):
-        default_config(pixels, preset='stronger')
+    plain = default_config(states, 'qc_fql')
+    strong = default_config(states, 'qc_fql', preset='strong')
+    assert strong.agent == dataclasses.replace(plain.agent, horizon=5, alpha=1000.0)
+    assert dataclasses.replace(strong, agent=plain.agent) == plain
+    humanoid = find_task('humanoidmaze-medium-navigate-singletask-task1-v0')
+    assert default_config(humanoid, 'qc_fql', preset='strong').agent.discount == 0.995
+
+
+@pytest.mark.parametrize(
+    ('name', 'agent', 'preset', 'says'),
+    [
+        ('puzzle-3x3-play-singletask-task1-v0', 'fql', 'strong', 'give --agent qc_fql'),
+        ('visual-puzzle-3x3-play-singletask-task1-v0', 'iql', 'strong', 'give --agent fql'),
+        ('cube-triple-noisy-singletask-task1-v0', 'qc_fql', 'strong', 'has none'),
+        ('puzzle-3x3-play-singletask-task1-v0', 'fql', 'stronger', 'are default, strong'),
+    ],
+)
+def test_tasks_and_agents_without_a_preset(name, agent, preset, says):
+    with pytest.raises(FQLError, match=says):
+        default_config(find_task(name), agent, preset=preset)
 
 
 def test_the_73_tasks_of_the_paper_have_its_hyperparameters():
