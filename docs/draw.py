@@ -16,8 +16,11 @@ ONLINE_CUBE = {
     'fql-offline-only': 'FQL, five steps, offline only',
     'rlpd': 'RLPD, online from 0',
 }
-STEADINESS = {'one-step': 'returns of one step', 'five-steps': 'of five steps'}
-CUBE_STATES = {'fql-one-step-offline-only': 'one-step', 'fql-offline-only': 'five-steps'}
+STEADINESS = {
+    'one-step': 'FQL, returns of one step',
+    'five-steps': 'FQL, returns of five steps',
+    'qc-fql': 'QC-FQL, chunks of five actions (from states)',
+}
 SMALL_TASKS = {
     'maze': "the quickstart's maze",
     'far-maze': 'the maze, farther goal',
@@ -71,20 +74,18 @@ def draw_online_cube() -> None:
 
 
 def draw_steadiness() -> None:
-    """Returns of one step and of five on the small tasks, three from pixels, three from states."""
+    """FQL and QC-FQL on the small tasks, three from pixels, three from states."""
     runs = read('steadiness.csv', 'variant')
-    for (_, run, seed), values in read('online-cube.csv', 'run').items():
-        if run in CUBE_STATES:
-            runs['cube-single-states', CUBE_STATES[run], seed] = values
     figure, panels = plt.subplots(2, 3, figsize=(11, 6.4), layout='constrained')
     for axes, (task, task_title) in zip(panels.flat, SMALL_TASKS.items(), strict=True):
         for variant, title in STEADINESS.items():
             chosen = [values for key, values in runs.items() if key[:2] == (task, variant)]
-            draw(axes, chosen, title)
+            if chosen:
+                draw(axes, chosen, title)
         axes.set_title(task_title)
         finish(axes, episodes=50 if task.endswith('-states') else 20)
-    handles_and_labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(*handles_and_labels, loc='outside lower center', ncols=2)
+    handles_and_labels = panels[1, 0].get_legend_handles_labels()
+    figure.legend(*handles_and_labels, loc='outside lower center', ncols=3)
     figure.savefig(DOCS / 'images' / 'steadiness.png', dpi=110)
 
 
