@@ -6,6 +6,7 @@ Imports nothing that is slow or forbidden in processes that render.
 
 import errno
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -145,6 +146,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, values: Any, indent: int = 2) -> None:
     """`write_text` of JSON, one value per line."""
     write_text(path, json.dumps(values, indent=indent) + '\n')
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal digits."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def is_temporary(path: Path) -> bool:

@@ -36,8 +36,8 @@ class Train:
     """The algorithm; --help shows the settings of the one that is named."""
     preset: PresetName = 'default'
     """The settings to start from. `strong`: those that learn best on the small tasks, of agent fql
-    from images (returns of five steps) and of qc_fql from states (chunks of five actions, alpha of
-    FQL; docs/steadiness.md)."""
+    from images (returns of five steps) and of qc_fql from states (chunks of five actions, FQL's
+    published settings; docs/steadiness.md)."""
     run_dir: Path | None = None
     """Folder that the run writes into; it must not hold a run yet. Default: runs/TASK-TIME."""
     resume: Path | None = None

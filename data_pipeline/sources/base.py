@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import DataError
+from data_pipeline.files import file_sha256
 from data_pipeline.observations import OBSERVATIONS, is_observation
 
 REQUIRED_ARRAYS = (OBSERVATIONS, 'actions', 'terminals')
@@ -140,8 +141,7 @@ def _check_state(path: Path, state: FileState) -> None:
 
 def describe_file(path: Path) -> dict[str, Any]:
     """The description of a file as a source."""
-    with open(path, 'rb') as file:
-        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    digest = file_sha256(path)
     return {'path': str(path.resolve()), 'bytes': path.stat().st_size, 'sha256': digest}
 
 

@@ -1,6 +1,5 @@
 """Downloads of OGBench's files: from several mirrors, continued after interruptions, verified."""
 
-import hashlib
 import http.client
 import os
 import re
@@ -15,7 +14,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from data_pipeline.errors import DataError
-from data_pipeline.files import locked, make_folder, sync_path, write_json
+from data_pipeline.files import file_sha256, locked, make_folder, sync_path, write_json
 from data_pipeline.schema import read_json
 from data_pipeline.store.frame_store import Progress
 
@@ -138,8 +137,7 @@ def _download_from(url: str, path: Path, report: Progress) -> dict[str, Any]:
                 raise
             continue
         break
-    with open(part_file, 'rb') as file:
-        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    digest = file_sha256(part_file)
     if part.sha256 not in (None, digest):
         part_file.unlink()
         raise _TransferError(f'SHA-256 is {digest}, not {part.sha256}')

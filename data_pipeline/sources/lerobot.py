@@ -34,6 +34,7 @@ import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
 from data_pipeline.errors import DataError
+from data_pipeline.files import file_sha256
 from data_pipeline.observations import array_name, choose_keys
 from data_pipeline.schema import load_json
 from data_pipeline.sources.arrays import Fitted, fit_arrays
@@ -554,8 +555,5 @@ def _line(error: Exception) -> str:
 
 def _digest(files: Sequence[Path]) -> str:
     """SHA-256 over the files."""
-    digests = []
-    for path in files:
-        with open(path, 'rb') as file:
-            digests.append(hashlib.file_digest(file, 'sha256').hexdigest())
+    digests = [file_sha256(path) for path in files]
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()

@@ -25,6 +25,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.utils.file_utils import list_data_dirs
 
 from data_pipeline.errors import DataError
+from data_pipeline.files import file_sha256
 from data_pipeline.observations import array_name
 from data_pipeline.sources.arrays import fit_arrays
 from data_pipeline.sources.base import INFO_ARRAYS, Note, SourceSplit, format_of
@@ -386,10 +387,7 @@ def _nested(leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
 
 def _digest(files: Iterable[Path], keys: RldsKeys) -> str:
     """SHA-256 over the files and over the names of the features that are read."""
-    digests = []
-    for path in files:
-        with open(path, 'rb') as file:
-            digests.append(hashlib.file_digest(file, 'sha256').hexdigest())
+    digests = [file_sha256(path) for path in files]
     return hashlib.sha256(json.dumps([digests, _named(keys)]).encode()).hexdigest()
 
 

@@ -10,7 +10,6 @@ Each use compares them with their checksums, and computes damaged ones again.
 """
 
 import dataclasses
-import hashlib
 import json
 import traceback
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ import numpy as np
 
 from data_pipeline.environment import choose_opengl, construct, source_files
 from data_pipeline.errors import DamagedError, DataError
-from data_pipeline.files import atomic_folder, write_json
+from data_pipeline.files import atomic_folder, file_sha256, write_json
 from data_pipeline.schema import read_json
 from data_pipeline.store.frame_store import FrameStore
 from data_pipeline.store.manifest import ArrayEntry, open_array
@@ -97,7 +96,8 @@ def task_labels(
         env_id=env_id,
         env_kwargs=json.loads(json.dumps(dict(env_kwargs))),
         ogbench=version('ogbench'),
-        data={name: store.checksums[split][name] for name in used} | _source_checksum(env_id),
+        data={name: store.checksums[split][name] for name in used}
+        | {file.name: file_sha256(file) for file in source_files(env_id)},
     )
     try:
         labels = _read_labels(folder, recipe)
@@ -204,15 +204,6 @@ def _run_worker(
         connection.send((str(error), None))
     except Exception:
         connection.send((f'labelling for {env_id} failed\n{traceback.format_exc()}', None))
-
-
-def _source_checksum(env_id: str) -> dict[str, str]:
-    if not (files := source_files(env_id)):
-        return {}
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
-    return {f'source of {env_id.rpartition(":")[0]}': digest.hexdigest()}
 
 
 def _widths(action_width: int, info: Mapping[str, np.ndarray]) -> dict[str, int]:

@@ -54,6 +54,14 @@ def cube_store(make_store, **changes: np.ndarray | None) -> FrameStore:
     return make_store(**{**arrays, **changes})
 
 
+def store_of_two_goals(make_store) -> FrameStore:
+    """Seven rows at the goal of cube-single's task 1, then seven at that of task 2."""
+    qpos = np.zeros((14, 21), np.float32)
+    qpos[:7, 14:17] = [0.425, -0.1, 0.02]
+    qpos[7:, 14:17] = [0.5, 0.0, 0.02]
+    return cube_store(make_store, qpos=qpos)
+
+
 @pytest.fixture
 def no_worker(monkeypatch):
     def refuse(*_args, **_kwargs):
@@ -159,10 +167,7 @@ def test_labels_are_computed_once(make_store, request):
 
 def test_cache_is_of_one_task_only(make_store):
     """`reward_task_id` chooses the goal without being part of the id."""
-    qpos = np.zeros((14, 21), np.float32)
-    qpos[:7, 14:17] = [0.425, -0.1, 0.02]  # The goal of task 1, and that of task 2.
-    qpos[7:, 14:17] = [0.5, 0.0, 0.02]
-    store = cube_store(make_store, qpos=qpos)
+    store = store_of_two_goals(make_store)
     found = {
         task: task_labels(store, 'train', 'cube-single-v0', {'reward_task_id': task})[1].tolist()
         for task in (1, 2)
@@ -185,10 +190,7 @@ def test_another_goal_under_the_same_id(make_store, tmp_path, monkeypatch, modul
     )
     (tmp_path / 'mine').mkdir()
     (tmp_path / 'mine' / 'envs.py').write_text('from mine.goals import TASK\n' + register)
-    qpos = np.zeros((14, 21), np.float32)
-    qpos[:7, 14:17] = [0.425, -0.1, 0.02]  # The goal of task 1, and that of task 2.
-    qpos[7:, 14:17] = [0.5, 0.0, 0.02]
-    store = cube_store(make_store, qpos=qpos)
+    store = store_of_two_goals(make_store)
     found = []
     for task in (1, 2):
         goal = f'TASK = {task}' + '\n' * task + (register if module == 'own_envs' else '')
