@@ -21,6 +21,12 @@ def resolve_data_dir(flag: str) -> Path:
     return Path(os.path.expanduser(chosen)).absolute() if chosen else _user_cache_dir()
 
 
+def data_dir_arguments(flag: str) -> list[str]:
+    """The arguments by which another command finds `resolve_data_dir(flag)`, if it needs any."""
+    folder = resolve_data_dir(flag)
+    return [] if folder == resolve_data_dir('') else ['--data-dir', str(folder)]
+
+
 def dataset_folder(flag: str, name: str) -> Path:
     """The folder of a dataset's store, inside `resolve_data_dir(flag)`.
 
@@ -28,6 +34,15 @@ def dataset_folder(flag: str, name: str) -> Path:
         DataError: the name is not valid; see `check_name`.
     """
     return resolve_data_dir(flag) / check_name(name)
+
+
+def collected_file(flag: str, name: str) -> Path:
+    """The file that `fql collect` writes a dataset to by default, inside `resolve_data_dir(flag)`.
+
+    Raises:
+        DataError: the name is not valid; see `check_name`.
+    """
+    return resolve_data_dir(flag) / 'collected' / f'{check_name(name)}.npz'
 
 
 def check_name(name: str) -> str:

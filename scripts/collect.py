@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from data_pipeline.collection.collect import collect
 from data_pipeline.collection.recipes import Recipe, dataset_name, ogbench_recipe
-from data_pipeline.data_dir import resolve_data_dir
+from data_pipeline.data_dir import collected_file, data_dir_arguments
 from data_pipeline.errors import DataError
 from data_pipeline.machine import available_processors
 from fql.command import command
@@ -22,7 +22,7 @@ def run(args: Collect) -> None:
     """Collect what is missing, and say what to do with it."""
     recipe, episodes = recipe_of(args)
     name = dataset_name(recipe)
-    out = args.out or resolve_data_dir(args.data_dir) / 'collected' / f'{name}.npz'
+    out = args.out or collected_file(args.data_dir, name)
     jobs = [(recipe, out, episodes if args.episodes is None else args.episodes)]
     if args.val_episodes:
         val = out.with_name(f'{out.stem}-val.npz')
@@ -36,7 +36,8 @@ def run(args: Collect) -> None:
             print(f'kept: {path}')
     for recipe, path, number in jobs:
         _collect_with_progress(recipe, path, number, args)
-    print(f'next: {command("prepare", name, "--source", out)}')
+    place = data_dir_arguments(args.data_dir)
+    print(f'next: {command("prepare", name, "--source", out, *place)}')
 
 
 def recipe_of(args: Collect) -> tuple[Recipe, int]:

@@ -2,7 +2,12 @@
 
 from collections.abc import Mapping
 
-from data_pipeline.data_dir import dataset_folder, resolve_data_dir
+from data_pipeline.data_dir import (
+    collected_file,
+    data_dir_arguments,
+    dataset_folder,
+    resolve_data_dir,
+)
 from data_pipeline.observations import observation_keys, unnamed
 from data_pipeline.replay import is_replay
 from data_pipeline.sources.base import SourceSplit
@@ -14,6 +19,7 @@ from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.sources.replay import replay_splits
 from data_pipeline.store.frame_store import open_store
 from data_pipeline.store.writer import write_store
+from fql.command import command
 from fql.envs.tasks import ADROIT_TASKS, ANTMAZE_TASKS
 from fql.errors import FQLError
 from fql.reports.data_report import describe_store
@@ -45,7 +51,8 @@ def find_source(args: Prepare) -> Mapping[str, SourceSplit]:
     """The source that was named; without one, the file of the dataset's name is downloaded.
 
     Raises:
-        FQLError: the data are D4RL's, and no file is named; or keys are of a replay.
+        FQLError: no file is named, and the data are D4RL's, or a file of that name was collected
+            here; or keys are of a replay.
     """
     keys = observation_keys(args.observation_key)
     if args.tfds is not None:
@@ -66,6 +73,14 @@ def find_source(args: Prepare) -> Mapping[str, SourceSplit]:
     if args.dataset in (*ANTMAZE_TASKS, *ADROIT_TASKS):
         raise FQLError(
             f"{args.dataset}: D4RL's data are not downloaded; name its .hdf5 file with --source"
+        )
+    collected = collected_file(args.data_dir, args.dataset)
+    if collected.exists():
+        place = data_dir_arguments(args.data_dir)
+        prepare = command('prepare', args.dataset, '--source', collected, *place)
+        raise FQLError(
+            f'{collected} was collected under this name; prepare it with {prepare}, or move it '
+            "away to download OGBench's file"
         )
     folder = resolve_data_dir(args.data_dir) / 'downloads'
     notes: list[str] = []

@@ -24,7 +24,8 @@ class Prepare:
         --observation-key observation/image
 
     Without --source, --tfds or --minari, OGBench's file of that name is downloaded to
-    DIR/downloads; a download that was interrupted is continued.
+    DIR/downloads; a download that was interrupted is continued. Data that fql collect has made
+    under that name are not replaced by a download: name their file with --source.
     """
 
     dataset: tyro.conf.Positional[str] = ''

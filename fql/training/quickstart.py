@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data_pipeline.collection.collect import collect
 from data_pipeline.collection.recipes import Recipe
+from data_pipeline.data_dir import collected_file
 from data_pipeline.errors import DataError
 from data_pipeline.files import make_folder
 from data_pipeline.machine import available_processors
@@ -81,7 +82,7 @@ def prepare_data(dataset: str, data_dir: Path) -> None:
             command that replaces it.
     """
     path = data_dir / dataset
-    source = data_dir / 'collected' / f'{dataset}.npz'
+    source = collected_file(str(data_dir), dataset)
     if not source.exists():
         make_folder(source.parent)
         recipe = Recipe(

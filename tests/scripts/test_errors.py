@@ -56,9 +56,14 @@ def test_missing_dataset_says_how_to_make_it(assert_one_line, fql, tmp_path):
 def test_the_small_tasks_data_are_collected(assert_one_line, fql, tmp_path):
     done = fql('train', '--task', 'visual-puzzle-small-play-singletask-v0', '--data-dir', tmp_path)
     collect = 'collect fql.envs.small_puzzle:visual-puzzle-small-v0 --episodes 100'
-    assert_one_line(done, f'make it with fql {collect} --episode-steps 500, then fql prepare')
+    place = f'--data-dir {tmp_path}'
+    prepare = 'prepare visual-puzzle-small-play-v0 --source '
+    prepare += f'{tmp_path}/collected/visual-puzzle-small-play-v0.npz {place}'
+    assert_one_line(
+        done, f'make it with fql {collect} --episode-steps 500 {place}, then fql {prepare},'
+    )
     done = fql('train', '--task', QUICKSTART_TASK, '--data-dir', tmp_path)
-    assert_one_line(done, 'make it with fql quickstart')
+    assert_one_line(done, f'make it with fql quickstart {place},')
 
 
 def test_missing_source(assert_one_line, fql):

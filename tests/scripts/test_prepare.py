@@ -122,6 +122,22 @@ def test_no_mirror(assert_one_line, fql, tmp_path, monkeypatch):
     assert_one_line(done, f'http://127.0.0.1:9/{MAZE}', '--source')
 
 
+def test_collected_data_are_not_replaced_by_a_download(
+    assert_one_line, fql, maze_npz, tmp_path, monkeypatch
+):
+    monkeypatch.setattr('data_pipeline.sources.download.MIRRORS', ['http://127.0.0.1:9/{file}'])
+    name, data = 'visual-cube-single-play-v0', ('--data-dir', tmp_path)
+    collected = tmp_path / 'collected' / f'{name}.npz'
+    collected.parent.mkdir()
+    collected.write_bytes(maze_npz.read_bytes())
+    hint = f'fql prepare {name} --source {collected} --data-dir {tmp_path}'
+    assert_one_line(fql('prepare', name, *data), 'was collected under this name', hint)
+    task = 'visual-cube-single-play-singletask-task1-v0'
+    assert_one_line(fql('train', '--task', task, *data), f'make it with {hint},')
+    assert fql('prepare', name, '--source', collected, *data).returncode == 0
+    assert fql('prepare', name, *data).returncode == 0, 'what is prepared needs no source'
+
+
 def test_two_sources(assert_one_line, fql, tmp_path):
     assert_one_line(fql('prepare', 'd', '--source', 'd.npz', '--tfds', 'd'), '--source and --tfds')
 
