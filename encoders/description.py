@@ -22,7 +22,7 @@ class SavedEncoder:
         image_shape: (h, w, c) of one frame; of several arrays such shapes by name, and (d,) of
             vectors.
         frame_stack: frames along the channels of its input.
-        objective: training objective: a name of `encoders.pretraining`, or 'fql'.
+        objective: what trained it: a name of `encoders.pretraining`, or an agent's.
         dataset: the name of the data it was trained on.
         step: updates it was trained for.
         versions: of the packages it was trained with.

@@ -132,8 +132,9 @@ def make_train_step(
 
     # Left to XLA, every update would spread a state over the devices in another way.
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    is_alone = has_convolutions and jax.default_backend() == 'cpu'
-    assert per_call == 1 or not is_alone
+    # On CPUs, convolutions inside a loop run on one thread. Elsewhere the host may wait for every
+    # turn of a loop, and then it does not run ahead of the device.
+    is_alone = per_call == 1 and (has_convolutions or jax.default_backend() != 'cpu')
     jitted = jax.jit(
         alone if is_alone else loop,
         donate_argnums=0,

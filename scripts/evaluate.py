@@ -73,7 +73,7 @@ def make_policies(args: Evaluate, folder: RunFolder, spec: RunSpec, seed: int) -
     agents = {f'{name} policy': agent_of(spec)}
     if args.candidates:
         agents = {
-            f'{name} policy, best of {count}': agent_of(with_candidates(spec, count))
+            f'{name} policy, best of {count}': agent_of(with_candidates(spec, count, name))
             for count in args.candidates
         }
     acts = {title: make_act(agent, name) for title, agent in agents.items()}

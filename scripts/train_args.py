@@ -37,7 +37,7 @@ class Train:
     preset: PresetName = 'default'
     """The settings to start from. `strong`: those that learn best on the small tasks, of agent fql
     from images (returns of five steps) and of qc_fql from states (chunks of five actions, FQL's
-    published settings; docs/steadiness.md)."""
+    published settings; docs/steadiness.md). Not for data of your own."""
     run_dir: Path | None = None
     """Folder that the run writes into; it must not hold a run yet. Default: runs/TASK-TIME."""
     resume: Path | None = None

@@ -74,16 +74,18 @@ class FQL(Agent):
     def sample_draws(self, key: jax.Array, batch: Batch) -> FlowDraws:
         """`policy_noise` is shared by the distillation and Q terms.
 
-        With several target candidates, `next_action_noise` is (b, candidates, a).
+        With several target candidates, `next_action_noise` is (b, candidates, a). JAX's
+        `split(key, n)[i]` is `fold_in(key, i)`: the numbers here are those that
+        `sample_flow_draws` leaves.
         """
         size, count = len(batch.actions), self.config.target_candidates
         draws = sample_flow_draws(key, (size, self.spec.action_dim))
         if count > 1:
             shape = (size, count, self.spec.action_dim)
-            noise = jax.random.normal(jax.random.fold_in(key, 0), shape)
+            noise = jax.random.normal(jax.random.fold_in(key, 4), shape)
             draws = draws._replace(next_action_noise=noise)
         if self.config.distillation == 'velocity':
-            time = jax.random.uniform(jax.random.fold_in(key, 1), (size, 1))
+            time = jax.random.uniform(jax.random.fold_in(key, 5), (size, 1))
             draws = draws._replace(distill_time=time)
         return draws
 

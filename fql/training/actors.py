@@ -92,7 +92,8 @@ class Actors:
     def bring_back(self, queues: Sequence[Sequence[Sequence[float]]]) -> None:
         """Bring the environments to where the replay ends: reset and step as recorded there.
 
-        An environment that does not repeat its record is reported, and begins a new episode.
+        An environment that does not repeat its record, or whose worker dies or hangs, is reported,
+        and begins a new episode.
 
         Args:
             queues: what `queues` gave when the replay ended there.
@@ -105,19 +106,28 @@ class Actors:
                 stream.read('rewards', first, stream.rows - 1),
             )
         self._episodes = self._reset(range(len(self._streams)))
-        strayed = set()
+        strayed: set[int] = set()
+        replaced: set[int] = set()
         for timestep in range(max(len(actions) for actions, _ in recorded.values())):
             acting = {
                 index: actions[timestep]
                 for index, (actions, _) in recorded.items()
-                if timestep < len(actions) and index not in strayed
+                if timestep < len(actions) and index not in strayed | replaced
             }
-            for index, step in self._workers.step(acting).items():
+            self._workers.begin_steps(acting)
+            steps = self._workers.finish_steps(acting)
+            for index in acting.keys() - steps.keys():
+                self._drop(index)
+                replaced.add(index)
+            for index, step in steps.items():
                 self._note(index, step, float(recorded[index][1][timestep]))
                 is_last = timestep == len(recorded[index][0]) - 1
                 if (step.terminated or step.truncated) and not is_last:
                     strayed.add(index)
         for index, stream in enumerate(self._streams):
+            if index in replaced:
+                self._begin_episodes([index])
+                continue
             episode = self._episodes[index]
             shown = named(self._newest_frame(index, episode.observation))
             stored = named(stream.read_frames(stream.rows - 1, stream.rows))
@@ -138,12 +148,12 @@ class Actors:
                     episode.latents = stream.read('latents', stream.rows - 1, stream.rows)[0]
 
     @property
-    def queues(self) -> list[list[list[float]]]:
+    def queues(self) -> tuple[tuple[tuple[float, ...], ...], ...]:
         """The actions still to execute in each environment, as JSON values."""
-        return [
-            [action.tolist() for action in self._episodes[index].queue]
+        return tuple(
+            tuple(tuple(action.tolist()) for action in self._episodes[index].queue)
             for index in range(len(self._streams))
-        ]
+        )
 
     def choose(self, params: Params) -> jax.Array | None:
         """Start computing the policy, (W, h, a), if any environment needs it; do not wait."""
@@ -268,13 +278,12 @@ class Actors:
 
     def _drop(self, index: int) -> None:
         """End an episode whose worker has died or hung, and was replaced."""
-        episode = self._episodes[index]
         self._replaced += 1
         place = f'{self._place(index)} died, or took longer than {self._workers.step_seconds:g} s'
         if self._replaced > MAX_REPLACED:
             raise FQLError(f'{place}; {MAX_REPLACED} workers were replaced before, the limit')
         tqdm.write(
-            f'{place}; a new worker is started, and the episode ends at step {episode.length} '
+            f'{place}; a new worker is started, and begins a new episode '
             f'(worker {self._replaced} of at most {MAX_REPLACED})'
         )
         self._streams[index].cut_off()

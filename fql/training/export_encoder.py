@@ -59,7 +59,7 @@ def read_pretrained(
 
 
 def read_trained(folder: RunFolder, spec: RunSpec, step: int | None) -> tuple[Params, SavedEncoder]:
-    """The encoder of an agent's critic, the only one with sharing, and its description."""
+    """The encoder of the critic, or of the first head without one; with sharing, the only one."""
     config = spec.config
     if not spec.images:
         raise FQLError(f'{folder.path}: observations are vectors, so that it has no encoder')

@@ -171,10 +171,11 @@ def load_policy(
         policy: one of the agent's policies (fql: one_step, bc_flow); its first one if empty.
         step: which checkpoint of a run; None for the newest that is sound. An exported folder has
             one.
-        candidates: of how many actions the critics' best is taken; None for the run's setting.
+        candidates: of how many actions of the first policy the critics' best is taken; None for
+            the run's setting.
 
     Raises:
-        FQLError: no such folder, checkpoint or policy.
+        FQLError: no such folder, checkpoint or policy; or one that does not choose.
         OSError: a file cannot be read.
         TypeError: `step` or `candidates` is no whole number.
     """
@@ -187,5 +188,5 @@ def load_policy(
     else:
         _, params = restore_params(folder, spec, step)
     if candidates is not None:
-        spec = with_candidates(spec, operator.index(candidates))
+        spec = with_candidates(spec, operator.index(candidates), policy)
     return LoadedPolicy(spec, params, policy)

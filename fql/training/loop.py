@@ -223,7 +223,7 @@ class Trainer:
         evaluate: called with the state whenever an evaluation is due.
         metadata: JSON values kept with each checkpoint.
         writer: of checkpoints.
-        verification: of the data; each checkpoint waits for it.
+        verification: of the data; each checkpoint of an interval, and the last, waits for it.
         train_log: of metrics; None in all processes except the first.
         timing_log: of the updates a second; likewise.
         interruption: says when to stop.
@@ -428,8 +428,15 @@ def is_due(step: int, interval: int, last: int) -> bool:
 
 
 def rows_logged(schedule: Schedule, step: int) -> int:
-    """Rows of metrics, each with the next batch of the validation split, of the first updates."""
-    return step // schedule.log_interval if schedule.log_interval else 0
+    """Rows of metrics, each with the next batch of the validation split, of the first updates.
+
+    Args:
+        step: at most `schedule.steps`, after which there is a row too.
+    """
+    interval = schedule.log_interval
+    if not interval:
+        return 0
+    return step // interval + (step == schedule.steps and step % interval > 0)
 
 
 def _intervals(schedule: Schedule) -> tuple[int, int, int]:

@@ -14,6 +14,7 @@ not depend on how long the other took.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipeline.files import write_json
 from data_pipeline.online_loader import OnlineBatches
 from data_pipeline.replay import Replay, RowLayout
+from data_pipeline.schema import from_json, read_json
 from fql.agents.configs import FQLConfig
 from fql.agents.registry import make_agent
 from fql.compiled import abstract_state, make_train_step, updates_per_call
@@ -50,6 +53,23 @@ _ACTING = 2**31 + 0x616374
 MAX_VIDEO_FRAMES = 300
 
 
+@dataclass(frozen=True)
+class OnlineRecord:
+    """From what an online phase continues.
+
+    Attributes:
+        env_steps: environment steps made.
+        rows: of the phase's log, see `MetricsLog.rows`.
+        streams: of the replay, see `Replay.commit`.
+        queues: of the environments, see `Actors.queues`.
+    """
+
+    env_steps: int
+    rows: Mapping[str, int]
+    streams: tuple[Mapping[str, Any], ...]
+    queues: tuple[tuple[tuple[float, ...], ...], ...]
+
+
 class OnlinePhase:
     """The turns of an online phase; see `fql.training.loop.Phase`.
 
@@ -69,10 +89,15 @@ class OnlinePhase:
         per_call: int,
         done: int,
         log: MetricsLog,
+        warmup: Path,
     ) -> None:
-        """The phase after `done` environment steps, whose rows replay and log hold."""
+        """The phase after `done` environment steps, whose rows replay and log hold.
+
+        Args:
+            warmup: the file `RunFolder.online_warmup`.
+        """
         self._config, self._replay, self._actors = config, replay, actors
-        self._log = log
+        self._log, self._warmup = log, warmup
         self._batches, self._per_call = batches, per_call
         self.done = done
         self._is_between_turns = True
@@ -100,18 +125,20 @@ class OnlinePhase:
         return state
 
     def metadata(self) -> Mapping[str, Any]:
-        """See `fql.training.loop.Phase`; what the checkpoint counts is on the disk then."""
+        """See `fql.training.loop.Phase`; what the checkpoint counts is on the disk then.
+
+        Before the first update, the checkpoint of this state is of the offline phase; so the record
+        is also written beside the replay.
+        """
         if not self._is_between_turns:
             raise FQLError('a turn of the online phase was interrupted: no state to save')
         self._log.sync()
-        return {
-            'online': {
-                'env_steps': self.done,
-                'rows': self._log.rows,
-                'streams': self._replay.commit(),
-                'queues': self._actors.queues,
-            }
-        }
+        record = OnlineRecord(
+            self.done, self._log.rows, tuple(self._replay.commit()), self._actors.queues
+        )
+        if self.done <= self._config.online.online_warmup:
+            write_json(self._warmup, vars(record))
+        return {'online': vars(record)}
 
     def _ask(self) -> None:
         """Start making the batches of the next turn, from the rows that there are now."""
@@ -165,13 +192,13 @@ def train_online(
     """
     config, folder = spec.config, trainer.folder
     online = config.online
-    record = saved_record(folder, int(state.step))
-    done = int(record['env_steps']) if record else 0
+    record = saved_record(folder, int(state.step), config)
+    done = record.env_steps if record else 0
     online_trainer = make_online_trainer(trainer, spec, data.has_latents)
     share = None if online.offline_ratio == 'uniform' else float(online.offline_ratio)
     with ExitStack() as stack:
         csv = folder.online_csv
-        written = record.get('rows', {}).get(csv.name, 0) if record else 0
+        written = record.rows.get(csv.name, 0) if record else 0
         log = stack.enter_context(MetricsLog(csv, folder.online_tensorboard, done, written=written))
         replay = stack.enter_context(
             Replay(
@@ -179,7 +206,7 @@ def train_online(
                 workers.spec.env_id,
                 replay_layout(data, spec),
                 online.online_workers,
-                record['streams'] if record else None,
+                record.streams if record else None,
             )
         )
         actors = Actors(
@@ -193,7 +220,7 @@ def train_online(
             make_encode(spec, state.params) if data.has_latents else None,
         )
         if record:
-            actors.bring_back(record['queues'])
+            actors.bring_back(record.queues)
         else:
             actors.start()
         batches = stack.enter_context(
@@ -208,7 +235,9 @@ def train_online(
                 save_last_episode(folder, replay, int(state.step))
 
         per_call = online_trainer.train_step.per_call
-        phase = OnlinePhase(config, replay, actors, batches, per_call, done, log)
+        phase = OnlinePhase(
+            config, replay, actors, batches, per_call, done, log, folder.online_warmup
+        )
         online_trainer = dataclasses.replace(online_trainer, evaluate=evaluate)
         return online_trainer.run(state, phase, is_evaluation_missing)
 
@@ -248,11 +277,24 @@ def offline_state(config: TrainConfig, abstract: TrainState) -> TrainState:
     return dataclasses.replace(state, key=jax.device_put(key, state.key.sharding))
 
 
-def saved_record(folder: RunFolder, step: int) -> Mapping[str, Any] | None:
-    """What `OnlinePhase.metadata` gave for a checkpoint; None if it is of the offline phase."""
+def saved_record(folder: RunFolder, step: int, config: TrainConfig) -> OnlineRecord | None:
+    """What `OnlinePhase.metadata` gave for the state of this step; None if it begins the phase.
+
+    Raises:
+        FQLError: the record of a phase without updates is damaged.
+    """
+    if step == config.steps and folder.online_warmup.exists():
+        try:
+            return read_json(folder.online_warmup, OnlineRecord)
+        except ValueError as error:
+            raise FQLError(
+                f'{folder.online_warmup} is damaged: {error}; delete it, and the online phase '
+                'begins anew'
+            ) from None
     if step not in finished_steps(folder.checkpoints):
         return None
-    return CheckpointReader(folder.checkpoints).metadata(step).get('online')
+    online = CheckpointReader(folder.checkpoints).metadata(step).get('online')
+    return None if online is None else from_json(OnlineRecord, online)
 
 
 def is_evaluation_due(config: TrainConfig, step: int) -> bool:

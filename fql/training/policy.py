@@ -16,7 +16,7 @@ from fql.learner import Params
 from fql.training.checkpoints import CheckpointReader
 from fql.training.config import validate_config
 from fql.training.evaluation import Policy
-from fql.training.learning import make_learner
+from fql.training.learning import agent_of, make_learner
 from fql.training.run_folder import RunFolder, RunSpec, read_identity
 
 Act = Callable[[Params, jax.Array, Any, jax.Array, jax.Array], jax.Array]
@@ -89,11 +89,14 @@ def restore_params(
         return found, reader.restore_params(abstract, found)
 
 
-def with_candidates(spec: RunSpec, count: int) -> RunSpec:
+def with_candidates(spec: RunSpec, count: int, policy: str = '') -> RunSpec:
     """The run with another number of actions from which the critics choose.
 
+    Args:
+        policy: one of the agent's policies; its first one if empty.
+
     Raises:
-        FQLError: the agent does not choose, or the number is out of bounds.
+        FQLError: the agent or the policy does not choose, or the number is out of bounds.
     """
     agent = spec.config.agent
     names = {entry.name for entry in dataclasses.fields(agent)}
@@ -103,6 +106,12 @@ def with_candidates(spec: RunSpec, count: int) -> RunSpec:
     if not changes:
         raise FQLError(
             f'agent {agent.name} does not choose among candidates; leave out --candidates'
+        )
+    first, *others = agent_of(spec).policies
+    if policy in others:
+        raise FQLError(
+            f'policy {policy} does not choose among candidates, {first} does; leave out '
+            '--candidates'
         )
     config = dataclasses.replace(spec.config, agent=dataclasses.replace(agent, **changes))
     validate_config(config)

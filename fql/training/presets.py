@@ -286,7 +286,12 @@ def default_config(
 def _strong_settings(task: Task, agent: str) -> dict[str, Any]:
     # Returns of several steps of FQL are worse than of one on a task from states, and better on all
     # from images; QC-FQL's are of actions that its policy proposes together.
-    of = 'fql' if task.has_images or task.name == OWN_TASK else 'qc_fql'
+    if task.name == OWN_TASK:
+        raise FQLError(
+            f'preset strong is not for data of your own: give --horizon {STRONG_HORIZON}, for '
+            'images with --agent fql, for states with --agent qc_fql and an alpha that you tune'
+        )
+    of = 'fql' if task.has_images else 'qc_fql'
     if agent != of:
         kind = 'images' if of == 'fql' else 'states'
         raise FQLError(

@@ -136,6 +136,11 @@ class RunFolder:
         return self.path / 'replay'
 
     @property
+    def online_warmup(self) -> Path:
+        """How far the online phase is while it has made no update, and so has no checkpoint."""
+        return self.replay / 'warmup.json'
+
+    @property
     def train_tensorboard(self) -> Path:
         """Metrics of updates as event files."""
         return self.path / 'tensorboard' / 'train'

@@ -72,7 +72,7 @@ def check_run_folder(
         )
     latest = max(steps, default=0)
     if latest > last:
-        raise FQLError(f'{folder.path} is at step {latest:,} already, past --steps {last:,}')
+        raise FQLError(f'{folder.path} is at step {latest:,} already, past the {last:,} asked for')
 
 
 def check_data(folder: RunFolder, store: FrameStore) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from data_pipeline.observations import describe
 from encoders.description import read_encoder
+from encoders.errors import EncoderError
 from fql.agents.configs import AgentConfig
 from fql.envs.tasks import find_task
 from fql.learner import Params, TrainState, count_parameters
@@ -33,9 +34,12 @@ def encoder_text(spec: RunSpec, state: TrainState) -> str:
     if encoder.mode == 'scratch':
         return text
     text += f', {encoder.mode}, from {encoder.source}'
-    if int(state.step) > 0:  # The folder is no longer needed.
+    if int(state.step) > 0:
         return text
-    saved = read_encoder(Path(encoder.source))
+    try:
+        saved = read_encoder(Path(encoder.source))
+    except EncoderError:  # A resumed run needs the folder no longer.
+        return text
     return f'{text} ({saved.objective} on {saved.dataset}, {saved.step:,} updates)'
 
 
@@ -95,7 +99,7 @@ def start_summary(
         'encoder': encoder_text(spec, state),
         **({'latents': describe_cache(data, spec, frozen)} if is_frozen else {}),
         'training': (
-            f'updates {int(state.step):,} to {config.steps:,}, batch {config.batch_size}, '
+            f'updates {int(state.step):,} to {config.total_updates:,}, batch {config.batch_size}, '
             f'seed {config.seed}{hint}'
         ),
         **({'online': describe_online(config)} if config.online.online_steps else {}),

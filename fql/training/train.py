@@ -72,7 +72,8 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
         FQLError, DataError, EncoderError: what the user asked for cannot be done. Nothing was
             written then, except if latents are not finite.
         DamagedError: the data are not what was written. No checkpoint was written after that was
-            found. Before all data were verified, one was written only at a signal.
+            found. Before all data were verified, one was written only before the first update, and
+            where the run was stopped by a signal or another fault.
     """
     run = check_run(config, path, resume)
     folder, spec, store = run.folder, run.spec, run.store
@@ -211,9 +212,8 @@ def validation_batches(
     loader = loader_config(run.data['train'], config, **this_process())
     if 'val' not in data or num_starts(data['val'].split, loader) < config.batch_size:
         return None
-    logged = rows_logged(config, start)
-    if start > config.steps:
-        logged = len(recorded_steps(run.folder.train_csv))
+    logged = rows_logged(config, min(start, config.steps))
+    logged += sum(step > config.steps for step in recorded_steps(run.folder.train_csv))
     return training_batches(data['val'], config, logged, **this_process())
 
 

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from data_pipeline.replay import open_replay
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.training.checkpoints import finished_steps
+from fql.training.metrics_log import read_csv
 
 SMALL = (
     *('--task', QUICKSTART_TASK, '--batch-size', 8, '--hidden-dims', 8, '--frame-stack', 2),
@@ -62,6 +65,36 @@ def test_a_killed_run_ends_as_one_that_was_not(
     assert done.returncode == 0, done.stderr
     assert_same_run(fql, killed, whole)
     assert digest(fql, whole)['step'] == 5 + 60 - 4
+
+
+@pytest.mark.long
+def test_a_stop_before_the_first_update_loses_no_step(
+    fql, assert_one_line, run_fql, start_fql, tmp_path
+):
+    whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+    settings = (*OF_FQL, '--steps', 5, '--online-steps', 820, '--online-warmup', 800)
+    assert run_fql('train', *settings, '--run-dir', whole).returncode == 0
+    process = start_fql('train', *settings, '--run-dir', stopped)
+    while len(read_csv(stopped / 'online.csv')) < 5:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate()
+    assert (process.returncode, 'stopped; step 5 is saved' in out) == (42, True)
+    record = stopped / 'replay' / 'warmup.json'
+    made = json.loads(record.read_text())['env_steps']
+    assert 45 <= made < 800
+
+    intact = record.read_text()
+    record.write_text(intact[:-9])
+    assert_one_line(fql('train', '--resume', stopped), 'warmup.json is damaged')
+    record.write_text(intact)
+    kept = stopped / 'replay' / 'kept'
+    kept.touch()  # A phase that begins anew has a new folder.
+    done = run_fql('train', '--resume', stopped)
+    assert done.returncode == 0, done.stderr
+    assert kept.exists()
+    assert_same_run(fql, stopped, whole)
 
 
 @pytest.mark.long

@@ -30,6 +30,24 @@ def learner_of(config):
     return Learner(make_agent(config, SPEC), make_optimizer(config.lr, config.encoder))
 
 
+def test_every_draw_of_an_update_has_a_key_of_its_own():
+    """A uniform and a normal number from the same key are functions of each other."""
+    config = dataclasses.replace(small('fql'), distillation='velocity', target_candidates=3)
+    agent = make_agent(config, SPEC)
+    zeros = jnp.zeros((BATCH, ACTION_DIM))
+    draws = agent.sample_draws(jax.random.key(0), Batch(zeros, zeros, zeros, zeros, zeros))
+    assert draws.next_action_noise.shape == (BATCH, 3, ACTION_DIM)
+    uniform = {
+        name: np.asarray(value if name.endswith('time') else jax.scipy.stats.norm.cdf(value))
+        for name, value in draws._asdict().items()
+    }
+    for name, values in uniform.items():
+        for other, others in uniform.items():
+            if name < other:
+                first, second = values.ravel()[:BATCH], others.ravel()[:BATCH]
+                assert np.abs(first - second).min() > 1e-5, (name, other)
+
+
 @pytest.mark.parametrize(
     'name',
     [name if name == 'fql' else pytest.param(name, marks=pytest.mark.long) for name in AGENTS],

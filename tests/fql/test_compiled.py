@@ -98,6 +98,27 @@ def test_so_it_is_on_vectors_where_calls_make_many_updates_on_cpus_too(
     assert len(digests) == 1
 
 
+@pytest.mark.parametrize(
+    ('backend', 'per_call', 'has_convolutions', 'loops'),
+    [
+        ('cpu', 1, True, False),
+        ('cpu', 1, False, True),
+        ('gpu', 1, True, False),
+        ('gpu', 1, False, False),
+        ('gpu', 2, True, True),
+    ],
+)
+def test_a_single_update_is_no_loop_where_the_host_would_wait_for_its_turns(
+    monkeypatch, backend, per_call, has_convolutions, loops
+):
+    monkeypatch.setattr('jax.default_backend', lambda: backend)
+    learner, mesh = make_learner(SPEC), one_device_mesh()
+    abstract = abstract_state(learner, mesh)
+    step = make_train_step(learner, batch_maker(SPEC), abstract, per_call, has_convolutions)
+    arguments = step.arguments(abstract, [random_arrays(0)])
+    assert ('while[' in str(step.jitted.trace(*arguments).jaxpr)) == loops
+
+
 def test_images_are_alone_in_their_call_on_cpus():
     assert updates_per_call(7, has_convolutions=True) == 1
     assert updates_per_call(7, has_convolutions=False) == 7

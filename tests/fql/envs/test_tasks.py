@@ -181,6 +181,7 @@ def test_strong_is_fql_from_images_and_qc_fql_from_states():
         ('visual-puzzle-3x3-play-singletask-task1-v0', 'iql', 'strong', 'give --agent fql'),
         ('cube-triple-noisy-singletask-task1-v0', 'qc_fql', 'strong', 'has none'),
         ('puzzle-3x3-play-singletask-task1-v0', 'fql', 'stronger', 'are default, strong'),
+        ('own', 'fql', 'strong', 'not for data of your own: give --horizon 5'),
     ],
 )
 def test_tasks_and_agents_without_a_preset(name, agent, preset, says):

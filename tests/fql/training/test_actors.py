@@ -168,6 +168,24 @@ def test_an_environment_that_does_not_repeat_itself_is_reported(tmp_path, capsys
         world.turn()
 
 
+def test_a_worker_that_dies_while_its_episode_is_repeated_is_replaced(tmp_path, capsys):
+    with World(tmp_path / 'replay', 'Counter') as world:
+        world.actors.start()
+        for _ in range(4):
+            world.turn()
+        records, queues = world.replay.commit(), world.actors.queues
+        rows = [stream.rows for stream in world.replay.streams]
+    with World(tmp_path / 'replay', 'Dies', records=records) as world:
+        world.actors.bring_back(queues)
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 2
+        assert all('died' in line and 'begins a new episode' in line for line in lines)
+        for stream, before in zip(world.replay.streams, rows, strict=True):
+            assert stream.episodes.ends.tolist()[-1] == before - 1
+            assert stream.rows == before + 1
+        world.turn()
+
+
 class Seen:
     """In place of workers: one environment of two arrays, of which one may come out different."""
 
@@ -233,7 +251,8 @@ def test_a_worker_that_dies_is_replaced_up_to_a_limit(tmp_path, capsys):
             world.turn()
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) == MAX_REPLACED
-        assert 'a new worker is started, and the episode ends at step 2' in lines[0]
+        assert 'step 2) died' in lines[0]
+        assert 'begins a new episode' in lines[0]
         stream = world.replay.streams[0]
         assert stream.episodes.ends.tolist() == list(range(2, 3 * MAX_REPLACED, 3))
         assert world.episodes == []

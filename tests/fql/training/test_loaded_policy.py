@@ -266,6 +266,10 @@ def test_what_cannot_be_loaded(run, exported, tmp_path, assert_one_line, fql):
         load_policy(tmp_path)
     with pytest.raises(FQLError, match='has no policy mode; it has one_step, bc_flow'):
         load_policy(run, 'mode')
+    with pytest.raises(FQLError, match='policy bc_flow does not choose among candidates, one_step'):
+        load_policy(run, 'bc_flow', candidates=2)
+    done = fql('evaluate', run, '--policy', 'bc_flow', '--candidates', 2, '--episodes', 1)
+    assert_one_line(done, 'policy bc_flow does not choose among candidates')
     damaged = shutil.copytree(exported, tmp_path / 'damaged')
     description = json.loads((damaged / 'policy.json').read_text())
     (damaged / 'policy.json').write_text(json.dumps({**description, 'digest': 'other'}))

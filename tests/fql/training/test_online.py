@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipeline.files import write_json
+from data_pipeline.schema import read_json
 from fql.agents.configs import AGENT_CONFIGS, EncoderConfig, FQLConfig
 from fql.batch import Batch
+from fql.errors import FQLError
 from fql.training.config import OnlineConfig, TrainConfig
 from fql.training.learning import agent_of, make_learner, make_online_learner
-from fql.training.online import OnlinePhase, make_acting
-from fql.training.run_folder import RunSpec
+from fql.training.online import OnlinePhase, OnlineRecord, make_acting, saved_record
+from fql.training.run_folder import RunFolder, RunSpec
 
 IMAGES = ((16, 16, 3), 'uint8')
 STATES = ((5,), 'float32')
@@ -59,22 +62,48 @@ def test_what_explores_is_a_policy_of_the_agent(name):
     assert agent.exploring_policy == random.get(name, agent.policies[0])
 
 
-def test_a_checkpoint_counts_what_is_on_the_disk():
-    """The rows of the replay, and those of the episodes' log."""
+@pytest.mark.parametrize('done', [3, 4])
+def test_a_checkpoint_counts_what_is_on_the_disk(tmp_path, done):
+    """The rows of the replay and of the episodes' log; before any update, beside the replay."""
     synced = []
-    config = TrainConfig(task='', steps=1, online=OnlineConfig(online_steps=4))
+    online = OnlineConfig(online_steps=8, online_warmup=3)
+    streams = [{'rows': 9, 'crc32': {}}]
+
+    def commit():
+        synced.append('replay')
+        return streams
+
     phase = OnlinePhase(
-        config,
-        replay=SimpleNamespace(commit=lambda: synced.append('replay')),
-        actors=SimpleNamespace(queues=[]),
+        TrainConfig(task='', steps=1, online=online),
+        replay=SimpleNamespace(commit=commit),
+        actors=SimpleNamespace(queues=(((0.5, 1.0),),)),
         batches=SimpleNamespace(ask=lambda updates: None),
         per_call=1,
-        done=0,
+        done=done,
         log=SimpleNamespace(sync=lambda: synced.append('log'), rows={'online.csv': 3}),
+        warmup=tmp_path / 'warmup.json',
     )
     record = phase.metadata()['online']
-    assert (record['env_steps'], record['rows']) == (0, {'online.csv': 3})
+    assert (record['env_steps'], record['rows']) == (done, {'online.csv': 3})
     assert sorted(synced) == ['log', 'replay']
+    if done > 3:
+        assert not list(tmp_path.iterdir())
+    else:
+        again = read_json(tmp_path / 'warmup.json', OnlineRecord)
+        assert vars(again) == {**record, 'streams': tuple(streams)}
+
+
+def test_a_phase_without_updates_continues_from_the_record_beside_its_replay(tmp_path):
+    folder, config = RunFolder(tmp_path), TrainConfig(task='', steps=5)
+    assert saved_record(folder, 5, config) is None
+    folder.replay.mkdir()
+    record = OnlineRecord(3, {'online.csv': 1}, ({'rows': 4, 'crc32': {}},), (((0.5,),),))
+    write_json(folder.online_warmup, vars(record))
+    assert saved_record(folder, 5, config) == record
+    assert saved_record(folder, 4, config) is None
+    folder.online_warmup.write_text('{"env_steps": 3}')
+    with pytest.raises(FQLError, match=r'warmup\.json is damaged: no field queues, rows'):
+        saved_record(folder, 5, config)
 
 
 def some_batch(shape, dtype):

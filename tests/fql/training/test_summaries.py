@@ -1,11 +1,13 @@
 """The summary at the end of a run, from evaluations written by hand."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from fql.agents.configs import FQLConfig, SACConfig
+from fql.agents.configs import EncoderConfig, FQLConfig, SACConfig
 from fql.training.config import TrainConfig
 from fql.training.run_folder import RunFolder, RunSpec, write_spec
-from fql.training.summaries import end_summary
+from fql.training.summaries import encoder_text, end_summary
 
 CUBE = 'visual-cube-single-play-singletask-task1-v0'
 
@@ -45,3 +47,10 @@ def test_data_that_are_gone_make_no_comparable_score(tmp_path):
     text = summary(tmp_path, columns, '10,0.5,0.5,50.0', **settings)
     assert 'score: 10: 50.0' in text
     assert 'not comparable with D4RL: the data are no longer there' in text
+
+
+def test_a_run_resumed_before_its_first_update_needs_no_saved_encoder(tmp_path):
+    encoder = EncoderConfig(mode='frozen', source=str(tmp_path / 'gone'))
+    config = TrainConfig(task=CUBE, agent=FQLConfig(encoder=encoder))
+    spec = RunSpec(config, (64, 64, 3), 'uint8', 2)
+    assert encoder_text(spec, SimpleNamespace(step=0)).endswith(f'frozen, from {tmp_path}/gone')
