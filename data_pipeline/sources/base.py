@@ -221,6 +221,27 @@ def checked_blocks(split: SourceSplit, note: Note) -> Iterator[tuple[str, np.nda
         note(f'actions just beyond [-1, 1] were clipped in {clipped} rows')
 
 
+def lost_rewards(origin: str, lost: int, are_others: bool, rows: str, mend: str) -> list[str]:
+    """A line for the user if rows have rewards whose actions are not used.
+
+    Args:
+        lost: how many.
+        are_others: whether other rows have rewards.
+        rows: which rows these are, such as 'last rows of episodes'.
+        mend: what to do where no others have.
+
+    Raises:
+        DataError: only such rows have rewards.
+    """
+    if not lost:
+        return []
+    if not are_others:
+        raise DataError(
+            f'{origin}: the only rewards are in the {rows}, which are no transitions. {mend}'
+        )
+    return [f'the rewards of {lost:,} {rows} are not used, as no observation follows them']
+
+
 def check_ends(origin: str, terminals: np.ndarray) -> None:
     """Checks that a complete (n,) bool array of trajectory ends has some and ends with one."""
     if not terminals.any():

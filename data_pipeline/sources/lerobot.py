@@ -37,8 +37,15 @@ from data_pipeline.errors import DataError
 from data_pipeline.files import file_sha256
 from data_pipeline.observations import array_name, choose_keys
 from data_pipeline.schema import load_json
-from data_pipeline.sources.arrays import Fitted, fit_arrays
-from data_pipeline.sources.base import PARQUET, Note, SourceSplit, format_of, taken_from
+from data_pipeline.sources.arrays import fit_arrays
+from data_pipeline.sources.base import (
+    PARQUET,
+    Note,
+    SourceSplit,
+    format_of,
+    lost_rewards,
+    taken_from,
+)
 from data_pipeline.sources.table import settle_last_actions
 
 SPLIT_NAMES = {'train': ('train',), 'val': ('val', 'validation')}
@@ -286,7 +293,12 @@ def _split(
     )
 
     def read(note: Note) -> Iterator[tuple[str, np.ndarray]]:
-        yield from _converted(_rows(origin, used, features), fitted)
+        lost, are_others = 0, False
+        for name, block in _rows(origin, used, features):
+            if name == 'rewards':  # Of a whole episode, whose last row is no transition.
+                lost += bool(np.isfinite(block[-1]) and block[-1] != 0)
+                are_others |= bool(block[:-1].any())
+            yield name, fitted[name].convert(block)
         for fit in fitted.values():
             if fit.note:
                 note(fit.note)
@@ -296,6 +308,15 @@ def _split(
             if 'rewards' in fitted
             else f'without {_REWARD} and {_DONE}, the data have no rewards and masks'
         )
+        for line in lost_rewards(
+            origin,
+            lost,
+            are_others,
+            'last rows of episodes',
+            f'If the task ends there, set {_DONE} in these rows. If not, store each reward in the '
+            'row of the action that earned it',
+        ):
+            note(line)
         if len(used) < len(episodes):
             note(f'skipped episodes of one row: {len(episodes) - len(used):,}')
         if others:
@@ -318,13 +339,6 @@ def _split(
         rows_are_known=False,
         read=read,
     )
-
-
-def _converted(
-    rows: Iterator[tuple[str, np.ndarray]], fitted: Mapping[str, Fitted]
-) -> Iterator[tuple[str, np.ndarray]]:
-    for name, block in rows:
-        yield name, fitted[name].convert(block)
 
 
 def _rows(

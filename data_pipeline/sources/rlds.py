@@ -28,7 +28,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.files import file_sha256
 from data_pipeline.observations import array_name
 from data_pipeline.sources.arrays import fit_arrays
-from data_pipeline.sources.base import INFO_ARRAYS, Note, SourceSplit, format_of
+from data_pipeline.sources.base import INFO_ARRAYS, Note, SourceSplit, format_of, lost_rewards
 from data_pipeline.sources.table import settle_last_actions
 
 SPLIT_NAMES = {'train': ('train',), 'val': ('val', 'validation')}
@@ -349,22 +349,19 @@ def _account(origin: str, tally: Counter[str]) -> Iterator[str]:
     Raises:
         DataError: the only rewards were in steps whose actions are not used.
     """
-    if tally['lost'] and not tally['rewarded']:
-        raise DataError(
-            f'{origin}: the only rewards are in the last steps of episodes, which are no '
-            'transitions. If the task ends there, set is_terminal in these steps. If not, store '
-            'each reward in the step of the action that earned it'
-        )
     if tally['kept']:
         yield (
             f'the last step of {tally["kept"]:,} episodes is terminal and has a reward: it is a '
             'transition too, and its next observation is that of the same step'
         )
-    if tally['lost']:
-        yield (
-            f'the rewards of {tally["lost"]:,} last steps of episodes are not used, as no '
-            'observation follows them'
-        )
+    yield from lost_rewards(
+        origin,
+        tally['lost'],
+        tally['rewarded'] > 0,
+        'last steps of episodes',
+        'If the task ends there, set is_terminal in these steps. If not, store each reward in the '
+        'step of the action that earned it',
+    )
     if tally['skipped']:
         yield f'episodes of fewer than two steps, which were skipped: {tally["skipped"]:,}'
 

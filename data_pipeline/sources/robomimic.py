@@ -19,7 +19,14 @@ import numpy as np
 from data_pipeline.errors import DataError
 from data_pipeline.observations import array_name, choose_keys
 from data_pipeline.sources.arrays import Fitted, fit_arrays
-from data_pipeline.sources.base import ArraySpec, Note, SourceSplit, describe_file, taken_from
+from data_pipeline.sources.base import (
+    ArraySpec,
+    Note,
+    SourceSplit,
+    describe_file,
+    lost_rewards,
+    taken_from,
+)
 from data_pipeline.sources.hdf5 import (
     HdfColumn,
     check_written,
@@ -223,20 +230,18 @@ def _account(origin: str, demos: Sequence[Demo], skipped: int) -> Iterator[str]:
         yield 'without rewards and dones in every demonstration, the data have no rewards and masks'
     lost = [d for d in demos if d.labels and not d.appends and d.labels['rewards'][-1] != 0]
     rewards = [d.labels['rewards'][: None if d.appends else -1] for d in demos if d.labels]
-    if lost and not np.concatenate(rewards).any():
-        raise DataError(
-            f'{origin}: the only rewards are in the last rows of demonstrations, which are no '
-            'transitions; store next_obs, or set dones where the task ends'
-        )
     if repeated := sum(not demo.following and demo.ends_task for demo in demos):
         yield (
             f'the last row of {repeated:,} demonstrations is done: its next observation is that of '
             'the same row'
         )
-    if lost:
-        yield (
-            f'the rewards of {len(lost):,} last rows are not used, as no observation follows them'
-        )
+    yield from lost_rewards(
+        origin,
+        len(lost),
+        any(values.any() for values in rewards),
+        'last rows of demonstrations',
+        'Store next_obs, or set dones where the task ends',
+    )
     if skipped:
         yield f'skipped demonstrations without a transition: {skipped:,}'
 

@@ -23,6 +23,7 @@ from data_pipeline.sources.base import (
     Note,
     SourceSplit,
     check_ends,
+    lost_rewards,
     missing_arrays,
 )
 from data_pipeline.sources.rows import (
@@ -144,7 +145,15 @@ def lay_out_table(origin: str, flags: Flags) -> TableLayout:
             f'its reward; its next observation is the one {following}'
         )
     if labels:
-        notes += _lost_rewards(origin, labels['rewards'], ends & ~kept)
+        rewards, lost = labels['rewards'], ends & ~kept
+        notes += lost_rewards(
+            origin,
+            int(np.count_nonzero(rewards[lost & np.isfinite(rewards)])),
+            bool(rewards[~lost].any()),
+            'last rows of trajectories',
+            'If the task ends there, set masks to 0 in these rows. If not, store each reward in '
+            'the row of the action that earned it',
+        )
         notes += _inverted_masks(labels['masks'][~ends | kept])
     return TableLayout(lay_out(ends, kept), labels, tuple(notes))
 
@@ -161,27 +170,6 @@ def _kept_ends(flags: Flags, ends: np.ndarray, masks: np.ndarray | None) -> np.n
         return done & ~flags.timeouts if flags.masks is None else done
     has_rewards = flags.rewards is not None and np.any(flags.rewards[done] != 0)
     return done if has_rewards else np.zeros_like(ends)
-
-
-def _lost_rewards(origin: str, rewards: np.ndarray, lost: np.ndarray) -> list[str]:
-    """A line for the user if rows whose actions are not used have rewards.
-
-    Raises:
-        DataError: only such rows have rewards.
-    """
-    count = np.count_nonzero(rewards[lost & np.isfinite(rewards)])
-    if not count:
-        return []
-    if not rewards[~lost].any():
-        raise DataError(
-            f'{origin}: the only rewards are in the last rows of trajectories, which are no '
-            'transitions. If the task ends there, set masks to 0 in these rows. '
-            'If not, store each reward in the row of the action that earned it'
-        )
-    return [
-        f'the rewards of {count:,} last rows of trajectories are not used, as no observation '
-        'follows them'
-    ]
 
 
 def _inverted_masks(masks: np.ndarray) -> list[str]:

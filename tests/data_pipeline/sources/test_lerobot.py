@@ -223,6 +223,22 @@ def test_one_key_and_notes(dataset, episodes, tmp_path):
             file_splits(dataset, 'd', keys)
 
 
+def test_rewards_of_rows_that_are_no_transitions(tmp_path, episodes):
+    """Episode 1 has no `next.done`, so that its last row is no transition."""
+    changed = [dict(episode) for episode in episodes]
+    folder = write_dataset(tmp_path / 'some', 'v2.1', changed)
+    notes = prepared(tmp_path, folder).manifest.sources['train']['notes']
+    lost = 'the rewards of 1 last rows of episodes are not used, as no observation follows them'
+    assert lost in notes
+    for episode in changed:
+        last = np.arange(len(episode['action'])) == len(episode['action']) - 1
+        episode['next.reward'] = last.astype(np.float32)
+        episode['next.done'] = np.zeros_like(episode['next.done'])
+    folder = write_dataset(tmp_path / 'all', 'v2.1', changed)
+    with pytest.raises(DataError, match='only rewards are in the last rows of episodes, which are'):
+        prepared(tmp_path, folder)
+
+
 def test_lossy_videos_as_the_library_writes_them(tmp_path, episodes):
     """AV1: smooth pictures come back nearly as they were, in their order."""
     shades = np.linspace(20, 220, LENGTHS[0]).astype(np.uint8)

@@ -97,7 +97,7 @@ def test_rows_that_lead_nowhere(tmp_path):
     split = store.splits['train']
     assert split.labels['rewards'][split.valid_rows].sum() == 2
     notes = ' '.join(store.manifest.sources['train']['notes'])
-    assert 'the rewards of 1 last rows are not used' in notes
+    assert 'the rewards of 1 last rows of demonstrations are not used' in notes
     assert 'skipped demonstrations without a transition: 1' in notes
     for demo in demos.values():
         demo['dones'][:] = 0
