@@ -150,7 +150,9 @@ class Stream:
         self._arrays = layout.arrays
         self._files: dict[str, Any] = {}
         self._starts: dict[str, int] = {}
+        # Without the newest row, of which columns have no entry yet and which `cut_off` may remove.
         self._crc = dict.fromkeys(self._arrays, 0)
+        self._newest: dict[str, bytes] = {}
         self._ends = np.zeros(0, np.int64)
         self._num_ends = 0
         if rows:
@@ -211,8 +213,7 @@ class Stream:
         last = episodes.ends[-1] if len(episodes.ends) else -1
         if self.rows - last == 2:
             self.rows -= 1
-            for name in filter(_is_shown, self._arrays):
-                self._crc[name] = self._checksum(name, self.rows)
+            self._newest = {}
             return
         shape, _ = self._arrays['actions']
         self._write(_columns(self.rows - 1, np.zeros(shape), 0.0, 1.0, ends=True))
@@ -238,7 +239,10 @@ class Stream:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The number of rows and the checksums of the arrays: JSON values for a checkpoint."""
+        """The number of rows and the checksums of the arrays: JSON values for a checkpoint.
+
+        The newest row of an unfinished episode is in no checksum.
+        """
         return {'rows': self.rows, 'crc32': dict(self._crc)}
 
     def check(self, record: Mapping[str, Any]) -> None:
@@ -289,10 +293,11 @@ class Stream:
             return
         ends = np.flatnonzero(self.read('terminals', 0, self.rows - 1))
         self._ends, self._num_ends = ends, len(ends)
-        complete = self.rows - 1
-        self._crc = {
-            name: self._checksum(name, self.rows if _is_shown(name) else complete)
-            for name in self._arrays
+        newest = self.rows - 1
+        self._crc = {name: self._checksum(name, newest) for name in self._arrays}
+        self._newest = {
+            name: self.read(name, newest, self.rows).tobytes()
+            for name in filter(_is_shown, self._arrays)
         }
 
     def _reserve(self, rows: int) -> None:
@@ -329,19 +334,22 @@ class Stream:
         self.rows += 1
 
     def _write(self, values: Values) -> None:
-        crc = dict(self._crc)
+        crc, newest = dict(self._crc), dict(self._newest)
         for name, row, value in values:
             shape, dtype = self._arrays[name]
             array = np.asarray(value, dtype)
             assert array.shape == shape
-            data = memoryview(array.tobytes())
-            crc[name] = zlib.crc32(data, crc[name])
+            complete = content = array.tobytes()
+            if _is_shown(name):
+                complete, newest[name] = newest.get(name, b''), content
+            crc[name] = zlib.crc32(complete, crc[name])
+            data = memoryview(content)
             place = self._starts[name] + row * len(data)
             with _faults(self.path):
                 while data:  # On a full disk a part may be written before the error is raised.
                     written = os.pwrite(self._files[name].fileno(), data, place)
                     data, place = data[written:], place + written
-        self._crc = crc
+        self._crc, self._newest = crc, newest
 
     def _note_end(self, row: int) -> None:
         if self._num_ends == len(self._ends):
@@ -550,8 +558,8 @@ def verify_replay(path: Path) -> None:
         record = from_json(_Record, load_json(path / RECORD))
         for name, stream in record.streams.items():
             for key, row in record.layout.arrays.items() if stream.rows else ():
-                # While an episode is unfinished, only what is shown has its newest row.
-                complete = {stream.rows, stream.rows - (not _is_shown(key))}
+                # While an episode is unfinished, its newest row is in no checksum.
+                complete = {stream.rows, stream.rows - 1}
                 if stream.crc32.get(key) not in _crcs(path / name / f'{key}.npy', *row, complete):
                     raise ValueError(
                         f'the {stream.rows:,} rows of {name}/{key}.npy are not what was written '

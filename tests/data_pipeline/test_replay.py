@@ -252,6 +252,23 @@ def test_an_episode_that_is_cut_off(tmp_path):
         assert replay.streams[0].episodes.ends.tolist() == [2, 6]
 
 
+def test_a_checkpoint_does_not_count_on_a_row_that_is_removed(tmp_path):
+    """A kill after the newest row was removed, and overwritten by another first observation."""
+    with Replay(tmp_path / 'replay', 'env', LAYOUT, 1) as replay:
+        stream = replay.streams[0]
+        first, other = make_episodes((3, 3))
+        append(stream, first)
+        stream.start(first[0][0])
+        records = replay.commit()
+        stream.cut_off()
+        stream.start(other[0][0])
+        verify_replay(replay.path)
+    with Replay(tmp_path / 'replay', 'env', LAYOUT, 1, records) as replay:
+        stream = replay.streams[0]
+        assert (stream.rows, stream.episodes.ends.tolist()) == (5, [3])
+        np.testing.assert_array_equal(stream.read_frames(4, 5)[0], other[0][0])
+
+
 @pytest.mark.parametrize(
     ('layout', 'name'),
     [
