@@ -21,7 +21,7 @@ import mmap
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ import tensorflow as tf
 
 from data_pipeline.errors import DataError
 from data_pipeline.files import load_array
+from data_pipeline.machine import available_memory
 from data_pipeline.observations import array_name, map_named, named, unnamed
 from data_pipeline.store.frame_store import ALIGNMENT, Split
 
@@ -49,6 +50,9 @@ _MORE_SEEDS = 2**31
 # In one call, Linux reads no more than the device's read-ahead size, by default 128 KB, and drops
 # the rest silently.
 _READ_AHEAD_BYTES = 128 << 10
+
+_CACHED_SHARE = 0.8
+"""Of the memory that is available, what files may take that are read ahead."""
 
 # Without it, a private mapping larger than memory is refused. Python names it from 3.13 on.
 _MAP_NORESERVE = getattr(mmap, 'MAP_NORESERVE', 0x4000 if sys.platform == 'linux' else 0)
@@ -373,6 +377,7 @@ def as_tensor(array: np.ndarray) -> tf.Tensor:
     if isinstance(array, np.memmap) and array.filename is not None:
         path = Path(array.filename)
         if load_array(path, mapped=True).shape == array.shape:
+            read_ahead([path])
             return tf.reshape(map_file(path), array.shape)
     return tf.constant(array)
 
@@ -384,8 +389,8 @@ def map_file(path: Path, *, growing: bool = False) -> tf.Tensor:
     mapping is a private one, which can never change the file.
 
     By default the system would read ahead around every page on its first use, up to 8 MB on some
-    disks: gigabytes for one batch of random rows. It is advised to read single pages instead, and
-    `read_ahead` reads the whole file in the background.
+    disks: gigabytes for one batch of random rows. It is advised to read single pages instead;
+    `read_ahead` reads whole files.
 
     Args:
         growing: whether this process continues to write the file, as for a replay. Then the mapping
@@ -397,29 +402,23 @@ def map_file(path: Path, *, growing: bool = False) -> tf.Tensor:
         mapping = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     if hasattr(mmap, 'MADV_RANDOM'):
         mapping.madvise(mmap.MADV_RANDOM)
-    if not growing:
-        threading.Thread(target=read_ahead, args=(path,), daemon=True).start()
     values = np.frombuffer(mapping, layout.dtype, offset=len(mapping) - layout.nbytes)
     assert values.ctypes.data % ALIGNMENT == 0  # TensorFlow does not check, and aborts.
     return tf.experimental.dlpack.from_dlpack(values.reshape(len(layout), -1).__dlpack__())
 
 
-def read_ahead(path: Path) -> None:
-    """Makes the system read a file into its cache, if it takes at most half of the free memory."""
-    if not hasattr(os, 'posix_fadvise') or path.stat().st_size > available_memory() / 2:
-        return
-    with open(path, 'rb') as file:
-        for start in range(0, path.stat().st_size, _READ_AHEAD_BYTES):
-            os.posix_fadvise(file.fileno(), start, _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+def read_ahead(paths: Sequence[Path]) -> None:
+    """Make the system read files into its cache, in the background, if all of them fit there."""
+    size = sum(path.stat().st_size for path in paths)
+    if hasattr(os, 'posix_fadvise') and size <= _CACHED_SHARE * (available_memory() or 0):
+        threading.Thread(target=_advise, args=(paths,), daemon=True).start()
 
 
-def available_memory() -> int:
-    """Bytes of memory available to processes and the file cache; 0 where this is unknown."""
-    try:
-        lines = Path('/proc/meminfo').read_text(encoding='ascii').splitlines()
-    except OSError:
-        return 0
-    return next((int(x.split()[1]) << 10 for x in lines if x.startswith('MemAvailable:')), 0)
+def _advise(paths: Sequence[Path]) -> None:
+    for path in paths:
+        with open(path, 'rb') as file:
+            for start in range(0, path.stat().st_size, _READ_AHEAD_BYTES):
+                os.posix_fadvise(file.fileno(), start, _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
 
 
 class Inputs(NamedTuple):
@@ -431,11 +430,11 @@ class Inputs(NamedTuple):
 
 def map_inputs(split: Split) -> Any:
     """The memory-mapped frames or latents of a split: `Inputs`, or several by name."""
+    arrays = named(split.observations)
+    paths = {name: split.path / f'{array_name(name)}.npy' for name in arrays}
+    read_ahead(list(paths.values()))
     return unnamed(
-        {
-            name: Inputs(map_file(split.path / f'{array_name(name)}.npy'), array.shape[1:])
-            for name, array in named(split.observations).items()
-        }
+        {name: Inputs(map_file(path), arrays[name].shape[1:]) for name, path in paths.items()}
     )
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -51,23 +51,28 @@ class InspectData:
 class InspectBatch:
     """Write the batch that one update of a run sees, shifted and augmented.
 
+    fql inspect batch runs/cube --step 7 --out batch.npz --png batch.png
     fql inspect batch --task visual-cube-single-play-singletask-task1-v0 --step 7 --seed 0
-        --out batch.npz --png batch.png
+        --out batch.npz
+
+    With --task, it is the batch of a run of FQL with the task's settings and those given here.
     """
 
-    task: str
-    """The task."""
+    run: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar='RUN')] = None
+    """Run folder of fql train, whose settings are taken."""
+    task: str = ''
+    """The task, in place of a run."""
     step: int = 0
     """Which update; the first one is update 0."""
-    seed: int = 0
-    """The run's seed."""
     out: Path | None = None
     """Where to write the arrays, .npz; an existing file is not overwritten."""
     png: Path | None = None
     """Where to draw the first transitions; an existing file is not overwritten."""
+    data_dir: DataDir = ''
+    seed: int | None = None
+    """The run's seed; default: 0."""
     dataset: str | None = None
     """As for fql train."""
-    data_dir: DataDir = ''
     batch_size: int | None = None
     """As for fql train."""
     frame_stack: int | None = None
@@ -78,13 +83,36 @@ class InspectBatch:
     """As for fql train: steps from an observation to the next."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of a run that are given."""
+        names = ('seed', 'dataset', 'batch_size', 'frame_stack', 'shift_probability', 'horizon')
+        given = {name: getattr(self, name) for name in names}
+        given = {name: value for name, value in given.items() if value is not None}
+        changes_images = self.augmentation != AugmentationConfig()
+        return {**given, **({'augmentation': self.augmentation} if changes_images else {})}
+
     def check(self) -> None:
         """Raise FQLError if the arguments make no sense."""
         if self.out is None and self.png is None:
             raise FQLError('nothing to write: give --out batch.npz, --png batch.png, or both')
         check_new(self.out)
         check_new_picture(self.png)
-        task_dataset_path(self.task, self.dataset or '', self.data_dir)
+        if (self.run is None) == (not self.task):
+            raise FQLError('name a run folder, or a task with --task, and not both')
+        if self.run is None:
+            task_dataset_path(self.task, self.dataset or '', self.data_dir)
+            return
+        if self.settings:
+            given = ', '.join(name.replace('_', '-') for name in self.settings)
+            raise FQLError(f'the settings of {self.run} are taken; leave out {given}')
+        config = read_spec(RunFolder(self.run)).config
+        if config.online.online_steps and self.step >= config.steps:
+            raise FQLError(
+                f'update {self.step:,} is of the online phase, whose batches are also of its '
+                f'replay; the updates before it are 0 to {config.steps - 1:,}'
+            )
+        task_dataset_path(config.task, config.dataset, self.data_dir or config.data_dir)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from fql.reports.published import PublishedResult, published_result
 from fql.training.config import setting_text, settings_of_results
 from fql.training.run_folder import RunFolder, read_spec
 
-_NUMBER = re.compile(r'[-_.]?\d+(?=/|$)')
 PROTOCOL_EVALUATIONS = 3
 """On OGBench, the FQL paper reports the mean of this many last evaluations."""
 NOT_COMPARED = {'seed', 'task', 'agent'}
@@ -173,11 +172,14 @@ def varying_settings(groups: Sequence[Group]) -> dict[str, list[Any]]:
 
 
 def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that the runs of a group share. Folders to start from lose the number at the
-    end of their names, since each seed may have its own encoder.
+    """The settings that the runs of a group share.
+
+    Folders to start from lose the run's seed at the end of their names, since each seed may have
+    its own encoder.
     """
+    seed = re.compile(rf'(?<!\d)[-_.]?0*{settings["seed"]}(?=/|$)')
     return {
-        flag: _NUMBER.sub('', str(value)) if flag.endswith('.from') else value
+        flag: seed.sub('', str(value)) if flag.endswith('.from') else value
         for flag, value in settings.items()
         if flag not in NOT_COMPARED
     }

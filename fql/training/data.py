@@ -15,6 +15,7 @@ from data_pipeline.sources.base import LABEL_ARRAYS
 from data_pipeline.store.frame_store import FrameStore, Split, open_store
 from data_pipeline.store.labels import task_labels
 from encoders.description import can_share
+from fql.batch import Batch, batch_from_inputs
 from fql.envs.tasks import find_task
 from fql.errors import FQLError
 from fql.learner import split_seed
@@ -75,8 +76,8 @@ def load_training_data(config: TrainConfig) -> dict[str, LabelledSplit]:
     }
 
 
-def batch_of_update(config: TrainConfig, step: int) -> dict[str, Any]:
-    """The loader's batch for one update of a run, augmented for that update.
+def batch_of_update(config: TrainConfig, step: int) -> tuple[dict[str, Any], Batch]:
+    """The loader's arrays for one update of a run, augmented for it, and the batch of these.
 
     Raises:
         DataError: no store, damaged data, or data that are not of the task's environment.
@@ -88,7 +89,8 @@ def batch_of_update(config: TrainConfig, step: int) -> dict[str, Any]:
     arrays = next(training_batches(data, config, step))
     augment = jax.jit(augment_frames, static_argnames='config')
     frames = augment(arrays['inputs'], config.augmentation, split_seed(config.seed)[1], step)
-    return {**arrays, 'inputs': jax.tree.map(np.asarray, frames)}
+    arrays = {**arrays, 'inputs': jax.tree.map(np.asarray, frames)}
+    return arrays, batch_from_inputs(arrays, agent_of(run_spec(data, config)).horizon)
 
 
 def frame_shapes(split: Split) -> Any:

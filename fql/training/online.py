@@ -348,18 +348,20 @@ def make_acting(spec: RunSpec) -> Act:
 def save_last_episode(folder: RunFolder, replay: Replay, step: int) -> None:
     """Write a video of the first environment's last whole episode, if there is one.
 
-    Of several observations, the first image is shown.
+    Of several observations, the first image is shown. Of a long episode, `MAX_VIDEO_FRAMES` evenly
+    spaced frames are.
     """
     stream = replay.streams[0]
     ends = stream.episodes.ends
     if len(ends) == 0:
         return
     first = int(ends[-2]) + 1 if len(ends) > 1 else 0
-    last = min(int(ends[-1]) + 1, first + MAX_VIDEO_FRAMES)
-    _, frames = first_shown(stream.read_frames(first, last))
+    _, frames = first_shown(stream.read_frames(first, int(ends[-1]) + 1))
     if frames.shape[-1] == 3:
         folder.videos.mkdir(exist_ok=True)
-        recording = Recording(len(ends) - 1, frames, range(len(frames)), np.nan)
+        count = min(len(frames), MAX_VIDEO_FRAMES)
+        steps = np.linspace(0, len(frames) - 1, count).round().astype(int)
+        recording = Recording(len(ends) - 1, frames[steps], steps.tolist(), np.nan)
         save_video(folder.videos / f'online-{step}.gif', [recording], VIDEO_FPS)
 
 

@@ -330,26 +330,38 @@ def test_single_pages_are_read_where_frames_are_drawn(make_split):
     assert 'rr' in flags  # MADV_RANDOM
 
 
-@pytest.mark.parametrize(('free', 'is_read'), [(400, False), (10**9, True)])
-def test_only_files_that_fit_are_read_ahead(tmp_path, monkeypatch, free, is_read):
-    path = tmp_path / 'file'
-    path.write_bytes(bytes(1000))
+@pytest.fixture
+def advised(monkeypatch):
+    """(start, size) of what the system is asked to read ahead, at once in place of in a thread."""
     asked = []
-    monkeypatch.setattr(loader, 'available_memory', lambda: free)
     monkeypatch.setattr(os, 'posix_fadvise', lambda *arguments: asked.append(arguments[1:3]))
-    loader.read_ahead(path)
-    assert bool(asked) == is_read
+
+    class Now:
+        def __init__(self, target, args, daemon):
+            assert daemon
+            self.start = lambda: target(*args)
+
+    monkeypatch.setattr(loader.threading, 'Thread', Now)
+    return asked
 
 
-def test_reading_ahead_leaves_nothing_out(tmp_path, monkeypatch):
+@pytest.mark.parametrize(('free', 'is_read'), [(None, False), (2400, False), (2600, True)])
+def test_only_files_that_fit_together_are_read_ahead(tmp_path, monkeypatch, advised, free, is_read):
+    paths = [tmp_path / name for name in ('front', 'wrist')]
+    for path in paths:
+        path.write_bytes(bytes(1000))
+    monkeypatch.setattr(loader, 'available_memory', lambda: free)
+    loader.read_ahead(paths)
+    assert len(advised) == (2 if is_read else 0)
+
+
+def test_reading_ahead_leaves_nothing_out(tmp_path, monkeypatch, advised):
     """In one call, Linux reads at most 128 KB on ordinary disks."""
     path = tmp_path / 'file'
     path.write_bytes(bytes(1_000_000))
-    asked = []
     monkeypatch.setattr(loader, 'available_memory', lambda: 10**9)
-    monkeypatch.setattr(os, 'posix_fadvise', lambda *arguments: asked.append(arguments[1:3]))
-    loader.read_ahead(path)
-    starts, sizes = np.transpose(asked)
+    loader.read_ahead([path])
+    starts, sizes = np.transpose(advised)
     assert sizes.max() <= 128 << 10
     np.testing.assert_array_equal(starts, np.cumsum([0, *sizes[:-1]]))
     assert starts[-1] + sizes[-1] >= 1_000_000

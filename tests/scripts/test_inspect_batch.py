@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fql.agents.configs import AGENT_CONFIGS
 from fql.envs.tasks import QUICKSTART_TASK, find_task
 from fql.learner import split_seed
-from fql.training.config import AugmentationConfig
+from fql.training.config import AugmentationConfig, OnlineConfig, TrainConfig
 from fql.training.data import load_training_data, run_spec, training_batches
 from fql.training.learning import batch_maker
 from fql.training.presets import default_config
+from fql.training.run_folder import RunFolder, RunSpec, write_spec
 
 PAD = 3
 
@@ -118,6 +120,44 @@ def test_augmented_batch_is_what_the_update_sees(fql, tmp_path):
         for name, values in seen._asdict().items():
             if values is not None:
                 np.testing.assert_allclose(file[name], values, rtol=0, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.usefixtures('prepared')
+@pytest.mark.parametrize(
+    ('name', 'settings'), [('rebrac', {}), ('qc', {'horizon': 3, 'discount': 0.9})]
+)
+def test_the_batch_of_a_run_has_its_settings(fql, tmp_path, name, settings):
+    agent = AGENT_CONFIGS[name](**settings)
+    config = TrainConfig(QUICKSTART_TASK, seed=5, batch_size=8, frame_stack=2, agent=agent)
+    data = load_training_data(config)['train']
+    spec = run_spec(data, config)
+    run, out = RunFolder(tmp_path / 'run'), tmp_path / 'batch.npz'
+    run.path.mkdir()
+    write_spec(run, spec)
+    done = fql('inspect', 'batch', run.path, '--step', 2, '--out', out)
+    assert done.returncode == 0, done.stderr
+    arrays = next(training_batches(data, config, 2))
+    seen = jax.jit(batch_maker(spec))(arrays, split_seed(5)[1], jnp.asarray(2))
+    with np.load(out, allow_pickle=False) as file:
+        for field, values in seen._asdict().items():
+            if values is not None:
+                np.testing.assert_allclose(file[field], values, rtol=0, atol=1e-6, err_msg=field)
+        assert ('next_actions' in file) == (name == 'rebrac')
+
+
+def test_a_run_or_a_task_is_named(fql, assert_one_line, tmp_path):
+    out = ('--out', tmp_path / 'batch.npz')
+    assert_one_line(fql('inspect', 'batch', *out), 'name a run folder, or a task with --task')
+    run = RunFolder(tmp_path / 'run')
+    run.path.mkdir()
+    config = TrainConfig(QUICKSTART_TASK, steps=5, online=OnlineConfig(online_steps=9))
+    write_spec(run, RunSpec(config, (32, 32, 9), 'uint8', 2))
+    done = fql('inspect', 'batch', run.path, '--task', QUICKSTART_TASK, *out)
+    assert_one_line(done, 'name a run folder, or a task')
+    done = fql('inspect', 'batch', run.path, '--seed', 1, '--hue', 0.1, *out)
+    assert_one_line(done, 'leave out seed, augmentation')
+    done = fql('inspect', 'batch', run.path, '--step', 5, *out)
+    assert_one_line(done, 'update 5 is of the online phase', 'are 0 to 4')
 
 
 @pytest.mark.usefixtures('prepared')

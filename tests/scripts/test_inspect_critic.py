@@ -10,7 +10,6 @@ import pytest
 
 from data_pipeline.store.frame_store import open_store
 from fql.agents.configs import BCConfig
-from fql.batch import batch_from_inputs
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.reports.critic_plots import binned
 from fql.training.config import TrainConfig
@@ -47,8 +46,7 @@ def test_the_numbers_are_the_critics(run):
     spec = read_spec(RunFolder(run))
     view = view_critic(run, None, STATES)
     config = dataclasses.replace(spec.config, batch_size=STATES, shift_probability=0.0)
-    arrays = batch_of_update(config, 0)
-    observations = batch_from_inputs(arrays).observations
+    observations = batch_of_update(config, 0)[1].observations
     agent, (_, params) = agent_of(spec), restore_params(RunFolder(run), spec, None)
     latents = agent.encoding.encode(params, 'critic', observations)
     own = agent.act(params, observations, np.zeros((STATES, 2)), 'one_step')[:, 0]

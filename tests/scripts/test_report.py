@@ -9,7 +9,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from fql.agents.configs import FQLConfig, IQLConfig
+from fql.agents.configs import EncoderConfig, FQLConfig, IQLConfig
 from fql.envs.tasks import QUICKSTART_TASK, find_task
 from fql.training.config import TrainConfig
 from fql.training.presets import default_config
@@ -71,18 +71,27 @@ def test_runs_of_other_seeds_are_one_group(fql, tmp_path):
     assert 'left out of the tables: evaluated up to update 20 only' in left_out
 
 
-def test_encoders_of_numbered_folders_are_one_setting(fql, tmp_path):
-    encoder = FQLConfig().encoder.__class__
-    agents = [
-        FQLConfig(encoder=encoder(mode='frozen', source=f'/x/pretrain-{seed}/encoder'))
-        for seed in (0, 1)
-    ]
-    runs = [
-        write_run(tmp_path / str(seed), {1: 0.5}, TrainConfig(task=CUBE, seed=seed, agent=agent))
-        for seed, agent in enumerate(agents)
-    ]
+@pytest.mark.parametrize(
+    ('name', 'groups'),
+    [
+        ('pretrain-{seed}/encoder', 1),
+        ('seed-00{seed}', 1),
+        ('cube-{seed}00001', 2),
+        ('cube-{seed}0', 2),
+        ('pre-500/encoder', 1),
+    ],
+)
+def test_encoders_of_each_seed_are_one_setting(fql, tmp_path, name, groups):
+    """Other numbers in a folder's name are another setting, such as the updates made."""
+    runs = []
+    for seed in (0, 1):
+        encoder = EncoderConfig(mode='frozen', source=f'/x/{name.format(seed=seed)}')
+        config = TrainConfig(task=CUBE, seed=seed, agent=FQLConfig(encoder=encoder))
+        runs.append(write_run(tmp_path / str(seed), {1: 0.5}, config))
     done = fql('report', *runs, '--out', tmp_path / 'r.html')
-    assert cells(done.stdout.splitlines()[2])[:2] == ['fql', '2']
+    assert done.returncode == 0, done.stderr
+    rows = [cells(line)[1] for line in done.stdout.splitlines()[2 : 2 + groups]]
+    assert rows == [str(2 // groups)] * groups
 
 
 def test_what_cannot_be_is_refused(fql, assert_one_line, tmp_path):

@@ -9,13 +9,20 @@ import numpy as np
 import pytest
 
 from data_pipeline.files import write_json
+from data_pipeline.replay import Replay, RowLayout
 from data_pipeline.schema import read_json
 from fql.agents.configs import AGENT_CONFIGS, EncoderConfig, FQLConfig
 from fql.batch import Batch
 from fql.errors import FQLError
 from fql.training.config import OnlineConfig, TrainConfig
 from fql.training.learning import agent_of, make_learner, make_online_learner
-from fql.training.online import OnlinePhase, OnlineRecord, make_acting, saved_record
+from fql.training.online import (
+    OnlinePhase,
+    OnlineRecord,
+    make_acting,
+    save_last_episode,
+    saved_record,
+)
 from fql.training.run_folder import RunFolder, RunSpec
 
 IMAGES = ((16, 16, 3), 'uint8')
@@ -104,6 +111,34 @@ def test_a_phase_without_updates_continues_from_the_record_beside_its_replay(tmp
     folder.online_warmup.write_text('{"env_steps": 3}')
     with pytest.raises(FQLError, match=r'warmup\.json is damaged: no field queues, rows'):
         saved_record(folder, 5, config)
+
+
+@pytest.mark.parametrize('length', [3, 1000])
+def test_the_video_of_an_episode_has_its_end(tmp_path, monkeypatch, length):
+    shown = []
+    monkeypatch.setattr(
+        'fql.training.online.save_video', lambda path, recordings, fps: shown.extend(recordings)
+    )
+    layout = RowLayout((4, 4, 3), 'uint8', 1)
+
+    def frame(step):
+        return np.full((4, 4, 3), step % 256, np.uint8)
+
+    with Replay(tmp_path / 'replay', 'env', layout, 1) as replay:
+        (stream,) = replay.streams
+        stream.start(frame(99))
+        stream.step(np.zeros(1), 0.0, 1.0, frame(98), ends=True)
+        stream.start(frame(0))
+        for step in range(1, length + 1):
+            stream.step(np.zeros(1), 0.0, 1.0, frame(step), ends=step == length)
+        stream.start(frame(97))
+        save_last_episode(RunFolder(tmp_path), replay, 7)
+    ((recording),) = shown
+    assert recording.number == 1
+    assert (recording.steps[0], recording.steps[-1]) == (0, length)
+    assert len(recording.steps) == min(length + 1, 300)
+    assert (np.diff(recording.steps) > 0).all()
+    assert recording.frames[:, 0, 0, 0].tolist() == [step % 256 for step in recording.steps]
 
 
 def some_batch(shape, dtype):
