@@ -16,7 +16,7 @@ masks, these are the rewards and discounts. The environments of a replay, each a
 become one split `train`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -65,17 +65,29 @@ def export_tfds(store: FrameStore, out: Path, progress: Progress | None = None) 
     return target
 
 
-def map_steps(function: Callable[[np.ndarray], Any], split: Split) -> dict[str, Any]:
-    """`function` of each array of a split that is stored as it is, in the form of a step."""
+def common_info(store: FrameStore) -> list[str]:
+    """Names of the information that all splits have; TFDS needs the same steps in all."""
+    first, *others = (split.info for split in store.splits.values())
+    return [name for name in first if all(name in info for info in others)]
+
+
+def map_steps(
+    function: Callable[[np.ndarray], Any], split: Split, info: Iterable[str]
+) -> dict[str, Any]:
+    """`function` of each array of a split that is stored as it is, in the form of a step.
+
+    Args:
+        info: names of the information to take.
+    """
     return {
         'observation': map_named(function, split.observations),
         'action': function(split.actions),
-        **{name: function(array) for name, array in split.info.items()},
+        **{name: function(split.info[name]) for name in info},
     }
 
 
-def step_features(split: Split) -> Any:
-    """TFDS's features of one step."""
+def step_features(split: Split, info: Iterable[str]) -> Any:
+    """TFDS's features of one step; for `info` see `map_steps`."""
 
     def tensor(array: np.ndarray) -> Any:
         return tfds.features.Tensor(
@@ -84,7 +96,7 @@ def step_features(split: Split) -> Any:
 
     return tfds.features.FeaturesDict(
         {
-            **map_steps(tensor, split),
+            **map_steps(tensor, split, info),
             'reward': np.float32,
             'discount': np.float32,
             'is_first': np.bool_,
@@ -98,6 +110,7 @@ def _write(store: FrameStore, folder: Path, progress: Progress) -> None:
     name = store.manifest.dataset
     splits = store.splits
     first = next(iter(splits.values()))
+    names = common_info(store)
     info = tfds.core.DatasetInfo(
         builder=DatasetIdentity(
             name=DATASET,
@@ -110,7 +123,9 @@ def _write(store: FrameStore, folder: Path, progress: Progress) -> None:
             f"{name} in RLDS form. An episode's last action leads nowhere. Without a task of the "
             "data's own, rewards are 0 and discounts 1."
         ),
-        features=tfds.features.FeaturesDict({'steps': tfds.features.Dataset(step_features(first))}),
+        features=tfds.features.FeaturesDict(
+            {'steps': tfds.features.Dataset(step_features(first, names))}
+        ),
         homepage='https://github.com/seohongpark/ogbench',
         citation=_CITATION,
         # Other users need not know this machine's folders.
@@ -139,11 +154,13 @@ def _write(store: FrameStore, folder: Path, progress: Progress) -> None:
     written_as = {split: 'val' if split == 'val' else 'train' for split in splits}
     writer.initialize_splits(sorted(set(written_as.values())))
     for split_name, split in splits.items():
-        writer.add_examples({written_as[split_name]: _episodes(split, advance)})
+        writer.add_examples({written_as[split_name]: _episodes(split, names, advance)})
     writer.close_all()
 
 
-def _episodes(split: Split, advance: Callable[[int], None]) -> Iterator[dict[str, Any]]:
+def _episodes(
+    split: Split, info: Iterable[str], advance: Callable[[int], None]
+) -> Iterator[dict[str, Any]]:
     """RLDS episodes, of T + 1 steps each."""
     ends = np.cumsum(split.lengths)
     # A last row's are not used; a terminal step with a reward would be read as a transition.
@@ -155,7 +172,7 @@ def _episodes(split: Split, advance: Callable[[int], None]) -> Iterator[dict[str
         places = np.arange(steps)
         yield {
             'steps': {
-                **map_steps(itemgetter(slice(end - steps, end)), split),
+                **map_steps(itemgetter(slice(end - steps, end)), split, info),
                 'reward': rewards[end - steps : end],
                 'discount': discounts[end - steps : end],
                 'is_first': places == 0,

@@ -15,10 +15,13 @@ def run(args: ExportTfds) -> None:
         verify_replay(store.path)
     else:
         verify_once(store)
-    from data_pipeline.tfds_builder import DATASET, export_tfds
+    from data_pipeline.tfds_builder import DATASET, common_info, export_tfds
 
     with progress_bar('export', 'frames') as bar:
         folder = export_tfds(store, args.out, progress_callback(bar))
+    given = {name for split in store.splits.values() for name in split.info}
+    if left_out := sorted(given - set(common_info(store))):
+        print(f'left out, as not every split has it: {", ".join(left_out)}')
     name = f'{DATASET}/{store.manifest.dataset}'
     print(f'wrote {folder}; read it, without this program, with')
     if re.fullmatch(r'[\w.-]+', store.manifest.dataset):  # TFDS takes other names apart.

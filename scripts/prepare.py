@@ -1,13 +1,9 @@
 """`fql prepare`: a frame store from a file, from an RLDS dataset or from OGBench's mirrors."""
 
+import shlex
 from collections.abc import Mapping
 
-from data_pipeline.data_dir import (
-    collected_file,
-    data_dir_arguments,
-    dataset_folder,
-    resolve_data_dir,
-)
+from data_pipeline.data_dir import collected_file, dataset_folder, resolve_data_dir
 from data_pipeline.observations import observation_keys, unnamed
 from data_pipeline.replay import is_replay
 from data_pipeline.sources.base import SourceSplit
@@ -19,7 +15,6 @@ from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.sources.replay import replay_splits
 from data_pipeline.store.frame_store import open_store
 from data_pipeline.store.writer import write_store
-from fql.command import command
 from fql.envs.tasks import ADROIT_TASKS, ANTMAZE_TASKS
 from fql.errors import FQLError
 from fql.reports.data_report import describe_store
@@ -76,11 +71,10 @@ def find_source(args: Prepare) -> Mapping[str, SourceSplit]:
         )
     collected = collected_file(args.data_dir, args.dataset)
     if collected.exists():
-        place = data_dir_arguments(args.data_dir)
-        prepare = command('prepare', args.dataset, '--source', collected, *place)
+        source = shlex.quote(str(collected))
         raise FQLError(
-            f'{collected} was collected under this name; prepare it with {prepare}, or move it '
-            "away to download OGBench's file"
+            f'{collected} was collected under this name; add --source {source}, or move it away to '
+            "download OGBench's file"
         )
     folder = resolve_data_dir(args.data_dir) / 'downloads'
     notes: list[str] = []

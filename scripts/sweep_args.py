@@ -28,14 +28,14 @@ class Sweep:
     dir: Path | None = None
     """The sweep's folder, with a copy of the file; default: runs/NAME."""
     jobs: int = 1
-    """Runs at the same time."""
+    """Runs at the same time; on Slurm, of those that one command submits."""
     gpus: tuple[int, ...] = ()
     """Numbers of the GPUs that the runs take turns on; default: each run uses all."""
     dry_run: bool = False
     """Print the commands, and start none."""
     cluster: Literal['slurm', 'local'] | None = None
     """Submit the runs through submitit (needs the extra `slurm`) and return; the same command shows
-    the table later. local: jobs on this machine, for a trial."""
+    the table later. local: jobs on this machine, all at once, for a trial."""
     cluster_options: Annotated[tuple[str, ...], tyro.conf.arg(metavar='NAME=VALUE')] = ()
     """Options for submitit, such as timeout_min=600 slurm_partition=gpu gpus_per_node=1."""
     data_dir: DataDir = ''

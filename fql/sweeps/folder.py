@@ -6,6 +6,7 @@
 """
 
 import fcntl
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,6 @@ from fql.errors import FQLError
 from fql.reports.measures import read_results
 from fql.reports.output import format_table
 from fql.sweeps.file import RECORD, SweepRun, read_sweep
-from fql.training.metrics_log import read_csv
 from fql.training.run_folder import RunFolder, finished_steps
 
 State = Literal['done', 'running', 'queued', 'stopped', 'failed', 'not begun']
@@ -27,6 +27,7 @@ PROGRAM = (sys.executable, '-m', 'scripts.main')
 """The command that starts this program in another process."""
 STATES: tuple[State, ...] = get_args(State)
 _ATTEMPT = '\n$ fql '
+_TAIL_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,25 @@ def is_done(folder: RunFolder, run: SweepRun) -> bool:
 
 def updates_made(folder: RunFolder) -> int:
     """Updates that a run's metrics or checkpoints show."""
-    rows = []
-    with suppress(FQLError, OSError):  # A damaged file is the run's own fault to report.
-        rows = read_csv(folder.train_csv)[-1:]
-    return max(
-        [*(int(row['step']) for row in rows), *finished_steps(folder.checkpoints)], default=0
-    )
+    steps = finished_steps(folder.checkpoints)
+    for line in reversed(_tail(folder.train_csv).split(b'\n')[:-1]):
+        first = line.partition(b',')[0]
+        if first.isdigit():
+            steps.append(int(first))
+            break
+    return max(steps, default=0)
+
+
+def _tail(path: Path) -> bytes:
+    """The end of a file that may be long; empty where it cannot be read."""
+    if not path.is_file():  # Opening a pipe would never end.
+        return b''
+    try:
+        with path.open('rb') as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            return file.read()
+    except OSError:
+        return b''
 
 
 @contextmanager
@@ -168,9 +182,7 @@ def state_of(folder: SweepFolder, run: SweepRun, queued: bool = False) -> State:
 
 def failure(folder: SweepFolder, run: SweepRun) -> str:
     """The last line that a failed run printed; empty if it was stopped or killed."""
-    if not folder.log(run).is_file():
-        return ''
-    tail = folder.log(run).read_bytes()[-4000:].decode('utf-8', errors='replace')
+    tail = _tail(folder.log(run)).decode('utf-8', errors='replace')
     tail = tail.rpartition(_ATTEMPT)[2]
     lines = [line.strip() for line in tail.replace('\r', '\n').splitlines() if line.strip()]
     last = lines[-1] if lines else ''

@@ -97,8 +97,17 @@ def submit_missing(
     jobs: int,
     options: Mapping[str, Any],
 ) -> None:
-    """Submit the runs that are neither done nor in progress; print what failed before."""
+    """Submit the runs that are neither done nor in progress; print what failed before.
+
+    Raises:
+        FQLError: see `submit`; or they would run on this machine, more than `jobs` at once.
+    """
     missing = [run for run in runs if states[run.name] not in ('done', 'running', 'queued')]
+    if cluster == 'local' and len(missing) > jobs:
+        raise FQLError(
+            f'--cluster local begins all {len(missing)} runs at once: give --jobs {len(missing)}, '
+            'or leave out --cluster'
+        )
     for run in missing:
         if states[run.name] == 'failed':
             print(f'failed before: {run.name}: {failure(folder, run)}')

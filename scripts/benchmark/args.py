@@ -124,8 +124,7 @@ class BenchmarkLatents:
     folder for temporary files. Compilation is done before both.
     """
 
-    task: str = 'visual-cube-single-play-singletask-task1-v0'
-    """A task whose dataset is prepared; its batch size, frame stack and encoder are used."""
+    task: PreparedTask = CUBE_TASK
     rows: int = 20_000
     """Rows of a turn: the dataset's first trajectories that have no more."""
     rounds: Rounds = 5

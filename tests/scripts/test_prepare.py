@@ -42,6 +42,20 @@ def test_through_tfds_and_back(assert_one_line, fql, maze_npz, tmp_path):
     assert_one_line(fql('export-tfds', MAZE, '--out', tmp_path / 'tfds', *data), 'exists')
 
 
+def test_an_export_leaves_out_what_not_every_split_has(fql, maze_npz, maze, tmp_path):
+    source = tmp_path / f'{MAZE}.npz'
+    source.write_bytes(maze_npz.read_bytes())
+    np.savez(source.with_stem(f'{MAZE}-val'), **{k: v for k, v in maze.items() if k != 'qvel'})
+    data = ('--data-dir', tmp_path)
+    assert fql('prepare', MAZE, '--source', source, *data).returncode == 0
+    done = fql('export-tfds', MAZE, '--out', tmp_path / 'tfds', *data)
+    assert done.returncode == 0, done.stderr
+    assert 'left out, as not every split has it: qvel' in done.stdout
+    folder = tmp_path / 'tfds' / 'ogbench' / MAZE / '1.0.0'
+    assert fql('prepare', 'again', '--tfds', folder, *data).returncode == 0
+    assert not {'qvel'} & set(array_entries(tmp_path, 'again')['train'])
+
+
 def test_download(fql, maze_npz, tmp_path, monkeypatch):
     site = tmp_path / 'site'
     site.mkdir()
@@ -130,8 +144,9 @@ def test_collected_data_are_not_replaced_by_a_download(
     collected = tmp_path / 'collected' / f'{name}.npz'
     collected.parent.mkdir()
     collected.write_bytes(maze_npz.read_bytes())
+    done = fql('prepare', name, *data)
+    assert_one_line(done, f'was collected under this name; add --source {collected},')
     hint = f'fql prepare {name} --source {collected} --data-dir {tmp_path}'
-    assert_one_line(fql('prepare', name, *data), 'was collected under this name', hint)
     task = 'visual-cube-single-play-singletask-task1-v0'
     assert_one_line(fql('train', '--task', task, *data), f'make it with {hint},')
     assert fql('prepare', name, '--source', collected, *data).returncode == 0

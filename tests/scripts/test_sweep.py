@@ -18,8 +18,9 @@ from fql.envs.tasks import QUICKSTART_TASK
 from fql.stopping import EXIT_CODE
 from fql.sweeps.cluster import TrainJob
 from fql.sweeps.file import read_sweep
-from fql.sweeps.folder import SweepFolder, is_done, is_running, train_command
+from fql.sweeps.folder import SweepFolder, is_done, is_running, train_command, updates_made
 from fql.sweeps.processes import gpu_variables
+from fql.training.run_folder import RunFolder
 
 FILE = f"""
 tasks = ["{QUICKSTART_TASK}"]
@@ -217,6 +218,30 @@ def test_ctrl_c_stops_all_in_good_order(start_fql, fql_process, tmp_path):
     assert not any(is_running(SweepFolder(folder), run) for run in read_sweep(file))
     assert 'is saved' in (folder / f'{RUN}1.log').read_text()
     assert (broken / 'mine.txt').read_text() == 'mine'
+
+
+@pytest.mark.usefixtures('prepared')
+def test_a_trial_of_a_cluster_begins_no_more_runs_than_asked(fql, assert_one_line, tmp_path):
+    file = write_file(tmp_path, 2, '[0, 1]')
+    done = fql('sweep', file, '--dir', tmp_path / 'runs', '--cluster', 'local')
+    assert_one_line(done, '--cluster local begins all 2 runs at once: give --jobs 2')
+    assert not (tmp_path / 'runs' / 'cluster').exists()
+
+
+@pytest.mark.parametrize(
+    ('content', 'made'),
+    [
+        (b'', 0),
+        (b'step,loss\n', 0),
+        (b'step,loss\n10,0.5\n', 10),
+        (b'step,loss\n10,0.5\n20,0.', 10),
+        (b'step,loss\n10,0.5\n' + bytes(30) + b'\n', 10),
+        (b'step,loss\n' + b''.join(b'%d,0.123456789\n' % n for n in range(1, 50_001)), 50_000),
+    ],
+)
+def test_progress_is_that_of_the_last_whole_row(tmp_path, content, made):
+    (tmp_path / 'train.csv').write_bytes(content)
+    assert updates_made(RunFolder(tmp_path)) == made
 
 
 @pytest.mark.long
