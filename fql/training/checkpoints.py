@@ -8,7 +8,6 @@ is read, and the newest sound checkpoint is used instead.
 
 import dataclasses
 import fcntl
-import hashlib
 import json
 import logging
 import math
@@ -26,7 +25,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from data_pipeline.files import sync_path, write_json
+from data_pipeline.files import file_sha256, sync_path, write_json
 from data_pipeline.schema import from_json, read_json
 from encoders.leaves import describe_leaves, leaf_differences
 from fql.devices import wait_for_all_processes
@@ -311,9 +310,7 @@ def file_checksums(root: Path) -> dict[str, str]:
         for path in (Path(folder, name) for name in names):
             is_ours = not path.name.startswith('.') and path.name not in _FILE_MANAGERS
             if is_ours and path.is_file() and path != root / CHECKSUMS:
-                with path.open('rb') as file:
-                    name = path.relative_to(root).as_posix()
-                    digests[name] = hashlib.file_digest(file, 'sha256').hexdigest()
+                digests[path.relative_to(root).as_posix()] = file_sha256(path)
     return digests
 
 
