@@ -21,8 +21,8 @@ class Collect:
     The result is an .npz file of OGBench's format. Environments are OGBench's cube-single,
     cube-double, cube-triple, cube-quadruple, scene, puzzle-3x3, puzzle-4x4, puzzle-4x5, puzzle-4x6,
     and pointmaze-medium, pointmaze-large, pointmaze-giant, pointmaze-teleport. With visual- before
-    the name, observations are images. (fql train has no task for point mazes; use their data in fql
-    pretrain and fql export-tfds.)
+    the name, observations are images. (fql train has tasks for point mazes from states, see fql
+    tasks pointmaze; data of visual-pointmaze are for fql pretrain and fql export-tfds.)
 
     Numbers that are not given are those of OGBench's dataset of that name. A million images take
     a day on two cores without a GPU (about 10 a second; without images 1,000), so begin

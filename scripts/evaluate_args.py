@@ -31,7 +31,8 @@ class Evaluate:
     """One of the agent's policies (fql: one_step, bc_flow), or random for uniform actions; default:
     the agent's first one."""
     candidates: tuple[int, ...] = ()
-    """Let the critics choose the best of this many actions of the policy; each number in turn."""
+    """Let the critics choose the best of this many actions of the first policy (agents fql, ifql
+    and qc); each number in turn."""
     workers: int = 0
     """Processes that run environments (0: one for each processor, at most 16)."""
     env: str = ''

@@ -35,7 +35,8 @@ class Sweep:
     """Print the commands, and start none."""
     cluster: Literal['slurm', 'local'] | None = None
     """Submit the runs through submitit (needs the extra `slurm`) and return; the same command shows
-    the table later. local: jobs on this machine, all at once, for a trial."""
+    the table later. local: jobs on this machine, all at once, for a trial; refused if they are
+    more than --jobs."""
     cluster_options: Annotated[tuple[str, ...], tyro.conf.arg(metavar='NAME=VALUE')] = ()
     """Options for submitit, such as timeout_min=600 slurm_partition=gpu gpus_per_node=1."""
     data_dir: DataDir = ''

@@ -35,9 +35,10 @@ class Train:
     agent: AgentName = 'fql'
     """The algorithm; --help shows the settings of the one that is named."""
     preset: PresetName = 'default'
-    """The settings to start from. `strong`: those that learn best on the small tasks, of agent fql
-    from images (returns of five steps) and of qc_fql from states (chunks of five actions, FQL's
-    published settings; docs/steadiness.md). Not for data of your own."""
+    """The settings to start from. `strong`: better than the published ones, or not worse, on all
+    small tasks: from images for agent fql (returns of five steps), from states for agent qc_fql
+    (chunks of five actions, FQL's published settings; docs/steadiness.md). Not for data of your
+    own."""
     run_dir: Path | None = None
     """Folder that the run writes into; it must not hold a run yet. Default: runs/TASK-TIME."""
     resume: Path | None = None

@@ -22,7 +22,7 @@ def main(updates):
     task = find_task(QUICKSTART_TASK)
     store = open_store(dataset_folder('', task.dataset))  # Memory-mapped: of any size, at once.
     split = store.splits['train']
-    # By OGBench's own environment, in a process that needs the last lines of this file.
+    # By OGBench's environment in a spawned process, which imports this file: hence the last lines.
     rewards, masks = task_labels(store, 'train', task.label_env_id, {})
     loader = LoaderConfig(batch_size=128, shift_probability=0.1, seed=0)
 

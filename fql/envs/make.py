@@ -13,6 +13,7 @@ import numpy as np
 from data_pipeline.action_range import ActionRange
 from data_pipeline.environment import choose_opengl, construct, is_opengl_fault
 from data_pipeline.observations import map_named, named
+from data_pipeline.sources.base import ACTION_TOLERANCE
 from fql.errors import FQLError, first_line
 
 if TYPE_CHECKING:
@@ -142,6 +143,15 @@ def _scale_actions(env_id: str, env: 'gymnasium.Env', scale: ActionRange) -> 'gy
     space, shape = env.action_space, (len(scale.low),)
     if not isinstance(space, Box) or space.shape != shape:
         raise FQLError(f'{env_id}: actions are {space}, but in the data they have shape {shape}')
+    low, high = min(scale.low), max(scale.high)
+    is_unit = np.all(space.low == -1) and np.all(space.high == 1)
+    if is_unit and max(-low, high) > 1 + ACTION_TOLERANCE:
+        raise FQLError(
+            f'{env_id}: takes actions in [-1, 1], but those of the data range from {low:g} to '
+            f"{high:g}, to which a policy's are scaled back: take gymnasium's RescaleAction off "
+            'the environment; or, if it cuts actions off, cut off those of the data before fql '
+            'prepare'
+        )
     return TransformAction(
         env,
         lambda action: np.clip(scale.from_unit(action), space.low, space.high).astype(space.dtype),
@@ -170,7 +180,8 @@ def _check_spaces(spec: EnvSpec, env: 'gymnasium.Env') -> None:
     ):
         raise FQLError(
             f'{spec.env_id}: actions must be vectors in [-1, 1], not {actions}; '
-            "use gymnasium's RescaleAction, and prepare the data with --normalize-actions"
+            'prepare the data with --normalize-actions if they are in these units; wrap the '
+            "environment in gymnasium's RescaleAction if they are in [-1, 1]"
         )
 
 

@@ -127,12 +127,12 @@ class TrainConfig:
     """Longest time that a step of an environment may take. One that takes longer hangs: its process
     is replaced and the episode is repeated once."""
     success_timing: Literal['pre', 'post'] = 'post'
-    """When success is judged in evaluations: after a step as in the paper, or before it as in the
-    data, and so in the online phase."""
+    """When success is judged in evaluations of OGBench's tasks: after a step (post), as in the
+    paper, or before it (pre), as the data are labelled. The online phase always uses pre."""
     save_interval: int = 50_000
     """Updates between checkpoints; one more at the end (0: none at all)."""
     keep_latest: int = 3
-    """Checkpoints kept besides the best by success."""
+    """Checkpoints kept besides the best by success (or by D4RL's score, or the return)."""
     keep_interval: int = 0
     """Checkpoints at multiples of this many updates that are never deleted (0: none)."""
     shard_params: bool = False

@@ -158,7 +158,7 @@ def test_images_and_no_success(fql, maze_npz, monkeypatch, tmp_path):
     assert 'return: 1: 6.0, 2: 6.0' in done.stdout
     done = fql('report', 'run', '--out', 'runs.html')
     assert 'return' in done.stdout.splitlines()[1]
-    assert ' '.join(done.stdout.splitlines()[2].split()) == 'fql 1 2 6.0 - 6.0 6.0'
+    assert ' '.join(done.stdout.splitlines()[2].split()) == 'fql 1 2 6.0 - 6.0 -'
 
 
 def test_other_tasks_keep_their_own_environment(fql, assert_one_line, tmp_path):

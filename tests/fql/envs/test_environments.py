@@ -58,6 +58,15 @@ def test_scaled_actions_reach_the_environment_in_its_own_units():
         EnvWorkers(fake('AddedActions', action_range=ActionRange((0.0,) * 3, (1.0,) * 3)), 1)
 
 
+def test_actions_that_would_be_scaled_twice_are_refused():
+    """As of data in an environment's own units, where it is wrapped in RescaleAction."""
+    wide = ActionRange((-2.0, -1.0), (2.0, 1.0))
+    with pytest.raises(FQLError, match=r'takes actions in \[-1, 1\], but those of the data range'):
+        EnvWorkers(fake('Counter', action_range=wide), 1)
+    with EnvWorkers(fake('WideActions', action_range=wide), 1) as workers:
+        assert workers.action_dim == 2
+
+
 @pytest.mark.parametrize('spec', [fake('Counter'), EnvSpec(STATES), EnvSpec(VISUAL)])
 def test_an_episode_depends_on_its_seed_only(spec, request):
     if spec.env_id == VISUAL:
