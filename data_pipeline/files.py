@@ -123,7 +123,7 @@ def _temporary_file(folder: Path, name: str) -> Iterator[Path]:
                 leftover.unlink()
     while True:
         path = folder / f'.{name}.{secrets.token_hex(4)}{_TEMPORARY}'
-        with path.open('xb') as file:
+        with path.open('x+b') as file:  # NFS has shared locks only of files open for reading.
             with suppress(OSError):  # Some file systems have no locks.
                 fcntl.flock(file, fcntl.LOCK_SH)
             if path.exists():  # Else another process took it for a leftover before it was locked.

@@ -9,6 +9,7 @@ import fcntl
 import os
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ PROGRAM = (sys.executable, '-m', 'scripts.main')
 STATES: tuple[State, ...] = get_args(State)
 _ATTEMPT = '\n$ fql '
 _TAIL_BYTES = 64 << 10
+_LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -133,12 +135,18 @@ def claimed_log(path: Path) -> Iterator[IO[bytes] | None]:
         raise FQLError(f'{path} is not a file: move it away')
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('ab') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-        else:
-            yield file
+        deadline = time.monotonic() + _LOOK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < deadline:  # `is_running` may have it, for a moment.
+                    time.sleep(_LOOK_SECONDS / 10)
+                    continue
+                yield None
+            else:
+                yield file
+            return
 
 
 def begin_attempt(log: IO[bytes], arguments: Sequence[str]) -> None:

@@ -112,7 +112,7 @@ class CheckpointWriter:
             if jax.process_index() == 0:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 for leftover in self._folder.glob(f'{_UNFINISHED}*'):
-                    shutil.rmtree(leftover)
+                    _delete(leftover)
             wait_for_all_processes('checkpoints')
             self._steps = set(finished_steps(self._folder))
         # In the background, a failure to make the folder would leave threads that wait for it for
@@ -193,7 +193,7 @@ class CheckpointWriter:
                     continue
                 # Renamed first, so that a half-deleted folder is no checkpoint.
                 os.rename(self._folder / str(old), self._unfinished(old))
-            shutil.rmtree(self._unfinished(old))
+            _delete(self._unfinished(old))
 
     def _unfinished(self, step: int) -> Path:
         return self._folder / f'{_UNFINISHED}{step}'
@@ -271,6 +271,11 @@ def find_damage(step_folder: Path) -> str | None:
         if expected[name] != found[name]:
             return f'{name} was altered'
     return None
+
+
+def _delete(unfinished: Path) -> None:
+    """Delete a folder; on NFS, what a reader still has open remains, until a later start."""
+    shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextmanager

@@ -299,10 +299,10 @@ class Trainer:
                         calls.check()
                         watch.stop(calls.step)
                     self._check_data()
+                    if due.log:  # Before what a stop may interrupt: that state is saved.
+                        self._log(state, calls, watch.take_rate())
                     if due.save or calls.step == schedule.steps:
                         agree_on_verification(self.verification, self.interruption.raise_if_noted)
-                    if due.log:
-                        self._log(state, calls, watch.take_rate())
                     if due.evaluation:
                         self._check_state(state)
                         self.evaluate(state)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -264,6 +265,24 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
         )
     assert path.read_text() == 'whole'
     assert names(tmp_path) == [odd.name, '.b.json.01234567.tmp', 'a.json']
+
+
+def test_live_files_are_locked_where_shared_locks_need_reading(tmp_path, monkeypatch):
+    """On NFS, flock fails where the file is not open for what the lock is for."""
+    real = fcntl.flock
+
+    def flock(file: Any, operation: int) -> None:
+        needed = 'r' if operation & fcntl.LOCK_SH else '+'
+        if needed not in file.mode and '+' not in file.mode:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        real(file, operation)
+
+    monkeypatch.setattr(fcntl, 'flock', flock)
+    path = tmp_path / 'a.json'
+    with replacing(path) as live:
+        live.write_text('whole')
+        write_text(path, 'other')
+    assert path.read_text() == 'whole'
 
 
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):

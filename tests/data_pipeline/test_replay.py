@@ -252,6 +252,20 @@ def test_an_episode_that_is_cut_off(tmp_path):
         assert replay.streams[0].episodes.ends.tolist() == [2, 6]
 
 
+def test_a_replay_cut_at_a_checkpoint_is_read_as_of_it(tmp_path):
+    with Replay(tmp_path / 'replay', 'env', LAYOUT, 1) as replay:
+        first, second = make_episodes((3, 4))
+        append(replay.streams[0], first)
+        replay.streams[0].start(second[0][0])
+        records = replay.commit()
+        replay.streams[0].cut_off()
+        append(replay.streams[0], second)
+        replay.streams[0].start(first[0][0])
+    with Replay(tmp_path / 'replay', 'env', LAYOUT, 1, records) as replay:
+        verify_replay(replay.path)
+        assert open_replay(replay.path).splits['train'].lengths.tolist() == [4]
+
+
 def test_a_checkpoint_does_not_count_on_a_row_that_is_removed(tmp_path):
     """A kill after the newest row was removed, and overwritten by another first observation."""
     with Replay(tmp_path / 'replay', 'env', LAYOUT, 1) as replay:

@@ -11,11 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fql.agents.configs import EncoderConfig, FAWACConfig, FBRACConfig, FQLConfig, Spec
+from fql.agents.configs import (
+    EncoderConfig,
+    FAWACConfig,
+    FBRACConfig,
+    FQLConfig,
+    QCConfig,
+    Spec,
+)
 from fql.agents.fawac import FAWAC, MAX_WEIGHT
 from fql.agents.fbrac import FBRAC
 from fql.agents.fql import FQL
 from fql.agents.objectives import FlowDraws
+from fql.agents.qc import QC
 from fql.batch import Batch
 from fql.learner import Learner, make_optimizer
 
@@ -212,6 +220,44 @@ def test_the_gradient_along_random_directions(case):
             expected = (loss(1e-6) - loss(-1e-6)) / 2e-6
             products = jax.tree.map(lambda g, d: np.sum(g * d), grads, direction)
             assert sum(jax.tree.leaves(products)) == pytest.approx(expected, rel=2e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize('kind', ['fql', 'qc'])
+def test_in_the_target_the_online_critics_choose_with_encoders_of_their_own(kind):
+    """With separate encoders; the target critics, which evaluate, have other latents."""
+    encoder = EncoderConfig('impala_debug', 'separate')
+    spec = Spec((8, 8, 3), 'uint8', ACTION)
+    if kind == 'fql':
+        agent = FQL(FQLConfig(**COMMON, target_candidates=CANDIDATES, encoder=encoder), spec)
+    else:
+        config = QCConfig(**COMMON, num_samples=CANDIDATES, horizon=1, encoder=encoder)
+        agent = QC(config, spec)
+    rng = np.random.default_rng(0)
+    params, other = (agent.init_params(jax.random.key(seed)) for seed in (0, 1))
+    target = agent.averaged(other)
+    images = [rng.integers(0, 256, (BATCH, 8, 8, 3), np.uint8) for _ in range(2)]
+    actions = rng.uniform(-1, 1, (BATCH, ACTION)).astype(np.float32)
+    batch = Batch(images[0], actions, np.ones(BATCH), np.ones(BATCH), images[1])
+    draws = agent.sample_draws(jax.random.key(1), batch)
+    _, metrics = agent.loss(params, target, batch, draws, jnp.int32(0))
+
+    policy = 'one_step_policy' if kind == 'fql' else 'bc_flow'
+    encode = agent.encoding.encode
+    chosen, wrong = (
+        agent.choose(
+            params,
+            encode(params, policy, batch.next_observations),
+            encode(of, 'critic', batch.next_observations),
+            draws.next_action_noise,
+        )
+        for of in (params, target)
+    )
+    assert not np.allclose(chosen, wrong), 'the choice does not depend on the encoder'
+    latents = encode(target, 'critic', batch.next_observations)
+    target_qs = agent.qs(target, latents, chosen).mean(axis=0)
+    y = batch.rewards + agent.config.discount * target_qs
+    qs = agent.qs(params, encode(params, 'critic', batch.observations), actions)
+    np.testing.assert_allclose(metrics['critic/loss'], np.mean((qs - y) ** 2), rtol=1e-4)
 
 
 @pytest.mark.long

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.environment import construct
+from data_pipeline.replay import open_replay
 from fql.envs.tasks import ADROIT_TASKS, ANTMAZE_TASKS, find_task
 from fql.training.comparability import D4RL_FILES
 
@@ -48,6 +49,17 @@ def test_rewards_of_antmaze_are_one_less(fql, tmp_path):
         np.testing.assert_array_equal(batch['rewards'], np.where(at_goal, 0, -1))
         np.testing.assert_array_equal(batch['masks'], ~at_goal)
     assert at_goal.any()
+
+
+@pytest.mark.long
+def test_so_they_are_online(fql, tmp_path):
+    task, run, data = 'antmaze-umaze-v2', tmp_path / 'run', tmp_path / 'data'
+    prepare(fql, tmp_path, task)
+    online = ('--online-steps', 4, '--eval-interval', 0, '--run-dir', run)
+    done = fql('train', '--task', task, '--data-dir', data, *SMALL, *online)
+    assert done.returncode == 0, done.stderr
+    rewards = open_replay(run / 'replay').splits['train'].labels['rewards']
+    assert rewards[:4].tolist() == [-1] * 4
 
 
 @pytest.fixture

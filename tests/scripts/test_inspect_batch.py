@@ -11,7 +11,7 @@ from fql.agents.configs import AGENT_CONFIGS
 from fql.envs.tasks import QUICKSTART_TASK, find_task
 from fql.learner import split_seed
 from fql.training.config import AugmentationConfig, OnlineConfig, TrainConfig
-from fql.training.data import load_training_data, run_spec, training_batches
+from fql.training.data import load_training_data, loader_config, run_spec, training_batches
 from fql.training.learning import batch_maker
 from fql.training.presets import default_config
 from fql.training.run_folder import RunFolder, RunSpec, write_spec
@@ -128,7 +128,14 @@ def test_augmented_batch_is_what_the_update_sees(fql, tmp_path):
 )
 def test_the_batch_of_a_run_has_its_settings(fql, tmp_path, name, settings):
     agent = AGENT_CONFIGS[name](**settings)
-    config = TrainConfig(QUICKSTART_TASK, seed=5, batch_size=8, frame_stack=2, agent=agent)
+    config = TrainConfig(
+        QUICKSTART_TASK,
+        seed=5,
+        batch_size=8,
+        frame_stack=2,
+        shift_probability=0.25,
+        agent=agent,
+    )
     data = load_training_data(config)['train']
     spec = run_spec(data, config)
     run, out = RunFolder(tmp_path / 'run'), tmp_path / 'batch.npz'
@@ -143,6 +150,13 @@ def test_the_batch_of_a_run_has_its_settings(fql, tmp_path, name, settings):
             if values is not None:
                 np.testing.assert_allclose(file[field], values, rtol=0, atol=1e-6, err_msg=field)
         assert ('next_actions' in file) == (name == 'rebrac')
+        if name == 'qc':  # The second step's reward is discounted with the run's discount.
+            added = 0.9 * data.rewards[arrays['indices'] + 1] * file['valid'][:, 1]
+            rewards = file['rewards'][:, 1] - file['rewards'][:, 0]
+            np.testing.assert_allclose(rewards, added, atol=1e-6)
+    loader = loader_config(data, config)
+    assert (loader.horizon, loader.discount) == (settings.get('horizon', 1), agent.discount)
+    assert (loader.shift_probability, loader.seed, loader.frame_stack) == (0.25, 5, 2)
 
 
 def test_a_run_or_a_task_is_named(fql, assert_one_line, tmp_path):

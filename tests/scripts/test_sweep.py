@@ -1,5 +1,6 @@
 """`fql sweep`: the runs that it starts and those that it keeps, and how it ends."""
 
+import fcntl
 import json
 import os
 import pickle
@@ -18,7 +19,14 @@ from fql.envs.tasks import QUICKSTART_TASK
 from fql.stopping import EXIT_CODE
 from fql.sweeps.cluster import TrainJob
 from fql.sweeps.file import read_sweep
-from fql.sweeps.folder import SweepFolder, is_done, is_running, train_command, updates_made
+from fql.sweeps.folder import (
+    SweepFolder,
+    claimed_log,
+    is_done,
+    is_running,
+    train_command,
+    updates_made,
+)
 from fql.sweeps.processes import gpu_variables
 from fql.training.run_folder import RunFolder
 
@@ -226,6 +234,20 @@ def test_a_trial_of_a_cluster_begins_no_more_runs_than_asked(fql, assert_one_lin
     done = fql('sweep', file, '--dir', tmp_path / 'runs', '--cluster', 'local')
     assert_one_line(done, '--cluster local begins all 2 runs at once: give --jobs 2')
     assert not (tmp_path / 'runs' / 'cluster').exists()
+
+
+@pytest.mark.parametrize(('seconds', 'is_free'), [(0.3, True), (30, False)])
+def test_a_look_at_a_log_does_not_keep_its_run_from_starting(tmp_path, seconds, is_free):
+    log = tmp_path / 'run.log'
+    log.touch()
+    with log.open('rb') as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        timer = threading.Timer(seconds, fcntl.flock, (file, fcntl.LOCK_UN))
+        timer.start()
+        with claimed_log(log) as claimed:
+            assert (claimed is not None) == is_free
+        timer.cancel()
+        timer.join()
 
 
 @pytest.mark.parametrize(

@@ -45,3 +45,16 @@ def test_validation_batches_are_not_augmented(run_fql, tmp_path, arguments):
     plain, changed = rows['plain'], rows['changed']
     assert changed['loss'] != pytest.approx(plain['loss'], rel=1e-4)
     assert changed['validation/loss'] == pytest.approx(plain['validation/loss'], rel=1e-6)
+
+
+@pytest.mark.usefixtures('validated')
+def test_a_resumed_run_continues_with_the_next_validation_batch(run_fql, tmp_path):
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    for arguments in (
+        (*TRAIN, *TINY, '--steps', 4, '--run-dir', whole),
+        (*TRAIN, *TINY, '--steps', 2, '--run-dir', broken),
+        ('train', '--resume', broken, '--steps', 4),
+    ):
+        done = run_fql(*arguments)
+        assert done.returncode == 0, done.stderr
+    assert (broken / 'train.csv').read_bytes() == (whole / 'train.csv').read_bytes()

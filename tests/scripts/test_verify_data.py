@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from fql.envs.tasks import QUICKSTART_TASK
+from fql.stopping import EXIT_CODE
 from fql.training.checkpoints import finished_steps
+from fql.training.interruption import Interrupted
 
 SMALL = (
     *('--batch-size', 8, '--hidden-dims', 8, '--encoder', 'impala_debug'),
@@ -106,3 +108,19 @@ def test_compiled_programs_are_kept_where_only_the_user_writes(
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / 'cache' / 'fql' / 'compilation-cache').iterdir())
     assert not (store.parent / 'compilation-cache').exists()
+
+
+@pytest.mark.usefixtures('prepared')
+def test_a_stop_while_the_data_are_verified_loses_no_row(fql, run_fql, monkeypatch, tmp_path):
+    whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+    assert run_fql(*TRAIN, '--run-dir', whole).returncode == 0
+
+    def stop(*_: object) -> None:
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr('fql.training.loop.agree_on_verification', stop)
+        assert fql(*TRAIN, '--run-dir', stopped).returncode == EXIT_CODE
+    assert finished_steps(stopped / 'checkpoints') == [0, 2]
+    assert run_fql('train', '--resume', stopped).returncode == 0
+    assert (stopped / 'train.csv').read_bytes() == (whole / 'train.csv').read_bytes()

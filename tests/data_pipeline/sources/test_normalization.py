@@ -142,3 +142,8 @@ def test_a_range_beyond_the_largest_number_is_refused_without_warnings(tmp_path,
     arrays['actions'][7], arrays['actions'][12] = -1.7e308, 1.7e308
     with pytest.raises(DataError, match='actions holds values that are not finite'):
         prepared(tmp_path, arrays)
+
+
+def test_what_lies_beyond_the_unit_is_cut_off():
+    scale = ActionRange((0.0,), (10.0,))
+    np.testing.assert_array_equal(scale.from_unit(np.array([[-3.0], [3.0]])), [[0], [10]])

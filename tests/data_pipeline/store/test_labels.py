@@ -165,6 +165,17 @@ def test_labels_are_computed_once(make_store, request):
     np.testing.assert_array_equal(first, second)
 
 
+def test_labels_of_another_version_of_ogbench_are_not_taken(make_store, monkeypatch):
+    store = cube_store(make_store)
+    folder = store.path / 'labels' / CUBE / 'train'
+    recipes = []
+    for version in ('1.2.0', '1.2.1'):
+        monkeypatch.setattr('data_pipeline.store.labels.version', lambda name, v=version: v)
+        task_labels(store, 'train', CUBE, {'success_timing': 'post'})
+        recipes.append((folder / 'labels.json').read_text())
+    assert recipes[0] != recipes[1]
+
+
 def test_cache_is_of_one_task_only(make_store):
     """`reward_task_id` chooses the goal without being part of the id."""
     store = store_of_two_goals(make_store)

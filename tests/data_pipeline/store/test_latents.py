@@ -121,6 +121,7 @@ def test_the_recipe_names_data_and_encoding(store):
     entry = store.manifest.splits['train'].arrays['observations']
     assert recipe['data']['train']['observations'] == entry.sha256
     assert recipe['encoding'] == {'digest': 'x'}
+    assert 'terminals' in recipe['data']['train'], 'stacks depend on where trajectories begin'
 
 
 def test_processes_of_the_same_number_make_the_folder_at_once(tmp_path, monkeypatch):

@@ -225,6 +225,22 @@ def test_presets_are_of_known_datasets_and_settings():
     assert ('fql', 'hammer-human-v1') not in ONLINE_PRESETS
 
 
+def test_the_baselines_have_the_papers_settings_on_its_pixel_tasks():
+    """Of its Table 6: one value for each of the five tasks."""
+    envs = ('cube-single', 'cube-double', 'scene', 'puzzle-3x3', 'puzzle-4x4')
+    published = {
+        ('iql', 'alpha'): (1.0, 0.3, 10.0, 10.0, 3.0),
+        ('rebrac', 'alpha_actor'): (1.0, 0.1, 0.1, 0.3, 0.3),
+        ('rebrac', 'alpha_critic'): (0.0, 0.0, 0.01, 0.01, 0.01),
+        ('ifql', 'num_samples'): (32,) * 5,
+        ('fbrac', 'alpha'): (100.0, 100.0, 100.0, 100.0, 300.0),
+    }
+    for (agent, name), values in published.items():
+        for env, value in zip(envs, values, strict=True):
+            task = find_task(f'visual-{env}-play-singletask-task1-v0')
+            assert getattr(default_config(task, agent).agent, name) == value, (agent, env)
+
+
 @pytest.mark.parametrize(
     ('agent', 'task', 'settings'),
     [

@@ -1,10 +1,12 @@
 """Checkpoints: bit-exact round trips, what is kept, and what damage does."""
 
 import dataclasses
+import errno
 import hashlib
 import math
 import os
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +100,29 @@ def test_an_evaluation_that_ends_after_the_save_counts(tmp_path, state_at):
             if step == 3:
                 assert finished_steps(tmp_path)[0] == 1
     assert finished_steps(tmp_path) == [3, 6, 7]
+
+
+def test_a_folder_that_cannot_be_deleted_stops_no_run(tmp_path, state_at, monkeypatch):
+    """As on NFS, where a reader's open file keeps a folder from being empty."""
+    real = os.rmdir
+
+    def rmdir(path, **arguments):
+        if '.unfinished-' in os.fspath(path) and Path(path).name.endswith('-1'):
+            raise OSError(errno.ENOTEMPTY, 'Directory not empty')
+        real(path, **arguments)
+
+    with CheckpointWriter(tmp_path, keep_latest=1) as writer:
+        writer.save(state_at(1), {})
+        writer.wait()
+        monkeypatch.setattr(os, 'rmdir', rmdir)
+        writer.save(state_at(2), {})
+        writer.wait()
+    assert finished_steps(tmp_path) == [2]
+    with CheckpointWriter(tmp_path, keep_latest=1):
+        pass
+    monkeypatch.undo()
+    with CheckpointWriter(tmp_path, keep_latest=1):
+        assert [path.name for path in tmp_path.iterdir()] == ['2']
 
 
 def test_a_checkpoint_that_is_read_is_deleted_after_a_later_save(tmp_path, state_at, abstract):

@@ -143,7 +143,14 @@ def test_another_encoder_or_stack_has_another_folder(data, encoder):
 
     other = jax.tree.map(lambda leaf: leaf + 1, encoder)
     stack = dataclasses.replace(FROZEN, frame_stack=1)
-    places = [place(), place(encoder=other), place(stack)]
+    agent = dataclasses.replace(FROZEN.agent, precision='bfloat16')
+    places = [
+        place(),
+        place(encoder=other),
+        place(stack),
+        place(dataclasses.replace(FROZEN, agent=agent)),
+        place(dataclasses.replace(FROZEN, latent_cache='float16')),
+    ]
     assert len(set(places)) == len(places)
     assert place(dataclasses.replace(FROZEN, seed=1)) == place()  # nothing is drawn
 

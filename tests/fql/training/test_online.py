@@ -13,16 +13,22 @@ from data_pipeline.replay import Replay, RowLayout
 from data_pipeline.schema import read_json
 from fql.agents.configs import AGENT_CONFIGS, EncoderConfig, FQLConfig
 from fql.batch import Batch
+from fql.compiled import abstract_state
+from fql.devices import one_device_mesh
 from fql.errors import FQLError
+from fql.training.checkpoints import CheckpointWriter
 from fql.training.config import OnlineConfig, TrainConfig
 from fql.training.learning import agent_of, make_learner, make_online_learner
 from fql.training.online import (
     OnlinePhase,
     OnlineRecord,
     make_acting,
+    offline_state,
     save_last_episode,
     saved_record,
+    start_actors,
 )
+from fql.training.rollouts import start_workers
 from fql.training.run_folder import RunFolder, RunSpec
 
 IMAGES = ((16, 16, 3), 'uint8')
@@ -139,6 +145,43 @@ def test_the_video_of_an_episode_has_its_end(tmp_path, monkeypatch, length):
     assert len(recording.steps) == min(length + 1, 300)
     assert (np.diff(recording.steps) > 0).all()
     assert recording.frames[:, 0, 0, 0].tolist() == [step % 256 for step in recording.steps]
+
+
+class _Started(Exception):
+    """Carries what environments were to be started with."""
+
+
+@pytest.mark.parametrize('timing', ['pre', 'post'])
+def test_when_success_is_judged(monkeypatch, timing):
+    """In evaluations as the user says; in the online phase as the data are labelled."""
+
+    def start(spec, *_):
+        raise _Started(dict(spec.kwargs)['success_timing'])
+
+    monkeypatch.setattr('fql.training.rollouts.EnvWorkers', start)
+    task = 'cube-single-play-singletask-task1-v0'
+    config = TrainConfig(task, success_timing=timing, online=OnlineConfig(online_steps=1))
+    spec = RunSpec(config, (28,), 'float32', 5)
+    with pytest.raises(_Started, match=timing):
+        start_workers(spec, config, 1, 1)
+    with pytest.raises(_Started, match='pre'):
+        start_actors(spec)
+
+
+@pytest.mark.parametrize(('seed', 'is_same'), [(3, True), (4, False)])
+def test_a_phase_from_another_run_draws_by_its_own_seed(tmp_path, seed, is_same):
+    spec = make_spec(FQLConfig(hidden_dims=(4,)))
+    learner = make_learner(spec)
+    state = learner.init(3)
+    with CheckpointWriter(RunFolder(tmp_path).checkpoints, 1) as writer:
+        writer.save(state, {})
+    online = OnlineConfig(online_steps=1, source=str(tmp_path))
+    config = dataclasses.replace(spec.config, steps=0, seed=seed, online=online)
+    found = offline_state(config, abstract_state(learner, one_device_mesh()))
+    assert (
+        jnp.array_equal(jax.random.key_data(found.key), jax.random.key_data(state.key)) == is_same
+    )
+    jax.tree.map(np.testing.assert_array_equal, found.params, state.params)
 
 
 def some_batch(shape, dtype):
