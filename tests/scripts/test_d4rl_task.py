@@ -96,7 +96,7 @@ def test_the_score_is_recorded_and_reported_with_what_it_may_be_compared_with(
     assert 'not comparable with D4RL: episodes end after 5 steps\n' in shown
 
     done = fql('report', run, '--out', tmp_path / 'runs.html')
-    _, header, row, _ = done.stdout.splitlines()
+    _, header, row, *_ = done.stdout.splitlines()
     assert header.split()[2] == 'score'
     assert row.split()[3] == f'{expected:.1f}'
 
