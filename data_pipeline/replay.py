@@ -101,9 +101,14 @@ class Episodes(NamedTuple):
     rows: int
 
     @property
+    def open_first(self) -> int:
+        """The first row of the unfinished episode, or of the next one."""
+        return int(self.ends[-1]) + 1 if len(self.ends) else 0
+
+    @property
     def is_open(self) -> bool:
         """Whether there is an unfinished episode."""
-        return self.rows > (self.ends[-1] + 1 if len(self.ends) else 0)
+        return self.rows > self.open_first
 
     @property
     def transitions(self) -> int:
@@ -210,8 +215,7 @@ class Stream:
         """Ends the unfinished episode at its newest row; one without a transition is removed."""
         episodes = self.episodes
         assert episodes.is_open
-        last = episodes.ends[-1] if len(episodes.ends) else -1
-        if self.rows - last == 2:
+        if self.rows - episodes.open_first == 1:
             self.rows -= 1
             self._newest = {}
             return
@@ -589,7 +593,7 @@ def _closed_split(folder: Path, layout: RowLayout, rows: int) -> Split | None:
     episodes = Episodes(np.flatnonzero(arrays['terminals']), rows)
     if episodes.transitions == 0:
         return None
-    if rows - (episodes.ends[-1] if len(episodes.ends) else -1) == 2:
+    if rows - episodes.open_first == 1:
         arrays = {name: array[:-1] for name, array in arrays.items()}
     terminals = np.array(arrays['terminals'])
     terminals[-1] = True

@@ -5,6 +5,9 @@ import shutil
 import sys
 from pathlib import Path
 
+PROGRAM = (sys.executable, '-m', 'scripts.main')
+"""The command that starts this program in another process."""
+
 
 def command(*arguments: object) -> str:
     """A command of this program, quoted for a shell: `fql train --resume runs/cube`.
@@ -18,4 +21,4 @@ def _program() -> list[str]:
     if shutil.which('fql'):
         return ['fql']
     called = sys.argv[0]
-    return [called] if Path(called).name == 'fql' else [sys.executable, '-m', 'scripts.main']
+    return [called] if Path(called).name == 'fql' else list(PROGRAM)

@@ -89,8 +89,8 @@ class InspectBatch:
         names = ('seed', 'dataset', 'batch_size', 'frame_stack', 'shift_probability', 'horizon')
         given = {name: getattr(self, name) for name in names}
         given = {name: value for name, value in given.items() if value is not None}
-        changes_images = self.augmentation != AugmentationConfig()
-        return {**given, **({'augmentation': self.augmentation} if changes_images else {})}
+        changed = {'augmentation': self.augmentation} if self.augmentation.is_on else {}
+        return {**given, **changed}
 
     def check(self) -> None:
         """Raise FQLError if the arguments make no sense."""

@@ -19,7 +19,7 @@ from scripts.inspect_args import InspectBatch
 def run(args: InspectBatch) -> None:
     """Make the batch and write what was asked for."""
     config = config_of(args)
-    arrays, batch = batch_of_update(config, args.step)
+    arrays, batch, horizon = batch_of_update(config, args.step)
     fields = {name: value for name, value in batch._asdict().items() if value is not None}
     provenance = {'indices': arrays['indices'], 'shifts': arrays['shifts']}
     if args.out is not None:
@@ -29,7 +29,8 @@ def run(args: InspectBatch) -> None:
         print(f'wrote {args.out}')
     if args.png is not None:
         args.png.parent.mkdir(parents=True, exist_ok=True)
-        plot_batch(args.png, arrays, f'update {args.step}, seed {config.seed}: {config.task}')
+        title = f'update {args.step}, seed {config.seed}: {config.task}'
+        plot_batch(args.png, arrays, horizon, title)
         print(f'wrote {args.png}')
 
 

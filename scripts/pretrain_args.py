@@ -41,11 +41,6 @@ class Pretrain:
     verify_data: VerifyData = 'once'
     processes: Processes = field(default_factory=Processes)
 
-    @property
-    def data_dir(self) -> str:
-        """The data folder; part of the stored settings, so that a resumed run finds it."""
-        return self.config.data_dir
-
     @classmethod
     def defaults(cls, arguments: list[str]) -> 'Pretrain':
         """What the arguments start from: the stored run to resume, if any."""
@@ -59,4 +54,4 @@ class Pretrain:
         choose_folder(self.run_dir, self.resume, '')
         check_processes(self.processes, self.run_dir, self.resume)
         validate_pretrain_config(self.config)
-        dataset_path(self.config.dataset, self.data_dir)
+        dataset_path(self.config.dataset, self.config.data_dir)

@@ -54,11 +54,6 @@ class Train:
     verify_data: VerifyData = 'once'
     processes: Processes = field(default_factory=Processes)
 
-    @property
-    def data_dir(self) -> str:
-        """The data folder; part of the stored settings, so that a resumed run finds it."""
-        return self.config.data_dir
-
     @classmethod
     def defaults(cls, arguments: list[str]) -> 'Train':
         """What the arguments start from: the stored run to resume, or the task's own settings."""
@@ -121,7 +116,7 @@ class Train:
         choose_folder(self.run_dir, self.resume, self.config.task)
         check_processes(self.processes, self.run_dir, self.resume)
         validate_config(self.config)
-        task_dataset_path(self.config.task, self.config.dataset, self.data_dir)
+        task_dataset_path(self.config.task, self.config.dataset, self.config.data_dir)
         encoder = self.config.agent.encoder.source
         if encoder and self.resume is None and self.source is None:
             read_encoder(Path(encoder))

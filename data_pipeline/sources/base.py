@@ -24,6 +24,9 @@ INFO_ARRAYS = ('qpos', 'qvel', 'button_states')
 LABEL_ARRAYS = ('rewards', 'masks')
 """Labels stored with the data: both or none."""
 
+SPLIT_NAMES = {'train': ('train',), 'val': ('val', 'validation')}
+"""The possible names of each split in a dataset of TFDS or LeRobot."""
+
 ACTION_TOLERANCE = 1e-3
 """How far beyond [-1, 1] actions are clipped and counted; those further out are refused."""
 

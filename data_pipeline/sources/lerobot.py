@@ -40,6 +40,7 @@ from data_pipeline.schema import load_json
 from data_pipeline.sources.arrays import fit_arrays
 from data_pipeline.sources.base import (
     PARQUET,
+    SPLIT_NAMES,
     Note,
     SourceSplit,
     format_of,
@@ -47,9 +48,6 @@ from data_pipeline.sources.base import (
     taken_from,
 )
 from data_pipeline.sources.table import settle_last_actions
-
-SPLIT_NAMES = {'train': ('train',), 'val': ('val', 'validation')}
-"""The possible names of each split in a dataset."""
 
 _ACTION, _REWARD, _DONE = 'action', 'next.reward', 'next.done'
 _EPISODE, _FRAME, _TIME = 'episode_index', 'frame_index', 'timestamp'

@@ -28,11 +28,15 @@ from data_pipeline.errors import DataError
 from data_pipeline.files import file_sha256
 from data_pipeline.observations import array_name
 from data_pipeline.sources.arrays import fit_arrays
-from data_pipeline.sources.base import INFO_ARRAYS, Note, SourceSplit, format_of, lost_rewards
+from data_pipeline.sources.base import (
+    INFO_ARRAYS,
+    SPLIT_NAMES,
+    Note,
+    SourceSplit,
+    format_of,
+    lost_rewards,
+)
 from data_pipeline.sources.table import settle_last_actions
-
-SPLIT_NAMES = {'train': ('train',), 'val': ('val', 'validation')}
-"""The possible names of each split in a dataset."""
 
 _MARKS = {'is_first', 'is_last', 'is_terminal'}
 _OWN_FEATURES = 'tensorflow_datasets.core.features.'

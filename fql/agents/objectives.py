@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
 from fql.agents.base import Agent
-from fql.agents.configs import Aggregation
+from fql.agents.configs import Aggregation, IFQLConfig, IQLConfig
 from fql.batch import Batch
 from fql.encoding import Latents
 from fql.flow import euler_integrate, interpolate
@@ -98,18 +98,6 @@ def q_metrics(loss: jax.Array, qs: jax.Array) -> Metrics:
     }
 
 
-class ImplicitConfig(Protocol):
-    """Settings of an agent with IQL's critic and value function."""
-
-    @property
-    def discount(self) -> float:
-        """Discount factor."""
-
-    @property
-    def expectile(self) -> float:
-        """Expectile of the value loss."""
-
-
 def implicit_q_loss(
     agent: Agent, params: Params, target_params: Params, batch: Batch, latents: Latents
 ) -> tuple[jax.Array, Metrics]:
@@ -121,7 +109,7 @@ def implicit_q_loss(
     Args:
         latents: what the heads `critic` and `value` read of o.
     """
-    config = cast(ImplicitConfig, agent.config)
+    config = cast(IQLConfig | IFQLConfig, agent.config)
     encode = agent.encoding.target_latents
     target_latents = encode(params, target_params, batch.observations, ('critic',))
     next_latents = encode(params, target_params, batch.next_observations, ('value',))

@@ -1,7 +1,7 @@
 """Runs as one self-contained HTML page: no script, no network, pictures inside."""
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from html import escape
 from pathlib import Path
@@ -98,8 +98,8 @@ def overview(by_task: Mapping[str, Sequence[Group]], colour_of: Mapping[str, str
         [
             _name(name, colour_of),
             str(sum(map(len, strata))),
-            interval_text(measure, estimate(mean, strata)),
-            interval_text(measure, estimate(interquartile_mean, strata)),
+            interval_text(measure.text, estimate(mean, strata)),
+            interval_text(measure.text, estimate(interquartile_mean, strata)),
             *([papers[name] or '-'] if has_published else []),
         ]
         for name, strata in shared.items()
@@ -127,7 +127,7 @@ def datasets_section(by_task: Mapping[str, Sequence[Group]], colour_of: Mapping[
     rows = []
     for dataset, tasks in several.items():
         for name, strata in shared_results(tasks).items():
-            found = interval_text(measure, estimate(mean, strata))
+            found = interval_text(measure.text, estimate(mean, strata))
             paper = published_mean(tasks, name) or '-'
             tasks_text = f'{escape(dataset)} <small>({len(tasks)} tasks)</small>'
             rows.append([tasks_text, _name(name, colour_of), found, paper])
@@ -155,7 +155,9 @@ def improvement_section(
         [
             _name(ours, colour_of),
             *(
-                '' if ours == other else _probability(improvement(shared[ours], shared[other]))
+                ''
+                if ours == other
+                else interval_text('{:.2f}'.format, improvement(shared[ours], shared[other]))
                 for other in shared
             ),
         ]
@@ -200,8 +202,8 @@ def task_section(
                 ends,
                 colour_of[group.name],
             ),
-            interval_text(measure, average),
-            interval_text(measure, estimate(interquartile_mean, [group.last])),
+            interval_text(measure.text, average),
+            interval_text(measure.text, estimate(interquartile_mean, [group.last])),
             spread_text(measure, group.by_protocol),
         ]
         rows.append(row + ([published_text(published)] if has_published else []))
@@ -361,12 +363,12 @@ def method_section(groups: Sequence[Group]) -> str:
     )
 
 
-def interval_text(measure: Measure, found: Estimate) -> str:
-    """A value with its interval, as HTML."""
-    value = measure.text(found.value)
+def interval_text(text: Callable[[float], str], found: Estimate) -> str:
+    """A value with its interval, each as `text` writes it, as HTML."""
+    value = text(found.value)
     if np.isnan(found.low):
         return value
-    return f'{value} <small>[{measure.text(found.low)}, {measure.text(found.high)}]</small>'
+    return f'{value} <small>[{text(found.low)}, {text(found.high)}]</small>'
 
 
 def spread_text(measure: Measure, values: np.ndarray | None) -> str:
@@ -392,15 +394,6 @@ def published_value(published: PublishedResult | None, measure: Measure) -> floa
     if published is None:
         return None
     return published.mean / 100 if measure == SUCCESS else published.mean
-
-
-def _probability(found: Estimate) -> str:
-    text = f'{found.value:.2f}'
-    return (
-        text
-        if np.isnan(found.low)
-        else f'{text} <small>[{found.low:.2f}, {found.high:.2f}]</small>'
-    )
 
 
 def _task_names(names: Sequence[str], total: int) -> str:

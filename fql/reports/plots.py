@@ -102,17 +102,18 @@ def _line(axes: Axes, rows: list[dict[str, str]], name: str, label: str, marker:
         axes.plot(steps, values, label=label, marker=marker)
 
 
-def plot_batch(path: Path, arrays: Mapping[str, Any], title: str) -> None:
-    """Draw the first transitions of a batch, one a row: the stack, then what follows.
+def plot_batch(path: Path, arrays: Mapping[str, Any], horizon: int, title: str) -> None:
+    """Draw the first transitions of a batch, one a row: its stack, then the rest of the next one.
 
     Of several observations, the first image is shown.
 
     Args:
         path: the PNG to write.
-        arrays: a batch of the loader: `inputs` (b, stack + 1, h, w, c), uint8 or float in [0, 1],
-            or (b, stack + 1, d) for vectors, or several of these by name; `actions`, `rewards`,
-            `masks`, `indices`, `shifts`. Of several steps, rewards and masks are those up to the
-            last one.
+        arrays: a batch of the loader: `inputs` (b, n, h, w, c), uint8 or float in [0, 1], or
+            (b, n, d) for vectors, or several of these by name, the distinct ones of both stacks;
+            `actions`, `rewards`, `masks`, `indices`, `shifts`. Of several steps, rewards and masks
+            are those up to the last one.
+        horizon: steps between the two observations.
         title: the figure's.
     """
     shown, frames = first_shown(arrays['inputs'])
@@ -132,7 +133,7 @@ def plot_batch(path: Path, arrays: Mapping[str, Any], title: str) -> None:
             else:
                 axes.bar(range(frames.shape[-1]), frames[i, j])
             if i == 0:
-                axes.set_title(_frame_name(j, columns), fontsize=8)
+                axes.set_title(_frame_name(j, columns, horizon), fontsize=8)
         reward, mask = (np.ravel(arrays[name][i])[-1] for name in ('rewards', 'masks'))
         actions = np.array2string(arrays['actions'][i], precision=2, suppress_small=True)
         grid[i, -1].text(
@@ -148,9 +149,10 @@ def plot_batch(path: Path, arrays: Mapping[str, Any], title: str) -> None:
     save_picture(figure, path)
 
 
-def _frame_name(column: int, columns: int) -> str:
-    offset = column - (columns - 2)
-    return 'next frame' if offset == 1 else 'frame t' if offset == 0 else f'frame t{offset}'
+def _frame_name(column: int, columns: int, horizon: int) -> str:
+    stack = max(columns - horizon, columns // 2)
+    offset = column - stack + 1 if column < stack else horizon + column - columns + 1
+    return f'frame t{offset:+d}' if offset else 'frame t'
 
 
 def first_shown(observations: Any) -> tuple[str, Any]:

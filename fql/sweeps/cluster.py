@@ -14,10 +14,10 @@ from types import FrameType
 from typing import Any
 
 from data_pipeline.files import write_json
+from fql.command import PROGRAM
 from fql.errors import FQLError, first_line
 from fql.sweeps.file import SweepRun
 from fql.sweeps.folder import (
-    PROGRAM,
     SweepFolder,
     begin_attempt,
     claimed_log,

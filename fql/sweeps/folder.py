@@ -8,7 +8,6 @@
 import fcntl
 import os
 import shlex
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,8 +23,6 @@ from fql.sweeps.file import RECORD, SweepRun, read_sweep
 from fql.training.run_folder import RunFolder, finished_steps
 
 State = Literal['done', 'running', 'queued', 'stopped', 'failed', 'not begun']
-PROGRAM = (sys.executable, '-m', 'scripts.main')
-"""The command that starts this program in another process."""
 STATES: tuple[State, ...] = get_args(State)
 _ATTEMPT = '\n$ fql '
 _TAIL_BYTES = 64 << 10

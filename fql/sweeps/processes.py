@@ -11,11 +11,11 @@ from types import FrameType
 
 from tqdm import tqdm
 
+from fql.command import PROGRAM
 from fql.errors import FQLError
 from fql.stopping import EXIT_CODE, ignore_hang_up
 from fql.sweeps.file import SweepRun
 from fql.sweeps.folder import (
-    PROGRAM,
     SweepFolder,
     begin_attempt,
     claimed_log,

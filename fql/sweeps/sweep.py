@@ -35,9 +35,9 @@ def sweep(
     path: Path,
     data_dir: str,
     jobs: int,
-    gpus: Sequence[int] = (),
-    cluster: str | None = None,
-    options: Mapping[str, Any] | None = None,
+    gpus: Sequence[int],
+    cluster: str | None,
+    options: Mapping[str, Any],
 ) -> int:
     """Run, here or on a cluster, the missing runs of a sweep; print its table.
 
@@ -70,7 +70,7 @@ def sweep(
             states = states_of(folder, runs)
             print(sweep_table(folder, runs, states), flush=True)
             if cluster is not None:
-                submit_missing(folder, runs, states, data_dir, cluster, jobs, options or {})
+                submit_missing(folder, runs, states, data_dir, cluster, jobs, options)
             elif any(state != 'done' for state in states.values()):
                 is_stopped, failed = run_processes(folder, runs, data_dir, jobs, gpus)
                 print(sweep_table(folder, runs, states_of(folder, runs)))

@@ -100,7 +100,7 @@ class Actors:
         """
         recorded = {}
         for index, stream in enumerate(self._streams):
-            first = int(stream.episodes.ends[-1]) + 1 if len(stream.episodes.ends) else 0
+            first = stream.episodes.open_first
             recorded[index] = (
                 stream.read('actions', first, stream.rows - 1),
                 stream.read('rewards', first, stream.rows - 1),

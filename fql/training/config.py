@@ -265,13 +265,6 @@ BOUNDS: dict[str, tuple[float, float]] = {
 field's name; of each one where a field has several.
 """
 
-FLAGS = {
-    'lr_multiplier': 'encoder.lr-multiplier',
-    'unfreeze_step': 'encoder.unfreeze-step',
-    'encoder_lr_multiplier': 'online.encoder-lr-multiplier',
-}
-"""Flags whose names differ from their fields'."""
-
 
 def validate_config(config: TrainConfig) -> None:
     """Raise FQLError, naming the field, when a value makes no sense."""
@@ -369,7 +362,7 @@ def check_bounds(config: Any) -> None:
             values = value if isinstance(value, tuple) else (value,)
             if not all(low <= number <= high for number in values):  # NaN fails both comparisons.
                 shown = ' '.join(map(_text, values))
-                flag = FLAGS.get(entry.name, entry.name.replace('_', '-'))
+                flag = _name_of(config, entry.name).replace('_', '-')
                 raise FQLError(f'{flag} must lie in [{_text(low)}, {_text(high)}], not {shown}')
 
 
@@ -387,7 +380,7 @@ def raise_unless(checks: dict[str, bool]) -> None:
 
 
 def config_to_dict(config: TrainConfig) -> dict[str, Any]:
-    """Plain JSON values; `agent`, with its name, and `augmentation` nested."""
+    """Plain JSON values; `agent`, with its name, `augmentation` and `online` nested."""
     values = dataclasses.asdict(config)
     values['agent'] = {'name': config.agent.name, **values['agent']}
     return values
@@ -455,11 +448,6 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
     return changed
 
 
-def settings_of(config: TrainConfig) -> dict[str, Any]:
-    """Every setting of a run, by flag; `agent` is its name."""
-    return {name.replace('_', '-'): value for name, value in _flat(config).items()}
-
-
 def setting_text(value: Any) -> str:
     """A setting's value for a reader."""
     if value is None:
@@ -476,8 +464,9 @@ def setting_text(value: Any) -> str:
 def settings_of_results(config: TrainConfig) -> dict[str, Any]:
     """The settings that a run's results depend on, by flag."""
     others = RESUMABLE_FIELDS - {'steps', 'online_steps'} | {'log_interval', 'save_interval'}
-    flags = {name.replace('_', '-') for name in others}
-    return {name: value for name, value in settings_of(config).items() if name not in flags}
+    return {
+        name.replace('_', '-'): value for name, value in _flat(config).items() if name not in others
+    }
 
 
 def _replaced(config: Any, settings: Mapping[str, Any]) -> Any:

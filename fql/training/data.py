@@ -76,8 +76,8 @@ def load_training_data(config: TrainConfig) -> dict[str, LabelledSplit]:
     }
 
 
-def batch_of_update(config: TrainConfig, step: int) -> tuple[dict[str, Any], Batch]:
-    """The loader's arrays for one update of a run, augmented for it, and the batch of these.
+def batch_of_update(config: TrainConfig, step: int) -> tuple[dict[str, Any], Batch, int]:
+    """The loader's arrays for one update of a run, augmented for it; their batch; the horizon.
 
     Raises:
         DataError: no store, damaged data, or data that are not of the task's environment.
@@ -90,7 +90,8 @@ def batch_of_update(config: TrainConfig, step: int) -> tuple[dict[str, Any], Bat
     augment = jax.jit(augment_frames, static_argnames='config')
     frames = augment(arrays['inputs'], config.augmentation, split_seed(config.seed)[1], step)
     arrays = {**arrays, 'inputs': jax.tree.map(np.asarray, frames)}
-    return arrays, batch_from_inputs(arrays, agent_of(run_spec(data, config)).horizon)
+    horizon = agent_of(run_spec(data, config)).horizon
+    return arrays, batch_from_inputs(arrays, horizon), horizon
 
 
 def frame_shapes(split: Split) -> Any:

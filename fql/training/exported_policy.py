@@ -8,7 +8,6 @@
 """
 
 import dataclasses
-import hashlib
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax import export
 
-from data_pipeline.files import atomic_folder, write_json
+from data_pipeline.files import atomic_folder, file_sha256, write_json
 from data_pipeline.observations import describe, flattened, pick_observations
 from data_pipeline.schema import read_json
 from encoders.cameras import abstract_observations
@@ -162,7 +161,7 @@ def _check_files(path: Path, digests: Mapping[str, str]) -> None:
     params = [name for name in digests if name.startswith(f'{PARAMS}/')]
     for name in (RunFolder(path).spec.name, *params):
         try:
-            is_sound = digests.get(name) == _sha256(path / name)
+            is_sound = digests.get(name) == file_sha256(path / name)
         except OSError as error:
             raise FQLError(f'{path}: damaged policy: {name}: {error.strerror}') from error
         if not is_sound:
@@ -186,10 +185,6 @@ def export_program(agent: Agent, params: Params, policy: str) -> bytes:
     act = jax.jit(lambda observations, noise: agent.act(params, observations, noise, policy))
     exported = export.export(act, platforms=PLATFORMS)(observations, noise)
     return bytes(exported.serialize())
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _data_checksums(folder: RunFolder) -> dict[str, str]:

@@ -19,7 +19,6 @@ from fql.batch import LOADED_FIELDS
 from fql.compiled import abstract_state, initial_state, make_train_step
 from fql.devices import make_mesh, put_batch
 from fql.reports.output import format_table, print_notice, write_json
-from fql.reports.timing import median_ratio, take_turns
 from fql.training.config import TrainConfig
 from fql.training.data import LabelledSplit, load_training_data, run_spec, training_batches
 from fql.training.host_memory import (
@@ -31,6 +30,7 @@ from scripts.benchmark.args import BenchmarkData
 from scripts.benchmark.measuring import task_config
 from scripts.benchmark.memory import anonymous_megabytes
 from scripts.benchmark.sources import measure_sources
+from scripts.benchmark.timing import median_ratio, take_turns
 
 MILLION = 1_000_000
 TRAJECTORY = 1_001

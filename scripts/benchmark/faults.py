@@ -13,10 +13,10 @@ import jax
 from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.replay import RECORD
 from encoders.leaves import tree_digest
+from fql.command import PROGRAM
 from fql.compiled import abstract_state, initial_state, make_train_step
 from fql.devices import make_mesh, one_device_mesh, put_batch
 from fql.errors import FQLError
-from fql.reports.timing import take_turns
 from fql.training.checkpoints import CheckpointReader, CheckpointWriter
 from fql.training.config import TrainConfig
 from fql.training.learning import agent_of, batch_maker, make_learner
@@ -24,7 +24,8 @@ from fql.training.progress import progress_bar
 from fql.training.rollouts import recorded_steps
 from fql.training.run_folder import RunFolder, finished_steps, read_identity, read_spec
 from scripts.benchmark.args import BenchmarkFaults
-from scripts.benchmark.measuring import FQL, ROOT, run_fql
+from scripts.benchmark.measuring import ROOT, run_fql
+from scripts.benchmark.timing import take_turns
 from scripts.benchmark.update import image_spec, random_arrays
 
 SETTINGS = (
@@ -81,7 +82,7 @@ def run(args: BenchmarkFaults) -> int:
 def _start_and_kill(command: list[str], folder: RunFolder, start: int, seconds: float) -> None:
     """Start the trainer; kill it `seconds` after it has logged an update past `start`."""
     nothing = subprocess.DEVNULL
-    process = subprocess.Popen([*FQL, *command], cwd=ROOT, stdout=nothing, stderr=nothing)
+    process = subprocess.Popen([*PROGRAM, *command], cwd=ROOT, stdout=nothing, stderr=nothing)
     while max(recorded_steps(folder.train_csv), default=0) <= start and process.poll() is None:
         time.sleep(0.02)
     time.sleep(seconds)

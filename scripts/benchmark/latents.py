@@ -16,7 +16,6 @@ from data_pipeline.store.frame_store import Split
 from data_pipeline.store.latents import LatentWriter
 from fql.devices import local_mesh
 from fql.reports.output import format_table, write_json
-from fql.reports.timing import median_ratio, take_turns
 from fql.training.data import load_training_data, run_spec
 from fql.training.latent_cache import (
     AHEAD,
@@ -30,6 +29,7 @@ from fql.training.learning import agent_of
 from fql.training.run_folder import RunSpec
 from scripts.benchmark.args import BenchmarkLatents
 from scripts.benchmark.measuring import task_config
+from scripts.benchmark.timing import median_ratio, take_turns
 
 
 def run(args: BenchmarkLatents) -> None:

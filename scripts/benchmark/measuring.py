@@ -3,13 +3,13 @@
 import dataclasses
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.store.verification import Verification
+from fql.command import PROGRAM
 from fql.compiled import abstract_state, make_train_step, make_validation, updates_per_call
 from fql.devices import make_mesh
 from fql.envs.tasks import find_task
@@ -28,9 +28,6 @@ from fql.training.loop import Trainer
 from fql.training.presets import default_config
 from fql.training.run_folder import RunFolder, RunSpec
 
-FQL = (sys.executable, '-m', 'scripts.main')
-"""The program, to be run in a separate process from `ROOT`."""
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -46,7 +43,7 @@ def run_fql(*arguments: str, environment: Mapping[str, str] = os.environ) -> Non
     Raises:
         FQLError: it failed; with the last line that it printed.
     """
-    command = [*FQL, *arguments]
+    command = [*PROGRAM, *arguments]
     done = subprocess.run(
         command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -23,7 +23,6 @@ from fql.envs.make import EnvSpec
 from fql.envs.tasks import OWN_TASK
 from fql.envs.workers import EnvWorkers
 from fql.reports.output import format_table, write_json
-from fql.reports.timing import WARM_UP, median_ratio, take_turns
 from fql.training.actors import Actors, episode_seed
 from fql.training.checkpoints import CheckpointWriter
 from fql.training.config import OnlineConfig, TrainConfig
@@ -36,6 +35,7 @@ from scripts.benchmark.args import BenchmarkOnline
 from scripts.benchmark.fast_env import ACTION_DIM, EPISODE_STEPS, SIZE
 from scripts.benchmark.measuring import make_trainer
 from scripts.benchmark.memory import watched_memory
+from scripts.benchmark.timing import WARM_UP, median_ratio, take_turns
 
 ROWS = 4_096
 """Number of rows of the data made for the measurement."""

@@ -16,7 +16,6 @@ from fql.compiled import (
 )
 from fql.devices import put_batch
 from fql.reports.output import format_table, write_json
-from fql.reports.timing import median_ratio, take_turns
 from fql.training.checkpoints import CheckpointWriter
 from fql.training.config import TrainConfig
 from fql.training.data import load_training_data, run_spec, training_batches
@@ -26,6 +25,7 @@ from fql.training.learning import (
 from fql.training.loop import updates_in_call
 from scripts.benchmark.args import BenchmarkTrain
 from scripts.benchmark.measuring import make_trainer, run_fql, task_config
+from scripts.benchmark.timing import median_ratio, take_turns
 
 
 def run(args: BenchmarkTrain) -> None:

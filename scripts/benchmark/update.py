@@ -33,12 +33,12 @@ from fql.devices import check_batch_size, make_mesh, put_batch
 from fql.errors import FQLError
 from fql.learner import Learner, Metrics, TrainState, make_optimizer
 from fql.reports.output import format_table, write_json
-from fql.reports.timing import median_ratio, take_turns
 from fql.training.config import TrainConfig, validate_config
 from fql.training.learning import agent_of, batch_maker, make_learner
 from fql.training.memory import check_memory
 from fql.training.run_folder import RunSpec
 from scripts.benchmark.args import BenchmarkUpdate, Mode
+from scripts.benchmark.timing import median_ratio, take_turns
 
 ACTION_DIM = 5
 CHANNELS = 3
@@ -162,11 +162,11 @@ def changed_config(config: TrainConfig, changes: tuple[str, ...]) -> TrainConfig
     return config
 
 
-def our_variant(config: TrainConfig, image_size: int, num_devices: int | None = None) -> Variant:
+def our_variant(config: TrainConfig, image_size: int) -> Variant:
     """The step that `fql train` runs, transfer to the device included."""
     spec = image_spec(config, image_size)
     arrays = random_arrays(agent_of(spec), config, image_size)
-    return host_variant(spec, agent_of(spec), arrays, make_mesh(num_devices))
+    return host_variant(spec, agent_of(spec), arrays, make_mesh())
 
 
 def plain_variant(config: TrainConfig, image_size: int) -> Variant:

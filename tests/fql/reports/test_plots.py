@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fql.reports.critic_plots import plot_critic
-from fql.reports.plots import learning_curve, plot_learning_curve
+from fql.reports.plots import learning_curve, plot_batch, plot_learning_curve
 from fql.training.run_folder import RunFolder
 
 TAB_ORANGE, TAB_GREEN = (255, 127, 14), (44, 160, 44)
@@ -97,3 +97,30 @@ def test_a_title_is_no_formula(tmp_path):
     numbers, title = np.ones(3), 'runs/a$^$b, step 1'
     plot_critic(tmp_path / 'a.png', numbers, numbers, numbers, None, None, title)
     assert (tmp_path / 'a.png').stat().st_size > 5_000
+
+
+@pytest.mark.parametrize(
+    ('stack', 'horizon', 'names'),
+    [
+        (3, 1, ['t-2', 't-1', 't', 't+1']),
+        (1, 1, ['t', 't+1']),
+        (3, 5, ['t-2', 't-1', 't', 't+3', 't+4', 't+5']),
+        (3, 2, ['t-2', 't-1', 't', 't+1', 't+2']),
+        (1, 5, ['t', 't+5']),
+    ],
+)
+def test_frames_of_a_batch_are_named_by_their_steps(tmp_path, monkeypatch, stack, horizon, names):
+    drawn = []
+    monkeypatch.setattr('fql.reports.plots.save_picture', lambda figure, path: drawn.append(figure))
+    count = stack + min(stack, horizon)
+    arrays = {
+        'inputs': np.zeros((2, count, 4, 4, 3), np.uint8),
+        'actions': np.zeros((2, 1)),
+        'rewards': np.zeros(2),
+        'masks': np.ones(2),
+        'indices': np.arange(2),
+        'shifts': np.zeros((2, 2), int),
+    }
+    plot_batch(tmp_path / 'batch.png', arrays, horizon, 'a batch')
+    titles = [axes.get_title() for axes in drawn[0].axes]
+    assert titles[:count] == [f'frame {name}' for name in names]
