@@ -46,7 +46,7 @@ def collected_file(flag: str, name: str) -> Path:
 
 
 def check_name(name: str) -> str:
-    """Returns the name of a dataset, split or array if it is valid as the name of a folder or file.
+    """Return the name of a dataset, split or array if it is valid as the name of a folder or file.
 
     Raises:
         DataError: it would lead to another folder, be hidden, or not be a valid file name.

@@ -20,7 +20,7 @@ _OPENGL_TRACE = re.compile(r'MUJOCO_GL|OpenGL|gladLoadGL|EGL|mujoco/(egl|glfw|os
 
 
 def choose_opengl(*, is_rendering: bool = True) -> None:
-    """Makes MuJoCo render without a screen where there is none; call it before MuJoCo's import.
+    """Make MuJoCo render without a screen where there is none; call it before MuJoCo's import.
 
     Args:
         is_rendering: whether anything is drawn; if not, no OpenGL is needed.
@@ -32,7 +32,7 @@ def choose_opengl(*, is_rendering: bool = True) -> None:
 
 
 def render_in_one_thread() -> None:
-    """Makes software OpenGL render in the calling thread; call it before MuJoCo's import.
+    """Make software OpenGL render in the calling thread; call it before MuJoCo's import.
 
     Otherwise every process starts as many threads as there are cores. Two processes on two cores
     render twice as fast without these threads.

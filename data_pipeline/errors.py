@@ -1,4 +1,4 @@
-"""The errors of this package that a user can resolve."""
+"""The errors of this package that a user can resolve, and other errors in one line."""
 
 
 class DataError(Exception):
@@ -7,3 +7,8 @@ class DataError(Exception):
 
 class DamagedError(DataError):
     """Stored data differ from what was written."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type's name where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -23,7 +23,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy_format
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, first_line
 
 _TEMPORARY = '.tmp'
 
@@ -42,7 +42,7 @@ class LockedError(DataError):
 
 @contextmanager
 def locked(path: Path, work: str, *, wait: bool = False) -> Iterator[None]:
-    """Holds the lock file `path` while active; the system releases it when the process dies.
+    """Hold the lock file `path` while active; the system releases it when the process dies.
 
     The file is not removed: else two processes could lock two different files of the same name.
 
@@ -77,7 +77,7 @@ def locked(path: Path, work: str, *, wait: bool = False) -> Iterator[None]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Adds the file name `path` to an OSError that has none, such as that of a write.
+    """Add the file name `path` to an OSError that has none, such as that of a write.
 
     Raises:
         OSError: the one raised inside, with a file name.
@@ -137,7 +137,7 @@ def has_text_name(path: Path) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file atomically and synced, replacing an existing one."""
+    """Write a file atomically and synced, replacing an existing one."""
     with replacing(path) as temporary:
         # Names of files may hold bytes that are no text.
         temporary.write_text(text, encoding='utf-8', errors='backslashreplace')
@@ -201,7 +201,7 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    """Removes a folder, or what else has its name, if it exists; a link, not what it leads to."""
+    """Remove a folder, or what else has its name, if it exists; a link, not what it leads to."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -209,7 +209,7 @@ def _remove(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and its missing parents, and syncs their names.
+    """Make a folder and its missing parents, and sync their names.
 
     Raises:
         NotADirectoryError: in the place of one is something else, or a broken link.
@@ -227,13 +227,13 @@ def make_folder(path: Path) -> None:
 
 
 def sync_file(file: IO[Any]) -> None:
-    """Syncs an open file to the disk."""
+    """Sync an open file to the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_path(path: Path) -> None:
-    """Syncs a file, or the entries of a folder, to the disk."""
+    """Sync a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -242,7 +242,7 @@ def sync_path(path: Path) -> None:
 
 
 def write_npy_header(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Writes the header of a `.npy` file, whose length does not depend on the number of rows."""
+    """Write the header of a `.npy` file, whose length does not depend on the number of rows."""
     header = {
         'descr': npy_format.dtype_to_descr(dtype),
         'fortran_order': False,
@@ -269,7 +269,7 @@ def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     except OSError:
         raise
     except Exception as error:  # NumPy may raise any exception on damaged headers.
-        raise ValueError(f'the .npy header is damaged: {_first_line(error)}') from error
+        raise ValueError(f'the .npy header is damaged: {first_line(error)}') from error
     if any(type(length) is not int or length < 0 for length in shape):
         raise ValueError(f'the .npy header is damaged: shape {shape}')
     return shape, is_fortran, dtype
@@ -314,15 +314,11 @@ def load_arrays(path: Path, names: Iterable[str] | None = None) -> dict[str, np.
     except OSError:
         raise
     except Exception as error:  # NumPy and zipfile may raise any exception on damaged files.
-        raise ValueError(_first_line(error)) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(first_line(error)) from error
 
 
 def _exchange(folder: Path, target: Path, old: Path) -> None:
-    """Renames `folder` to `target`; an existing target is called `old` in between."""
+    """Rename `folder` to `target`; an existing target is called `old` in between."""
     with suppress(FileNotFoundError):
         os.rename(target, old)
     try:

@@ -248,7 +248,7 @@ def as_batches(
 
 
 def check_batches(split: Split, config: LoaderConfig) -> None:
-    """Raises DataError if such batches cannot be made.
+    """Raise DataError if such batches cannot be made.
 
     Chunks may begin in fewer transitions than `batch_size`, or images are not larger than
     `shift_pad`.
@@ -266,7 +266,7 @@ def check_batches(split: Split, config: LoaderConfig) -> None:
 
 
 def check_windows(split: Split, config: LoaderConfig) -> None:
-    """Raises DataError if such windows cannot be made.
+    """Raise DataError if such windows cannot be made.
 
     There are no images among the observations; or see `check_batches`. A window may begin in every
     transition.

@@ -28,7 +28,7 @@ def unnamed(arrays: Mapping[str, Any]) -> Any:
 
 
 def map_named(function: Callable[..., Any], first: Any, *others: Any) -> Any:
-    """Applies `function` to each array; the result has the form of the first observations."""
+    """Apply `function` to each array; the result has the form of the first observations."""
     rest = [named(other) for other in others]
     return unnamed(
         {

@@ -106,7 +106,7 @@ class OnlineBatches:
         share: float | None,
         config: LoaderConfig,
     ) -> None:
-        """Maps the data; `rewards` and `masks` are the data's, for `share` see `draw_samples`."""
+        """Map the data; `rewards` and `masks` are the data's, for `share` see `draw_samples`."""
         self._data = split_source(split, rewards, masks)
         self._episodes = Episodes(np.flatnonzero(split.terminals), len(split.terminals))
         self._replay, self._share, self._config = replay, share, config
@@ -122,7 +122,7 @@ class OnlineBatches:
         self._stop()
 
     def ask(self, steps: Iterable[int]) -> None:
-        """Requests the batches of these updates, made from the current rows."""
+        """Request the batches of these updates, made from the current rows."""
         # All requested batches are taken before the replay grows again.
         if self._capacity != self._replay.capacity:
             assert not self._asked
@@ -143,7 +143,7 @@ class OnlineBatches:
         return step, next(self._batches)
 
     def _start(self) -> None:
-        """Maps the replay as it is now."""
+        """Map the replay as it is now."""
         self._stop()
         streams = self._replay.streams
         sources = [self._data, *(stream_source(stream, self._data.inputs) for stream in streams)]

@@ -143,7 +143,7 @@ class Stream:
     """
 
     def __init__(self, path: Path, layout: RowLayout, rows: int = 0) -> None:
-        """Opens the files in `path` and cuts them to `rows`; makes them if `rows` is 0.
+        """Open the files in `path` and cut them to `rows`; make them if `rows` is 0.
 
         Raises:
             DataError: an array is missing, of another shape, or too short.
@@ -176,7 +176,7 @@ class Stream:
         return Episodes(self._ends[: self._num_ends], self.rows)
 
     def start(self, frame: Any, latents: np.ndarray | None = None) -> None:
-        """Appends the first row of an episode; the one before it must have ended.
+        """Append the first row of an episode; the one before it must have ended.
 
         Args:
             frame: the observation, an array or several by name.
@@ -193,7 +193,7 @@ class Stream:
         ends: bool,
         latents: np.ndarray | None = None,
     ) -> None:
-        """Appends a step: the action in the newest row, its results, and the row that it led to.
+        """Append a step: the action in the newest row, its results, and the row that it led to.
 
         Args:
             mask: 0 where the task is complete, so that no value follows, else 1.
@@ -212,7 +212,7 @@ class Stream:
             self._note_end(row)
 
     def cut_off(self) -> None:
-        """Ends the unfinished episode at its newest row; one without a transition is removed."""
+        """End the unfinished episode at its newest row; one without a transition is removed."""
         episodes = self.episodes
         assert episodes.is_open
         if self.rows - episodes.open_first == 1:
@@ -250,7 +250,7 @@ class Stream:
         return {'rows': self.rows, 'crc32': dict(self._crc)}
 
     def check(self, record: Mapping[str, Any]) -> None:
-        """Raises DataError if the rows differ from those of a `record`."""
+        """Raise DataError if the rows differ from those of a `record`."""
         for name, crc in record['crc32'].items():
             if self._crc[name] != crc:
                 raise DataError(
@@ -259,19 +259,19 @@ class Stream:
                 )
 
     def sync(self) -> None:
-        """Syncs everything to the disk."""
+        """Sync everything to the disk."""
         with _faults(self.path):
             for file in self._files.values():
                 sync_file(file)
 
     def trim(self) -> None:
-        """Cuts the files to their rows, for other readers; nothing can be appended afterwards."""
+        """Cut the files to their rows, for other readers; nothing can be appended afterwards."""
         with _faults(self.path):
             for name in self._arrays:
                 self._resize(name, self.rows)
 
     def close(self) -> None:
-        """Closes the files."""
+        """Close the files."""
         for file in self._files.values():
             file.close()
 
@@ -305,7 +305,7 @@ class Stream:
         }
 
     def _reserve(self, rows: int) -> None:
-        """Cuts the files to so many rows, and makes room for at most EXTENT more."""
+        """Cut the files to so many rows, and make room for at most EXTENT more."""
         capacity = (rows // EXTENT + 1) * EXTENT
         with _faults(self.path):
             for name in self._arrays:
@@ -323,7 +323,7 @@ class Stream:
         write_npy_header(file, (rows, *shape), dtype)
 
     def _append(self, frame: Any, latents: np.ndarray | None, columns: list[Values]) -> None:
-        """Writes a row's observation and the values that complete rows; then counts the row."""
+        """Write a row's observation and the values that complete rows; then count the row."""
         shown: Values = [
             (array_name(name), self.rows, value) for name, value in named(frame).items()
         ]
@@ -388,7 +388,7 @@ class Replay:
         streams: int,
         records: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
-        """Makes an empty replay, replacing an existing one, or opens one as of a checkpoint.
+        """Make an empty replay, replacing an existing one, or open one as of a checkpoint.
 
         Args:
             origin: where the data come from, for the record.
@@ -440,7 +440,7 @@ class Replay:
         return sum(stream.capacity for stream in self.streams)
 
     def commit(self) -> list[dict[str, Any]]:
-        """Syncs everything and writes the record of it; returns each stream's record.
+        """Sync everything and write the record of it; return each stream's record.
 
         Raises:
             DataError: writing failed, for example on a full disk.
@@ -499,7 +499,7 @@ def is_replay(path: Path) -> bool:
 
 
 def open_data(flag: str, name: str) -> FrameStore:
-    """Opens a dataset by its name, see `dataset_folder`, or a replay by its folder.
+    """Open a dataset by its name, see `dataset_folder`, or a replay by its folder.
 
     Raises:
         DataError: there is none, or it is damaged.
@@ -510,7 +510,7 @@ def open_data(flag: str, name: str) -> FrameStore:
 
 
 def open_replay(path: Path) -> FrameStore:
-    """Opens a replay as a frame store, with the rows of its last `commit`.
+    """Open a replay as a frame store, with the rows of its last `commit`.
 
     A stream's unfinished episode ends at its newest row; if it has only one row, and so no
     transition, it is left out. Checksums are not compared; see `verify_replay`.
@@ -552,7 +552,7 @@ def open_replay(path: Path) -> FrameStore:
 
 
 def verify_replay(path: Path) -> None:
-    """Reads all rows of the last `commit`, and compares them with their checksums.
+    """Read all rows of the last `commit`, and compare them with their checksums.
 
     Raises:
         DataError: they differ from what was written.

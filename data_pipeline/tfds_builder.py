@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, first_line
 from data_pipeline.files import atomic_folder, has_text_name
 from data_pipeline.observations import map_named, named
 from data_pipeline.store.frame_store import FrameStore, Progress, Split
@@ -36,7 +36,7 @@ _SHARD_BYTES = 1 << 30  # of frames before compression
 
 
 def export_tfds(store: FrameStore, out: Path, progress: Progress | None = None) -> Path:
-    """Writes all splits of a store as `<out>/ogbench/<dataset>/1.0.0`, which is returned.
+    """Write all splits of a store as `<out>/ogbench/<dataset>/1.0.0`, which is returned.
 
     Only a few episodes are in memory at a time. Arrays are stored as raw bytes, so that reading
     restores them exactly.
@@ -60,7 +60,7 @@ def export_tfds(store: FrameStore, out: Path, progress: Progress | None = None) 
     except FileExistsError as error:
         raise DataError(f'{target} exists; delete it or name another folder') from error
     except (OSError, RuntimeError) as error:  # ArrayRecord raises the latter on a full disk.
-        reason = getattr(error, 'strerror', None) or str(error).partition('\n')[0]
+        reason = getattr(error, 'strerror', None) or first_line(error)
         raise DataError(f'{target}: cannot be written: {reason}') from error
     return target
 

@@ -38,7 +38,7 @@ class WorkerGroup:
         self.kill()
 
     def start(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Starts a worker, which calls `work(connection, *arguments)` and ends.
+        """Start a worker, which calls `work(connection, *arguments)` and ends.
 
         Args:
             work: a function of a module; what it raises because this process has died is ignored.
@@ -48,17 +48,17 @@ class WorkerGroup:
         self._processes.append(process)
 
     def replace(self, index: int, work: Callable[..., None], *arguments: Any) -> None:
-        """Kills a worker, even one that hangs, and starts another in its place; see `start`."""
+        """Kill a worker, even one that hangs, and start another in its place; see `start`."""
         self._kill(index)
         self.connections[index], self._processes[index] = _spawn(work, *arguments)
 
     def exit_code(self, index: int, seconds: float | None = None) -> int | None:
-        """Waits for the end of a worker, up to the time limit; None if it still runs."""
+        """Wait for the end of a worker, up to the time limit; None if it still runs."""
         self._processes[index].join(seconds)
         return self._processes[index].exitcode
 
     def close(self, seconds: float) -> None:
-        """Closes the pipes, so that workers that read from them end.
+        """Close the pipes, so that workers that read from them end.
 
         Workers that still run after the time limit are killed.
         """
@@ -70,7 +70,7 @@ class WorkerGroup:
         self.kill()
 
     def kill(self) -> None:
-        """Kills the workers and the processes that they started (importing glfw starts one)."""
+        """Kill the workers and the processes that they started (importing glfw starts one)."""
         for index in range(len(self._processes)):
             self._kill(index)
 
@@ -103,7 +103,7 @@ def _run(work: Callable[..., None], connection: Connection, *arguments: Any) -> 
 
 
 def _die_with_parent() -> None:
-    """Makes Linux kill this process when its parent dies, even if this process is stopped or hangs.
+    """Make Linux kill this process when its parent dies, even if this process is stopped or hangs.
 
     For Linux the parent is the thread that started it. On other systems, and where the parent has
     died already, the closed pipe ends this process when it reads.
@@ -114,7 +114,7 @@ def _die_with_parent() -> None:
 
 @contextmanager
 def _sigint_blocked() -> Iterator[None]:
-    """Blocks SIGINT in processes started inside: Ctrl-C is for the parent, which ends them."""
+    """Block SIGINT in processes started inside: Ctrl-C is for the parent, which ends them."""
     # Otherwise the first process would start it, which unblocks SIGINT before that process starts.
     resource_tracker.ensure_running()
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -44,7 +44,7 @@ def collect(
     progress: Callable[[int, int], None] | None = None,
     notify: Callable[[str], None] = lambda notice: None,
 ) -> Path:
-    """Collects episodes into one compressed `.npz` in OGBench's format.
+    """Collect episodes into one compressed `.npz` in OGBench's format.
 
     For the arrays see `run_episode`. The file holds those of all episodes, in order, n = episodes *
     (episode_steps + 1) rows.
@@ -108,7 +108,7 @@ def _check_arguments(out: Path, parts: Path, episodes: int, workers: int, overwr
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Turns an OSError, such as that of a full disk, into a DataError."""
+    """Turn an OSError, such as that of a full disk, into a DataError."""
     try:
         yield
     except OSError as error:
@@ -116,7 +116,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _open_parts(parts: Path, recipe: Recipe) -> None:
-    """Writes the recipe into a folder without finished episodes, or checks that of others."""
+    """Write the recipe into a folder without finished episodes, or check that of others."""
     recipe_file = parts / 'recipe.json'
     wanted = json.dumps(dataclasses.asdict(recipe), sort_keys=True)
     # Of an environment that cannot be made, as under a misspelt name, only a recipe is left.
@@ -141,7 +141,7 @@ def _run_workers(
     step_seconds: float,
     notify: Callable[[str], None],
 ) -> Iterable[int]:
-    """Collects the episodes in spawned processes; yields numbers of new rows.
+    """Collect the episodes in spawned processes; yield numbers of new rows.
 
     The number is negative where rows are discarded, because their episode is repeated.
     """
@@ -205,7 +205,7 @@ def _receive(group: WorkerGroup, index: int, recipe: Recipe) -> int | None:
 def _run_worker(
     connection: Connection, recipe: Recipe, parts: Path, episodes: Sequence[int]
 ) -> None:
-    """Writes the episodes' parts. Sends numbers of rows, then None; or an error message (str)."""
+    """Write the episodes' parts. Send numbers of rows, then None; or an error message (str)."""
     try:
         rows = _RowCounter(connection)
         with closing(make_environment(recipe)) as env:
@@ -250,7 +250,7 @@ def _write_part(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _merge(parts: Sequence[Path], out: Path) -> None:
-    """Writes the parts' rows, in order, as one compressed .npz; one part is in memory at a time.
+    """Write the parts' rows, in order, as one compressed .npz; one part is in memory at a time.
 
     The file's bytes depend on the arrays alone, as it contains no timestamps.
     """

@@ -49,7 +49,7 @@ Cell = tuple[int, int]
 
 
 def make_environment(recipe: Recipe) -> Any:
-    """Makes the environment to collect from, without a limit on its steps.
+    """Make the environment to collect from, without a limit on its steps.
 
     OGBench registers no maze with pixels: `visual-pointmaze-medium-v0` is its pointmaze-medium-v0
     seen from above.
@@ -111,13 +111,13 @@ class _Oracle(Protocol):
     """Acts in one episode."""
 
     def reset(self, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
-        """Resets the environment; returns its first observation and info."""
+        """Reset the environment; return its first observation and info."""
 
     def act(self, observation: np.ndarray, info: dict[str, Any]) -> np.ndarray:
         """The action to take, (a,) float32 in [-1, 1]."""
 
     def after_step(self, info: dict[str, Any]) -> None:
-        """Chooses a new target when one is due."""
+        """Choose a new target when one is due."""
 
     def is_sound(self, arrays: Arrays) -> bool:
         """Whether the episode may be kept."""
@@ -139,7 +139,7 @@ class MazeOracle:
         self._direction = np.zeros(2)
 
     def reset(self, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
-        """Places ball and goal in random cells."""
+        """Place ball and goal in random cells."""
         self._env.action_space.seed(seed)  # The environment's reset draws from this generator.
         start = self._draw(self._free_cells)
         stitch = self._recipe.dataset_type == 'stitch'
@@ -149,7 +149,7 @@ class MazeOracle:
         )
 
     def act(self, observation: np.ndarray, info: dict[str, Any]) -> np.ndarray:
-        """Moves along the shortest path to the goal or, for 'explore', in the random direction."""
+        """Move along the shortest path to the goal or, for 'explore', in the random direction."""
         if self._recipe.dataset_type != 'explore':
             self._direction = direction_to_goal(self._maze)
         elif self._step % EXPLORE_STEPS == 0:
@@ -160,7 +160,7 @@ class MazeOracle:
         return np.clip(action, -1, 1).astype(np.float32)
 
     def after_step(self, info: dict[str, Any]) -> None:
-        """Draws the next goal when this one is reached."""
+        """Draw the next goal when this one is reached."""
         if not info['success'] or self._recipe.dataset_type not in ('navigate', 'roam'):
             return
         xy = self._maze.ij_to_xy(self._draw(self._goal_cells))
@@ -215,7 +215,7 @@ class ManipulationOracle:
         self._noise = rng.uniform(0, recipe.noise) * NOISE_SCALES
 
     def reset(self, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
-        """Places the objects and the first target at random."""
+        """Place the objects and the first target at random."""
         if _is_scene(self._arm):
             _forget_targets(self._arm)
         observation, info = self._env.reset(seed=seed)
@@ -232,7 +232,7 @@ class ManipulationOracle:
         return np.clip(action, -1, 1).astype(np.float32)
 
     def after_step(self, info: dict[str, Any]) -> None:
-        """Sets a new target when the oracle has finished the current one."""
+        """Set a new target when the oracle has finished the current one."""
         if self._agent.done:
             # With `return_info`, pixel environments would render a frame that is not used.
             self._arm.set_new_target(return_info=False, p_stack=self._p_stack)
@@ -288,7 +288,7 @@ def _is_scene(arm: Any) -> bool:
 
 
 def _forget_targets(scene: Any) -> None:
-    """Removes the targets of the previous episode, as in a new environment.
+    """Remove the targets of the previous episode, as in a new environment.
 
     The reset sets only one object's target. After a change of target, reacting oracles take one
     step with the old info, and so with the other objects' old targets.

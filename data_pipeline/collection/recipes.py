@@ -68,7 +68,7 @@ class Recipe:
         return self.bare_id.startswith('visual-')
 
     def check(self) -> None:
-        """Raises DataError if a setting is unusable."""
+        """Raise DataError if a setting is unusable."""
         if not any(word in self.bare_id for word in ('cube', 'scene', 'puzzle', 'pointmaze')):
             raise DataError(_unknown_environment(self.env_id))
         if self.env_id.removeprefix('visual-') in (*MANIPULATION_ENVS, *MAZE_ENVS):

@@ -131,7 +131,7 @@ class FileState:
 
 @contextmanager
 def unchanged(path: Path, state: FileState) -> Iterator[None]:
-    """Raises DataError if a file is in another state before or after the block."""
+    """Raise DataError if a file is in another state before or after the block."""
     _check_state(path, state)
     yield
     _check_state(path, state)
@@ -246,7 +246,7 @@ def lost_rewards(origin: str, lost: int, are_others: bool, rows: str, mend: str)
 
 
 def check_ends(origin: str, terminals: np.ndarray) -> None:
-    """Checks that a complete (n,) bool array of trajectory ends has some and ends with one."""
+    """Check that a complete (n,) bool array of trajectory ends has some and ends with one."""
     if not terminals.any():
         raise DataError(f'{origin}: terminals is 0 everywhere: no trajectory ends')
     if not terminals[-1]:
@@ -268,7 +268,7 @@ def _check_lengths(origin: str, terminals: np.ndarray) -> None:
 
 
 def _check_block(split: SourceSplit, name: str, block: np.ndarray, first_row: int) -> None:
-    """Checks numbers as the store will hold them."""
+    """Check numbers as the store will hold them."""
     origin = split.origin
     if block.dtype.kind == 'f' and not np.isfinite(block).all():
         finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
@@ -287,7 +287,7 @@ def _check_block(split: SourceSplit, name: str, block: np.ndarray, first_row: in
 
 
 def _check_images(split: SourceSplit, name: str, terminals: np.ndarray, blank: np.ndarray) -> None:
-    """Refuses a trajectory that was never rendered; single black frames are accepted."""
+    """Refuse a trajectory that was never rendered; single black frames are accepted."""
     ends = np.flatnonzero(terminals)
     firsts = np.concatenate([[0], ends[:-1] + 1])
     black = np.flatnonzero(np.logical_and.reduceat(blank, firsts))

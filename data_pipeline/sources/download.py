@@ -53,7 +53,7 @@ def download_dataset(
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Path:
-    """Downloads an OGBench dataset, NAME.npz and NAME-val.npz; returns the path of the first.
+    """Download an OGBench dataset, NAME.npz and NAME-val.npz; return the path of the first.
 
     Existing files in the folder are kept, and a `FILE.part` is continued.
 
@@ -79,7 +79,7 @@ def download_file(
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Path:
-    """Downloads one file as `download_dataset` does, and writes its SHA-256 to `FILE.json`.
+    """Download one file as `download_dataset` does, and write its SHA-256 to `FILE.json`.
 
     Before the file gets its name, its size is checked, its SHA-256 if the server publishes it, and
     that it is a zip archive. Redirects from https to http are not followed.
@@ -122,7 +122,7 @@ def _urls(path: Path, mirrors: Sequence[str]) -> list[str]:
 
 
 def _download_from(url: str, path: Path, report: Progress) -> dict[str, Any]:
-    """Gets the file from one mirror; reconnects as long as each connection delivers data.
+    """Get the file from one mirror; reconnect as long as each connection delivers data.
 
     Returns:
         The record of the file.
@@ -153,7 +153,7 @@ def _download_from(url: str, path: Path, report: Progress) -> dict[str, Any]:
 
 
 def _transfer(url: str, part_file: Path, report: Progress) -> _Part:
-    """Gets the missing bytes of a `.part` file in one connection."""
+    """Get the missing bytes of a `.part` file in one connection."""
     known = _read_record(part_file)
     start = _part_size(part_file) if known and known.url == url and known.validator else 0
     if known and start == known.size:

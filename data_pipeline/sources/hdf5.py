@@ -18,7 +18,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, first_line
 from data_pipeline.observations import is_observation
 from data_pipeline.sources.base import (
     FileState,
@@ -96,7 +96,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path, 'r', rdcc_nbytes=_CACHE_BYTES) as file:
             yield file
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        reason = str(error).strip().partition('\n')[0]
+        reason = first_line(error)
         raise DataError(f'{path}: cannot be read as HDF5: {reason}') from error
 
 
@@ -134,7 +134,7 @@ def _is_whole(dataset: h5py.Dataset) -> bool:
 
 
 def check_written(columns: Iterable[HdfColumn]) -> None:
-    """Raises DataError if a part of one was never written, as when its writer ended early."""
+    """Raise DataError if a part of one was never written, as when its writer ended early."""
     for column in columns:
         if not column.is_whole:
             raise DataError(

@@ -33,7 +33,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, first_line
 from data_pipeline.files import file_sha256
 from data_pipeline.observations import array_name, choose_keys
 from data_pipeline.schema import load_json
@@ -403,7 +403,7 @@ def _tables(
 
 
 def _check_order(place: str, episode: Episode, rows: pa.Table) -> None:
-    """Raises DataError if row i is not the episode's row i, or does not show frame i."""
+    """Raise DataError if row i is not the episode's row i, or does not show frame i."""
     wanted = np.arange(episode.length)
     if not np.array_equal(_numbers(place, _FRAME, rows[_FRAME], ()), wanted):
         raise DataError(f'{place}: {_FRAME} does not count the rows from 0 on, in their order')
@@ -442,7 +442,7 @@ def _numbers(origin: str, key: str, column: Any, shape: tuple[int, ...]) -> np.n
 
 
 def _check_even(array: Any) -> None:
-    """Raises ValueError for missing values, and for lists of different lengths."""
+    """Raise ValueError for missing values, and for lists of different lengths."""
     if array.null_count:
         raise ValueError(f'{array.null_count} are missing')
     lengths = [] if pa.types.is_primitive(array.type) else pc.unique(pc.list_value_length(array))
@@ -465,7 +465,7 @@ def _decoded(origin: str, key: str, column: Any) -> Iterator[np.ndarray]:
                 images.append(_picture(data))
             except Exception as error:  # Pillow may raise any exception on damaged images.
                 raise DataError(
-                    f'{origin}: {key} holds what is no image in row {row}: {_line(error)}'
+                    f'{origin}: {key} holds what is no image in row {row}: {first_line(error)}'
                 ) from error
             if images[-1].shape != images[0].shape:
                 raise DataError(
@@ -537,7 +537,7 @@ def _decode(path: Path, fps: float) -> Iterator[np.ndarray]:
 
 @contextmanager
 def _faults(path: Path) -> Iterator[None]:
-    """Turns exceptions while reading a file into a DataError."""
+    """Turn exceptions while reading a file into a DataError."""
     try:
         yield
     except DataError:
@@ -548,9 +548,9 @@ def _faults(path: Path) -> Iterator[None]:
             f'{place}: cannot be read: {error.strerror or _reason(path, error)}'
         ) from error
     except KeyError as error:
-        raise DataError(f"{path}: not in LeRobot's layout: no {_line(error)}") from error
+        raise DataError(f"{path}: not in LeRobot's layout: no {first_line(error)}") from error
     except (TypeError, AttributeError, IndexError) as error:
-        raise DataError(f"{path}: not in LeRobot's layout: {_line(error)}") from error
+        raise DataError(f"{path}: not in LeRobot's layout: {first_line(error)}") from error
     except (ValueError, RuntimeError, pa.ArrowException) as error:
         raise DataError(f'{path}: cannot be read: {_reason(path, error)}') from error
 
@@ -558,11 +558,7 @@ def _faults(path: Path) -> Iterator[None]:
 def _reason(path: Path, error: Exception) -> str:
     """Why a file cannot be read: what it is in place of what it should be, or the error."""
     other = format_of(path) if path.is_file() else ''
-    return f'it is {other}' if other not in ('', PARQUET) else _line(error)
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().partition('\n')[0] or type(error).__name__
+    return f'it is {other}' if other not in ('', PARQUET) else first_line(error)
 
 
 def _digest(files: Sequence[Path]) -> str:

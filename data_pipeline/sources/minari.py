@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, first_line
 from data_pipeline.observations import OBSERVATIONS, array_name, choose_keys
 from data_pipeline.sources.arrays import Fitted, fit_arrays
 from data_pipeline.sources.base import Note, SourceSplit, describe_file, taken_from
@@ -49,7 +49,7 @@ def download_minari(name: str) -> Path:
     try:
         folder = Path(minari.load_dataset(name, download=True).storage.data_path)
     except Exception as error:  # The library and the network may raise anything.
-        reason = str(error).strip().partition('\n')[0]
+        reason = first_line(error)
         raise DataError(f'{name}: Minari cannot load it: {reason}') from error
     if not (folder / FILE).exists():
         raise DataError(f'{name}: Minari stores it in another format than HDF5, in {folder}')

@@ -118,7 +118,7 @@ def _npz_split(path: Path, keys: Mapping[str, str]) -> SourceSplit:
 
 @contextmanager
 def _faults_of(path: Path) -> Iterator[None]:
-    """Turns what zipfile, zlib and NumPy raise on an unreadable file into a DataError."""
+    """Turn what zipfile, zlib and NumPy raise on an unreadable file into a DataError."""
     try:
         yield
     except OSError as error:

@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.utils.file_utils import list_data_dirs
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, first_line
 from data_pipeline.files import file_sha256
 from data_pipeline.observations import array_name
 from data_pipeline.sources.arrays import fit_arrays
@@ -108,13 +108,13 @@ def _open_builder(dataset: str) -> Any:
         if not builder.is_prepared():
             builder.download_and_prepare()
     except Exception as error:  # The dataset's code runs here, and may raise anything.
-        reason = str(error).strip().partition('\n')[0]
+        reason = first_line(error)
         raise DataError(f'{dataset}: TFDS can neither open nor prepare it: {reason}') from error
     return builder
 
 
 def _check_features(folder: Path) -> None:
-    """Refuses features whose classes are not TFDS's, since TFDS would import their modules.
+    """Refuse features whose classes are not TFDS's, since TFDS would import their modules.
 
     Raises:
         DataError: a `features.json` in the folder names such a class, or is damaged.
@@ -265,7 +265,7 @@ def _read_episodes(
                 if steps
             }
     except (OSError, ValueError, RuntimeError, IndexError) as error:
-        reason = _other_file(Path(builder.data_path)) or str(error).strip().partition('\n')[0]
+        reason = _other_file(Path(builder.data_path)) or first_line(error)
         raise DataError(f'{origin}: cannot be read: {reason}') from error
 
 

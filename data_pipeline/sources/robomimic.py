@@ -268,7 +268,7 @@ def _blocks(demo: Demo, fitted: Mapping[str, Fitted]) -> Iterator[tuple[str, np.
 
 
 def _check_following(column: HdfColumn, following: HdfColumn) -> None:
-    """Raises DataError where a stored next observation is not that of the next row."""
+    """Raise DataError where a stored next observation is not that of the next row."""
     jumps = find_jumps(column.blocks(), following.blocks())
     if jumps.any():
         row = int(np.argmax(jumps))

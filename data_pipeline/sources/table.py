@@ -258,7 +258,7 @@ def table_split(
 
 
 def _check_lengths(origin: str, table: Mapping[str, Column], others: Iterable[str]) -> None:
-    """Raises DataError if a column is missing, empty, or of another length than the others."""
+    """Raise DataError if a column is missing, empty, or of another length than the others."""
     if missing := missing_arrays(table):
         held = ', '.join(sorted({*table, *others})[:10]) or 'nothing'
         raise DataError(f'{origin}: has no {", ".join(missing)}; it has {held}')

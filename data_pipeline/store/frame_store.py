@@ -110,7 +110,7 @@ class FrameStore:
 
 
 def open_store(path: Path) -> FrameStore:
-    """Opens a finished store; reads only headers and the ends of trajectories.
+    """Open a finished store; read only headers and the ends of trajectories.
 
     All indices are computed from these ends. They are therefore compared with their checksum here.
 

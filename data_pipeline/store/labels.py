@@ -141,7 +141,7 @@ def relabel(
     env_id: str,
     env_kwargs: dict[str, Any],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Computes `task_labels` from the arrays. Imports MuJoCo: call it in a separate process.
+    """Compute `task_labels` from the arrays. Imports MuJoCo: call it in a separate process.
 
     Raises:
         DataError: see `task_labels`.
@@ -197,7 +197,7 @@ def _run_worker(
     env_id: str,
     env_kwargs: dict[str, Any],
 ) -> None:
-    """Sends (fault, labels), one of which is None."""
+    """Send (fault, labels), one of which is None."""
     try:
         connection.send((None, relabel(dataset, action_width, info, env_id, env_kwargs)))
     except DataError as error:
@@ -221,7 +221,7 @@ def _expected_widths(env: Any) -> dict[str, int]:
 def _check_widths(
     dataset: str, env_id: str, found: Mapping[str, int], expected: Mapping[str, int]
 ) -> None:
-    """Checks the arrays' numbers of columns; qvel, which no label needs, may be missing."""
+    """Check the arrays' numbers of columns; qvel, which no label needs, may be missing."""
     prefix = f'dataset {dataset} is not of environment {env_id}'
     for name, width in expected.items():
         if name in found and found[name] != width:
@@ -273,7 +273,7 @@ def _remedy(folder: Path) -> str:
 
 
 def _write_labels(folder: Path, recipe: Recipe, labels: tuple[np.ndarray, np.ndarray]) -> None:
-    """Stores labels for other runs if possible; this run continues in any case."""
+    """Store labels for other runs if possible; this run continues in any case."""
     # Runs that start together compute the same labels; the first one writes them.
     with suppress(DamagedError):
         if _read_labels(folder, recipe) is not None:

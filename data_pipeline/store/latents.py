@@ -85,7 +85,7 @@ def latent_folder(store: FrameStore, recipe: str) -> Path:
 
 
 def make_latent_folder(folder: Path, recipe: str) -> None:
-    """Makes the folder if necessary, and writes the recipe into it."""
+    """Make the folder if necessary, and write the recipe into it."""
     make_folder(folder)
     write_text(folder / 'recipe.json', recipe)
 
@@ -138,7 +138,7 @@ class LatentWriter:
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int], dtype: str) -> None:
-        """Opens the array of this shape in `folder`, which is made if necessary.
+        """Open the array of this shape in `folder`, which is made if necessary.
 
         Rows that a killed process has written are kept if they are recorded and undamaged.
         """
@@ -161,7 +161,7 @@ class LatentWriter:
         self._file.close()
 
     def append(self, block: np.ndarray) -> None:
-        """Writes the next rows, (k, d) of the file's dtype."""
+        """Write the next rows, (k, d) of the file's dtype."""
         assert block.dtype == self._dtype
         assert block.shape[1:] == self._shape[1:]
         data = np.ascontiguousarray(block).data

@@ -63,7 +63,7 @@ class Verification:
     """
 
     def __init__(self, store: Path, mode: VerifyMode) -> None:
-        """Starts with nothing to verify.
+        """Start with nothing to verify.
 
         Args:
             store: the store's folder.
@@ -88,7 +88,7 @@ class Verification:
         self._files.close()
 
     def add(self, arrays: Sequence[StoredArray]) -> None:
-        """Adds arrays to verify, the small ones first.
+        """Add arrays to verify, the small ones first.
 
         Files are opened here, so that a later replacement of the store by another process has no
         effect.
@@ -105,7 +105,7 @@ class Verification:
         self._parts.append(self._thread.submit(self._verify, opened))
 
     def check(self) -> None:
-        """Raises DamagedError if a damaged array has been found so far."""
+        """Raise DamagedError if a damaged array has been found so far."""
         for part in self._parts:
             if part.done():
                 part.result()
@@ -128,7 +128,7 @@ class Verification:
         return all(part.done() and part.exception() is None for part in self._parts)
 
     def wait(self, progress: Progress, between: Callable[[], None]) -> None:
-        """Waits, at full speed from now on, until all are verified.
+        """Wait, at full speed from now on, until all are verified.
 
         Args:
             progress: called as `progress(done_bytes, total_bytes)`, and
@@ -158,7 +158,7 @@ class Verification:
                 self._sound[array.path] = array, file, seen
 
     def _lock(self, stack: ExitStack) -> None:
-        """Waits until no other process verifies the store, unless a run calls `wait`."""
+        """Wait until no other process verifies the store, unless a run calls `wait`."""
         while not self._hurry.is_set():
             try:
                 stack.enter_context(locked(_beside(self._store, 'lock'), 'verifies the store'))
@@ -170,7 +170,7 @@ class Verification:
                 return
 
     def _read(self, array: StoredArray, file: FileIO, before: '_Seen') -> bool:
-        """Verifies and records one array; returns whether it was read to the end."""
+        """Verify and record one array; return whether it was read to the end."""
 
         def advance(nbytes: int, seconds: float) -> bool:
             self._done += nbytes
@@ -185,7 +185,7 @@ class Verification:
 
 
 def verify(store: Path, arrays: Sequence[StoredArray], progress: Progress) -> None:
-    """Verifies all these arrays of a store now, and records the sound ones.
+    """Verify all these arrays of a store now, and record the sound ones.
 
     Raises:
         DamagedError: an array differs from what was written; names the first one.
@@ -215,7 +215,7 @@ def open_files(arrays: Iterable[StoredArray]) -> list[tuple[StoredArray, FileIO]
 def compare(
     array: StoredArray, file: FileIO, advance: Callable[[int, float], bool] = lambda *_: True
 ) -> bool:
-    """Compares an array in an open file with its checksum.
+    """Compare an array in an open file with its checksum.
 
     Args:
         advance: called after each block with its bytes and the seconds that reading took; returns
@@ -250,7 +250,7 @@ def compare(
 
 
 def check_array(array: StoredArray) -> None:
-    """Raises DamagedError if an array differs from what was written; reads it now."""
+    """Raise DamagedError if an array differs from what was written; read it now."""
     [(_, file)] = open_files([array])
     with file:
         compare(array, file)
@@ -285,7 +285,7 @@ class _Record:
     """The record of a store's verified arrays; all processes read and write it."""
 
     def __init__(self, store: Path, since: int) -> None:
-        """Ignores verifications before `since`, in nanoseconds of the clock."""
+        """Ignore verifications before `since`, in nanoseconds of the clock."""
         self._store, self._since = store, since
         self._path = _beside(store, 'json')
 
@@ -295,7 +295,7 @@ class _Record:
         return seen is not None and seen == _Seen.of(array, file) and seen.when_ns >= self._since
 
     def add(self, array: StoredArray, seen: _Seen) -> None:
-        """Records an array, if the folder is writable."""
+        """Record an array, if the folder is writable."""
         remembered = _Remembered({**self._read(), self._name(array): seen})
         with suppress(OSError):
             write_json(self._path, dataclasses.asdict(remembered))

@@ -58,7 +58,7 @@ def write_store(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> FrameStore:
-    """Makes the store `path` from the splits of a source.
+    """Make the store `path` from the splits of a source.
 
     An existing store of the same source is returned as it is, also one that another process is
     writing. With `overwrite` it is made again, and the old one is kept until the new one is
@@ -150,7 +150,7 @@ def _is_array(path: Path) -> bool:
 
 
 def write_array(path: Path, array: np.ndarray) -> ArrayEntry:
-    """Writes a `.npy` file, synced."""
+    """Write a `.npy` file, synced."""
     with ArrayWriter(path, array.shape[1:], array.dtype) as writer:
         writer.append(array)
         return writer.finish()
@@ -183,7 +183,7 @@ class ArrayWriter:
         self._file.close()
 
     def append(self, block: np.ndarray) -> None:
-        """Writes rows, which must have the file's type and row shape."""
+        """Write rows, which must have the file's type and row shape."""
         assert block.dtype == self._dtype
         assert block.shape[1:] == self._row_shape
         self._wait()  # At most one block is in memory besides the new one.
@@ -191,7 +191,7 @@ class ArrayWriter:
         self._rows += len(block)
 
     def finish(self) -> ArrayEntry:
-        """Writes the number of rows into the header and syncs."""
+        """Write the number of rows into the header and sync."""
         self._wait()
         nbytes = self._file.tell()
         self._file.seek(0)
@@ -221,7 +221,7 @@ class ArrayWriter:
 def _write_split(
     folder: Path, split: SourceSplit, advance: Callable[[int], None], note: Note
 ) -> SplitEntry:
-    """Checks and writes one split."""
+    """Check and write one split."""
     folder.mkdir()
     trajectories = 0
     with ExitStack() as stack:
@@ -241,7 +241,7 @@ def _write_split(
 
 
 def _check_splits(splits: Mapping[str, SourceSplit]) -> None:
-    """Checks that arrays of the same name agree between splits."""
+    """Check that arrays of the same name agree between splits."""
     first, *others = splits.values()
     for split in others:
         for name, wanted in first.arrays.items():
