@@ -28,7 +28,8 @@ from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from data_pipeline.errors import DataError, first_line
 from data_pipeline.files import atomic_folder, has_text_name
 from data_pipeline.observations import map_named, named
-from data_pipeline.store.frame_store import FrameStore, Progress, Split
+from data_pipeline.progress import Progress, running_sum
+from data_pipeline.store.frame_store import FrameStore, Split
 
 DATASET = 'ogbench'
 VERSION = '1.0.0'
@@ -56,7 +57,7 @@ def export_tfds(store: FrameStore, out: Path, progress: Progress | None = None) 
         raise DataError(f'{target}: TFDS cannot write into a folder whose name is no UTF-8')
     try:
         with atomic_folder(target) as folder:
-            _write(store, folder, progress or (lambda done, total: None))
+            _write(store, folder, progress)
     except FileExistsError as error:
         raise DataError(f'{target} exists; delete it or name another folder') from error
     except (OSError, RuntimeError) as error:  # ArrayRecord raises the latter on a full disk.
@@ -106,7 +107,7 @@ def step_features(split: Split, info: Iterable[str]) -> Any:
     )
 
 
-def _write(store: FrameStore, folder: Path, progress: Progress) -> None:
+def _write(store: FrameStore, folder: Path, progress: Progress | None) -> None:
     name = store.manifest.dataset
     splits = store.splits
     first = next(iter(splits.values()))
@@ -136,14 +137,7 @@ def _write(store: FrameStore, folder: Path, progress: Progress) -> None:
             }
         ),
     )
-    total = sum(len(split.terminals) for split in splits.values())
-    done = 0
-
-    def advance(rows: int) -> None:
-        nonlocal done
-        done += rows
-        progress(done, total)
-
+    advance = running_sum(progress, sum(len(split.terminals) for split in splits.values()))
     row_bytes = sum(array[0].nbytes for array in named(first.observations).values())
     longest = max(int(split.lengths.max()) for split in splits.values())
     writer = tfds.core.SequentialWriter(

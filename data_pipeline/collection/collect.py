@@ -25,6 +25,7 @@ from data_pipeline.files import (
     write_npy_header,
     write_text,
 )
+from data_pipeline.progress import Progress, running_sum
 from data_pipeline.workers import WorkerGroup
 
 STEP_SECONDS = 300.0
@@ -41,7 +42,7 @@ def collect(
     workers: int,
     overwrite: bool = False,
     env_step_seconds: float = STEP_SECONDS,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     notify: Callable[[str], None] = lambda notice: None,
 ) -> Path:
     """Collect episodes into one compressed `.npz` in OGBench's format.
@@ -81,13 +82,11 @@ def collect(
             _open_parts(parts, recipe)
         # A power failure may have cut a file short; it is replaced.
         missing = [i for i in range(episodes) if not zipfile.is_zipfile(_part(parts, i))]
-        report = progress or (lambda done, total: None)
         rows = recipe.episode_steps + 1
-        done = (episodes - len(missing)) * rows
-        report(done, episodes * rows)
+        advance = running_sum(progress, episodes * rows)
+        advance((episodes - len(missing)) * rows)
         for more in _run_workers(recipe, parts, missing, workers, env_step_seconds, notify):
-            done += more
-            report(done, episodes * rows)
+            advance(more)
         with _writing(out):
             _merge([_part(parts, episode) for episode in range(episodes)], out)
             shutil.rmtree(parts)

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 from data_pipeline.errors import DataError
 from data_pipeline.files import file_sha256, locked, make_folder, sync_path, write_json
+from data_pipeline.progress import Progress
 from data_pipeline.schema import read_json
-from data_pipeline.store.frame_store import Progress
 
 MIRRORS = (
     'https://rail.eecs.berkeley.edu/datasets/ogbench/{file}',

@@ -8,7 +8,6 @@ Several observations are an array each, `observations.<name>`.
 `data_pipeline.store.writer` writes a store; this module opens and reads it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.observations import array_name, is_observation, named, pick_observations
 from data_pipeline.sources.base import INFO_ARRAYS, LABEL_ARRAYS
 from data_pipeline.store.manifest import Manifest, NewerFormatError, open_array, read_manifest
-from data_pipeline.store.verification import Progress, StoredArray, check_array
+from data_pipeline.store.verification import StoredArray, check_array
 
 ALIGNMENT = 64  # bytes; TensorFlow aborts the process on a tensor that is not aligned so
 
@@ -166,19 +165,6 @@ def _open_split(folder: Path, manifest: Manifest) -> Split:
         if not is_fit:
             raise ValueError(f'{name} is {arrays[name].dtype} {arrays[name].shape}')
     return split
-
-
-def byte_counter(progress: Progress | None, total: int) -> Callable[[int], None]:
-    """A function that adds bytes to a running sum and reports it."""
-    done = 0
-
-    def advance(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        if progress is not None:
-            progress(done, total)
-
-    return advance
 
 
 def _damaged(path: Path, fault: str) -> DataError:

@@ -21,11 +21,11 @@ from typing import Literal, Self
 
 from data_pipeline.errors import DamagedError
 from data_pipeline.files import LockedError, locked, write_json
+from data_pipeline.progress import Progress
 from data_pipeline.schema import read_json
 from data_pipeline.store.manifest import ArrayEntry
 
 VerifyMode = Literal['never', 'once', 'always']
-Progress = Callable[[int, int], None]
 
 _BLOCK_BYTES = 1 << 20
 _BACKGROUND_SHARE = 0.25  # of one processor and of the disk, while the run continues

@@ -28,6 +28,7 @@ from data_pipeline.files import (
     write_npy_header,
 )
 from data_pipeline.observations import is_observation
+from data_pipeline.progress import Progress, running_sum
 from data_pipeline.sources.base import (
     INFO_ARRAYS,
     LABEL_ARRAYS,
@@ -39,8 +40,6 @@ from data_pipeline.sources.base import (
 from data_pipeline.store.frame_store import (
     ALIGNMENT,
     FrameStore,
-    Progress,
-    byte_counter,
     open_store,
 )
 from data_pipeline.store.manifest import FORMAT_VERSION, ArrayEntry, Manifest, SplitEntry
@@ -93,7 +92,7 @@ def write_store(
     try:
         make_folder(path.parent)
         _check_space(path, splits.values())
-        advance = byte_counter(progress, sum(split.nbytes for split in splits.values()))
+        advance = running_sum(progress, sum(split.nbytes for split in splits.values()))
         with atomic_folder(path, replace=overwrite) as folder:
             notes: dict[str, list[str]] = {name: [] for name in splits}
 
