@@ -268,7 +268,8 @@ def test_progress_is_that_of_the_last_whole_row(tmp_path, content, made):
 
 @pytest.mark.long
 @pytest.mark.usefixtures('prepared')
-def test_a_cluster_runs_what_is_missing(fql, fql_process, tmp_path):
+def test_a_cluster_runs_what_is_missing(fql_process, tmp_path):
+    """In other processes: where submitit is imported, its log keeps the captured stderr."""
     pytest.importorskip('submitit', reason="needs the extra 'slurm'")
     file = write_file(tmp_path, 2, '[0]')
     folder, (run,) = SweepFolder(tmp_path / 'runs'), read_sweep(file)
@@ -277,7 +278,7 @@ def test_a_cluster_runs_what_is_missing(fql, fql_process, tmp_path):
     assert done.returncode == 0, done.stderr
     assert 'submitted jobs: 1' in done.stdout
     wait_until(lambda: is_done(folder.run(run), run) and not is_running(folder, run))
-    again = fql(*command)
+    again = fql_process(*command)
     assert again.returncode == 0, again.stderr
     assert 'submitted' not in again.stdout
     assert again.stdout.split()[0] == 'done'
