@@ -48,7 +48,7 @@ def example(tmp_path_factory):
     """A folder with the files of the docs, and the docs' commands."""
     folder = tmp_path_factory.mktemp('example')
     environment, collect = re.findall(r'```python\n(.*?)```', DOCS.read_text(), re.DOTALL)
-    (commands,) = re.findall(r'```\n(python .*?)```', DOCS.read_text(), re.DOTALL)
+    (commands,) = re.findall(r'```\n(python collect.*?)```', DOCS.read_text(), re.DOTALL)
     assert len(environment.splitlines()) < 30
     (folder / 'reach.py').write_text(environment)
     (folder / 'collect.py').write_text(collect)
