@@ -134,7 +134,9 @@ def make_train_step(
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     # On CPUs, convolutions inside a loop run on one thread. Elsewhere the host may wait for every
     # turn of a loop, and then it does not run ahead of the device.
-    is_alone = per_call == 1 and (has_convolutions or jax.default_backend() != 'cpu')
+    on_cpus = jax.default_backend() == 'cpu'
+    assert per_call == 1 or not (has_convolutions and on_cpus)
+    is_alone = per_call == 1 and (has_convolutions or not on_cpus)
     jitted = jax.jit(
         alone if is_alone else loop,
         donate_argnums=0,

@@ -1,4 +1,4 @@
-"""The package's error for faults that a user can fix, and other errors in one line."""
+"""The package's error for faults that a user can fix, and where other errors come from."""
 
 
 class FQLError(Exception):
@@ -13,8 +13,3 @@ def comes_from_interrupt(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type's name where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -19,7 +19,7 @@ from scripts.inspect_args import InspectBatch
 def run(args: InspectBatch) -> None:
     """Make the batch and write what was asked for."""
     config = config_of(args)
-    arrays, batch, horizon = batch_of_update(config, args.step)
+    arrays, batch, offsets = batch_of_update(config, args.step)
     fields = {name: value for name, value in batch._asdict().items() if value is not None}
     provenance = {'indices': arrays['indices'], 'shifts': arrays['shifts']}
     if args.out is not None:
@@ -30,7 +30,7 @@ def run(args: InspectBatch) -> None:
     if args.png is not None:
         args.png.parent.mkdir(parents=True, exist_ok=True)
         title = f'update {args.step}, seed {config.seed}: {config.task}'
-        plot_batch(args.png, arrays, horizon, title)
+        plot_batch(args.png, arrays, offsets, title)
         print(f'wrote {args.png}')
 
 

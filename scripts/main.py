@@ -31,10 +31,10 @@ from typing import Any, NoReturn
 
 import tyro
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, first_line
 from encoders.errors import EncoderError
 from fql.command import command
-from fql.errors import FQLError, comes_from_interrupt, first_line
+from fql.errors import FQLError, comes_from_interrupt
 from fql.training.host_memory import keep_freed_memory
 from scripts.benchmark.args import (
     BenchmarkData,

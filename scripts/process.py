@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, TextIO
 
 from data_pipeline.data_dir import compilation_cache_dir
-from fql.errors import first_line
+from data_pipeline.errors import first_line
 
 show_warning = warnings.showwarning
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from data_pipeline.action_range import ActionRange
 from data_pipeline.environment import choose_opengl, construct, is_opengl_fault
+from data_pipeline.errors import first_line
 from data_pipeline.observations import map_named, named
 from data_pipeline.sources.base import ACTION_TOLERANCE
-from fql.errors import FQLError, first_line
+from fql.errors import FQLError
 
 if TYPE_CHECKING:
     import gymnasium

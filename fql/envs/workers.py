@@ -10,11 +10,12 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from data_pipeline.environment import render_in_one_thread
+from data_pipeline.errors import first_line
 from data_pipeline.observations import map_named
 from data_pipeline.workers import WorkerGroup
 from fql.envs.make import EnvSpec, boxes_of, make_env
 from fql.envs.pictures import Painter, hides_goal
-from fql.errors import FQLError, first_line
+from fql.errors import FQLError
 
 STEP_SECONDS = 300.0
 _START_SECONDS = 300.0

@@ -1,6 +1,6 @@
 """Pictures of a run and of a batch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def _line(axes: Axes, rows: list[dict[str, str]], name: str, label: str, marker:
         axes.plot(steps, values, label=label, marker=marker)
 
 
-def plot_batch(path: Path, arrays: Mapping[str, Any], horizon: int, title: str) -> None:
+def plot_batch(path: Path, arrays: Mapping[str, Any], offsets: Sequence[int], title: str) -> None:
     """Draw the first transitions of a batch, one a row: its stack, then the rest of the next one.
 
     Of several observations, the first image is shown.
@@ -113,7 +113,7 @@ def plot_batch(path: Path, arrays: Mapping[str, Any], horizon: int, title: str) 
             (b, n, d) for vectors, or several of these by name, the distinct ones of both stacks;
             `actions`, `rewards`, `masks`, `indices`, `shifts`. Of several steps, rewards and masks
             are those up to the last one.
-        horizon: steps between the two observations.
+        offsets: of each of the n, how many steps after t it was.
         title: the figure's.
     """
     shown, frames = first_shown(arrays['inputs'])
@@ -133,7 +133,7 @@ def plot_batch(path: Path, arrays: Mapping[str, Any], horizon: int, title: str) 
             else:
                 axes.bar(range(frames.shape[-1]), frames[i, j])
             if i == 0:
-                axes.set_title(_frame_name(j, columns, horizon), fontsize=8)
+                axes.set_title(_frame_name(offsets[j]), fontsize=8)
         reward, mask = (np.ravel(arrays[name][i])[-1] for name in ('rewards', 'masks'))
         actions = np.array2string(arrays['actions'][i], precision=2, suppress_small=True)
         grid[i, -1].text(
@@ -149,9 +149,7 @@ def plot_batch(path: Path, arrays: Mapping[str, Any], horizon: int, title: str) 
     save_picture(figure, path)
 
 
-def _frame_name(column: int, columns: int, horizon: int) -> str:
-    stack = max(columns - horizon, columns // 2)
-    offset = column - stack + 1 if column < stack else horizon + column - columns + 1
+def _frame_name(offset: int) -> str:
     return f'frame t{offset:+d}' if offset else 'frame t'
 
 

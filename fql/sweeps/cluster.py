@@ -13,9 +13,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from data_pipeline.errors import first_line
 from data_pipeline.files import write_json
 from fql.command import PROGRAM
-from fql.errors import FQLError, first_line
+from fql.errors import FQLError
 from fql.sweeps.file import SweepRun
 from fql.sweeps.folder import (
     SweepFolder,

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.data_dir import check_name
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, first_line
 from fql.agents.configs import AGENT_CONFIGS
 from fql.envs.tasks import OWN_TASK, find_task, task_names
-from fql.errors import FQLError, first_line
+from fql.errors import FQLError
 from fql.training.config import TrainConfig, check_bounds, settings_of_results, with_settings
 from fql.training.presets import default_config
 

@@ -133,17 +133,18 @@ def claimed_log(path: Path) -> Iterator[IO[bytes] | None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('ab') as file:
         deadline = time.monotonic() + _LOOK_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() < deadline:  # `is_running` may have it, for a moment.
-                    time.sleep(_LOOK_SECONDS / 10)
-                    continue
-                yield None
-            else:
-                yield file
-            return
+        while not (is_ours := _lock(file, fcntl.LOCK_EX)) and time.monotonic() < deadline:
+            time.sleep(_LOOK_SECONDS / 10)  # `is_running` may have it, for a moment.
+        yield file if is_ours else None
+
+
+def _lock(file: IO[bytes], operation: int) -> bool:
+    """Lock an open file, unless another lock is in the way; return whether it was locked."""
+    try:
+        fcntl.flock(file, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def begin_attempt(log: IO[bytes], arguments: Sequence[str]) -> None:
@@ -161,11 +162,7 @@ def is_running(folder: SweepFolder, run: SweepRun) -> bool:
     if not log.is_file():
         return False
     with log.open('rb') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
+        return not _lock(file, fcntl.LOCK_SH)
 
 
 def state_of(folder: SweepFolder, run: SweepRun, queued: bool = False) -> State:

@@ -106,29 +106,26 @@ class Actors:
                 stream.read('rewards', first, stream.rows - 1),
             )
         self._episodes = self._reset(range(len(self._streams)))
-        strayed: set[int] = set()
-        replaced: set[int] = set()
+        strayed = set()
         for timestep in range(max(len(actions) for actions, _ in recorded.values())):
             acting = {
                 index: actions[timestep]
                 for index, (actions, _) in recorded.items()
-                if timestep < len(actions) and index not in strayed | replaced
+                if timestep < len(actions) and index not in strayed
             }
             self._workers.begin_steps(acting)
             steps = self._workers.finish_steps(acting)
             for index in acting.keys() - steps.keys():
                 self._drop(index)
-                replaced.add(index)
+                self._begin_episodes([index])
+                del recorded[index]
             for index, step in steps.items():
                 self._note(index, step, float(recorded[index][1][timestep]))
                 is_last = timestep == len(recorded[index][0]) - 1
                 if (step.terminated or step.truncated) and not is_last:
                     strayed.add(index)
-        for index, stream in enumerate(self._streams):
-            if index in replaced:
-                self._begin_episodes([index])
-                continue
-            episode = self._episodes[index]
+        for index in recorded:
+            stream, episode = self._streams[index], self._episodes[index]
             shown = named(self._newest_frame(index, episode.observation))
             stored = named(stream.read_frames(stream.rows - 1, stream.rows))
             if index in strayed or not all(

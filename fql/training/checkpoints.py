@@ -25,11 +25,12 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from data_pipeline.errors import first_line
 from data_pipeline.files import file_sha256, sync_path, write_json
 from data_pipeline.schema import from_json, read_json
 from encoders.leaves import describe_leaves, leaf_differences
 from fql.devices import wait_for_all_processes
-from fql.errors import FQLError, first_line
+from fql.errors import FQLError
 from fql.learner import Params, TrainState
 from fql.training.run_folder import check_path, finished_steps, steps_to_read
 

@@ -1,6 +1,6 @@
 """A task's transitions, from the frame store to endless batches."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipeline.action_range import ActionRange, action_range_from_json
 from data_pipeline.errors import DataError
-from data_pipeline.loader import LoaderConfig, make_batches
+from data_pipeline.loader import LoaderConfig, frame_offsets, make_batches
 from data_pipeline.observations import describe, map_named
 from data_pipeline.sources.base import LABEL_ARRAYS
 from data_pipeline.store.frame_store import FrameStore, Split, open_store
@@ -76,8 +76,8 @@ def load_training_data(config: TrainConfig) -> dict[str, LabelledSplit]:
     }
 
 
-def batch_of_update(config: TrainConfig, step: int) -> tuple[dict[str, Any], Batch, int]:
-    """The loader's arrays for one update of a run, augmented for it; their batch; the horizon.
+def batch_of_update(config: TrainConfig, step: int) -> tuple[dict[str, Any], Batch, Sequence[int]]:
+    """The loader's arrays for one update of a run, augmented; their batch; `frame_offsets`.
 
     Raises:
         DataError: no store, damaged data, or data that are not of the task's environment.
@@ -90,8 +90,9 @@ def batch_of_update(config: TrainConfig, step: int) -> tuple[dict[str, Any], Bat
     augment = jax.jit(augment_frames, static_argnames='config')
     frames = augment(arrays['inputs'], config.augmentation, split_seed(config.seed)[1], step)
     arrays = {**arrays, 'inputs': jax.tree.map(np.asarray, frames)}
-    horizon = agent_of(run_spec(data, config)).horizon
-    return arrays, batch_from_inputs(arrays, horizon), horizon
+    loader = loader_config(data, config)
+    offsets = frame_offsets(loader.frame_stack, loader.horizon)
+    return arrays, batch_from_inputs(arrays, loader.horizon), offsets
 
 
 def frame_shapes(split: Split) -> Any:

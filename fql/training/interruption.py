@@ -11,7 +11,7 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
-from fql.errors import first_line
+from data_pipeline.errors import first_line
 from fql.stopping import ignore_hang_up
 
 

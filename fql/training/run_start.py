@@ -12,11 +12,12 @@ from typing import Any
 
 import jax
 
+from data_pipeline.errors import first_line
 from data_pipeline.files import is_temporary, write_json
 from data_pipeline.store.frame_store import FrameStore
 from fql.command import command
 from fql.devices import differing_processes, wait_for_all_processes
-from fql.errors import FQLError, first_line
+from fql.errors import FQLError
 from fql.learner import TrainState
 from fql.training.checkpoints import restore_newest
 from fql.training.config import Processes, differing_fields

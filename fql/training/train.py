@@ -213,7 +213,8 @@ def validation_batches(
     if 'val' not in data or num_starts(data['val'].split, loader) < config.batch_size:
         return None
     logged = rows_logged(config, min(start, config.steps))
-    logged += sum(step > config.steps for step in recorded_steps(run.folder.train_csv))
+    if start > config.steps:
+        logged += sum(step > config.steps for step in recorded_steps(run.folder.train_csv))
     return training_batches(data['val'], config, logged, **this_process())
 
 

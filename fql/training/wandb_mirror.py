@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.errors import first_line
 from data_pipeline.files import write_text
-from fql.errors import FQLError, first_line
+from fql.errors import FQLError
 from fql.training.config import TrainConfig, config_to_dict
 from fql.training.metrics_log import Mirror
 from fql.training.run_folder import RunFolder

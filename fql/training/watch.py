@@ -4,10 +4,11 @@ import dataclasses
 import time
 from collections.abc import Iterator
 
+from data_pipeline.errors import first_line
 from fql.compiled import abstract_state
 from fql.devices import one_device_mesh
 from fql.envs.tasks import find_task
-from fql.errors import FQLError, first_line
+from fql.errors import FQLError
 from fql.reports.plots import plot_learning_curve
 from fql.training.checkpoints import CheckpointReader
 from fql.training.config import check_environment

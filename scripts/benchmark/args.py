@@ -121,7 +121,8 @@ class BenchmarkLatents:
 
     The encoder is a fresh one. Alone, it encodes one batch that lies on the devices repeatedly. To
     cache, frames are read, put on the devices and encoded; latents are checked and written to the
-    folder for temporary files. Compilation is done before both.
+    folder for temporary files. Compilation is done before both. Batch size, frame stack and encoder
+    are the task's.
     """
 
     task: PreparedTask = CUBE_TASK

@@ -8,6 +8,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from data_pipeline.loader import frame_offsets
 from fql.reports.critic_plots import plot_critic
 from fql.reports.plots import learning_curve, plot_batch, plot_learning_curve
 from fql.training.run_folder import RunFolder
@@ -121,6 +122,6 @@ def test_frames_of_a_batch_are_named_by_their_steps(tmp_path, monkeypatch, stack
         'indices': np.arange(2),
         'shifts': np.zeros((2, 2), int),
     }
-    plot_batch(tmp_path / 'batch.png', arrays, horizon, 'a batch')
+    plot_batch(tmp_path / 'batch.png', arrays, frame_offsets(stack, horizon), 'a batch')
     titles = [axes.get_title() for axes in drawn[0].axes]
     assert titles[:count] == [f'frame {name}' for name in names]
