@@ -133,6 +133,12 @@ def test_every_command_has_help_whose_examples_stand_on_lines_of_their_own(fql, 
     assert not any(line.endswith('-') for line in lines)  # A split option name.
 
 
+def test_a_usage_line_has_brackets_around_what_may_be_left_out(fql):
+    usage = fql('inspect', 'batch', '--help').stdout.splitlines()[0]
+    assert usage == 'usage: fql inspect batch [RUN] [options]'
+    assert fql('evaluate', '--help').stdout.startswith('usage: fql evaluate RUN [options]')
+
+
 def test_the_help_of_training_is_grouped_the_most_used_first(fql):
     text = fql('train', '--help').stdout
     assert titles(text) == [
