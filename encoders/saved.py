@@ -4,7 +4,7 @@
     <folder>/params/         its parameters, written by Orbax
 
 A folder is complete or absent if its writer renames it into place after writing it
-(`fql.training.saved_encoders`).
+(`fql.pretraining.saved_encoders`).
 """
 
 import dataclasses

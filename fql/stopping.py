@@ -1,6 +1,6 @@
 """Immediate exit on SIGINT, SIGTERM and SIGHUP, with the exit code of what can be run again.
 
-`fql.training.interruption` takes over while updates are made. Imports little: it comes first.
+`fql.runs.interruption` takes over while updates are made. Imports little: it comes first.
 """
 
 import contextlib

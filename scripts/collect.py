@@ -13,8 +13,8 @@ from data_pipeline.data_dir import collected_file, data_dir_arguments
 from data_pipeline.errors import DataError
 from data_pipeline.machine import available_processors
 from fql.command import command
-from fql.reports.output import print_notice
-from fql.training.progress import progress_bar, progress_callback
+from fql.output import print_notice
+from fql.runs.progress import progress_bar, progress_callback
 from scripts.collect_args import Collect
 
 

@@ -3,28 +3,28 @@
 import dataclasses
 
 from fql.envs.tasks import find_task
-from fql.reports.output import print_notice
-from fql.reports.video import save_video
-from fql.training.comparability import comparability
-from fql.training.config import check_environment
-from fql.training.evaluation import Policy, random_policy
-from fql.training.learning import agent_of
-from fql.training.policy import make_act, make_policy, restore_params, with_candidates
-from fql.training.rollouts import (
+from fql.output import print_notice
+from fql.policies.evaluation import (
     VIDEO_FPS,
     describe_result,
     evaluate_with_progress,
     start_workers,
 )
-from fql.training.run_folder import RunFolder, RunSpec, read_spec
-from fql.training.watch import watch
+from fql.policies.policy import make_act, make_policy, restore_params, with_candidates
+from fql.policies.rollouts import Policy, random_policy
+from fql.policies.watch import watch
+from fql.reports.video import save_video
+from fql.runs.run_folder import RunFolder, RunSpec, read_spec
+from fql.runs.run_learner import agent_of
+from fql.settings.train_config import check_environment
+from fql.training.comparability import comparability
 from scripts.evaluate_args import Evaluate
 
 VIDEO_EPISODES = 4
 
 
 def run(args: Evaluate) -> None:
-    """Evaluate one checkpoint and print, or watch a run (see `fql.training.watch`)."""
+    """Evaluate one checkpoint and print, or watch a run (see `fql.policies.watch`)."""
     if args.watch:
         watch(RunFolder(args.run), args.episodes, args.workers, args.env)
         return

@@ -7,8 +7,8 @@ from typing import Literal
 import tyro
 
 from fql.errors import FQLError
-from fql.reports.output import check_new
-from fql.training.run_folder import RunFolder, read_spec, steps_to_read
+from fql.output import check_new
+from fql.runs.run_folder import RunFolder, read_spec, steps_to_read
 
 
 @dataclass(frozen=True)

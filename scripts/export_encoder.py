@@ -1,6 +1,6 @@
 """`fql export-encoder`: the encoder of a run's checkpoint, written to a folder."""
 
-from fql.training.export_encoder import export_encoder
+from fql.pretraining.export_encoder import export_encoder
 from scripts.export_encoder_args import ExportEncoder
 
 

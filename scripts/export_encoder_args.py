@@ -5,8 +5,8 @@ from pathlib import Path
 
 import tyro
 
-from fql.reports.output import check_new
-from fql.training.run_folder import RunFolder, read_spec, steps_to_read
+from fql.output import check_new
+from fql.runs.run_folder import RunFolder, read_spec, steps_to_read
 
 
 @dataclass(frozen=True)

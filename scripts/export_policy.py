@@ -1,6 +1,6 @@
 """`fql export-policy`: the policies of a run's checkpoint, written to a folder."""
 
-from fql.training.exported_policy import export_policy
+from fql.policies.exported_policy import export_policy
 from scripts.export_policy_args import ExportPolicy
 
 

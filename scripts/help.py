@@ -77,7 +77,8 @@ def command_help(prog: str, declared: Any, default: Any) -> str:
     positional = [action for action in actions if not action.option_strings]
     required = [action for action in actions if action.option_strings and action.required]
     parts = [
-        f'[{action.metavar}]' if action.nargs == '?' else f'{action.metavar}' for action in positional
+        f'[{action.metavar}]' if action.nargs == '?' else f'{action.metavar}'
+        for action in positional
     ]
     parts += [f'{action.option_strings[0]} {action.metavar}' for action in required]
     width = max(38, min(shutil.get_terminal_size().columns, 120) - 2)

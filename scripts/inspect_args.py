@@ -7,11 +7,11 @@ from typing import Annotated, Any
 import tyro
 
 from data_pipeline.replay import is_replay
+from fql.augmentation_config import AugmentationConfig
 from fql.errors import FQLError
-from fql.reports.output import check_new, check_new_picture
-from fql.training.config import AugmentationConfig
-from fql.training.datasets import dataset_path, task_dataset_path
-from fql.training.run_folder import RunFolder, read_spec, steps_to_read
+from fql.output import check_new, check_new_picture
+from fql.runs.run_folder import RunFolder, read_spec, steps_to_read
+from fql.settings.dataset_paths import dataset_path, task_dataset_path
 from scripts.shared_args import DataDir
 
 

@@ -9,10 +9,10 @@ from data_pipeline.observations import flattened
 from fql.agents.configs import FQLConfig
 from fql.envs.tasks import find_task
 from fql.reports.plots import plot_batch
-from fql.training.config import TrainConfig, validate_config
-from fql.training.data import batch_of_update
-from fql.training.presets import default_config
-from fql.training.run_folder import RunFolder, read_spec
+from fql.runs.run_folder import RunFolder, read_spec
+from fql.settings.presets import default_config
+from fql.settings.train_config import TrainConfig, validate_config
+from fql.training.training_data import batch_of_update
 from scripts.inspect_args import InspectBatch
 
 

@@ -6,10 +6,10 @@ from encoders.leaves import tree_digest
 from fql.compiled import abstract_state
 from fql.devices import one_device_mesh
 from fql.learner import count_parameters
-from fql.reports.output import print_notice
-from fql.training.checkpoints import CheckpointReader
-from fql.training.learning import make_learner
-from fql.training.run_folder import RunFolder, read_identity, read_spec
+from fql.output import print_notice
+from fql.runs.checkpoints import CheckpointReader
+from fql.runs.run_folder import RunFolder, read_identity, read_spec
+from fql.runs.run_learner import make_learner
 from scripts.inspect_args import InspectCheckpoint
 
 

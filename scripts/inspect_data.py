@@ -7,7 +7,7 @@ from data_pipeline.store.latents import stored_latents
 from data_pipeline.store.verification import verify
 from fql.reports.data_plots import plot_frames, plot_histograms
 from fql.reports.data_report import describe_data
-from fql.training.progress import progress_bar, progress_callback
+from fql.runs.progress import progress_bar, progress_callback
 from scripts.inspect_args import InspectData
 
 

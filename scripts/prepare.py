@@ -18,7 +18,7 @@ from data_pipeline.store.writer import write_store
 from fql.envs.tasks import ADROIT_TASKS, ANTMAZE_TASKS
 from fql.errors import FQLError
 from fql.reports.data_report import describe_store
-from fql.training.progress import progress_bar, progress_callback
+from fql.runs.progress import progress_bar, progress_callback
 from scripts.prepare_args import Prepare
 
 

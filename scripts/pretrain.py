@@ -3,9 +3,9 @@
 import dataclasses
 
 from data_pipeline.data_dir import resolve_data_dir
-from fql.training.pretrain import pretrain
-from fql.training.run_arguments import choose_folder
-from fql.training.run_start import connect_processes
+from fql.pretraining.pretrain import pretrain
+from fql.runs.run_start import connect_processes
+from fql.settings.run_arguments import choose_folder
 from scripts.pretrain_args import Pretrain
 
 

@@ -7,15 +7,15 @@ from typing import Annotated
 
 import tyro
 
-from fql.training.config import Processes
-from fql.training.datasets import dataset_path
-from fql.training.pretrain_config import (
+from fql.pretraining.pretrain_config import (
     PretrainConfig,
     read_pretrain_spec,
     validate_pretrain_config,
 )
-from fql.training.run_arguments import check_processes, choose_folder
-from fql.training.run_folder import RunFolder
+from fql.runs.run_folder import RunFolder
+from fql.settings.dataset_paths import dataset_path
+from fql.settings.run_arguments import check_processes, choose_folder
+from fql.settings.train_config import Processes
 from scripts.shared_args import VerifyData, value_of
 
 

@@ -1,6 +1,6 @@
 """`fql probe`: linear probes from frozen latents to the robot's and the objects' positions."""
 
-from fql.training.probe import probe_encoder
+from fql.pretraining.probe import probe_encoder
 from scripts.probe_args import Probe
 
 

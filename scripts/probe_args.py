@@ -6,7 +6,7 @@ from pathlib import Path
 import tyro
 
 from encoders.description import read_encoder
-from fql.training.datasets import dataset_path
+from fql.settings.dataset_paths import dataset_path
 from scripts.shared_args import DataDir
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import tyro
 
 from fql.errors import FQLError
-from fql.reports.output import check_new
+from fql.output import check_new
+from fql.runs.run_folder import RunFolder
 from fql.sweeps.file import RECORD
-from fql.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import tyro
 
 from data_pipeline.store.verification import VerifyMode
 from fql.errors import FQLError
-from fql.training.config import check_bounds
+from fql.settings.train_config import check_bounds
 
 DataDir = Annotated[
     str,

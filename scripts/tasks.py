@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 from fql.agents.configs import AGENT_CONFIGS, AgentConfig
 from fql.envs.tasks import Task, find_task, task_names
 from fql.errors import FQLError
-from fql.reports.output import format_table
-from fql.training.presets import (
+from fql.output import format_table
+from fql.settings.presets import (
     ONLINE_PRESETS,
     PRESETS,
     Preset,

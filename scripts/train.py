@@ -6,11 +6,11 @@ from pathlib import Path
 
 from data_pipeline.data_dir import resolve_data_dir
 from fql.errors import FQLError
-from fql.reports.output import print_notice
-from fql.training.checkpoints import CheckpointReader
-from fql.training.run_arguments import choose_folder
-from fql.training.run_folder import RunFolder, read_spec
-from fql.training.run_start import connect_processes
+from fql.output import print_notice
+from fql.runs.checkpoints import CheckpointReader
+from fql.runs.run_folder import RunFolder, read_spec
+from fql.runs.run_start import connect_processes
+from fql.settings.run_arguments import choose_folder
 from fql.training.train import train
 from scripts.train_args import Train
 

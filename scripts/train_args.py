@@ -13,11 +13,11 @@ from encoders.description import read_encoder
 from fql.agents.configs import AGENT_CONFIGS, AgentName, FQLConfig
 from fql.envs.tasks import find_task
 from fql.errors import FQLError
-from fql.training.config import Processes, TrainConfig, validate_config
-from fql.training.datasets import task_dataset_path
-from fql.training.presets import PresetName, default_config, online_defaults
-from fql.training.run_arguments import check_processes, choose_folder
-from fql.training.run_folder import RunFolder, read_spec
+from fql.runs.run_folder import RunFolder, read_spec
+from fql.settings.dataset_paths import task_dataset_path
+from fql.settings.presets import PresetName, default_config, online_defaults
+from fql.settings.run_arguments import check_processes, choose_folder
+from fql.settings.train_config import Processes, TrainConfig, validate_config
 from scripts.shared_args import VerifyData, value_of
 
 

@@ -12,14 +12,20 @@ PACKAGES = ('encoders', 'fql', 'data_pipeline', 'scripts')
 ROOMS = {
     'encoders': {'encoders'},
     'data_pipeline': {'data_pipeline'},
-    'fql/training': {'fql', 'encoders', 'data_pipeline'},
     'fql/envs': {'fql', 'data_pipeline'},
-    'fql/reports': {'fql', 'data_pipeline'},
+    'fql/settings': {'fql', 'data_pipeline'},
+    'fql/runs': {'fql', 'encoders', 'data_pipeline'},
     'fql/sweeps': {'fql', 'data_pipeline'},
+    'fql/reports': {'fql', 'data_pipeline'},
+    'fql/policies': {'fql', 'encoders', 'data_pipeline'},
+    'fql/training': {'fql', 'encoders', 'data_pipeline'},
+    'fql/pretraining': {'fql', 'encoders', 'data_pipeline'},
     'fql': {'fql', 'encoders'},
     'scripts': set(PACKAGES),
 }
 """The allowed imports from this repository, by the innermost package named here."""
+ORDER = ('envs', 'settings', 'runs', 'sweeps', 'reports', 'policies', 'training', 'pretraining')
+"""Packages of fql around the algorithm; each imports only those before it."""
 TENSORFLOW = {'tensorflow', 'tensorflow_datasets', 'tensorflow_probability', 'distrax', 'tfp'}
 
 
@@ -49,13 +55,25 @@ def test_dependencies_run_one_way(package):
         assert 'pickle' not in modules, path
 
 
+@pytest.mark.parametrize('package', ORDER)
+def test_the_packages_around_the_algorithm_import_only_those_before_them(package):
+    later = ORDER[ORDER.index(package) + 1 :]
+    files = list((ROOT / 'fql' / package).glob('*.py'))
+    assert len(files) > 3
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                _, _, name = str(node.module).partition('fql.')
+                assert name.split('.')[0] not in later, path
+
+
 @pytest.mark.parametrize(
     'modules',
     [
         'fql.envs.make, fql.envs.workers, fql.envs.pointmaze, data_pipeline.collection.collect, '
         'data_pipeline.store.labels',
         'scripts.main',
-        'fql.agents.configs, fql.training.presets, fql.training.run_folder',
+        'fql.agents.configs, fql.settings.presets, fql.runs.run_folder',
     ],
 )
 def test_what_spawned_processes_import_stays_light(modules):
@@ -77,8 +95,7 @@ def test_the_algorithm_knows_nothing_of_runs():
     for path in algorithm:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
-                around = ('fql.training', 'fql.envs', 'fql.reports', 'fql.sweeps')
-                assert not str(node.module).startswith(around), path
+                assert not str(node.module).startswith(tuple(f'fql.{name}' for name in ORDER)), path
 
 
 def test_updates_are_timed_where_little_more_than_jax_is_installed():

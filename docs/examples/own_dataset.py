@@ -63,7 +63,7 @@ def main(updates):
     from data_pipeline.sources.ogbench import npz_splits
     from data_pipeline.store.writer import write_store
     from fql.agents.configs import EncoderConfig, FQLConfig
-    from fql.training.config import TrainConfig
+    from fql.settings.train_config import TrainConfig
     from fql.training.train import train
 
     collect('dots.npz', episodes=400)

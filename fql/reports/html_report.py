@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from fql.envs.tasks import find_task
-from fql.reports.measures import SUCCESS, Measure
 from fql.reports.published import PublishedResult
 from fql.reports.report_figures import colours, learning_curves, strip, strip_ends
 from fql.reports.run_results import (
@@ -20,8 +19,9 @@ from fql.reports.run_results import (
     varying_settings,
 )
 from fql.reports.statistics import Estimate, estimate, improvement, interquartile_mean, mean
-from fql.training.config import setting_text, settings_of_results
-from fql.training.presets import default_config
+from fql.runs.measures import SUCCESS, Measure
+from fql.settings.presets import default_config
+from fql.settings.train_config import setting_text, settings_of_results
 
 STYLE = Path(__file__).with_name('report.css')
 VIDEO_BYTES, ALL_VIDEO_BYTES = 3_000_000, 40_000_000

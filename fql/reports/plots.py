@@ -11,9 +11,9 @@ from matplotlib.lines import Line2D
 
 from data_pipeline.files import replacing
 from data_pipeline.observations import named
-from fql.reports.measures import SUCCESS, Measure, measure_of
-from fql.training.metrics_log import read_csv
-from fql.training.run_folder import RunFolder
+from fql.runs.measures import SUCCESS, Measure, measure_of
+from fql.runs.metrics_log import read_csv
+from fql.runs.run_folder import RunFolder
 
 BATCH_ROWS = 8
 LARGEST_DRAWN = 1e100

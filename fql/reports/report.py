@@ -5,8 +5,8 @@ from pathlib import Path
 
 from data_pipeline.files import make_folder, write_text
 from fql.errors import FQLError
+from fql.output import format_table
 from fql.reports.html_report import html_report, missing_runs
-from fql.reports.output import format_table
 from fql.reports.run_results import PROTOCOL_EVALUATIONS, Group, Run, group_runs, read_run
 from fql.reports.statistics import estimate, interquartile_mean, mean
 from fql.sweeps.file import read_sweep

@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
-from fql.reports.measures import SUCCESS, Measure
 from fql.reports.plots import drawable
 from fql.reports.run_results import Group
 from fql.reports.statistics import Estimate, curve
+from fql.runs.measures import SUCCESS, Measure
 
 COLOURS = (
     *('#3b82c4', '#e07b28', '#3f9e57', '#d9534f'),

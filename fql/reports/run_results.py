@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from fql.errors import FQLError
-from fql.reports.measures import Measure, read_results
 from fql.reports.published import PublishedResult, published_result
-from fql.training.config import setting_text, settings_of_results
-from fql.training.run_folder import RunFolder, read_spec
+from fql.runs.measures import Measure, read_results
+from fql.runs.run_folder import RunFolder, read_spec
+from fql.settings.train_config import setting_text, settings_of_results
 
 PROTOCOL_EVALUATIONS = 3
 """On OGBench, the FQL paper reports the mean of this many last evaluations."""

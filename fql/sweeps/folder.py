@@ -17,10 +17,10 @@ from typing import IO, Literal, get_args
 
 from data_pipeline.files import write_text
 from fql.errors import FQLError
-from fql.reports.measures import read_results
-from fql.reports.output import format_table
+from fql.output import format_table
+from fql.runs.measures import read_results
+from fql.runs.run_folder import RunFolder, finished_steps
 from fql.sweeps.file import RECORD, SweepRun, read_sweep
-from fql.training.run_folder import RunFolder, finished_steps
 
 State = Literal['done', 'running', 'queued', 'stopped', 'failed', 'not begun']
 STATES: tuple[State, ...] = get_args(State)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from fql.command import PROGRAM
 from fql.errors import FQLError
+from fql.runs.progress import move_to, progress_bar
 from fql.stopping import EXIT_CODE, ignore_hang_up
 from fql.sweeps.file import SweepRun
 from fql.sweeps.folder import (
@@ -25,7 +26,6 @@ from fql.sweeps.folder import (
     train_command,
     updates_made,
 )
-from fql.training.progress import move_to, progress_bar
 
 POLL_SECONDS = 0.5
 

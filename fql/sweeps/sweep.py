@@ -7,6 +7,7 @@ from typing import Any
 from data_pipeline.files import LockedError, locked, make_folder
 from fql.command import command
 from fql.errors import FQLError
+from fql.settings.dataset_paths import task_dataset_path
 from fql.stopping import EXIT_CODE
 from fql.sweeps.cluster import queued_runs, submit
 from fql.sweeps.file import SweepRun, read_sweep
@@ -20,7 +21,6 @@ from fql.sweeps.folder import (
     write_record,
 )
 from fql.sweeps.processes import run_processes
-from fql.training.datasets import task_dataset_path
 
 
 def dry_run(file: Path, path: Path, data_dir: str) -> None:

@@ -1,1 +1,1 @@
-"""Runs: data to batches, the training loop, checkpoints, evaluation."""
+"""Training of an agent: data to batches, the loop, the online phase."""

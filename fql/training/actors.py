@@ -15,7 +15,7 @@ from data_pipeline.replay import Replay
 from fql.envs.workers import EnvWorkers, Step
 from fql.errors import FQLError
 from fql.learner import Params
-from fql.training.policy import Act
+from fql.policies.policy import Act
 
 MAX_REPLACED = 10
 """Workers that may die or hang, in one run of the program, before it stops."""

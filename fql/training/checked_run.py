@@ -10,13 +10,20 @@ from jax.sharding import Mesh
 from data_pipeline.loader import check_batches
 from data_pipeline.store.frame_store import FrameStore
 from encoders.saved import load_encoder
+from fql.augmentation import check_augmentation
 from fql.compiled import abstract_state
 from fql.devices import check_batch_size, make_mesh
 from fql.errors import FQLError
 from fql.learner import Learner, Params, TrainState
-from fql.training.augmentation import check_augmentation
-from fql.training.config import TrainConfig, validate_config
-from fql.training.data import (
+from fql.runs.run_folder import RunFolder, RunSpec, finished_steps, read_spec
+from fql.runs.run_learner import make_learner
+from fql.runs.run_start import check_data, check_processes_agree, check_run_folder
+from fql.runs.wandb_mirror import check_wandb
+from fql.settings.run_arguments import Resume
+from fql.settings.train_config import TrainConfig, validate_config
+from fql.training.latent_cache import check_room, uses_cache
+from fql.training.resource_limits import check_memory, check_open_files
+from fql.training.training_data import (
     LabelledSplit,
     check_cameras,
     frame_shapes,
@@ -25,13 +32,6 @@ from fql.training.data import (
     run_spec,
     store_of,
 )
-from fql.training.latent_cache import check_room, uses_cache
-from fql.training.learning import make_learner
-from fql.training.memory import check_memory, check_open_files
-from fql.training.run_arguments import Resume
-from fql.training.run_folder import RunFolder, RunSpec, finished_steps, read_spec
-from fql.training.run_start import check_data, check_processes_agree, check_run_folder
-from fql.training.wandb_mirror import check_wandb
 
 
 @dataclass(frozen=True)

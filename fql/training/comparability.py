@@ -2,8 +2,8 @@
 
 from data_pipeline.errors import DataError
 from fql.envs.tasks import find_task
-from fql.training.config import TrainConfig
-from fql.training.data import open_dataset
+from fql.settings.train_config import TrainConfig
+from fql.training.training_data import open_dataset
 
 D4RL_FILES = {
     'antmaze-umaze-v2': '5ef15257771c50ef4d23c7de001750e96c8bb5d9b6a5e4a821dcfb3065fbd130',

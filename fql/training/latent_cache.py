@@ -32,11 +32,11 @@ from fql.batch import stack_frames
 from fql.devices import AXIS, compiler_options, local_mesh
 from fql.errors import FQLError
 from fql.learner import Params
-from fql.training.config import TrainConfig
-from fql.training.data import LabelledSplit, store_of
-from fql.training.learning import agent_of
-from fql.training.progress import count_from, progress_bar
-from fql.training.run_folder import RunSpec
+from fql.runs.progress import count_from, progress_bar
+from fql.runs.run_folder import RunSpec
+from fql.runs.run_learner import agent_of
+from fql.settings.train_config import TrainConfig
+from fql.training.training_data import LabelledSplit, store_of
 
 AHEAD = 2
 """Blocks queued on the devices while the host reads the next and writes the last."""

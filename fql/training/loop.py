@@ -20,13 +20,13 @@ from fql.compiled import TrainStep
 from fql.devices import not_finite, put_batch
 from fql.errors import FQLError
 from fql.learner import Metrics, TrainState
+from fql.runs.checkpoints import CheckpointWriter, SaveError
+from fql.runs.interruption import Interrupted, Interruption
+from fql.runs.metrics_log import MetricsLog
+from fql.runs.progress import count_from, progress_bar
+from fql.runs.run_folder import RunFolder
 from fql.stopping import EXIT_CODE
-from fql.training.checkpoints import CheckpointWriter, SaveError
 from fql.training.host_memory import GIVE_BACK_INTERVAL, give_back_freed_memory
-from fql.training.interruption import Interrupted, Interruption
-from fql.training.metrics_log import MetricsLog
-from fql.training.progress import count_from, progress_bar
-from fql.training.run_folder import RunFolder
 from fql.training.verified_data import agree_on_verification
 
 MAX_IN_FLIGHT = 2

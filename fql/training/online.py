@@ -34,18 +34,18 @@ from fql.envs.tasks import find_task
 from fql.envs.workers import EnvWorkers
 from fql.errors import FQLError
 from fql.learner import Params, TrainState, split_seed
+from fql.policies.evaluation import VIDEO_FPS, start_workers
+from fql.policies.policy import Act, make_act
 from fql.reports.plots import first_shown
 from fql.reports.video import Recording, save_video
+from fql.runs.checkpoints import CheckpointReader, finished_steps
+from fql.runs.metrics_log import MetricsLog
+from fql.runs.run_folder import RunFolder, RunSpec
+from fql.runs.run_learner import agent_of, batch_maker, make_online_learner
+from fql.settings.train_config import TrainConfig
 from fql.training.actors import Actors, Encode
-from fql.training.checkpoints import CheckpointReader, finished_steps
-from fql.training.config import TrainConfig
-from fql.training.data import LabelledSplit, loader_config
-from fql.training.learning import agent_of, batch_maker, make_online_learner
 from fql.training.loop import Trainer, Update, is_due, was_due
-from fql.training.metrics_log import MetricsLog
-from fql.training.policy import Act, make_act
-from fql.training.rollouts import VIDEO_FPS, start_workers
-from fql.training.run_folder import RunFolder, RunSpec
+from fql.training.training_data import LabelledSplit, loader_config
 
 # Large, so that it differs from the updates' numbers, by which the same key is split.
 _ACTING = 2**31 + 0x616374
@@ -160,7 +160,7 @@ def start_actors(spec: RunSpec) -> EnvWorkers:
     """Start the environments of an online phase, which judge success as the data do.
 
     Raises:
-        FQLError: see `fql.training.rollouts.start_workers`; or there are several processes.
+        FQLError: see `fql.policies.evaluation.start_workers`; or there are several processes.
     """
     if jax.process_count() > 1:
         raise FQLError('the online phase is for one process: leave out --coordinator')

@@ -14,17 +14,17 @@ from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.store.writer import write_store
 from fql.command import command
 from fql.envs.tasks import QUICKSTART_ENV, QUICKSTART_MODULE
+from fql.policies.evaluation import evaluate_with_progress, start_workers
+from fql.policies.policy import make_act, make_policy, restore_params
+from fql.policies.rollouts import EvaluationResult, random_policy
 from fql.reports.data_report import describe_store
 from fql.reports.plots import plot_learning_curve
 from fql.reports.video import save_video
-from fql.training.config import TrainConfig
-from fql.training.evaluation import EvaluationResult, random_policy
-from fql.training.learning import agent_of
-from fql.training.policy import make_act, make_policy, restore_params
-from fql.training.presets import quickstart_config
-from fql.training.progress import progress_bar, progress_callback
-from fql.training.rollouts import evaluate_with_progress, start_workers
-from fql.training.run_folder import RunFolder, read_spec
+from fql.runs.progress import progress_bar, progress_callback
+from fql.runs.run_folder import RunFolder, read_spec
+from fql.runs.run_learner import agent_of
+from fql.settings.presets import quickstart_config
+from fql.settings.train_config import TrainConfig
 from fql.training.train import train
 
 EPISODES = 160

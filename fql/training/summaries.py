@@ -12,15 +12,15 @@ from encoders.errors import EncoderError
 from fql.agents.configs import AgentConfig
 from fql.envs.tasks import find_task
 from fql.learner import Params, TrainState, count_parameters
-from fql.reports.measures import read_results
 from fql.reports.published import published_result
+from fql.runs.measures import read_results
+from fql.runs.run_folder import RunFolder, RunSpec, read_spec
+from fql.settings.presets import has_preset
+from fql.settings.train_config import setting_text
 from fql.training.comparability import comparability
-from fql.training.config import setting_text
-from fql.training.data import LabelledSplit
 from fql.training.latent_cache import describe_cache
 from fql.training.online import describe_online
-from fql.training.presets import has_preset
-from fql.training.run_folder import RunFolder, RunSpec, read_spec
+from fql.training.training_data import LabelledSplit
 
 
 def encoder_text(spec: RunSpec, state: TrainState) -> str:

@@ -24,45 +24,45 @@ from fql.devices import local_copy, wait_for_all_processes
 from fql.envs.tasks import find_task
 from fql.envs.workers import EnvWorkers
 from fql.learner import TrainState
-from fql.reports.measures import read_results
-from fql.reports.plots import plot_learning_curve
-from fql.training.checked_run import CheckedRun, check_run, this_process
-from fql.training.checkpoints import CheckpointWriter, rows_written
-from fql.training.config import TrainConfig
-from fql.training.data import LabelledSplit, loader_config, training_batches
-from fql.training.interruption import Interruption, ended_with_others
-from fql.training.latent_cache import cached_data, uses_cache
-from fql.training.learning import agent_of, batch_maker, loaded_fields, validation_of
-from fql.training.loop import Batches, Trainer, rows_logged
-from fql.training.metrics_log import MetricsLog
-from fql.training.online import is_evaluation_due, offline_state, start_actors, train_online
-from fql.training.policy import make_act, make_policy
-from fql.training.rollouts import (
+from fql.policies.evaluation import (
     describe_result,
     evaluate_with_progress,
     record_evaluation,
     recorded_steps,
     start_workers,
 )
-from fql.training.run_arguments import Resume
-from fql.training.run_folder import RunFolder, RunSpec, read_identity, versions, write_spec
-from fql.training.run_start import (
+from fql.policies.policy import make_act, make_policy
+from fql.reports.plots import plot_learning_curve
+from fql.runs.checkpoints import CheckpointWriter, rows_written
+from fql.runs.interruption import Interruption, ended_with_others
+from fql.runs.measures import read_results
+from fql.runs.metrics_log import MetricsLog
+from fql.runs.run_folder import RunFolder, RunSpec, read_identity, versions, write_spec
+from fql.runs.run_learner import agent_of, batch_maker, loaded_fields, validation_of
+from fql.runs.run_start import (
     Logs,
     claimed_folder,
     open_logs,
     restored_state,
     write_description,
 )
+from fql.runs.wandb_mirror import wandb_mirror
+from fql.settings.run_arguments import Resume
+from fql.settings.train_config import TrainConfig
+from fql.training.checked_run import CheckedRun, check_run, this_process
+from fql.training.latent_cache import cached_data, uses_cache
+from fql.training.loop import Batches, Trainer, rows_logged
+from fql.training.online import is_evaluation_due, offline_state, start_actors, train_online
 from fql.training.summaries import end_summary, start_summary
+from fql.training.training_data import LabelledSplit, loader_config, training_batches
 from fql.training.verified_data import finish_verification
-from fql.training.wandb_mirror import wandb_mirror
 
 
 def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMode = 'once') -> int:
     """Train to `config.steps` in the run folder `path`.
 
     Args:
-        resume: see `fql.training.run_arguments.choose_folder`.
+        resume: see `fql.settings.run_arguments.choose_folder`.
         verify_data: whether to compare the data with their checksums during training.
 
     Returns:

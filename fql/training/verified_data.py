@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 from data_pipeline.errors import DamagedError
 from data_pipeline.store.frame_store import FrameStore
 from data_pipeline.store.verification import Verification
-from fql.training.progress import progress_bar, progress_callback
+from fql.runs.progress import progress_bar, progress_callback
 
 
 def finish_verification(

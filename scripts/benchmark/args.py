@@ -8,8 +8,8 @@ import tyro
 
 from fql.agents.configs import AgentName, EncoderName
 from fql.errors import FQLError
-from fql.reports.output import check_new
-from fql.training.datasets import task_dataset_path
+from fql.output import check_new
+from fql.settings.dataset_paths import task_dataset_path
 from scripts.shared_args import DataDir, JsonOut
 
 Mode = Literal[

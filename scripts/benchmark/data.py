@@ -18,15 +18,16 @@ from data_pipeline.store.frame_store import Split
 from fql.batch import LOADED_FIELDS
 from fql.compiled import abstract_state, initial_state, make_train_step
 from fql.devices import make_mesh, put_batch
-from fql.reports.output import format_table, print_notice, write_json
-from fql.training.config import TrainConfig
-from fql.training.data import LabelledSplit, load_training_data, run_spec, training_batches
+from fql.output import format_table, print_notice
+from fql.runs.run_learner import batch_maker, make_learner
+from fql.settings.train_config import TrainConfig
 from fql.training.host_memory import (
     GIVE_BACK_INTERVAL,
     give_back_freed_memory,
 )
-from fql.training.learning import batch_maker, make_learner
+from fql.training.training_data import LabelledSplit, load_training_data, run_spec, training_batches
 from scripts.benchmark.args import BenchmarkData
+from scripts.benchmark.json_report import write_json_report
 from scripts.benchmark.measuring import task_config
 from scripts.benchmark.memory import anonymous_megabytes
 from scripts.benchmark.sources import measure_sources
@@ -68,7 +69,7 @@ def run(args: BenchmarkData) -> None:
         'training_waits_for_data_share': measure_waiting(data, config, args.updates),
     }
     print(format_report(report))
-    write_json(args.json, report)
+    write_json_report(args.json, report)
 
 
 def format_report(report: Report) -> str:

@@ -17,12 +17,12 @@ from fql.command import PROGRAM
 from fql.compiled import abstract_state, initial_state, make_train_step
 from fql.devices import make_mesh, one_device_mesh, put_batch
 from fql.errors import FQLError
-from fql.training.checkpoints import CheckpointReader, CheckpointWriter
-from fql.training.config import TrainConfig
-from fql.training.learning import agent_of, batch_maker, make_learner
-from fql.training.progress import progress_bar
-from fql.training.rollouts import recorded_steps
-from fql.training.run_folder import RunFolder, finished_steps, read_identity, read_spec
+from fql.policies.evaluation import recorded_steps
+from fql.runs.checkpoints import CheckpointReader, CheckpointWriter
+from fql.runs.progress import progress_bar
+from fql.runs.run_folder import RunFolder, finished_steps, read_identity, read_spec
+from fql.runs.run_learner import agent_of, batch_maker, make_learner
+from fql.settings.train_config import TrainConfig
 from scripts.benchmark.args import BenchmarkFaults
 from scripts.benchmark.measuring import ROOT, run_fql
 from scripts.benchmark.timing import take_turns

@@ -15,8 +15,9 @@ from data_pipeline.errors import DataError
 from data_pipeline.store.frame_store import Split
 from data_pipeline.store.latents import LatentWriter
 from fql.devices import local_mesh
-from fql.reports.output import format_table, write_json
-from fql.training.data import load_training_data, run_spec
+from fql.output import format_table
+from fql.runs.run_folder import RunSpec
+from fql.runs.run_learner import agent_of
 from fql.training.latent_cache import (
     AHEAD,
     latent_width,
@@ -25,9 +26,9 @@ from fql.training.latent_cache import (
     read_block,
     write_latents,
 )
-from fql.training.learning import agent_of
-from fql.training.run_folder import RunSpec
+from fql.training.training_data import load_training_data, run_spec
 from scripts.benchmark.args import BenchmarkLatents
+from scripts.benchmark.json_report import write_json_report
 from scripts.benchmark.measuring import task_config
 from scripts.benchmark.timing import median_ratio, take_turns
 
@@ -43,7 +44,7 @@ def run(args: BenchmarkLatents) -> None:
         ('throughput of caching', f'{report["throughput_against_encoder_alone"]:.1%}'),
     ]
     print(format_table(['', f'of {report["rows"]:,} rows'], rows))
-    write_json(args.json, report)
+    write_json_report(args.json, report)
 
 
 def first_trajectories(split: Split, rows: int) -> Split:

@@ -14,19 +14,19 @@ from fql.compiled import abstract_state, make_train_step, make_validation, updat
 from fql.devices import make_mesh
 from fql.envs.tasks import find_task
 from fql.errors import FQLError
-from fql.training.checkpoints import CheckpointWriter
-from fql.training.config import TrainConfig
-from fql.training.interruption import Interruption
-from fql.training.learning import (
+from fql.runs.checkpoints import CheckpointWriter
+from fql.runs.interruption import Interruption
+from fql.runs.run_folder import RunFolder, RunSpec
+from fql.runs.run_learner import (
     agent_of,
     batch_maker,
     loaded_fields,
     make_learner,
     validation_of,
 )
+from fql.settings.presets import default_config
+from fql.settings.train_config import TrainConfig
 from fql.training.loop import Trainer
-from fql.training.presets import default_config
-from fql.training.run_folder import RunFolder, RunSpec
 
 ROOT = Path(__file__).parents[2]
 

@@ -22,17 +22,18 @@ from fql.devices import make_mesh
 from fql.envs.make import EnvSpec
 from fql.envs.tasks import OWN_TASK
 from fql.envs.workers import EnvWorkers
-from fql.reports.output import format_table, write_json
+from fql.output import format_table
+from fql.runs.checkpoints import CheckpointWriter
+from fql.runs.run_folder import RunSpec
+from fql.runs.run_learner import make_learner
+from fql.settings.train_config import OnlineConfig, TrainConfig
 from fql.training.actors import Actors, episode_seed
-from fql.training.checkpoints import CheckpointWriter
-from fql.training.config import OnlineConfig, TrainConfig
-from fql.training.data import LabelledSplit, run_spec, training_batches
 from fql.training.host_memory import GIVE_BACK_INTERVAL
-from fql.training.learning import make_learner
 from fql.training.online import make_acting, train_online
-from fql.training.run_folder import RunSpec
+from fql.training.training_data import LabelledSplit, run_spec, training_batches
 from scripts.benchmark.args import BenchmarkOnline
 from scripts.benchmark.fast_env import ACTION_DIM, EPISODE_STEPS, SIZE
+from scripts.benchmark.json_report import write_json_report
 from scripts.benchmark.measuring import make_trainer
 from scripts.benchmark.memory import watched_memory
 from scripts.benchmark.timing import WARM_UP, median_ratio, take_turns
@@ -72,7 +73,7 @@ def run(args: BenchmarkOnline) -> None:
                 ('disk, 1,000,000 steps of 64x64x3', f'{report["disk_gb_per_million"]:.2f} GB'),
             ]
     print(format_table(['', 'measured'], rows))
-    write_json(args.json, report)
+    write_json_report(args.json, report)
 
 
 def made_data(folder: Path) -> LabelledSplit:

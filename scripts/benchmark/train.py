@@ -15,15 +15,16 @@ from fql.compiled import (
     initial_state,
 )
 from fql.devices import put_batch
-from fql.reports.output import format_table, write_json
-from fql.training.checkpoints import CheckpointWriter
-from fql.training.config import TrainConfig
-from fql.training.data import load_training_data, run_spec, training_batches
-from fql.training.learning import (
+from fql.output import format_table
+from fql.runs.checkpoints import CheckpointWriter
+from fql.runs.run_learner import (
     make_learner,
 )
+from fql.settings.train_config import TrainConfig
 from fql.training.loop import updates_in_call
+from fql.training.training_data import load_training_data, run_spec, training_batches
 from scripts.benchmark.args import BenchmarkTrain
+from scripts.benchmark.json_report import write_json_report
 from scripts.benchmark.measuring import make_trainer, run_fql, task_config
 from scripts.benchmark.timing import median_ratio, take_turns
 
@@ -56,7 +57,7 @@ def run(args: BenchmarkTrain) -> None:
         *((f'fql train --steps 1, {name}', f'{value:.1f} s') for name, value in starts.items()),
     ]
     print(format_table(['', 'measured'], rows))
-    write_json(args.json, report)
+    write_json_report(args.json, report)
 
 
 def compare_loops(config: TrainConfig, folder: Path, rounds: int) -> dict[str, list[float]]:

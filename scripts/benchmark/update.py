@@ -32,12 +32,13 @@ from fql.compiled import (
 from fql.devices import check_batch_size, make_mesh, put_batch
 from fql.errors import FQLError
 from fql.learner import Learner, Metrics, TrainState, make_optimizer
-from fql.reports.output import format_table, write_json
-from fql.training.config import TrainConfig, validate_config
-from fql.training.learning import agent_of, batch_maker, make_learner
-from fql.training.memory import check_memory
-from fql.training.run_folder import RunSpec
+from fql.output import format_table
+from fql.runs.run_folder import RunSpec
+from fql.runs.run_learner import agent_of, batch_maker, make_learner
+from fql.settings.train_config import TrainConfig, validate_config
+from fql.training.resource_limits import check_memory
 from scripts.benchmark.args import BenchmarkUpdate, Mode
+from scripts.benchmark.json_report import write_json_report
 from scripts.benchmark.timing import median_ratio, take_turns
 
 ACTION_DIM = 5
@@ -96,7 +97,7 @@ def run(args: BenchmarkUpdate) -> None:
     report = measure(variants, args.rounds, config.agent.precision)
     report = {'device': jax.devices()[0].device_kind, 'devices': jax.device_count(), **report}
     print(format_report(report))
-    write_json(args.json, {'config': dataclasses.asdict(config), **report})
+    write_json_report(args.json, {'config': dataclasses.asdict(config), **report})
 
 
 def compared_mode(modes: tuple[Mode, ...]) -> Mode:

@@ -18,8 +18,8 @@ import pytest
 from encoders.description import read_encoder
 from encoders.saved import load_encoder
 from fql.envs.tasks import QUICKSTART_TASK
+from fql.runs.checkpoints import CheckpointReader, finished_steps
 from fql.stopping import EXIT_CODE
-from fql.training.checkpoints import CheckpointReader, finished_steps
 
 SETTINGS = (
     *('--task', QUICKSTART_TASK, '--batch-size', 16, '--flow-steps', 1, '--hidden-dims', 256),
@@ -67,10 +67,10 @@ SPREAD = """
 import dataclasses, jax, numpy as np
 from fql.agents.configs import EncoderConfig, FQLConfig
 from fql.compiled import abstract_state, initial_state, make_train_step
-from fql.training.config import TrainConfig
+from fql.settings.train_config import TrainConfig
 from fql.devices import LARGE, make_mesh, put_batch
-from fql.training.run_folder import RunSpec
-from fql.training.learning import batch_maker, make_learner
+from fql.runs.run_folder import RunSpec
+from fql.runs.run_learner import batch_maker, make_learner
 
 encoder = EncoderConfig(size='impala_debug')
 agent = FQLConfig(hidden_dims=(256, 256), flow_steps=1, encoder=encoder)

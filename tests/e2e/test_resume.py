@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fql.envs.tasks import QUICKSTART_TASK
+from fql.runs.checkpoints import finished_steps
 from fql.stopping import EXIT_CODE
-from fql.training.checkpoints import finished_steps
 
 STEPS = 60
 SETTINGS = (

@@ -15,7 +15,7 @@ from encoders.cameras import CameraEncoder
 from encoders.description import read_encoder
 from encoders.impala import ENCODERS
 from encoders.saved import load_encoder
-from fql.training.loaded_policy import load_policy
+from fql.policies.loaded_policy import load_policy
 
 SETTINGS = (
     *('--task', 'own', '--eval-interval', 0, '--batch-size', 8, '--steps', 2, '--log-interval', 1),

@@ -15,7 +15,7 @@ from data_pipeline.replay import open_replay
 from data_pipeline.store.frame_store import open_store
 from fql.envs.make import EnvSpec, make_env
 from fql.errors import FQLError
-from fql.training.loaded_policy import load_policy
+from fql.policies.loaded_policy import load_policy
 
 SMALL = (
     *('--task', 'own', '--dataset', 'arm', '--env', 'robot_arm:Arm-v0', '--batch-size', 8),

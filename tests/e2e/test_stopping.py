@@ -102,7 +102,7 @@ def test_a_signal_while_environments_start(start_fql, tmp_path):
 
 HUNG_UP = """
 import pathlib, signal, sys, time
-from fql.training.interruption import Interrupted, Interruption
+from fql.runs.interruption import Interrupted, Interruption
 from fql.stopping import EXIT_CODE, leave_on_signals
 leave_on_signals()
 with Interruption() as interruption:

@@ -20,12 +20,12 @@ from fql.compiled import TrainStep
 from fql.devices import one_device_mesh
 from fql.errors import FQLError
 from fql.learner import TrainState
+from fql.runs.checkpoints import CheckpointReader, CheckpointWriter, finished_steps
+from fql.runs.interruption import Interrupted, Interruption
+from fql.runs.metrics_log import MetricsLog, read_csv
+from fql.runs.run_folder import RunFolder
 from fql.stopping import EXIT_CODE
-from fql.training.checkpoints import CheckpointReader, CheckpointWriter, finished_steps
-from fql.training.interruption import Interrupted, Interruption
 from fql.training.loop import MUST_BE_FINITE, Trainer, updates_in_call
-from fql.training.metrics_log import MetricsLog, read_csv
-from fql.training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -310,7 +310,7 @@ def test_several_processes_ask_about_every_step(monkeypatch):
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     asked = []
     monkeypatch.setattr(
-        'fql.training.interruption.multihost_utils.reached_preemption_sync_point',
+        'fql.runs.interruption.multihost_utils.reached_preemption_sync_point',
         lambda step: asked.append(step) or step == 18,
     )
     interruption = Interruption()

@@ -15,9 +15,9 @@ from fql.compiled import (
     updates_per_call,
 )
 from fql.devices import one_device_mesh
-from fql.training.config import TrainConfig
-from fql.training.learning import batch_maker, make_learner
-from fql.training.run_folder import RunSpec
+from fql.runs.run_folder import RunSpec
+from fql.runs.run_learner import batch_maker, make_learner
+from fql.settings.train_config import TrainConfig
 
 SPEC = RunSpec(
     config=TrainConfig(

@@ -15,8 +15,8 @@ from fql.agents.registry import make_agent
 from fql.batch import Batch
 from fql.errors import FQLError
 from fql.learner import Learner, make_optimizer
-from fql.training.config import TrainConfig, validate_config
-from fql.training.policy import make_act
+from fql.policies.policy import make_act
+from fql.settings.train_config import TrainConfig, validate_config
 
 BATCH, IMAGE, WIDTH, ACTIONS = 8, (16, 16, 9), 512, 2
 SPEC = Spec(IMAGE, 'uint8', ACTIONS)

@@ -10,9 +10,9 @@ import pytest
 from fql.agents.configs import EncoderConfig, FQLConfig
 from fql.compiled import abstract_state, initial_state, make_train_step
 from fql.devices import one_device_mesh
-from fql.training.config import TrainConfig
-from fql.training.learning import batch_maker, make_learner
-from fql.training.run_folder import RunSpec
+from fql.runs.run_folder import RunSpec
+from fql.runs.run_learner import batch_maker, make_learner
+from fql.settings.train_config import TrainConfig
 
 TOLERANCE = 0.02
 """Tolerance of each loss, relative to float32; one rounding to bfloat16 is up to 0.4 %."""

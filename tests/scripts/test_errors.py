@@ -15,7 +15,7 @@ import pytest
 
 from fql.agents.configs import AGENT_CONFIGS
 from fql.envs.tasks import QUICKSTART_TASK
-from fql.training.config import BOUNDS
+from fql.settings.train_config import BOUNDS
 from scripts.main import COMMANDS
 
 CUBE_TASK = 'visual-cube-single-play-singletask-task1-v0'

@@ -11,13 +11,13 @@ import pytest
 from data_pipeline.store.frame_store import open_store
 from fql.agents.configs import BCConfig
 from fql.envs.tasks import QUICKSTART_TASK
+from fql.policies.policy import restore_params
 from fql.reports.critic_plots import binned
-from fql.training.config import TrainConfig
+from fql.runs.run_folder import RunFolder, RunSpec, read_spec, write_spec
+from fql.runs.run_learner import agent_of
+from fql.settings.train_config import TrainConfig
 from fql.training.critic_inspection import compared_actions, view_critic
-from fql.training.data import batch_of_update
-from fql.training.learning import agent_of
-from fql.training.policy import restore_params
-from fql.training.run_folder import RunFolder, RunSpec, read_spec, write_spec
+from fql.training.training_data import batch_of_update
 
 SMALL = (
     *('--task', QUICKSTART_TASK, '--steps', 1, '--eval-interval', 0, '--log-interval', 0),

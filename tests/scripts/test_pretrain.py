@@ -21,17 +21,17 @@ from fql.agents.configs import EncoderConfig, FQLConfig
 from fql.compiled import abstract_state, initial_state
 from fql.devices import one_device_mesh
 from fql.envs.tasks import QUICKSTART_TASK
+from fql.pretraining.export_encoder import read_pretrained
+from fql.pretraining.pretrain import write_final_encoder
+from fql.pretraining.pretrain_config import read_pretrain_spec
+from fql.pretraining.pretrain_learner import make_pretraining_learner
+from fql.pretraining.probe import probe
+from fql.runs.checkpoints import CheckpointReader, CheckpointWriter, finished_steps
+from fql.runs.interruption import Interrupted, Interruption
+from fql.runs.run_folder import RunFolder, RunSpec, read_identity, write_spec
+from fql.runs.run_learner import make_learner
+from fql.settings.train_config import TrainConfig
 from fql.stopping import EXIT_CODE
-from fql.training.checkpoints import CheckpointReader, CheckpointWriter, finished_steps
-from fql.training.config import TrainConfig
-from fql.training.export_encoder import read_pretrained
-from fql.training.interruption import Interrupted, Interruption
-from fql.training.learning import make_learner
-from fql.training.pretrain import write_final_encoder
-from fql.training.pretrain_config import read_pretrain_spec
-from fql.training.pretraining import make_pretraining_learner
-from fql.training.probe import probe
-from fql.training.run_folder import RunFolder, RunSpec, read_identity, write_spec
 
 DATASET = 'visual-pointmaze-dots-v0'
 SETTINGS = (

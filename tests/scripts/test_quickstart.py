@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fql.training.presets import quickstart_config
+from fql.settings.presets import quickstart_config
 from fql.training.quickstart import prepare_data
 
 

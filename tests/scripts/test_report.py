@@ -11,9 +11,9 @@ import pytest
 
 from fql.agents.configs import EncoderConfig, FQLConfig, IQLConfig
 from fql.envs.tasks import QUICKSTART_TASK, find_task
-from fql.training.config import TrainConfig
-from fql.training.presets import default_config
-from fql.training.run_folder import RunFolder, RunSpec, write_spec
+from fql.runs.run_folder import RunFolder, RunSpec, write_spec
+from fql.settings.presets import default_config
+from fql.settings.train_config import TrainConfig
 from tests.fql.reports.browser import Browser, chromium
 
 CUBE = 'visual-cube-single-play-singletask-task1-v0'

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 
 from data_pipeline.files import locked
 from fql.envs.tasks import QUICKSTART_TASK
+from fql.runs.run_folder import RunFolder
 from fql.stopping import EXIT_CODE
 from fql.sweeps.cluster import TrainJob
 from fql.sweeps.file import read_sweep
@@ -28,7 +29,6 @@ from fql.sweeps.folder import (
     updates_made,
 )
 from fql.sweeps.processes import gpu_variables
-from fql.training.run_folder import RunFolder
 
 FILE = f"""
 tasks = ["{QUICKSTART_TASK}"]

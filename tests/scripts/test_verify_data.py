@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from fql.envs.tasks import QUICKSTART_TASK
+from fql.runs.checkpoints import finished_steps
+from fql.runs.interruption import Interrupted
 from fql.stopping import EXIT_CODE
-from fql.training.checkpoints import finished_steps
-from fql.training.interruption import Interrupted
 
 SMALL = (
     *('--batch-size', 8, '--hidden-dims', 8, '--encoder', 'impala_debug'),

@@ -7,7 +7,7 @@ from data_pipeline.environment import construct
 from fql.envs.make import EnvSpec
 from fql.envs.tasks import ADROIT_TASKS, ANTMAZE_TASKS, find_task
 from fql.envs.workers import EnvWorkers
-from fql.training.evaluation import evaluate, random_policy
+from fql.policies.rollouts import evaluate, random_policy
 
 SIZES = {'antmaze': (29, 8), 'pen': (45, 24), 'door': (39, 28), 'hammer': (46, 26)}
 SIZES |= {'relocate': (39, 30)}

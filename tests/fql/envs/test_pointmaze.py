@@ -5,7 +5,7 @@ import pytest
 
 from fql.envs.make import EnvSpec
 from fql.envs.workers import EnvWorkers
-from fql.training.evaluation import evaluate
+from fql.policies.rollouts import evaluate
 
 VISUAL = 'fql.envs.pointmaze:visual-pointmaze-quickstart-singletask-v0'
 STATES = 'fql.envs.pointmaze:pointmaze-quickstart-singletask-v0'

@@ -10,8 +10,8 @@ import pytest
 
 from fql.envs.tasks import QUICKSTART_TASK, find_task, task_names
 from fql.errors import FQLError
-from fql.training.config import TrainConfig
-from fql.training.presets import ONLINE_PRESETS, PRESETS, default_config, has_preset
+from fql.settings.presets import ONLINE_PRESETS, PRESETS, default_config, has_preset
+from fql.settings.train_config import TrainConfig
 
 LIST_REGISTRY = """
 import json

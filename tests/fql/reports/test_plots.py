@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from data_pipeline.loader import frame_offsets
 from fql.reports.critic_plots import plot_critic
 from fql.reports.plots import learning_curve, plot_batch, plot_learning_curve
-from fql.training.run_folder import RunFolder
+from fql.runs.run_folder import RunFolder
 
 TAB_ORANGE, TAB_GREEN = (255, 127, 14), (44, 160, 44)
 

@@ -25,13 +25,13 @@ from encoders.impala import ENCODERS
 from fql.agents.configs import EncoderConfig, FQLConfig
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.errors import FQLError
+from fql.pretraining.saved_encoders import save_encoder_folder
+from fql.runs.checkpoints import finished_steps
+from fql.runs.progress import progress_bar
+from fql.settings.train_config import TrainConfig
 from fql.training import latent_cache
-from fql.training.checkpoints import finished_steps
-from fql.training.config import TrainConfig
-from fql.training.data import LabelledSplit, run_spec, training_batches
 from fql.training.latent_cache import cache_place, cached_data
-from fql.training.progress import progress_bar
-from fql.training.saved_encoders import save_encoder_folder
+from fql.training.training_data import LabelledSplit, run_spec, training_batches
 from scripts.benchmark.latents import compare_caching, first_trajectories
 
 SHAPE, STACK, WIDTH = (32, 32, 3), 3, 512

@@ -5,7 +5,7 @@ import resource
 import pytest
 
 from fql.errors import FQLError
-from fql.training.memory import OPEN_FILES, check_open_files
+from fql.training.resource_limits import OPEN_FILES, check_open_files
 
 
 @pytest.fixture

@@ -16,9 +16,11 @@ from fql.batch import Batch
 from fql.compiled import abstract_state
 from fql.devices import one_device_mesh
 from fql.errors import FQLError
-from fql.training.checkpoints import CheckpointWriter
-from fql.training.config import OnlineConfig, TrainConfig
-from fql.training.learning import agent_of, make_learner, make_online_learner
+from fql.policies.evaluation import start_workers
+from fql.runs.checkpoints import CheckpointWriter
+from fql.runs.run_folder import RunFolder, RunSpec
+from fql.runs.run_learner import agent_of, make_learner, make_online_learner
+from fql.settings.train_config import OnlineConfig, TrainConfig
 from fql.training.online import (
     OnlinePhase,
     OnlineRecord,
@@ -28,8 +30,6 @@ from fql.training.online import (
     saved_record,
     start_actors,
 )
-from fql.training.rollouts import start_workers
-from fql.training.run_folder import RunFolder, RunSpec
 
 IMAGES = ((16, 16, 3), 'uint8')
 STATES = ((5,), 'float32')
@@ -158,7 +158,7 @@ def test_when_success_is_judged(monkeypatch, timing):
     def start(spec, *_):
         raise _Started(dict(spec.kwargs)['success_timing'])
 
-    monkeypatch.setattr('fql.training.rollouts.EnvWorkers', start)
+    monkeypatch.setattr('fql.policies.evaluation.EnvWorkers', start)
     task = 'cube-single-play-singletask-task1-v0'
     config = TrainConfig(task, success_timing=timing, online=OnlineConfig(online_steps=1))
     spec = RunSpec(config, (28,), 'float32', 5)

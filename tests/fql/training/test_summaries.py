@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from fql.agents.configs import EncoderConfig, FQLConfig, SACConfig
-from fql.training.config import TrainConfig
-from fql.training.run_folder import RunFolder, RunSpec, write_spec
+from fql.runs.run_folder import RunFolder, RunSpec, write_spec
+from fql.settings.train_config import TrainConfig
 from fql.training.summaries import encoder_text, end_summary
 
 CUBE = 'visual-cube-single-play-singletask-task1-v0'

@@ -5,8 +5,8 @@ import pytest
 
 from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.store.writer import write_store
-from fql.training.config import TrainConfig
-from fql.training.data import LabelledSplit
+from fql.settings.train_config import TrainConfig
+from fql.training.training_data import LabelledSplit
 from scripts.benchmark.data import PAD, compare_samplers, format_report, reference_sampler
 from scripts.benchmark.sources import measure, prepare
 

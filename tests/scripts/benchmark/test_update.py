@@ -12,8 +12,8 @@ from fql.agents.configs import FQLConfig
 from fql.agents.fql import FQL
 from fql.batch import batch_from_inputs
 from fql.learner import Learner, make_optimizer
-from fql.training.config import TrainConfig
-from fql.training.learning import agent_of
+from fql.runs.run_learner import agent_of
+from fql.settings.train_config import TrainConfig
 from scripts.benchmark.update import (
     MODES,
     ReferenceFQL,

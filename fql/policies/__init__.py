@@ -1,0 +1,1 @@
+"""Trained policies: from a run or an exported folder, and their evaluation."""

@@ -1,0 +1,1 @@
+"""Encoders trained without rewards, and the check of what they know."""

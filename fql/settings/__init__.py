@@ -1,0 +1,1 @@
+"""Every setting of a run, the published ones, and what a command may change."""
