@@ -17,8 +17,8 @@ ONLINE_CUBE = {
     'rlpd': 'RLPD, online from 0',
 }
 STEADINESS = {
-    'one-step': 'FQL, returns of one step',
-    'five-steps': 'FQL, returns of five steps',
+    'one-step': 'FQL, 1-step returns',
+    'five-steps': 'FQL, 5-step returns',
     'qc-fql': 'QC-FQL, chunks of five actions (from states)',
 }
 SMALL_TASKS = {

@@ -87,10 +87,9 @@ class Prepare:
             raise FQLError('--tfds must name a dataset or its folder')
         if not self.name:
             raise FQLError('name the dataset: fql prepare NAME')
-        for name in ('observation_key', 'action_key', 'reward_key'):
-            is_given = getattr(self, name) != getattr(Prepare, name)
-            if name == 'observation_key' and (self.source or self.minari):
-                continue
-            if self.tfds is None and is_given:
+        if self.observation_key and not (self.source or self.tfds or self.minari):
+            raise FQLError('--observation-key needs --source, --tfds or --minari')
+        for name in ('action_key', 'reward_key'):
+            if self.tfds is None and getattr(self, name) != getattr(Prepare, name):
                 flag = f'--{name.replace("_", "-")}'
                 raise FQLError(f'{flag} is for RLDS datasets; name one with --tfds')

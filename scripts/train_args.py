@@ -36,7 +36,7 @@ class Train:
     """The algorithm; --help shows the settings of the one that is named."""
     preset: PresetName = 'default'
     """The settings to start from. `strong`: better than the published ones, or not worse, on all
-    small tasks: from images for agent fql (returns of five steps), from states for agent qc_fql
+    small tasks: from images for agent fql (5-step returns), from states for agent qc_fql
     (chunks of five actions, FQL's published settings; docs/steadiness.md). Not for data of your
     own."""
     run_dir: Path | None = None

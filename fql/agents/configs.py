@@ -74,7 +74,7 @@ class AgentConfig:
     discount: float = 0.99
     """Discount factor."""
     tau: float = 0.005
-    """Rate at which the target networks follow."""
+    """Weight of the new parameters in the target networks' moving average (Polyak)."""
     hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
     """Widths of the hidden layers of every network after the encoder."""
     critic_layer_norm: bool = True
@@ -132,7 +132,7 @@ class IQLConfig(AgentConfig):
     """awr: factor of the advantage in the weight (larger is greedier); ddpgbc: weight of behaviour
     cloning."""
     const_std: bool = True
-    """Whether the actor's standard deviation is 1 or learnt."""
+    """Fix the actor's standard deviation at 1; otherwise it is learnt."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class ReBRACConfig(AgentConfig):
     actor_noise_clip: float = 0.5
     """Largest noise on the target actor's actions."""
     tanh_squash: bool = True
-    """Whether the actor's actions are squashed by tanh."""
+    """Squash the actor's actions by tanh; otherwise they are only clipped."""
     as_published: bool = False
     """At a trajectory's last transition, penalise the distance to the next trajectory's first
     action, as the published implementation does; otherwise there is no penalty there."""
@@ -263,7 +263,7 @@ class QCConfig(AgentConfig):
     horizon: int = 5
     """Actions in a chunk, or steps of the return."""
     action_chunking: bool = True
-    """Whether the policy gives the whole chunk, or its first action (n-step returns)."""
+    """The policy gives the whole chunk; otherwise only its first action (n-step returns)."""
     num_samples: int = 32
     """The critics choose the best of this many chunks sampled from the flow."""
     flow_steps: int = 10

@@ -52,7 +52,8 @@ class PretrainConfig:
     lr: float = 3e-4
     """Adam's learning rate."""
     tau: float = 0.01
-    """Rate at which the momentum target of temporal_contrast and self_prediction follows."""
+    """Weight of the new parameters in the moving average, the target of temporal_contrast and
+    self_prediction."""
     hidden_dims: tuple[int, ...] = (512, 512)
     """Widths of the hidden layers of the objective's heads."""
     mask_ratio: float = 0.0
@@ -106,7 +107,7 @@ def validate_pretrain_config(config: PretrainConfig) -> None:
     check_bounds(config)
     raise_unless(
         {
-            'steps must lie in [1, 2.14748e+09], not 0': config.steps >= 1,
+            'steps must be at least 1': config.steps >= 1,
             'mask-ratio needs --objective reconstruction': (
                 config.mask_ratio == 0 or config.objective == 'reconstruction'
             ),

@@ -376,7 +376,7 @@ def _far_config(task: Task, agent: str) -> TrainConfig:
 
 
 def _small_puzzle_config(agent: str) -> TrainConfig:
-    """Small enough for two processor cores and seven minutes; FQL with returns of one step."""
+    """Small enough for two processor cores and seven minutes; FQL with 1-step returns."""
     return TrainConfig(
         task=SMALL_PUZZLE_TASK,
         dataset=SMALL_PUZZLE_DATASET,

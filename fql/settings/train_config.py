@@ -48,7 +48,7 @@ class OnlineConfig:
     encoder_lr_multiplier: Annotated[float, tyro.conf.arg(name='online.encoder-lr-multiplier')] = (
         1.0
     )
-    """Factor for the encoder's optimiser steps in the online phase."""
+    """Factor on the encoder's learning rate in the online phase."""
     source: tyro.conf.Fixed[tyro.conf.SuppressFixed[str]] = ''
     """The offline run that the online phase starts from, set by --from. It is read only when the
     run starts."""

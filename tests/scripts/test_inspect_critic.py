@@ -85,7 +85,7 @@ def test_few_data_have_few_states(fql, run, prepared, environment):
     done = fql('inspect', 'critic', run, '--states', 10**6)
     assert done.returncode == 0, done.stderr
     split = open_store(Path(environment['FQL_DATA_DIR']) / prepared).splits['train']
-    begins = split.num_transitions - 4  # Of returns of five steps.
+    begins = split.num_transitions - 4  # Of 5-step returns.
     assert f'step 1, {begins:,} states' in done.stdout
 
 
