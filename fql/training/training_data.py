@@ -71,7 +71,7 @@ def load_training_data(config: TrainConfig) -> dict[str, LabelledSplit]:
         }
     scaled = scaled_from(store)
     return {
-        name: LabelledSplit(split, *task_labels(store, name, task.label_env_id, {}), scaled)
+        name: LabelledSplit(split, *task_labels(store, name, task.label_env_id), scaled)
         for name, split in store.splits.items()
     }
 
