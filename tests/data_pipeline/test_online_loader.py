@@ -254,7 +254,7 @@ def test_the_replay_holds_what_the_reference_buffer_does(tmp_path):
                 added['next_observations'][i],
                 True,
             )
-            assert replay.transitions == i + 1
+            assert stream.episodes.transitions == i + 1
         rows, first, last = stream.episodes.find(np.arange(count))
         for name in ('observations', 'actions', 'rewards', 'masks'):
             np.testing.assert_array_equal(stream.read(name, 0, stream.rows)[rows], added[name])
