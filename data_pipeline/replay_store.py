@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.array_names import LABEL_ARRAYS
 from data_pipeline.data_dir import check_name, dataset_folder
 from data_pipeline.errors import DataError
 from data_pipeline.observations import named, pick_observations
 from data_pipeline.replay import READ_BYTES, RECORD, Episodes, RowLayout, map_rows
 from data_pipeline.schema import from_json, load_json
-from data_pipeline.sources.base import LABEL_ARRAYS
 from data_pipeline.store.frame_store import FrameStore, Split, open_store
 from data_pipeline.store.manifest import FORMAT_VERSION, ArrayEntry, Manifest, SplitEntry
 

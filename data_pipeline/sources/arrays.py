@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_pipeline.array_names import INFO_ARRAYS, LABEL_ARRAYS
 from data_pipeline.errors import DataError
 from data_pipeline.observations import is_observation
-from data_pipeline.sources.base import INFO_ARRAYS, LABEL_ARRAYS, ArraySpec
+from data_pipeline.source_split import ArraySpec
 
 TIMEOUT_ARRAYS = ('timeouts', 'truncations')
 """Arrays that mark the last row of an episode that a time limit ended."""

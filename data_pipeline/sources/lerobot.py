@@ -37,16 +37,10 @@ from data_pipeline.errors import DataError, first_line
 from data_pipeline.files import file_sha256
 from data_pipeline.observations import array_name, choose_keys
 from data_pipeline.schema import load_json
+from data_pipeline.source_split import SPLIT_NAMES, Note, SourceSplit
 from data_pipeline.sources.arrays import fit_arrays
-from data_pipeline.sources.base import (
-    PARQUET,
-    SPLIT_NAMES,
-    Note,
-    SourceSplit,
-    format_of,
-    lost_rewards,
-    taken_from,
-)
+from data_pipeline.sources.rows import lost_rewards
+from data_pipeline.sources.source_files import PARQUET, format_of, taken_from
 from data_pipeline.sources.table import settle_last_actions
 
 _ACTION, _REWARD, _DONE = 'action', 'next.reward', 'next.done'

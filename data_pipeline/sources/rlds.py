@@ -24,18 +24,14 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.utils.file_utils import list_data_dirs
 
+from data_pipeline.array_names import INFO_ARRAYS
 from data_pipeline.errors import DataError, first_line
 from data_pipeline.files import file_sha256
 from data_pipeline.observations import array_name
+from data_pipeline.source_split import SPLIT_NAMES, Note, SourceSplit
 from data_pipeline.sources.arrays import fit_arrays
-from data_pipeline.sources.base import (
-    INFO_ARRAYS,
-    SPLIT_NAMES,
-    Note,
-    SourceSplit,
-    format_of,
-    lost_rewards,
-)
+from data_pipeline.sources.rows import lost_rewards
+from data_pipeline.sources.source_files import format_of
 from data_pipeline.sources.table import settle_last_actions
 
 _MARKS = {'is_first', 'is_last', 'is_terminal'}

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.array_names import INFO_ARRAYS, LABEL_ARRAYS
 from data_pipeline.errors import DataError
 from data_pipeline.observations import array_name, is_observation, named, pick_observations
-from data_pipeline.sources.base import INFO_ARRAYS, LABEL_ARRAYS
 from data_pipeline.store.manifest import Manifest, NewerFormatError, open_array, read_manifest
 from data_pipeline.store.verification import StoredArray, check_array
 

@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.array_names import LABEL_ARRAYS
 from data_pipeline.environment import choose_opengl, construct, source_files
 from data_pipeline.errors import DamagedError, DataError
 from data_pipeline.files import atomic_folder, file_sha256, write_json
 from data_pipeline.schema import from_json, load_json
-from data_pipeline.sources.base import LABEL_ARRAYS
 from data_pipeline.store.frame_store import FrameStore
 from data_pipeline.store.manifest import ArrayEntry, open_array
 from data_pipeline.store.verification import StoredArray, check_array

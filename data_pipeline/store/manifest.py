@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.action_range import action_range_from_json
+from data_pipeline.array_names import missing_arrays
 from data_pipeline.data_dir import check_name
 from data_pipeline.errors import DataError
 from data_pipeline.files import load_array
 from data_pipeline.observations import OBSERVATIONS, is_observation
 from data_pipeline.schema import from_json, load_json
-from data_pipeline.sources.base import missing_arrays
 
 FORMAT_VERSION = 1
 _DTYPE = re.compile(r'[<>|][biuf][0-9]{1,2}')

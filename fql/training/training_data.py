@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from data_pipeline.action_range import ActionRange, action_range_from_json
+from data_pipeline.array_names import LABEL_ARRAYS
 from data_pipeline.errors import DataError
 from data_pipeline.loader import LoaderConfig, make_batches
 from data_pipeline.observations import describe, map_named
 from data_pipeline.sample_layout import frame_offsets
-from data_pipeline.sources.base import LABEL_ARRAYS
 from data_pipeline.store.frame_store import FrameStore, Split, open_store
 from data_pipeline.store.labels import task_labels
 from encoders.description import can_share
