@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, first_line
 from data_pipeline.files import file_sha256
 
-PARQUET = 'a Parquet file'
+_PARQUET = 'a Parquet file'
 _PICKLE = 'a pickle, which could run any code when it is read; save the arrays by np.savez'
 _FORMATS = {
     b'version https://git-lfs': 'a Git LFS pointer; git lfs pull fetches the file',
     b'\x89hdf': 'an HDF5 file',
     b'\x93numpy': 'a single array (.npy)',
-    b'par1': PARQUET,
+    b'par1': _PARQUET,
     b'\x1f\x8b': 'gzip-compressed data',
     b'bzh': 'bzip2-compressed data',
     b'\xfd7zxz': 'xz-compressed data',
@@ -41,6 +41,25 @@ def format_of(path: Path) -> str:
         return 'an empty file'
     start = start.lstrip().lower()
     return next((name for magic, name in _FORMATS.items() if start.startswith(magic)), '')
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn an OSError, ValueError or RuntimeError while a file is read into a DataError."""
+    try:
+        yield
+    except OSError as error:
+        place = error.filename or path
+        reason = error.strerror or _reason(path, error)
+        raise DataError(f'{place}: cannot be read: {reason}') from error
+    except (ValueError, RuntimeError) as error:
+        raise DataError(f'{path}: cannot be read: {_reason(path, error)}') from error
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why a file cannot be read: what it is in place of what it should be, or the error."""
+    other = format_of(path) if path.is_file() else ''
+    return f'it is {other}' if other not in ('', _PARQUET) else first_line(error)
 
 
 @dataclass(frozen=True)
