@@ -22,9 +22,11 @@ _CHANNELS = (1, 3, 4)  # grey, colours, colours and transparency
 class Fitted:
     """How an array of a source becomes one of a store.
 
-    spec: row shape and type in the store
-    convert: block of rows to block of rows of the store's shape; `checked_blocks` casts the type
-    note: a line for the user on the conversion, or ''
+    Attributes:
+        spec: row shape and type in the store.
+        convert: block of rows to block of rows of the store's shape; `checked_blocks` casts the
+            type.
+        note: a line for the user on the conversion, or ''.
     """
 
     spec: ArraySpec

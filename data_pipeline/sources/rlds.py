@@ -42,13 +42,14 @@ _OWN_FEATURES = 'tensorflow_datasets.core.features.'
 class RldsKeys:
     """The features of a step that a store needs; slashes separate the levels of nested ones.
 
-    observation: images uint8 (h, w, c), (c, h, w) or (h, w), or float vectors (d,); several by the
-        names that they get, see `observation_keys`
-    action: floats (a,), within [-1, 1]
-    reward: a number; '' to keep none. A transition's mask is then 0 where `discount` is 0 or the
-        step that follows has `is_terminal` set, else 1.
-
     Steps' `qpos`, `qvel` and `button_states`, each (d,), are kept if they exist.
+
+    Attributes:
+        observation: images uint8 (h, w, c), (c, h, w) or (h, w), or float vectors (d,); several by
+            the names that they get, see `observation_keys`.
+        action: floats (a,), within [-1, 1].
+        reward: a number; '' to keep none. A transition's mask is then 0 where `discount` is 0 or
+            the step that follows has `is_terminal` set, else 1.
     """
 
     observation: str | Mapping[str, str] = 'observation'

@@ -39,10 +39,11 @@ _USED = {'actions', 'rewards', 'dones'}
 class Demo:
     """One demonstration of T rows.
 
-    observations: its columns by the store's names
-    actions: a column
-    following: the next observations, by the same names, if stored
-    labels: rewards and masks (T,), or none
+    Attributes:
+        observations: its columns by the store's names.
+        actions: a column.
+        following: the next observations, by the same names, if stored.
+        labels: rewards and masks (T,), or none.
     """
 
     observations: Mapping[str, HdfColumn]

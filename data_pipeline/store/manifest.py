@@ -30,10 +30,11 @@ class NewerFormatError(ValueError):
 class ArrayEntry:
     """The `.npy` file of one array.
 
-    shape: of the array
-    dtype: `np.dtype.str`
-    file_bytes: size of the file, its header included
-    sha256: of the array's bytes, without the header
+    Attributes:
+        shape: of the array.
+        dtype: `np.dtype.str`.
+        file_bytes: size of the file, its header included.
+        sha256: of the array's bytes, without the header.
     """
 
     shape: tuple[int, ...]
@@ -79,11 +80,13 @@ class SplitEntry:
 class Manifest:
     """`manifest.json`.
 
-    dataset: name of the dataset
-    sources: by split, `SourceSplit.description`, and lines for the user as `notes`
-    splits: by name
-    versions: of the packages that wrote the store
-    created: time of writing, ISO 8601
+    Attributes:
+        format_version: FORMAT_VERSION of the code that wrote the store.
+        dataset: name of the dataset.
+        sources: by split, `SourceSplit.description`, and lines for the user as `notes`.
+        splits: by name.
+        versions: of the packages that wrote the store.
+        created: time of writing, ISO 8601.
     """
 
     format_version: int

@@ -37,10 +37,11 @@ _WAIT_SECONDS = 0.1
 class StoredArray:
     """The bytes of a file that have a checksum.
 
-    path: the file
-    start, nbytes: their position and number
-    sha256: their checksum when they were written
-    remedy: what the user can do if they differ, for messages
+    Attributes:
+        path: the file.
+        start, nbytes: their position and number.
+        sha256: their checksum when they were written.
+        remedy: what the user can do if they differ, for messages.
     """
 
     path: Path
