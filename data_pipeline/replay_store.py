@@ -57,7 +57,7 @@ def is_replay(path: Path) -> bool:
     return (path / RECORD).exists()
 
 
-def open_data(flag: str, name: str) -> FrameStore:
+def open_data(data_dir: str, name: str) -> FrameStore:
     """Open a dataset by its name, see `dataset_folder`, or a replay by its folder.
 
     Raises:
@@ -65,7 +65,7 @@ def open_data(flag: str, name: str) -> FrameStore:
     """
     if is_replay(Path(name)):
         return open_replay(Path(name))
-    return open_store(dataset_folder(flag, name))
+    return open_store(dataset_folder(data_dir, name))
 
 
 def open_replay(path: Path) -> FrameStore:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.observations import describe, map_named
+from data_pipeline.observations import describe_observations, map_named
 from data_pipeline.store.frame_store import FrameStore, Split
 from data_pipeline.store.labels import labelled_tasks, task_labels
 from fql.envs.tasks import find_task, task_names
@@ -29,7 +29,7 @@ def describe_store(store: FrameStore) -> str:
         dtypes = map_named(lambda array: array.dtype, split.observations)
         lines.append(
             f'  {name}: {split.num_transitions:,} transitions in {split.terminals.sum():,} '
-            f'trajectories, observations {describe(shapes, dtypes)}, '
+            f'trajectories, observations {describe_observations(shapes, dtypes)}, '
             f'actions {split.actions.shape[1]}'
         )
         lines += [f'    {note}' for note in notes_of(store, name)]
