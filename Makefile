@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10
 QUICK := $(addprefix tests/,test_layout.py test_docs.py encoders parity/test_numpy.py data_pipeline/test_files.py \
-	data_pipeline/store data_pipeline/sources/test_base.py fql/settings/test_config.py fql/envs/test_tasks.py)
+	data_pipeline/store data_pipeline/test_source_split.py fql/settings/test_config.py fql/envs/test_tasks.py)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: help quickstart lint check test test-all format clean

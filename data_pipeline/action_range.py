@@ -7,6 +7,9 @@ import numpy as np
 
 from data_pipeline.schema import from_json
 
+ACTION_TOLERANCE = 1e-3
+"""How far beyond [-1, 1] actions are clipped and counted; those further out are refused."""
+
 
 @dataclass(frozen=True)
 class ActionRange:

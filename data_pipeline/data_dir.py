@@ -8,41 +8,44 @@ from data_pipeline.errors import DataError
 _LONGEST_NAME = 200  # less than the usual 255, as locks and temporary folders add to it
 
 
-def resolve_data_dir(flag: str) -> Path:
+def resolve_data_dir(data_dir: str) -> Path:
     """The folder chosen by `--data-dir` or `$FQL_DATA_DIR`, else the user's cache folder.
+
+    Args:
+        data_dir: the value of `--data-dir`; empty if it is not given.
 
     Raises:
         DataError: its name has control characters, such as line breaks.
     """
-    chosen = flag or os.environ.get('FQL_DATA_DIR', '')
+    chosen = data_dir or os.environ.get('FQL_DATA_DIR', '')
     if any(char < ' ' for char in chosen):
-        name = '--data-dir' if flag else '$FQL_DATA_DIR'
+        name = '--data-dir' if data_dir else '$FQL_DATA_DIR'
         raise DataError(f'{name}: {chosen!r} has characters that are not printable')
     return Path(os.path.expanduser(chosen)).absolute() if chosen else _user_cache_dir()
 
 
-def data_dir_arguments(flag: str) -> list[str]:
-    """The arguments by which another command finds `resolve_data_dir(flag)`, if it needs any."""
-    folder = resolve_data_dir(flag)
+def data_dir_arguments(data_dir: str) -> list[str]:
+    """The arguments by which another command finds the same folder, if it needs any."""
+    folder = resolve_data_dir(data_dir)
     return [] if folder == resolve_data_dir('') else ['--data-dir', str(folder)]
 
 
-def dataset_folder(flag: str, name: str) -> Path:
-    """The folder of a dataset's store, inside `resolve_data_dir(flag)`.
+def dataset_folder(data_dir: str, name: str) -> Path:
+    """The folder of a dataset's store, inside `resolve_data_dir(data_dir)`.
 
     Raises:
         DataError: the name is not valid; see `check_name`.
     """
-    return resolve_data_dir(flag) / check_name(name)
+    return resolve_data_dir(data_dir) / check_name(name)
 
 
-def collected_file(flag: str, name: str) -> Path:
-    """The file that `fql collect` writes a dataset to by default, inside `resolve_data_dir(flag)`.
+def collected_file(data_dir: str, name: str) -> Path:
+    """The file, inside `resolve_data_dir(data_dir)`, that `fql collect` writes by default.
 
     Raises:
         DataError: the name is not valid; see `check_name`.
     """
-    return resolve_data_dir(flag) / 'collected' / f'{check_name(name)}.npz'
+    return resolve_data_dir(data_dir) / 'collected' / f'{check_name(name)}.npz'
 
 
 def check_name(name: str) -> str:

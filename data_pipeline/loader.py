@@ -17,25 +17,19 @@ the memory-mapped file, and only by TensorFlow's ops (Python ones hang at exit).
 
 import dataclasses
 import itertools
-import mmap
-import os
-import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from data_pipeline.batch_source import Columns, Inputs, Source, map_inputs, split_source
 from data_pipeline.errors import DataError
-from data_pipeline.files import load_array
-from data_pipeline.machine import available_memory
-from data_pipeline.observations import array_name, map_named, named, unnamed
-from data_pipeline.store.frame_store import ALIGNMENT, Split
-
-tf.config.set_visible_devices([], 'GPU')  # Leaves GPU memory to JAX.
+from data_pipeline.mapped_files import as_tensor
+from data_pipeline.observations import map_named, named, unnamed
+from data_pipeline.sample_layout import SHIFT_PAD, frame_offsets
+from data_pipeline.store.frame_store import Split
 
 ACTION_LIMIT = 1 - 1e-5
 
@@ -47,31 +41,21 @@ _STREAMS = 4
 # The offsets of windows add it twice, the shifts of further images more often.
 _MORE_SEEDS = 2**31
 
-# In one call, Linux reads no more than the device's read-ahead size, by default 128 KB, and drops
-# the rest silently.
-_READ_AHEAD_BYTES = 128 << 10
-
-_CACHED_SHARE = 0.8
-"""Of the memory that is available, what files may take that are read ahead."""
-
-# Without it, a private mapping larger than memory is refused. Python names it from 3.13 on.
-_MAP_NORESERVE = getattr(mmap, 'MAP_NORESERVE', 0x4000 if sys.platform == 'linux' else 0)
-
 
 @dataclass(frozen=True)
 class LoaderConfig:
     """Settings of the batches.
 
-    batch_size: samples per batch, over all processes
-    frame_stack: frames per observation
-    horizon: actions between the two observations; for windows, the largest number of them
-    discount: factor per step of the rewards that are summed over a horizon of more than one
-    next_actions: whether the action of the next transition is loaded; for a horizon of one
-    shift_pad: largest random shift, in pixels
-    shift_probability: probability that a batch is shifted at all
-    seed: of all random draws
-    process_index, process_count: which equal part of each batch this process loads; the parts of
-        all processes, in order, are the batch that one process alone would load
+    Attributes:
+        batch_size: samples per batch, over all processes.
+        frame_stack: frames per observation.
+        horizon: actions between the two observations; for windows, the largest number of them.
+        discount: factor per step of the rewards that are summed over a horizon of more than one.
+        next_actions: whether the action of the next transition is loaded; for a horizon of one.
+        shift_probability: probability that a batch is shifted at all.
+        seed: of all random draws.
+        process_index, process_count: which equal part of each batch this process loads; the parts
+            of all processes, in order, are the batch that one process alone would load.
     """
 
     batch_size: int
@@ -79,7 +63,6 @@ class LoaderConfig:
     horizon: int = 1
     discount: float = 0.99
     next_actions: bool = False
-    shift_pad: int = 3
     shift_probability: float = 0.5
     seed: int = 0
     process_index: int = 0
@@ -88,8 +71,6 @@ class LoaderConfig:
     def __post_init__(self) -> None:
         if min(self.batch_size, self.frame_stack, self.horizon) < 1:
             raise DataError(f'{self}: batch_size, frame_stack and horizon are at least 1')
-        if self.shift_pad < 0:
-            raise DataError(f'{self}: shift_pad is at least 0')
         if not (0 <= self.shift_probability <= 1 and 0 <= self.discount <= 1):
             raise DataError(f'{self}: shift_probability and discount are within [0, 1]')
         if self.next_actions and self.horizon > 1:
@@ -133,8 +114,8 @@ def make_batches(
         actions: (b, a) float32, clipped to +-(1 - 1e-5).
         rewards, masks: (b,) float32.
         indices: (b,) int64: t, a row of the split.
-        shifts: (b, 2) int32, row and column of the crop in the image edge-padded by `shift_pad`;
-            (shift_pad, shift_pad) is no shift.
+        shifts: (b, 2) int32, row and column of the crop in the image edge-padded by `SHIFT_PAD`;
+            (SHIFT_PAD, SHIFT_PAD) is no shift.
 
         With a horizon h of more than one, place j being row t + j:
         actions: (b, h, a), zeros where not valid.
@@ -251,7 +232,7 @@ def check_batches(split: Split, config: LoaderConfig) -> None:
     """Raise DataError if such batches cannot be made.
 
     Chunks may begin in fewer transitions than `batch_size`, or images are not larger than
-    `shift_pad`.
+    `SHIFT_PAD`.
     """
     if config.batch_size > num_starts(split, config):
         chunks = f' and chunks of {config.horizon}' if config.horizon > 1 else ''
@@ -261,8 +242,11 @@ def check_batches(split: Split, config: LoaderConfig) -> None:
         )
     for observations in named(split.observations).values():
         shape = observations.shape[1:]
-        if shifts_images(shape, config) and config.shift_pad >= min(shape[:2]):
-            raise DataError(f'{split.path}: shift_pad {config.shift_pad} is too large for {shape}')
+        if shifts_images(shape, config) and min(shape[:2]) <= SHIFT_PAD:
+            raise DataError(
+                f'{split.path}: images {shape} are too small to be shifted by {SHIFT_PAD} pixels; '
+                'with --shift-probability 0 they are not'
+            )
 
 
 def check_windows(split: Split, config: LoaderConfig) -> None:
@@ -279,22 +263,6 @@ def check_windows(split: Split, config: LoaderConfig) -> None:
 def num_starts(split: Split, config: LoaderConfig) -> int:
     """The number of transitions where a chunk may begin, which are the first ones of the split."""
     return split.num_transitions - config.horizon + 1
-
-
-def frame_offsets(frame_stack: int, horizon: int) -> tuple[int, ...]:
-    """The rows, relative to t, of a sample's `inputs`: those of both stacks, each once, in order.
-
-    The first `frame_stack` are the stack at t, the last ones that at t + horizon; see
-    `stack_places`. There are frame_stack + min(frame_stack, horizon) of them.
-    """
-    now = range(1 - frame_stack, 1)
-    return tuple(sorted({*now, *(offset + horizon for offset in now)}))
-
-
-def stack_places(frame_stack: int, horizon: int) -> tuple[slice, slice]:
-    """Which of a sample's `inputs` are the stack at t, and which that at t + horizon."""
-    places = len(frame_offsets(frame_stack, horizon))
-    return slice(0, frame_stack), slice(places - frame_stack, places)
 
 
 def batch_maker(
@@ -326,18 +294,8 @@ def batch_maker(
     return batch_of
 
 
-def split_source(split: Split, rewards: np.ndarray, masks: np.ndarray) -> 'Source':
-    """The rows of a split and their labels as tensors."""
-    columns = Columns(
-        as_tensor(split.actions),
-        tf.constant(rewards, tf.float32),
-        tf.constant(masks, tf.float32),
-    )
-    return Source(map_inputs(split), columns)
-
-
 def gather_samples(
-    source: 'Source',
+    source: Source,
     samples: 'Samples',
     following: tf.Tensor | None,
     coin: tf.Tensor,
@@ -369,95 +327,15 @@ def gather_samples(
 
 def shifts_images(shape: tuple[int, ...], config: LoaderConfig) -> bool:
     """Whether observations of this shape are shifted in some batches."""
-    return len(shape) == 3 and config.shift_pad > 0 and config.shift_probability > 0
-
-
-def as_tensor(array: np.ndarray) -> tf.Tensor:
-    """An array as a tensor: memory-mapped if it is the whole of a `.npy` file, else copied."""
-    if isinstance(array, np.memmap) and array.filename is not None:
-        path = Path(array.filename)
-        if load_array(path, mapped=True).shape == array.shape:
-            read_ahead([path])
-            return tf.reshape(map_file(path), array.shape)
-    return tf.constant(array)
-
-
-def map_file(path: Path, *, growing: bool = False) -> tf.Tensor:
-    """A `.npy` file as a tensor (n, values per row), without reading or copying it.
-
-    The tensor keeps the array and its mapping alive. DLPack takes only writable arrays, so that the
-    mapping is a private one, which can never change the file.
-
-    By default the system would read ahead around every page on its first use, up to 8 MB on some
-    disks: gigabytes for one batch of random rows. It is advised to read single pages instead;
-    `read_ahead` reads whole files.
-
-    Args:
-        growing: whether this process continues to write the file, as for a replay. Then the mapping
-            is a shared one, in which new rows are visible.
-    """
-    layout = load_array(path, mapped=True)
-    flags = mmap.MAP_SHARED if growing else mmap.MAP_PRIVATE | _MAP_NORESERVE
-    with open(path, 'r+b' if growing else 'rb') as file:
-        mapping = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-    if hasattr(mmap, 'MADV_RANDOM'):
-        mapping.madvise(mmap.MADV_RANDOM)
-    values = np.frombuffer(mapping, layout.dtype, offset=len(mapping) - layout.nbytes)
-    assert values.ctypes.data % ALIGNMENT == 0  # TensorFlow does not check, and aborts.
-    return tf.experimental.dlpack.from_dlpack(values.reshape(len(layout), -1).__dlpack__())
-
-
-def read_ahead(paths: Sequence[Path]) -> None:
-    """Make the system read files into its cache, in the background, if all of them fit there."""
-    size = sum(path.stat().st_size for path in paths)
-    if hasattr(os, 'posix_fadvise') and size <= _CACHED_SHARE * (available_memory() or 0):
-        threading.Thread(target=_advise, args=(paths,), daemon=True).start()
-
-
-def _advise(paths: Sequence[Path]) -> None:
-    for path in paths:
-        with open(path, 'rb') as file:
-            for start in range(0, path.stat().st_size, _READ_AHEAD_BYTES):
-                os.posix_fadvise(file.fileno(), start, _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
-
-
-class Inputs(NamedTuple):
-    """Frames or latents, in one array: a file as a tensor (n, values per row); a row's shape."""
-
-    values: tf.Tensor
-    shape: tuple[int, ...]
-
-
-def map_inputs(split: Split) -> Any:
-    """The memory-mapped frames or latents of a split: `Inputs`, or several by name."""
-    arrays = named(split.observations)
-    paths = {name: split.path / f'{array_name(name)}.npy' for name in arrays}
-    read_ahead(list(paths.values()))
-    return unnamed(
-        {name: Inputs(map_file(path), arrays[name].shape[1:]) for name, path in paths.items()}
-    )
-
-
-class Columns(NamedTuple):
-    """The other columns of a split besides observations: (n, a), (n,) and (n,) float32."""
-
-    actions: tf.Tensor
-    rewards: tf.Tensor
-    masks: tf.Tensor
-
-
-class Source(NamedTuple):
-    """Rows that batches are gathered from; for `inputs` see `map_inputs`."""
-
-    inputs: Any
-    columns: Columns
+    return len(shape) == 3 and config.shift_probability > 0
 
 
 class Trajectories(NamedTuple):
     """The positions of the m trajectories of a split; (m,) int64 each.
 
-    first, last: their first and last rows
-    transitions: number of transitions up to the end of each
+    Attributes:
+        first, last: their first and last rows.
+        transitions: number of transitions up to the end of each.
     """
 
     first: tf.Tensor
@@ -534,21 +412,21 @@ def flip_coin(config: LoaderConfig, step: tf.Tensor) -> tf.Tensor:
 def sample_shifts(
     shape: tuple[int, ...], coin: tf.Tensor, config: LoaderConfig, step: tf.Tensor
 ) -> tf.Tensor:
-    """(b, 2) int32 row and column offsets, uniform in 0..2 * shift_pad; this process's part.
+    """(b, 2) int32 row and column offsets, uniform in 0..2 * SHIFT_PAD; this process's part.
 
-    They are shift_pad, which means no shift, where the coin or the shape excludes shifts.
+    They are SHIFT_PAD, which means no shift, where the coin or the shape excludes shifts.
     """
     if not shifts_images(shape, config):
-        return tf.fill([config.local_size, 2], config.shift_pad)
+        return tf.fill([config.local_size, 2], SHIFT_PAD)
     offsets = tf.random.stateless_uniform(
         [config.batch_size, 2],
         _stream(config, step, _SHIFTS),
         minval=0,
-        maxval=2 * config.shift_pad + 1,
+        maxval=2 * SHIFT_PAD + 1,
         dtype=tf.int32,
         alg='philox',
     )
-    return tf.where(coin, local_part(offsets, config), config.shift_pad)
+    return tf.where(coin, local_part(offsets, config), SHIFT_PAD)
 
 
 def sample_all_shifts(inputs: Any, coin: tf.Tensor, config: LoaderConfig, step: tf.Tensor) -> Any:
@@ -584,7 +462,7 @@ def gather_inputs(
         return gather_rows(inputs, rows)
     return tf.cond(
         coin,
-        lambda: gather_shifted(inputs, rows, shifts, config.shift_pad),
+        lambda: gather_shifted(inputs, rows, shifts),
         lambda: gather_rows(inputs, rows),
     )
 
@@ -594,7 +472,7 @@ def gather_rows(inputs: Inputs, rows: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.gather(inputs.values, rows), [-1, rows.shape[1], *inputs.shape])
 
 
-def gather_shifted(inputs: Inputs, rows: tf.Tensor, shifts: tf.Tensor, pad: int) -> tf.Tensor:
+def gather_shifted(inputs: Inputs, rows: tf.Tensor, shifts: tf.Tensor) -> tf.Tensor:
     """`gather_rows` of images (h, w, c), all images of a sample shifted by its offset.
 
     An edge-padded crop is a gather with clamped indices. The rows of an image are gathered so from
@@ -602,14 +480,14 @@ def gather_shifted(inputs: Inputs, rows: tf.Tensor, shifts: tf.Tensor, pad: int)
     several times faster than a gather of pixels.
     """
     height, width, channels = inputs.shape
-    row_offsets = tf.cast(shifts[:, :1] - pad, tf.int64)
+    row_offsets = tf.cast(shifts[:, :1] - SHIFT_PAD, tf.int64)
     image_rows = tf.clip_by_value(tf.range(height, dtype=tf.int64) + row_offsets, 0, height - 1)
     lines = rows[:, :, None] * height + image_rows[:, None, :]
     lines = tf.reshape(lines, [-1, rows.shape[1] * height])
     pixels = tf.reshape(inputs.values, [-1, width * channels])
-    samples = tf.dynamic_partition(tf.range(tf.shape(rows)[0]), shifts[:, 1], 2 * pad + 1)
+    samples = tf.dynamic_partition(tf.range(tf.shape(rows)[0]), shifts[:, 1], 2 * SHIFT_PAD + 1)
     groups = [
-        shift_columns(tf.gather(pixels, tf.gather(lines, group)), offset - pad, channels)
+        shift_columns(tf.gather(pixels, tf.gather(lines, group)), offset - SHIFT_PAD, channels)
         for offset, group in enumerate(samples)
     ]
     return tf.reshape(tf.dynamic_stitch(samples, groups), [-1, rows.shape[1], *inputs.shape])

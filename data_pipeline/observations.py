@@ -110,7 +110,7 @@ def choose_keys(
     raise DataError(f'{origin}: {wanted}; choose with --observation-key from {listed}')
 
 
-def describe(shapes: Any, dtypes: Any) -> str:
+def describe_observations(shapes: Any, dtypes: Any) -> str:
     """`64x64x9 uint8`, or of several `front 64x64x9 uint8, state 7 float32`."""
     texts = {
         name: f'{"x".join(map(str, shape))} {named(dtypes)[name]}'

@@ -14,20 +14,17 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import tensorflow as tf
 
+from data_pipeline.batch_source import Columns, Inputs, Source, split_source
 from data_pipeline.loader import (
-    Columns,
-    Inputs,
     LoaderConfig,
     Samples,
-    Source,
     Tensors,
     as_batches,
     flip_coin,
     gather_samples,
-    map_file,
     sample_all_shifts,
-    split_source,
 )
+from data_pipeline.mapped_files import map_file
 from data_pipeline.observations import array_name, map_named, named, unnamed
 from data_pipeline.replay import Episodes, Replay, Stream
 from data_pipeline.store.frame_store import Split

@@ -127,8 +127,6 @@ def _write(store: FrameStore, folder: Path, progress: Progress | None) -> None:
         features=tfds.features.FeaturesDict(
             {'steps': tfds.features.Dataset(step_features(first, names))}
         ),
-        homepage='https://github.com/seohongpark/ogbench',
-        citation=_CITATION,
         # Other users need not know this machine's folders.
         metadata=tfds.core.MetadataDict(
             sources={
@@ -175,11 +173,3 @@ def _episodes(
             }
         }
         advance(int(steps))
-
-
-_CITATION = """@inproceedings{ogbench_park2025,
-  title={OGBench: Benchmarking Offline Goal-Conditioned RL},
-  author={Park, Seohong and Frans, Kevin and Eysenbach, Benjamin and Levine, Sergey},
-  booktitle={International Conference on Learning Representations (ICLR)},
-  year={2025},
-}"""

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
+from data_pipeline.collection.recipes import ManipulationType, MazeType
 from fql.errors import FQLError
 from scripts.shared_args import DataDir
 
@@ -34,7 +35,7 @@ class Collect:
     """The environment, such as visual-cube-single-v0, or 'module:id' for one that `module`
     registers: the way to another camera. A custom id has to contain cube, scene, puzzle or
     pointmaze, and to begin with visual- if observations are images."""
-    dataset_type: Literal['play', 'noisy', 'navigate', 'stitch', 'explore', 'roam'] | None = None
+    dataset_type: ManipulationType | MazeType | None = None
     """Cube, scene and puzzle: play (follows plans; the default) or noisy (reacts to the state, with
     much noise). Point maze: navigate (from goal to goal; the default), stitch (short ways), explore
     (random directions) or roam (navigate with goals anywhere, as in the quickstart)."""

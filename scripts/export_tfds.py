@@ -2,7 +2,7 @@
 
 import re
 
-from data_pipeline.replay import is_replay, open_data, verify_replay
+from data_pipeline.replay_store import is_replay, open_data, verify_replay
 from fql.runs.progress import progress_bar, progress_callback
 from fql.training.verified_data import verify_once
 from scripts.export_tfds_args import ExportTfds

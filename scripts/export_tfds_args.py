@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from data_pipeline.replay import is_replay
+from data_pipeline.replay_store import is_replay
 from fql.settings.dataset_paths import dataset_path
 from scripts.shared_args import DataDir
 

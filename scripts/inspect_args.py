@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from data_pipeline.replay import is_replay
+from data_pipeline.replay_store import is_replay
 from fql.augmentation_config import AugmentationConfig
 from fql.errors import FQLError
 from fql.output import check_new, check_new_picture

@@ -1,6 +1,6 @@
 """`fql inspect data`: what a frame store holds, in words and in pictures."""
 
-from data_pipeline.replay import is_replay, open_data, verify_replay
+from data_pipeline.replay_store import is_replay, open_data, verify_replay
 from data_pipeline.store.frame_store import FrameStore
 from data_pipeline.store.labels import stored_labels
 from data_pipeline.store.latents import stored_latents

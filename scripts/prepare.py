@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 from data_pipeline.data_dir import collected_file, dataset_folder, resolve_data_dir
 from data_pipeline.observations import observation_keys, unnamed
-from data_pipeline.replay import is_replay
-from data_pipeline.sources.base import SourceSplit
+from data_pipeline.replay_store import is_replay
+from data_pipeline.source_split import SourceSplit
 from data_pipeline.sources.download import download_dataset
 from data_pipeline.sources.files import file_splits
 from data_pipeline.sources.minari import download_minari, minari_splits

@@ -98,6 +98,15 @@ def test_the_algorithm_knows_nothing_of_runs():
                 assert not str(node.module).startswith(tuple(f'fql.{name}' for name in ORDER)), path
 
 
+def test_the_store_knows_nothing_of_sources():
+    files = list((ROOT / 'data_pipeline' / 'store').glob('*.py'))
+    assert len(files) > 5
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert not str(node.module).startswith('data_pipeline.sources'), path
+
+
 def test_updates_are_timed_where_little_more_than_jax_is_installed():
     code = (
         'import sys\n'

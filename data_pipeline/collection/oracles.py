@@ -31,7 +31,7 @@ from data_pipeline.environment import (
     is_opengl_fault,
     render_in_one_thread,
 )
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, first_line
 
 STITCH_STEPS = 4
 EXPLORE_STEPS = 10
@@ -68,8 +68,8 @@ def make_environment(recipe: Recipe) -> Any:
         env = construct(env_id, max_episode_steps=sys.maxsize, terminate_at_goal=False, **kwargs)
         env.reset(seed=0)  # Draws the first frame, which fails without OpenGL.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [''])[0]
-        fault = f'cannot make environment {recipe.env_id!r}: {type(error).__name__}: {reason}'
+        kind = type(error).__name__
+        fault = f'cannot make environment {recipe.env_id!r}: {kind}: {first_line(error)}'
         if is_opengl_fault(error):
             fault += '; rendering needs OpenGL: apt-get install libegl1 libgl1'
         raise DataError(fault) from error

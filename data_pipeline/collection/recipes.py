@@ -6,12 +6,14 @@ Source: `data_gen_scripts/commands.sh` (Park et al., ICLR 2025, arXiv 2410.20092
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from data_pipeline.errors import DataError
 
-MANIPULATION_TYPES = ('play', 'noisy')
-MAZE_TYPES = ('navigate', 'stitch', 'explore', 'roam')
+ManipulationType = Literal['play', 'noisy']
+MazeType = Literal['navigate', 'stitch', 'explore', 'roam']
+MANIPULATION_TYPES: tuple[ManipulationType, ...] = get_args(ManipulationType)
+MAZE_TYPES: tuple[MazeType, ...] = get_args(MazeType)
 
 MANIPULATION_ENVS = (
     *(f'cube-{number}' for number in ('single', 'double', 'triple', 'quadruple')),
@@ -73,7 +75,7 @@ class Recipe:
             raise DataError(_unknown_environment(self.env_id))
         if self.env_id.removeprefix('visual-') in (*MANIPULATION_ENVS, *MAZE_ENVS):
             raise DataError(f'{self.env_id}: the version is missing: {self.env_id}-v0')
-        types = MAZE_TYPES if self.is_maze else MANIPULATION_TYPES
+        types: tuple[str, ...] = MAZE_TYPES if self.is_maze else MANIPULATION_TYPES
         if self.dataset_type not in types:
             raise DataError(
                 f'{self.env_id} has no data of type {self.dataset_type!r}, only {", ".join(types)}'

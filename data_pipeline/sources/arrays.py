@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_pipeline.array_names import INFO_ARRAYS, LABEL_ARRAYS
 from data_pipeline.errors import DataError
 from data_pipeline.observations import is_observation
-from data_pipeline.sources.base import INFO_ARRAYS, LABEL_ARRAYS, ArraySpec
+from data_pipeline.source_split import ArraySpec
 
 TIMEOUT_ARRAYS = ('timeouts', 'truncations')
 """Arrays that mark the last row of an episode that a time limit ended."""
@@ -21,9 +22,11 @@ _CHANNELS = (1, 3, 4)  # grey, colours, colours and transparency
 class Fitted:
     """How an array of a source becomes one of a store.
 
-    spec: row shape and type in the store
-    convert: block of rows to block of rows of the store's shape; `checked_blocks` casts the type
-    note: a line for the user on the conversion, or ''
+    Attributes:
+        spec: row shape and type in the store.
+        convert: block of rows to block of rows of the store's shape; `checked_blocks` casts the
+            type.
+        note: a line for the user on the conversion, or ''.
     """
 
     spec: ArraySpec

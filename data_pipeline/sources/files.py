@@ -9,7 +9,7 @@ import h5py
 
 from data_pipeline.errors import DataError
 from data_pipeline.observations import NO_KEYS
-from data_pipeline.sources.base import SourceSplit
+from data_pipeline.source_split import SourceSplit
 from data_pipeline.sources.hdf5 import d4rl_splits, open_hdf5
 from data_pipeline.sources.minari import is_minari, minari_splits
 from data_pipeline.sources.ogbench import npz_splits

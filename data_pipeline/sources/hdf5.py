@@ -20,14 +20,9 @@ import numpy as np
 
 from data_pipeline.errors import DataError, first_line
 from data_pipeline.observations import is_observation
-from data_pipeline.sources.base import (
-    FileState,
-    SourceSplit,
-    describe_file,
-    taken_from,
-    unchanged,
-)
+from data_pipeline.source_split import SourceSplit
 from data_pipeline.sources.rows import lay_out
+from data_pipeline.sources.source_files import FileState, describe_file, taken_from, unchanged
 from data_pipeline.sources.table import (
     FOLLOWING,
     Flags,

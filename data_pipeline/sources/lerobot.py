@@ -14,55 +14,45 @@ Source: https://huggingface.co/docs/lerobot
 """
 
 import hashlib
-import io
 import itertools
 import json
-import math
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import imageio_ffmpeg
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
 
 from data_pipeline.errors import DataError, first_line
 from data_pipeline.files import file_sha256
 from data_pipeline.observations import array_name, choose_keys
 from data_pipeline.schema import load_json
+from data_pipeline.source_split import SPLIT_NAMES, Note, SourceSplit
 from data_pipeline.sources.arrays import fit_arrays
-from data_pipeline.sources.base import (
-    PARQUET,
-    SPLIT_NAMES,
-    Note,
-    SourceSplit,
-    format_of,
-    lost_rewards,
-    taken_from,
-)
+from data_pipeline.sources.pictures import decode_images, read_video, take_blocks
+from data_pipeline.sources.rows import lost_rewards
+from data_pipeline.sources.source_files import reading, taken_from
 from data_pipeline.sources.table import settle_last_actions
 
 _ACTION, _REWARD, _DONE = 'action', 'next.reward', 'next.done'
 _EPISODE, _FRAME, _TIME = 'episode_index', 'frame_index', 'timestamp'
 _COUNTERS = {'timestamp', 'frame_index', 'episode_index', 'index', 'task_index'}
-_BLOCK_FRAMES = 64
 
 
 @dataclass(frozen=True)
 class Episode:
     """The position of an episode in the files.
 
-    number, length: its index, and its number of rows
-    data: the Parquet file
-    videos: by feature, the file and the frame of it that is the episode's first
-    fps: frames a second
+    Attributes:
+        number, length: its index, and its number of rows.
+        data: the Parquet file.
+        videos: by feature, the file and the frame of it that is the episode's first.
+        fps: frames a second; 0 if no videos are read.
     """
 
     number: int
@@ -81,9 +71,10 @@ class Episode:
 class Features:
     """The features that are read of each row.
 
-    columns: features by the store's names
-    shapes: of numbers in a Parquet file, by feature
-    pictures, videos: features that are images in the Parquet file, or frames of a video
+    Attributes:
+        columns: features by the store's names.
+        shapes: of numbers in a Parquet file, by feature.
+        pictures, videos: features that are images in the Parquet file, or frames of a video.
     """
 
     columns: Mapping[str, str]
@@ -370,7 +361,7 @@ def _rows(
             if name in numbers:
                 blocks = iter([numbers[name]])
             elif key in features.pictures:
-                blocks = _decoded(here, key, table[key])
+                blocks = decode_images(here, key, table[key])
             elif key in features.videos:
                 blocks = next(videos[name])
             else:
@@ -450,115 +441,35 @@ def _check_even(array: Any) -> None:
         raise ValueError(f'rows of {lengths[0]} and of {lengths[1]}')
 
 
-def _decoded(origin: str, key: str, column: Any) -> Iterator[np.ndarray]:
-    """The images (n, h, w, c) of a column of encoded ones, in blocks."""
-    for start in range(0, len(column), _BLOCK_FRAMES):
-        images: list[np.ndarray] = []
-        for row, value in enumerate(column[start : start + _BLOCK_FRAMES].to_pylist(), start):
-            data = value.get('bytes') if isinstance(value, dict) else value
-            if not isinstance(data, bytes):
-                raise DataError(
-                    f'{origin}: {key} holds no encoded image in row {row}; files of images are not '
-                    'read'
-                )
-            try:
-                images.append(_picture(data))
-            except Exception as error:  # Pillow may raise any exception on damaged images.
-                raise DataError(
-                    f'{origin}: {key} holds what is no image in row {row}: {first_line(error)}'
-                ) from error
-            if images[-1].shape != images[0].shape:
-                raise DataError(
-                    f'{origin}: {key} is {images[-1].shape} in row {row}, {images[0].shape} before'
-                )
-        yield np.stack(images)
-
-
-def _picture(data: bytes) -> np.ndarray:
-    """An encoded image as (h, w, 3) or grey as (h, w), uint8."""
-    with warnings.catch_warnings(action='error', category=Image.DecompressionBombWarning):
-        try:
-            image = Image.open(io.BytesIO(data))
-        except UnidentifiedImageError:
-            raise ValueError('its format is unknown') from None
-        with image:
-            if image.mode in ('I', 'F') or image.mode.startswith('I;16'):
-                raise ValueError(f'its values are of more than 8 bits (mode {image.mode})')
-            return np.asarray(image if image.mode == 'L' else image.convert('RGB'))
-
-
 def _frames_of(
     origin: str, episodes: Sequence[Episode], key: str
 ) -> Iterator[Iterator[np.ndarray]]:
     """For each episode, its frames (n, h, w, 3) uint8 in blocks; read these before the next's."""
     for path, group in itertools.groupby(episodes, lambda episode: episode.videos[key][0]):
         fps = episodes[0].fps
-        frames, place = _decode(path, fps), 0
+        frames, place = read_video(path, fps), 0
         for episode in group:
             first = episode.videos[key][1]
             if first < place:
-                frames, place = _decode(path, fps), 0
+                frames, place = read_video(path, fps), 0
             for _ in itertools.islice(frames, first - place):
                 pass
             place = first + episode.length
-            yield _blocks(f'{origin}, episode {episode.number}: {path}', frames, episode.length)
-
-
-def _blocks(origin: str, frames: Iterator[np.ndarray], length: int) -> Iterator[np.ndarray]:
-    """The next `length` frames, in blocks."""
-    for start in range(0, length, _BLOCK_FRAMES):
-        count = min(_BLOCK_FRAMES, length - start)
-        block = list(itertools.islice(frames, count))
-        if len(block) < count:
-            raise DataError(f'{origin} ends after {start + len(block)} of its {length} frames')
-        yield np.stack(block)
-
-
-def _decode(path: Path, fps: float) -> Iterator[np.ndarray]:
-    """The frames (h, w, 3) uint8 of a video of so many frames a second, one after the other."""
-    with _faults(path):
-        path.open('rb').close()  # ffmpeg's message would have several lines.
-        # Each frame once, whatever its time: the default fills gaps and drops early frames.
-        reader = imageio_ffmpeg.read_frames(
-            str(path.absolute()),  # In a relative one, ffmpeg takes "a:b" for a protocol.
-            pix_fmt='rgb24',
-            input_params=['-noautorotate', '-xerror', '-err_detect', 'explode'],
-            output_params=['-fps_mode', 'passthrough'],
-        )
-        layout = next(reader)
-        width, height = layout['size']
-        if not math.isclose(layout['fps'], fps, rel_tol=0.01):  # It is printed rounded.
-            raise DataError(
-                f'{path}: has {layout["fps"]:g} frames a second; meta/info.json says {fps:g}'
-            )
-        for data in reader:
-            yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
+            yield take_blocks(f'{origin}, episode {episode.number}: {path}', frames, episode.length)
 
 
 @contextmanager
 def _faults(path: Path) -> Iterator[None]:
-    """Turn exceptions while reading a file into a DataError."""
-    try:
-        yield
-    except DataError:
-        raise
-    except OSError as error:
-        place = error.filename or path
-        raise DataError(
-            f'{place}: cannot be read: {error.strerror or _reason(path, error)}'
-        ) from error
-    except KeyError as error:
-        raise DataError(f"{path}: not in LeRobot's layout: no {first_line(error)}") from error
-    except (TypeError, AttributeError, IndexError) as error:
-        raise DataError(f"{path}: not in LeRobot's layout: {first_line(error)}") from error
-    except (ValueError, RuntimeError, pa.ArrowException) as error:
-        raise DataError(f'{path}: cannot be read: {_reason(path, error)}') from error
-
-
-def _reason(path: Path, error: Exception) -> str:
-    """Why a file cannot be read: what it is in place of what it should be, or the error."""
-    other = format_of(path) if path.is_file() else ''
-    return f'it is {other}' if other not in ('', PARQUET) else first_line(error)
+    """Turn exceptions while reading a file of the dataset into a DataError."""
+    with reading(path):
+        try:
+            yield
+        except KeyError as error:
+            raise DataError(f"{path}: not in LeRobot's layout: no {first_line(error)}") from error
+        except (TypeError, AttributeError, IndexError) as error:
+            raise DataError(f"{path}: not in LeRobot's layout: {first_line(error)}") from error
+        except pa.ArrowException as error:
+            raise ValueError(first_line(error)) from error
 
 
 def _digest(files: Sequence[Path]) -> str:

@@ -14,8 +14,8 @@ import numpy as np
 
 from data_pipeline.errors import DataError, first_line
 from data_pipeline.observations import OBSERVATIONS, array_name, choose_keys
+from data_pipeline.source_split import Note, SourceSplit
 from data_pipeline.sources.arrays import Fitted, fit_arrays
-from data_pipeline.sources.base import Note, SourceSplit, describe_file, taken_from
 from data_pipeline.sources.hdf5 import (
     HdfColumn,
     check_written,
@@ -23,6 +23,7 @@ from data_pipeline.sources.hdf5 import (
     open_hdf5,
     open_item,
 )
+from data_pipeline.sources.source_files import describe_file, taken_from
 
 FILE = 'main_data.hdf5'
 _EPISODE = re.compile(r'episode_(\d+)')

@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipeline.action_range import ActionRange
 from data_pipeline.errors import DataError
-from data_pipeline.sources.base import Note, SourceSplit
+from data_pipeline.source_split import Note, SourceSplit
 from data_pipeline.sources.table import settle_last_actions
 
 

@@ -21,9 +21,9 @@ import numpy as np
 from data_pipeline.errors import DataError
 from data_pipeline.files import read_npy_header
 from data_pipeline.observations import NO_KEYS
-from data_pipeline.sources.base import (
+from data_pipeline.source_split import SourceSplit
+from data_pipeline.sources.source_files import (
     FileState,
-    SourceSplit,
     describe_file,
     format_of,
     taken_from,

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.replay import RECORD, open_replay, verify_replay
-from data_pipeline.sources.base import ArraySpec, Note, SourceSplit
+from data_pipeline.replay import RECORD
+from data_pipeline.replay_store import open_replay, verify_replay
+from data_pipeline.source_split import ArraySpec, Note, SourceSplit
 
 _BLOCK_ROWS = 1_024
 

@@ -24,18 +24,14 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.utils.file_utils import list_data_dirs
 
+from data_pipeline.array_names import INFO_ARRAYS
 from data_pipeline.errors import DataError, first_line
 from data_pipeline.files import file_sha256
 from data_pipeline.observations import array_name
+from data_pipeline.source_split import SPLIT_NAMES, Note, SourceSplit
 from data_pipeline.sources.arrays import fit_arrays
-from data_pipeline.sources.base import (
-    INFO_ARRAYS,
-    SPLIT_NAMES,
-    Note,
-    SourceSplit,
-    format_of,
-    lost_rewards,
-)
+from data_pipeline.sources.rows import lost_rewards
+from data_pipeline.sources.source_files import format_of
 from data_pipeline.sources.table import settle_last_actions
 
 _MARKS = {'is_first', 'is_last', 'is_terminal'}
@@ -46,13 +42,14 @@ _OWN_FEATURES = 'tensorflow_datasets.core.features.'
 class RldsKeys:
     """The features of a step that a store needs; slashes separate the levels of nested ones.
 
-    observation: images uint8 (h, w, c), (c, h, w) or (h, w), or float vectors (d,); several by the
-        names that they get, see `observation_keys`
-    action: floats (a,), within [-1, 1]
-    reward: a number; '' to keep none. A transition's mask is then 0 where `discount` is 0 or the
-        step that follows has `is_terminal` set, else 1.
-
     Steps' `qpos`, `qvel` and `button_states`, each (d,), are kept if they exist.
+
+    Attributes:
+        observation: images uint8 (h, w, c), (c, h, w) or (h, w), or float vectors (d,); several by
+            the names that they get, see `observation_keys`.
+        action: floats (a,), within [-1, 1].
+        reward: a number; '' to keep none. A transition's mask is then 0 where `discount` is 0 or
+            the step that follows has `is_terminal` set, else 1.
     """
 
     observation: str | Mapping[str, str] = 'observation'

@@ -18,15 +18,8 @@ import numpy as np
 
 from data_pipeline.errors import DataError
 from data_pipeline.observations import array_name, choose_keys
+from data_pipeline.source_split import ArraySpec, Note, SourceSplit
 from data_pipeline.sources.arrays import Fitted, fit_arrays
-from data_pipeline.sources.base import (
-    ArraySpec,
-    Note,
-    SourceSplit,
-    describe_file,
-    lost_rewards,
-    taken_from,
-)
 from data_pipeline.sources.hdf5 import (
     HdfColumn,
     check_written,
@@ -34,7 +27,8 @@ from data_pipeline.sources.hdf5 import (
     open_hdf5,
     open_item,
 )
-from data_pipeline.sources.rows import find_jumps
+from data_pipeline.sources.rows import find_jumps, lost_rewards
+from data_pipeline.sources.source_files import describe_file, taken_from
 from data_pipeline.sources.table import settle_last_actions
 
 _FILTERS = {'train': 'mask/train', 'val': 'mask/valid'}
@@ -45,10 +39,11 @@ _USED = {'actions', 'rewards', 'dones'}
 class Demo:
     """One demonstration of T rows.
 
-    observations: its columns by the store's names
-    actions: a column
-    following: the next observations, by the same names, if stored
-    labels: rewards and masks (T,), or none
+    Attributes:
+        observations: its columns by the store's names.
+        actions: a column.
+        following: the next observations, by the same names, if stored.
+        labels: rewards and masks (T,), or none.
     """
 
     observations: Mapping[str, HdfColumn]

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_pipeline.errors import DataError
+
 _SAME_OBSERVATION = 1e-6
 """Observations up to this distance are equal; users of D4RL use the same limit."""
 
@@ -19,10 +21,11 @@ _SAME_OBSERVATION = 1e-6
 class Rows:
     """The rows of a store, by rows of its source.
 
-    source: (m,) int64, never decreasing: the row of the source that a row is copied from
-    terminals: (m,) bool: the last row of each trajectory
-    is_appended: (m,) bool: rows that hold the observation after a transition
-    skipped: trajectories that had no transition
+    Attributes:
+        source: (m,) int64, never decreasing: the row of the source that a row is copied from.
+        terminals: (m,) bool: the last row of each trajectory.
+        is_appended: (m,) bool: rows that hold the observation after a transition.
+        skipped: trajectories that had no transition.
     """
 
     source: np.ndarray
@@ -92,6 +95,27 @@ def find_jumps(observations: Iterable[np.ndarray], following: Iterable[np.ndarra
         jumps.append(_differ(after[:-1], block[1:]))
         last = after[-1:]
     return np.concatenate([*jumps, np.zeros(1, bool)])
+
+
+def lost_rewards(origin: str, lost: int, are_others: bool, rows: str, remedy: str) -> list[str]:
+    """A line for the user if rows have rewards whose actions are not used.
+
+    Args:
+        lost: how many.
+        are_others: whether other rows have rewards.
+        rows: which rows these are, such as 'last rows of episodes'.
+        remedy: what to do where no others have.
+
+    Raises:
+        DataError: only such rows have rewards.
+    """
+    if not lost:
+        return []
+    if not are_others:
+        raise DataError(
+            f'{origin}: the only rewards are in the {rows}, which are no transitions. {remedy}'
+        )
+    return [f'the rewards of {lost:,} {rows} are not used, as no observation follows them']
 
 
 def _within(rows: np.ndarray, first: int, count: int) -> np.ndarray:

@@ -12,24 +12,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from data_pipeline.array_names import INFO_ARRAYS, LABEL_ARRAYS, REQUIRED_ARRAYS, missing_arrays
 from data_pipeline.errors import DataError
 from data_pipeline.observations import OBSERVATIONS, array_name, is_observation
+from data_pipeline.source_split import ArraySpec, Note, SourceSplit, check_ends
 from data_pipeline.sources.arrays import TIMEOUT_ARRAYS, Fitted, fit_arrays
-from data_pipeline.sources.base import (
-    INFO_ARRAYS,
-    LABEL_ARRAYS,
-    REQUIRED_ARRAYS,
-    ArraySpec,
-    Note,
-    SourceSplit,
-    check_ends,
-    lost_rewards,
-    missing_arrays,
-)
 from data_pipeline.sources.rows import (
     Rows,
     find_jumps,
     lay_out,
+    lost_rewards,
     select_observations,
     select_rows,
 )

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.array_names import INFO_ARRAYS, LABEL_ARRAYS
 from data_pipeline.errors import DataError
 from data_pipeline.observations import array_name, is_observation, named, pick_observations
-from data_pipeline.sources.base import INFO_ARRAYS, LABEL_ARRAYS
 from data_pipeline.store.manifest import Manifest, NewerFormatError, open_array, read_manifest
 from data_pipeline.store.verification import StoredArray, check_array
 
@@ -29,11 +29,15 @@ _REMEDY = 'prepare the dataset again, with --overwrite'
 class Split:
     """One split of a store. Rows are those of the source file; all arrays are read-only memmaps.
 
-    observations: (n, h, w, c) uint8 or (n, d) float32; where there are several, such arrays by name
-    actions: (n, a) float32 in [-1, 1]
-    terminals: (n,) bool, set on the last row of each trajectory
-    info: qpos, qvel, button_states, each (n, d), where the source has them
-    labels: rewards and masks, each (n,) float32, if stored with the data; else empty
+    Attributes:
+        name: of the split.
+        path: folder of the arrays.
+        observations: (n, h, w, c) uint8 or (n, d) float32; where there are several, such arrays by
+            name.
+        actions: (n, a) float32 in [-1, 1].
+        terminals: (n,) bool, set on the last row of each trajectory.
+        info: qpos, qvel, button_states, each (n, d), where the source has them.
+        labels: rewards and masks, each (n,) float32, if stored with the data; else empty.
     """
 
     name: str

@@ -4,13 +4,13 @@ Five tasks share the frames of one dataset, so labels are small arrays beside th
 process computes them, so that MuJoCo and TensorFlow never share a process (they crash together).
 
     <store>/labels/<task>/<split>/rewards.npy, masks.npy
-    <store>/labels/<task>/<split>/labels.json    their recipe and their checksums
+    <store>/labels/<task>/<split>/labels.json    what determines them, and their checksums
 
-Each use compares them with their checksums, and computes damaged ones again.
+Each use compares them with their checksums. Damaged ones, and those of another version of this code
+or of OGBench, are computed again.
 """
 
 import dataclasses
-import json
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,10 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.array_names import LABEL_ARRAYS
 from data_pipeline.environment import choose_opengl, construct, source_files
 from data_pipeline.errors import DamagedError, DataError
 from data_pipeline.files import atomic_folder, file_sha256, write_json
-from data_pipeline.schema import read_json
+from data_pipeline.schema import from_json, load_json
 from data_pipeline.store.frame_store import FrameStore
 from data_pipeline.store.manifest import ArrayEntry, open_array
 from data_pipeline.store.verification import StoredArray, check_array
@@ -33,40 +34,38 @@ from data_pipeline.store.writer import write_array
 from data_pipeline.workers import WorkerGroup
 
 _RECORD = 'labels.json'
-_ARRAYS = ('rewards', 'masks')
 
 
 @dataclass(frozen=True)
-class Recipe:
+class LabelOrigin:
     """Everything that determines labels.
 
-    env_id, env_kwargs: the task; arguments can choose another task of the same id
-    ogbench: version of the package, which can change the labels
-    data: checksums of the arrays that labels are computed from, by name; of an environment of the
-        user's, 'module:id', also of its source, which can change the goals under the same id
+    Attributes:
+        env_id: the task's environment.
+        ogbench: version of the package, which can change the labels.
+        data: checksums of the arrays that labels are computed from, by name; of an environment of
+            the user's, 'module:id', also of its source, which can change the goals under the same
+            id.
     """
 
     env_id: str
-    env_kwargs: Mapping[str, Any]
     ogbench: str
     data: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class LabelRecord:
-    """`labels.json`: the arrays by name, and their recipe."""
+    """`labels.json`: the arrays by name, and what determines them."""
 
-    recipe: Recipe
+    origin: LabelOrigin
     arrays: Mapping[str, ArrayEntry]
 
     def __post_init__(self) -> None:
-        if set(self.arrays) != set(_ARRAYS):
-            raise ValueError(f'arrays {", ".join(self.arrays)}, not {", ".join(_ARRAYS)}')
+        if set(self.arrays) != set(LABEL_ARRAYS):
+            raise ValueError(f'arrays {", ".join(self.arrays)}, not {", ".join(LABEL_ARRAYS)}')
 
 
-def task_labels(
-    store: FrameStore, split: str, env_id: str, env_kwargs: Mapping[str, Any]
-) -> tuple[np.ndarray, np.ndarray]:
+def task_labels(store: FrameStore, split: str, env_id: str) -> tuple[np.ndarray, np.ndarray]:
     """Rewards and masks of a single-task environment for every row of a split.
 
     The labels are those of `ogbench.relabel_utils.relabel_dataset` for the state that a row stores
@@ -77,7 +76,6 @@ def task_labels(
         store: an open frame store.
         split: name of a split of it.
         env_id: Gymnasium id of a single-task OGBench environment, bare or as `module:id`.
-        env_kwargs: arguments of `gymnasium.make`, as JSON values.
 
     Returns:
         rewards (n,) float32 and masks (n,) float32, cached in `labels/<bare id>/<split>/` where
@@ -92,15 +90,14 @@ def task_labels(
         raise DataError(f'{store.path}: no split {split!r}, only {", ".join(store.splits)}')
     folder = store.path / 'labels' / env_id.rpartition(':')[2] / split
     used = store.splits[split].info
-    recipe = Recipe(
+    origin = LabelOrigin(
         env_id=env_id,
-        env_kwargs=json.loads(json.dumps(dict(env_kwargs))),
         ogbench=version('ogbench'),
         data={name: store.checksums[split][name] for name in used}
         | {file.name: file_sha256(file) for file in source_files(env_id)},
     )
     try:
-        labels = _read_labels(folder, recipe)
+        labels = _read_labels(folder, origin)
     except DamagedError as error:
         from tqdm import tqdm  # Here, so that benchmarks run without it.
 
@@ -109,37 +106,39 @@ def task_labels(
     if labels is None:
         for name in used:
             check_array(store.stored_array(split, name))
-        labels = _compute_in_process(store, split, env_id, env_kwargs)
-        _write_labels(folder, recipe, labels)
+        labels = _compute_in_process(store, split, env_id)
+        _write_labels(folder, origin, labels)
     return labels
 
 
-def labelled_tasks(store: FrameStore, split: str) -> list[tuple[str, dict[str, Any]]]:
-    """(env_id, env_kwargs) of every call of `task_labels` whose result the store keeps."""
+def labelled_tasks(store: FrameStore, split: str) -> list[str]:
+    """The `env_id` of every call of `task_labels` whose result the store keeps."""
     tasks = []
     for path in sorted((store.path / 'labels').glob(f'*/{split}/{_RECORD}')):
-        with suppress(OSError, ValueError):
-            recipe = read_json(path, LabelRecord).recipe
-            tasks.append((recipe.env_id, dict(recipe.env_kwargs)))
+        with suppress(DamagedError):
+            if (record := _read_record(path)) is not None:
+                tasks.append(record.origin.env_id)
     return tasks
 
 
 def stored_labels(store: FrameStore) -> list[StoredArray]:
-    """All labels that the store keeps.
+    """All labels that the store keeps, except those that would be computed again.
 
     Raises:
         DamagedError: a record of them cannot be read.
     """
     paths = sorted((store.path / 'labels').glob(f'*/*/{_RECORD}'))
-    return [array for path in paths for array in _stored_arrays(path.parent, _read_record(path))]
+    records = {path.parent: _read_record(path) for path in paths}
+    return [
+        array
+        for folder, record in records.items()
+        if record is not None
+        for array in _stored_arrays(folder, record)
+    ]
 
 
 def relabel(
-    dataset: str,
-    action_width: int,
-    info: dict[str, np.ndarray],
-    env_id: str,
-    env_kwargs: dict[str, Any],
+    dataset: str, action_width: int, info: dict[str, np.ndarray], env_id: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute `task_labels` from the arrays. Imports MuJoCo: call it in a separate process.
 
@@ -151,14 +150,14 @@ def relabel(
     from ogbench.relabel_utils import relabel_dataset
 
     try:
-        env = construct(env_id, **{**env_kwargs, 'ob_type': 'states'})
+        env = construct(env_id, ob_type='states')
         env.reset(seed=0)
     except (Error, ImportError, TypeError, AssertionError) as error:
         raise DataError(f'environment {env_id} cannot be made: {error}') from error
     if getattr(env.unwrapped, '_reward_task_id', None) is None:
         raise DataError(
             f'environment {env_id} has no single task; use an id like '
-            'cube-single-singletask-task1-v0 or pass reward_task_id'
+            'cube-single-singletask-task1-v0'
         )
     _check_widths(dataset, env_id, _widths(action_width, info), _expected_widths(env))
     labelled = dict(info)
@@ -170,13 +169,13 @@ def relabel(
 
 
 def _compute_in_process(
-    store: FrameStore, split: str, env_id: str, env_kwargs: Mapping[str, Any]
+    store: FrameStore, split: str, env_id: str
 ) -> tuple[np.ndarray, np.ndarray]:
     data = store.splits[split]
     info = {name: np.asarray(array) for name, array in data.info.items()}
     dataset = store.manifest.dataset
     with WorkerGroup() as group:
-        group.start(_run_worker, dataset, data.actions.shape[1], info, env_id, dict(env_kwargs))
+        group.start(_run_worker, dataset, data.actions.shape[1], info, env_id)
         try:
             fault, labels = group.connections[0].recv()
         except (EOFError, OSError):
@@ -195,11 +194,10 @@ def _run_worker(
     action_width: int,
     info: dict[str, np.ndarray],
     env_id: str,
-    env_kwargs: dict[str, Any],
 ) -> None:
     """Send (fault, labels), one of which is None."""
     try:
-        connection.send((None, relabel(dataset, action_width, info, env_id, env_kwargs)))
+        connection.send((None, relabel(dataset, action_width, info, env_id)))
     except DataError as error:
         connection.send((str(error), None))
     except Exception:
@@ -230,8 +228,8 @@ def _check_widths(
             raise DataError(f'dataset {dataset} has no {name}, which labels of {env_id} need')
 
 
-def _read_labels(folder: Path, recipe: Recipe) -> tuple[np.ndarray, np.ndarray] | None:
-    """The labels in a folder; None if there are none of this recipe.
+def _read_labels(folder: Path, origin: LabelOrigin) -> tuple[np.ndarray, np.ndarray] | None:
+    """The labels in a folder; None if there are none of this origin.
 
     Raises:
         DamagedError: they differ from what was written.
@@ -240,25 +238,34 @@ def _read_labels(folder: Path, recipe: Recipe) -> tuple[np.ndarray, np.ndarray] 
     if not path.exists():
         return None
     record = _read_record(path)
-    if record.recipe != recipe:
+    if record is None or record.origin != origin:
         return None
     for array in _stored_arrays(folder, record):
         check_array(array)
     try:
         rewards, masks = (
             open_array(folder / f'{name}.npy', record.arrays[name], mapped=False)
-            for name in _ARRAYS
+            for name in LABEL_ARRAYS
         )
     except (OSError, ValueError) as error:
         raise DamagedError(f'{folder}: {error}; {_remedy(folder)}') from error
     return rewards, masks
 
 
-def _read_record(path: Path) -> LabelRecord:
+def _read_record(path: Path) -> LabelRecord | None:
+    """The record in a file; None if it has not the fields of one, as of another version.
+
+    Raises:
+        DamagedError: it cannot be read, or is not JSON.
+    """
     try:
-        return read_json(path, LabelRecord)
+        values = load_json(path)
     except (OSError, ValueError) as error:
         raise DamagedError(f'{path} cannot be read: {error}; {_remedy(path.parent)}') from error
+    try:
+        return from_json(LabelRecord, values)
+    except ValueError:
+        return None
 
 
 def _stored_arrays(folder: Path, record: LabelRecord) -> list[StoredArray]:
@@ -272,16 +279,16 @@ def _remedy(folder: Path) -> str:
     return f'delete {folder}; its arrays are then computed again'
 
 
-def _write_labels(folder: Path, recipe: Recipe, labels: tuple[np.ndarray, np.ndarray]) -> None:
+def _write_labels(folder: Path, origin: LabelOrigin, labels: tuple[np.ndarray, np.ndarray]) -> None:
     """Store labels for other runs if possible; this run continues in any case."""
     # Runs that start together compute the same labels; the first one writes them.
     with suppress(DamagedError):
-        if _read_labels(folder, recipe) is not None:
+        if _read_labels(folder, origin) is not None:
             return
     # A read-only store, a full disk, or another run was faster.
     with suppress(OSError), atomic_folder(folder, replace=folder.exists()) as new:
         entries = {
             name: write_array(new / f'{name}.npy', array)
-            for name, array in zip(_ARRAYS, labels, strict=True)
+            for name, array in zip(LABEL_ARRAYS, labels, strict=True)
         }
-        write_json(new / _RECORD, dataclasses.asdict(LabelRecord(recipe, entries)))
+        write_json(new / _RECORD, dataclasses.asdict(LabelRecord(origin, entries)))

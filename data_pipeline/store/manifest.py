@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.action_range import action_range_from_json
+from data_pipeline.array_names import missing_arrays
 from data_pipeline.data_dir import check_name
 from data_pipeline.errors import DataError
 from data_pipeline.files import load_array
 from data_pipeline.observations import OBSERVATIONS, is_observation
 from data_pipeline.schema import from_json, load_json
-from data_pipeline.sources.base import missing_arrays
 
 FORMAT_VERSION = 1
 _DTYPE = re.compile(r'[<>|][biuf][0-9]{1,2}')
@@ -30,10 +30,11 @@ class NewerFormatError(ValueError):
 class ArrayEntry:
     """The `.npy` file of one array.
 
-    shape: of the array
-    dtype: `np.dtype.str`
-    file_bytes: size of the file, its header included
-    sha256: of the array's bytes, without the header
+    Attributes:
+        shape: of the array.
+        dtype: `np.dtype.str`.
+        file_bytes: size of the file, its header included.
+        sha256: of the array's bytes, without the header.
     """
 
     shape: tuple[int, ...]
@@ -79,11 +80,13 @@ class SplitEntry:
 class Manifest:
     """`manifest.json`.
 
-    dataset: name of the dataset
-    sources: by split, `SourceSplit.description`, and lines for the user as `notes`
-    splits: by name
-    versions: of the packages that wrote the store
-    created: time of writing, ISO 8601
+    Attributes:
+        format_version: FORMAT_VERSION of the code that wrote the store.
+        dataset: name of the dataset.
+        sources: by split, `SourceSplit.description`, and lines for the user as `notes`.
+        splits: by name.
+        versions: of the packages that wrote the store.
+        created: time of writing, ISO 8601.
     """
 
     format_version: int

@@ -37,10 +37,11 @@ _WAIT_SECONDS = 0.1
 class StoredArray:
     """The bytes of a file that have a checksum.
 
-    path: the file
-    start, nbytes: their position and number
-    sha256: their checksum when they were written
-    remedy: what the user can do if they differ, for messages
+    Attributes:
+        path: the file.
+        start, nbytes: their position and number.
+        sha256: their checksum when they were written.
+        remedy: what the user can do if they differ, for messages.
     """
 
     path: Path
@@ -177,7 +178,7 @@ class Verification:
             self._hurry.wait(seconds * (1 / _BACKGROUND_SHARE - 1))
             return not self._stop.is_set()
 
-        if not compare(array, file, advance):
+        if not compare_checksum(array, file, advance):
             return False
         if _Seen.of(array, file) == before:
             self._record.add(array, before)
@@ -212,7 +213,7 @@ def open_files(arrays: Iterable[StoredArray]) -> list[tuple[StoredArray, FileIO]
         return opened
 
 
-def compare(
+def compare_checksum(
     array: StoredArray, file: FileIO, advance: Callable[[int, float], bool] = lambda *_: True
 ) -> bool:
     """Compare an array in an open file with its checksum.
@@ -253,7 +254,7 @@ def check_array(array: StoredArray) -> None:
     """Raise DamagedError if an array differs from what was written; read it now."""
     [(_, file)] = open_files([array])
     with file:
-        compare(array, file)
+        compare_checksum(array, file)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from data_pipeline.array_names import INFO_ARRAYS, LABEL_ARRAYS, REQUIRED_ARRAYS
 from data_pipeline.data_dir import check_name
 from data_pipeline.errors import DataError
 from data_pipeline.files import (
@@ -29,14 +30,7 @@ from data_pipeline.files import (
 )
 from data_pipeline.observations import is_observation
 from data_pipeline.progress import Progress, running_sum
-from data_pipeline.sources.base import (
-    INFO_ARRAYS,
-    LABEL_ARRAYS,
-    REQUIRED_ARRAYS,
-    Note,
-    SourceSplit,
-    checked_blocks,
-)
+from data_pipeline.source_split import Note, SourceSplit, checked_blocks
 from data_pipeline.store.frame_store import (
     ALIGNMENT,
     FrameStore,

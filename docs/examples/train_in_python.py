@@ -23,7 +23,7 @@ def main(updates):
     store = open_store(dataset_folder('', task.dataset))  # Memory-mapped: of any size, at once.
     split = store.splits['train']
     # By OGBench's environment in a spawned process, which imports this file: hence the last lines.
-    rewards, masks = task_labels(store, 'train', task.label_env_id, {})
+    rewards, masks = task_labels(store, 'train', task.label_env_id)
     loader = LoaderConfig(batch_size=128, shift_probability=0.1, seed=0)
 
     encoder = EncoderConfig(size='impala_debug')

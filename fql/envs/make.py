@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_pipeline.action_range import ActionRange
+from data_pipeline.action_range import ACTION_TOLERANCE, ActionRange
 from data_pipeline.environment import choose_opengl, construct, is_opengl_fault
 from data_pipeline.errors import first_line
 from data_pipeline.observations import map_named, named
-from data_pipeline.sources.base import ACTION_TOLERANCE
 from fql.errors import FQLError
 
 if TYPE_CHECKING:

@@ -7,14 +7,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from data_pipeline.collection.recipes import MANIPULATION_TYPES
 from fql.errors import FQLError
 
 OWN_TASK = 'own'
 """The task of a user's environment, whose rewards and masks are part of the dataset."""
 
 LOCOMOTION_TYPES = ('navigate', 'stitch', 'explore')
-MANIPULATION_TYPES = ('play', 'noisy')
-"""How OGBench's datasets were collected. Some environments lack official ones of some kinds."""
+"""How OGBench's datasets of locomotion were collected, as those of manipulation were in the ways of
+`MANIPULATION_TYPES`. Some environments lack official ones of some kinds."""
 
 QUICKSTART_ENV = 'pointmaze-quickstart'
 QUICKSTART_TASK = f'visual-{QUICKSTART_ENV}-navigate-singletask-v0'

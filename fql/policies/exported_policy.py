@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from jax import export
 
 from data_pipeline.files import atomic_folder, file_sha256, write_json
-from data_pipeline.observations import describe, flattened, pick_observations
+from data_pipeline.observations import describe_observations, flattened, pick_observations
 from data_pipeline.schema import read_json
 from encoders.cameras import abstract_observations
 from encoders.leaves import tree_digest
@@ -205,8 +205,8 @@ def model_card(spec: RunSpec, description: Description, measure: Measure) -> str
         f'{measure.text(value)} at {int(at):,}' for at, value in description.results.items()
     )
     data = ', '.join(f'{name} {digest[:16]}' for name, digest in description.data.items())
-    frames = describe(spec.frame_shape, spec.observation_dtype)
-    stacked = describe(spec.observation_shape, spec.observation_dtype)
+    frames = describe_observations(spec.frame_shape, spec.observation_dtype)
+    stacked = describe_observations(spec.observation_shape, spec.observation_dtype)
     noise = ', '.join(map(str, ('b', *agent_of(spec).noise_shape)))
     stacking = ''
     if config.frame_stack > 1:

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from data_pipeline.loader import LoaderConfig, check_windows, make_windows
-from data_pipeline.observations import describe, map_named
+from data_pipeline.observations import describe_observations, map_named
 from data_pipeline.store.frame_store import FrameStore, Split
 from data_pipeline.store.verification import Verification, VerifyMode
 from encoders.cameras import abstract_observations
@@ -262,7 +262,7 @@ def start_summary(
     dtypes = map_named(lambda array: array.dtype, split.observations)
     lines = {
         'objective': f'{config.objective}, offsets up to {config.horizon}',
-        'observations': describe(spec.stack_shape, dtypes),
+        'observations': describe_observations(spec.stack_shape, dtypes),
         'dataset': (
             f'{store.path}: {split.num_transitions:,} transitions in '
             f'{split.terminals.sum():,} trajectories'

@@ -1,12 +1,11 @@
 """A text report of what a frame store holds."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.observations import describe, map_named
+from data_pipeline.observations import describe_observations, map_named
 from data_pipeline.store.frame_store import FrameStore, Split
 from data_pipeline.store.labels import labelled_tasks, task_labels
 from fql.envs.tasks import find_task, task_names
@@ -30,7 +29,7 @@ def describe_store(store: FrameStore) -> str:
         dtypes = map_named(lambda array: array.dtype, split.observations)
         lines.append(
             f'  {name}: {split.num_transitions:,} transitions in {split.terminals.sum():,} '
-            f'trajectories, observations {describe(shapes, dtypes)}, '
+            f'trajectories, observations {describe_observations(shapes, dtypes)}, '
             f'actions {split.actions.shape[1]}'
         )
         lines += [f'    {note}' for note in notes_of(store, name)]
@@ -78,11 +77,10 @@ def describe_tasks(store: FrameStore, split: Split) -> Iterator[str]:
     """Rewards and successes of the data's own task and of those that they can be labelled for."""
     if split.labels:
         yield f'{split.name}, own: {describe_labels(split, **split.labels)}'
-    for env_id, kwargs in known_tasks(store, split):
-        chosen = ', '.join(f'{name}={value}' for name, value in kwargs.items())
-        name = f'{split.name}, {" ".join([env_id.rpartition(":")[2], chosen]).strip()}'
+    for env_id in known_tasks(store, split):
+        name = f'{split.name}, {env_id.rpartition(":")[2]}'
         try:
-            labels = task_labels(store, split.name, env_id, kwargs)
+            labels = task_labels(store, split.name, env_id)
         except DataError as error:
             yield f'{name}: no rewards: {error}'
             continue
@@ -101,9 +99,9 @@ def describe_labels(split: Split, rewards: np.ndarray, masks: np.ndarray) -> str
     )
 
 
-def known_tasks(store: FrameStore, split: Split) -> list[tuple[str, dict[str, Any]]]:
-    """(env_id, env_kwargs): the dataset's own tasks, and those with labels in the store."""
-    of_dataset: list[tuple[str, dict[str, Any]]] = []
+def known_tasks(store: FrameStore, split: Split) -> list[str]:
+    """The `env_id` of the dataset's own tasks, and of those with labels in the store."""
+    of_dataset: list[str] = []
     if 'qpos' in split.info:
         tasks = [find_task(name) for name in task_names()]
         dataset = store.manifest.dataset
@@ -111,7 +109,7 @@ def known_tasks(store: FrameStore, split: Split) -> list[tuple[str, dict[str, An
         # Of OGBench's names, the one without a number means one of those that have it. The
         # quickstart's is its first task.
         of_dataset = [
-            (task.label_env_id, {})
+            task.label_env_id
             for task in tasks
             if '-singletask-task' in task.name or not task.env_id.startswith('ogbench:')
         ]

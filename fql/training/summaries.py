@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from data_pipeline.observations import describe
+from data_pipeline.observations import describe_observations
 from encoders.description import read_encoder
 from encoders.errors import EncoderError
 from fql.agents.configs import AgentConfig
@@ -89,7 +89,8 @@ def start_summary(
             f'{split.terminals.sum():,} trajectories, task complete in {completed:.2%}'
         ),
         'observations': (
-            f'{describe(spec.observation_shape, spec.observation_dtype)}, actions {spec.action_dim}'
+            f'{describe_observations(spec.observation_shape, spec.observation_dtype)}, '
+            f'actions {spec.action_dim}'
         ),
         'parameters': (
             f'{sum(counts.values()):,} ('

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 
 from data_pipeline.action_range import ActionRange, action_range_from_json
+from data_pipeline.array_names import LABEL_ARRAYS
 from data_pipeline.errors import DataError
-from data_pipeline.loader import LoaderConfig, frame_offsets, make_batches
-from data_pipeline.observations import describe, map_named
-from data_pipeline.sources.base import LABEL_ARRAYS
+from data_pipeline.loader import LoaderConfig, make_batches
+from data_pipeline.observations import describe_observations, map_named
+from data_pipeline.sample_layout import frame_offsets
 from data_pipeline.store.frame_store import FrameStore, Split, open_store
 from data_pipeline.store.labels import task_labels
 from encoders.description import can_share
@@ -71,7 +72,7 @@ def load_training_data(config: TrainConfig) -> dict[str, LabelledSplit]:
         }
     scaled = scaled_from(store)
     return {
-        name: LabelledSplit(split, *task_labels(store, name, task.label_env_id, {}), scaled)
+        name: LabelledSplit(split, *task_labels(store, name, task.label_env_id), scaled)
         for name, split in store.splits.items()
     }
 
@@ -106,7 +107,7 @@ def check_cameras(cameras: str, split: Split) -> None:
         dtypes = map_named(lambda array: array.dtype, split.observations)
         raise FQLError(
             '--encoder.cameras shared is for several images of one shape; observations are '
-            f'{describe(frame_shapes(split), dtypes)}'
+            f'{describe_observations(frame_shapes(split), dtypes)}'
         )
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.loader import LoaderConfig, make_batches
+from data_pipeline.sample_layout import SHIFT_PAD
 from data_pipeline.store.frame_store import Split
 from fql.batch import LOADED_FIELDS
 from fql.compiled import abstract_state, initial_state, make_train_step
@@ -36,7 +37,6 @@ from scripts.benchmark.timing import median_ratio, take_turns
 MILLION = 1_000_000
 TRAJECTORY = 1_001
 LATE_STEP = 900_000
-PAD = 3
 TIMED = 8
 MAX_PREFETCHED = 20
 """More batches than the loader can have ready from the other ways' turns (one for each core, up to
@@ -154,7 +154,8 @@ def reference_sampler(data: LabelledSplit, config: TrainConfig) -> Callable[[], 
     }
 
     def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
-        padded = jnp.pad(image, ((PAD, PAD), (PAD, PAD), (0, 0)), mode='edge')
+        pads = ((SHIFT_PAD, SHIFT_PAD), (SHIFT_PAD, SHIFT_PAD), (0, 0))
+        padded = jnp.pad(image, pads, mode='edge')
         return jax.lax.dynamic_slice(padded, (*corner, 0), image.shape)
 
     crop_batch = jax.jit(jax.vmap(crop))
@@ -169,7 +170,7 @@ def reference_sampler(data: LabelledSplit, config: TrainConfig) -> Callable[[], 
             [*(frames[r] for r in past[1:]), next_frames[rows]], axis=-1
         )
         if rng.random() < 0.5:
-            corners = rng.integers(0, 2 * PAD + 1, (config.batch_size, 2))
+            corners = rng.integers(0, 2 * SHIFT_PAD + 1, (config.batch_size, 2))
             for name in ('observations', 'next_observations'):
                 batch[name] = np.array(crop_batch(batch[name], corners))
         return batch

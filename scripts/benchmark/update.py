@@ -1,7 +1,6 @@
 """`fql benchmark update`: the time and the work of one update, in every mode.
 
-Imports neither the data pipeline nor environments nor checkpoints, so that it runs wherever JAX
-does.
+Imports neither TensorFlow nor environments nor checkpoints, so that it runs wherever JAX does.
 """
 
 import dataclasses
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from data_pipeline.sample_layout import SHIFT_PAD, frame_offsets
 from encoders.cameras import latent_size
 from fql.agents.base import Agent, PlainEncoder
 from fql.agents.configs import AGENT_CONFIGS, FQLConfig
@@ -46,7 +46,6 @@ CHANNELS = 3
 STATE_DIM = 28
 DEVICE_FRAMES = 20_000
 """Frames that the mode on_device keeps on the device."""
-SHIFT_PAD = 3
 PEAK_SIZE = 2048
 """Rows and columns of the matrices whose product gives the machine's peak."""
 
@@ -252,7 +251,7 @@ def on_device_variant(config: TrainConfig, image_size: int) -> Variant:
 def device_sampler(config: TrainConfig, horizon: int) -> Prepare:
     """The function from whole columns on the device to the batch of an update."""
     stack = config.frame_stack
-    offsets = sorted({*range(1 - stack, 1), *range(horizon + 1 - stack, horizon + 1)})
+    offsets = frame_offsets(stack, horizon)
 
     def prepare(arrays: Arrays, key: jax.Array, step: jax.Array) -> Any:
         rows_key, coin_key, shift_key = jax.random.split(jax.random.fold_in(key, step), 3)
@@ -340,7 +339,7 @@ def with_encoder(config: TrainConfig, **changes: Any) -> TrainConfig:
 
 def random_arrays(agent: Agent, config: TrainConfig, image_size: int) -> HostArrays:
     """A batch as the loader gives it."""
-    count = config.frame_stack + min(agent.horizon, config.frame_stack)
+    count = len(frame_offsets(config.frame_stack, agent.horizon))
     frames = random_images((config.batch_size, count, image_size, image_size, CHANNELS))
     return {'inputs': frames, **random_columns(agent, config.batch_size)}
 

@@ -1,6 +1,5 @@
 import gc
 import itertools
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline import loader
 from data_pipeline.errors import DataError
-from data_pipeline.loader import LoaderConfig, as_tensor, make_batches, map_file
+from data_pipeline.loader import LoaderConfig, make_batches
 from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.store.frame_store import FrameStore, Split
-from data_pipeline.store.writer import write_array, write_store
+from data_pipeline.store.writer import write_store
 
 Batch = dict[str, np.ndarray]
 
@@ -52,7 +50,7 @@ def row_rewards(rows: int) -> np.ndarray:
 
 
 def plain_frames(
-    frames: np.ndarray, terminals: np.ndarray, row: int, shift: np.ndarray, stack: int, pad: int
+    frames: np.ndarray, terminals: np.ndarray, row: int, shift: np.ndarray, stack: int
 ) -> np.ndarray:
     """The frames of one sample by definition: walk back, pad, crop."""
     first = row
@@ -64,15 +62,15 @@ def plain_frames(
         if frame.ndim == 3:
             height, width, _ = frame.shape
             top, left = shift
-            padded = np.pad(frame, ((pad, pad), (pad, pad), (0, 0)), mode='edge')
+            padded = np.pad(frame, ((3, 3), (3, 3), (0, 0)), mode='edge')
             frame = padded[top : top + height, left : left + width]
         out.append(frame)
     return np.stack(out)
 
 
-def assert_batch_is_plain(batch: Batch, arrays: Batch, stack: int, pad: int) -> None:
+def assert_batch_is_plain(batch: Batch, arrays: Batch, stack: int) -> None:
     expected = [
-        plain_frames(arrays['observations'], arrays['terminals'], row, shift, stack, pad)
+        plain_frames(arrays['observations'], arrays['terminals'], row, shift, stack)
         for row, shift in zip(batch['indices'], batch['shifts'], strict=True)
     ]
     np.testing.assert_array_equal(batch['inputs'], expected)
@@ -83,20 +81,17 @@ def assert_batch_is_plain(batch: Batch, arrays: Batch, stack: int, pad: int) -> 
     np.testing.assert_array_equal(batch['masks'], batch['indices'] + 0.5)
 
 
-@pytest.mark.parametrize('pad', [0, 1, 3, 7])
 @pytest.mark.parametrize('stack', [1, 3, 5])
-def test_batches_are_what_they_say(make_split, make_arrays, stack, pad):
+def test_batches_are_what_they_say(make_split, make_arrays, stack):
     """Against a plain version: first frames, last transitions, trajectories of two rows."""
     shape = (8, 9, 3)  # Not square, so that rows and columns cannot be mixed up.
     split = make_split(shape=shape)
-    batches = take(split, 12, frame_stack=stack, shift_pad=pad, seed=1)
+    batches = take(split, 12, frame_stack=stack, seed=1)
     for batch in batches:
-        assert_batch_is_plain(batch, make_arrays(shape=shape), stack, pad)
+        assert_batch_is_plain(batch, make_arrays(shape=shape), stack)
     seen = {row for batch in batches for row in batch['indices'].tolist()}
     assert seen == {0, 2, 3, 5, 6, 7, 8, 9, 10, 12}
-    unshifted = [bool((batch['shifts'] == pad).all()) for batch in batches]
-    assert any(unshifted)
-    assert all(unshifted) == (pad == 0)
+    assert {bool((batch['shifts'] == 3).all()) for batch in batches} == {True, False}
 
 
 def test_batches_of_real_data(real_store, real_source):
@@ -107,7 +102,7 @@ def test_batches_of_real_data(real_store, real_source):
     )
     for batch in batches:
         assert batch['inputs'].shape == (256, 4, 64, 64, 3)
-        assert_batch_is_plain(batch, arrays, 3, 3)
+        assert_batch_is_plain(batch, arrays, 3)
     assert np.unique(np.concatenate([b['shifts'] for b in batches]), axis=0).shape == (49, 2)
 
 
@@ -140,7 +135,7 @@ def test_vectors_are_stacked_and_never_shifted(make_split, make_arrays, dtype):
     arrays['observations'] = arrays['observations'].astype(np.float32)
     for batch in take(split, 3, frame_stack=3, shift_probability=1):
         assert batch['inputs'].dtype == np.float32
-        assert_batch_is_plain(batch, arrays, 3, 3)
+        assert_batch_is_plain(batch, arrays, 3)
         assert (batch['shifts'] == 3).all()
 
 
@@ -293,15 +288,20 @@ def test_more_than_there_is_to_draw_from(make_split):
     [
         {'batch_size': 0},
         {'frame_stack': 0},
-        {'shift_pad': -1},
         {'shift_probability': 1.1},
         {'shift_probability': float('nan')},
-        {'shift_pad': 8},
     ],
 )
 def test_settings_without_meaning(make_split, settings):
     with pytest.raises(DataError):
         take(make_split(), 1, **settings)
+
+
+def test_images_that_are_too_small_to_be_shifted(make_split):
+    split = make_split(shape=(9, 3, 3))
+    with pytest.raises(DataError, match=r'images \(9, 3, 3\) are too small to be shifted by 3'):
+        take(split, 1)
+    assert take(split, 1, shift_probability=0)[0]['inputs'].shape == (8, 2, 9, 3, 3)
 
 
 def test_labels_of_another_split(make_split):
@@ -328,54 +328,3 @@ def test_single_pages_are_read_where_frames_are_drawn(make_split):
         if path in text and ' rw-p ' in text.splitlines()[0]
     )
     assert 'rr' in flags  # MADV_RANDOM
-
-
-@pytest.fixture
-def advised(monkeypatch):
-    """(start, size) of what the system is asked to read ahead, at once in place of in a thread."""
-    asked = []
-    monkeypatch.setattr(os, 'posix_fadvise', lambda *arguments: asked.append(arguments[1:3]))
-
-    class Now:
-        def __init__(self, target, args, daemon):
-            assert daemon
-            self.start = lambda: target(*args)
-
-    monkeypatch.setattr(loader.threading, 'Thread', Now)
-    return asked
-
-
-@pytest.mark.parametrize(('free', 'is_read'), [(None, False), (2400, False), (2600, True)])
-def test_only_files_that_fit_together_are_read_ahead(tmp_path, monkeypatch, advised, free, is_read):
-    paths = [tmp_path / name for name in ('front', 'wrist')]
-    for path in paths:
-        path.write_bytes(bytes(1000))
-    monkeypatch.setattr(loader, 'available_memory', lambda: free)
-    loader.read_ahead(paths)
-    assert len(advised) == (2 if is_read else 0)
-
-
-def test_reading_ahead_leaves_nothing_out(tmp_path, monkeypatch, advised):
-    """In one call, Linux reads at most 128 KB on ordinary disks."""
-    path = tmp_path / 'file'
-    path.write_bytes(bytes(1_000_000))
-    monkeypatch.setattr(loader, 'available_memory', lambda: 10**9)
-    loader.read_ahead([path])
-    starts, sizes = np.transpose(advised)
-    assert sizes.max() <= 128 << 10
-    np.testing.assert_array_equal(starts, np.cumsum([0, *sizes[:-1]]))
-    assert starts[-1] + sizes[-1] >= 1_000_000
-
-
-def test_arrays_that_are_whole_files_are_mapped_and_others_copied(tmp_path, monkeypatch):
-    mapped = []
-    monkeypatch.setattr(
-        'data_pipeline.loader.map_file', lambda path: mapped.append(path) or map_file(path)
-    )
-    actions = np.arange(20, dtype=np.float32).reshape(10, 2)
-    write_array(tmp_path / 'actions.npy', actions)
-    whole = np.load(tmp_path / 'actions.npy', mmap_mode='r')
-    for array, files in ((whole, 1), (whole[2:], 0), (actions, 0)):
-        mapped.clear()
-        np.testing.assert_array_equal(as_tensor(array).numpy(), array)
-        assert len(mapped) == files

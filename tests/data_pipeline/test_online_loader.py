@@ -10,10 +10,11 @@ from data_pipeline.files import load_arrays
 from data_pipeline.loader import LoaderConfig
 from data_pipeline.online_loader import OnlineBatches, draw_samples
 from data_pipeline.replay import Episodes, Replay, RowLayout
+from data_pipeline.sample_layout import SHIFT_PAD as PAD
 from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.store.writer import write_store
 
-PAD, SHAPE = 1, (8, 9, 3)
+SHAPE = (8, 9, 3)
 
 
 @pytest.fixture
@@ -126,7 +127,6 @@ def test_batches_are_what_plain_numpy_makes(tmp_path, split, share, horizon):
         horizon=horizon,
         discount=0.9,
         next_actions=horizon == 1,
-        shift_pad=PAD,
         seed=3,
     )
     world = World(tmp_path / 'replay', split)
@@ -175,7 +175,7 @@ def test_batches_are_what_plain_numpy_makes(tmp_path, split, share, horizon):
 
 
 def test_batches_do_not_depend_on_when_they_are_taken_or_where_one_begins(tmp_path, split):
-    config = LoaderConfig(batch_size=8, frame_stack=2, shift_pad=PAD)
+    config = LoaderConfig(batch_size=8, frame_stack=2)
     world = World(tmp_path / 'replay', split)
     rewards, masks = world.rewards, world.masks
     with world.replay:
@@ -254,7 +254,7 @@ def test_the_replay_holds_what_the_reference_buffer_does(tmp_path):
                 added['next_observations'][i],
                 True,
             )
-            assert replay.transitions == i + 1
+            assert stream.episodes.transitions == i + 1
         rows, first, last = stream.episodes.find(np.arange(count))
         for name in ('observations', 'actions', 'rewards', 'masks'):
             np.testing.assert_array_equal(stream.read(name, 0, stream.rows)[rows], added[name])

@@ -11,7 +11,8 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.observations import map_named
-from data_pipeline.replay import EXTENT, Episodes, Replay, RowLayout, open_replay, verify_replay
+from data_pipeline.replay import EXTENT, Episodes, Replay, RowLayout
+from data_pipeline.replay_store import open_replay, verify_replay
 from data_pipeline.sources.replay import replay_splits
 
 LAYOUT = RowLayout((4, 5, 3), 'uint8', 2)
@@ -234,7 +235,7 @@ def test_a_disk_that_is_full_in_the_middle_of_an_append(small_disk):
     rows, record = written[-1]
     assert rows > 1_000
     with Replay(small_disk / 'replay', 'env', layout, 1, [record]) as replay:
-        assert replay.transitions == rows - 1
+        assert replay.streams[0].episodes.transitions == rows - 1
 
 
 def test_an_episode_that_is_cut_off(tmp_path):
@@ -359,4 +360,4 @@ def test_a_kill_between_the_length_of_a_file_and_its_header(tmp_path, rows):
     start = len(killed) - EXTENT * 60
     path.write_bytes(killed[: start + rows * 60])
     with Replay(tmp_path / 'replay', 'env', LAYOUT, 1, records) as replay:
-        assert replay.transitions == 5
+        assert replay.streams[0].episodes.transitions == 5

@@ -12,6 +12,7 @@ from data_pipeline.loader import LoaderConfig, check_windows, make_batches, make
 from data_pipeline.observations import observation_keys
 from data_pipeline.online_loader import OnlineBatches
 from data_pipeline.replay import Replay, RowLayout
+from data_pipeline.sample_layout import SHIFT_PAD as PAD
 from data_pipeline.sources.files import file_splits
 from data_pipeline.sources.rlds import RldsKeys, rlds_splits
 from data_pipeline.store.frame_store import FrameStore, open_store
@@ -21,7 +22,6 @@ from data_pipeline.tfds_builder import export_tfds
 
 LENGTHS = (2, 3, 7, 2, 9)
 KEYS = observation_keys(['cameras/main', 'hand=wrist', 'state'])
-PAD = 3
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def prepared(
 def take(store: FrameStore, count: int, start: int = 0, **settings: object) -> list[dict]:
     split = store.splits['train']
     numbers = np.arange(len(split.terminals), dtype=np.float32)
-    config = LoaderConfig(**{'batch_size': 8, 'shift_pad': PAD, **settings})  # type: ignore
+    config = LoaderConfig(**{'batch_size': 8, **settings})  # type: ignore
     return list(itertools.islice(make_batches(split, numbers, numbers, config, start), count))
 
 
@@ -175,7 +175,7 @@ def test_windows_of_each_array(arrays, tmp_path):
     """Each stack is of its rows and shifted as it says, the two stacks and all cameras apart."""
     arrays['top'] = arrays['wrist'][..., None]
     split = prepared(tmp_path, arrays, {**KEYS, 'top': 'top'}).splits['train']
-    config = LoaderConfig(8, frame_stack=2, horizon=3, shift_pad=PAD, shift_probability=1)
+    config = LoaderConfig(8, frame_stack=2, horizon=3, shift_probability=1)
     last = np.flatnonzero(split.terminals)
     for batch in itertools.islice(make_windows(split, config), 4):
         starts = batch['indices']
@@ -208,7 +208,7 @@ def test_batches_of_data_and_replay(arrays, tmp_path, share):
     types = {name: str(array.dtype) for name, array in held[1].items()}
     layout = RowLayout({name: array.shape[1:] for name, array in held[1].items()}, types, 4)
     numbers = np.arange(len(split.terminals), dtype=np.float32)
-    config = LoaderConfig(batch_size=8, frame_stack=2, shift_pad=PAD)
+    config = LoaderConfig(batch_size=8, frame_stack=2)
     seen = set()
     with (
         Replay(tmp_path / 'replay', 'env', layout, 1) as replay,
@@ -306,7 +306,7 @@ def test_keys(arrays, tmp_path):
     (tmp_path / 'low').mkdir()
     low = {**arrays, 'cameras/main': arrays['cameras/main'][:, :3]}
     store = prepared(tmp_path / 'low', low)
-    with pytest.raises(DataError, match=r'shift_pad 3 is too large for \(3, 9, 3\)'):
+    with pytest.raises(DataError, match=r'images \(3, 9, 3\) are too small to be shifted by 3'):
         take(store, 1)
     (tmp_path / 'blind').mkdir()
     store = prepared(tmp_path / 'blind', arrays, {'state': 'state', 'other': 'state'})

@@ -110,8 +110,6 @@ def test_what_cannot_be_loaded(make_split):
     split = make_split()
     with pytest.raises(DataError, match='10 transitions are too few for batch_size 11'):
         take(split, 1, batch_size=11)
-    with pytest.raises(DataError, match='shift_pad 8'):
-        take(split, 1, shift_pad=8)
     with pytest.raises(DataError, match='horizon=0'):
         take(split, 1, horizon=0)
 

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from data_pipeline.replay import open_replay
+from data_pipeline.replay_store import open_replay
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.runs.checkpoints import finished_steps
 from fql.runs.metrics_log import read_csv

@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from data_pipeline.replay import open_replay
+from data_pipeline.replay_store import open_replay
 from data_pipeline.store.frame_store import open_store
 from fql.envs.make import EnvSpec, make_env
 from fql.errors import FQLError

@@ -58,7 +58,7 @@ def test_from_nothing_to_labels(assert_one_line, fql):
     store = open_store(folder / NAME)
     assert set(store.splits) == {'train', 'val'}
     task = find_task('puzzle-3x3-noisy-singletask-task1-v0')
-    rewards, masks = task_labels(store, 'train', task.label_env_id, {'success_timing': 'pre'})
+    rewards, masks = task_labels(store, 'train', task.label_env_id)
     assert rewards.shape == masks.shape == (42,)
     assert rewards.min() >= -9
 

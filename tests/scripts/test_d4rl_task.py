@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.environment import construct
-from data_pipeline.replay import open_replay
+from data_pipeline.replay_store import open_replay
 from fql.envs.tasks import ADROIT_TASKS, ANTMAZE_TASKS, find_task
 from fql.training.comparability import D4RL_FILES
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.replay import open_replay
+from data_pipeline.replay_store import open_replay
 
 DOCS = Path(__file__).parents[2] / 'docs' / 'own-environment.md'
 SMALL = ('--batch-size', 8, '--hidden-dims', 8, '--flow-steps', 2, '--steps', 2)

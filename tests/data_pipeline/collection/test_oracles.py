@@ -19,7 +19,6 @@ from data_pipeline.collection.oracles import (
 )
 from data_pipeline.collection.recipes import (
     MANIPULATION_ENVS,
-    MANIPULATION_TYPES,
     MAZE_ENVS,
     Recipe,
     dataset_name,
@@ -517,4 +516,3 @@ def test_every_environment_has_a_first_type():
             expected = 'play' if env in MANIPULATION_ENVS else 'navigate'
             assert dataset_name(recipe) == f'{prefix}{env}-{expected}-v0'
             assert recipe.is_visual == bool(prefix)
-    assert set(MANIPULATION_TYPES) == {'play', 'noisy'}

@@ -15,7 +15,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
 from data_pipeline.errors import DataError
-from data_pipeline.replay import Replay, RowLayout, open_replay
+from data_pipeline.replay import Replay, RowLayout
+from data_pipeline.replay_store import open_replay
 from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.sources.rlds import RldsKeys, rlds_splits
 from data_pipeline.store.frame_store import FrameStore, open_store

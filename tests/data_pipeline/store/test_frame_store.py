@@ -76,14 +76,6 @@ def test_store_holds_the_source(source, target, make_arrays):
     assert names(target.parent) == ['tiny-v0']
 
 
-def test_rows_of_trajectories(source, target):
-    store = write_store(target, 'tiny-v0', npz_splits(source))
-    split = store.splits['train']  # Lengths 2, 3, 7, 2.
-    assert split.valid_rows.tolist() == [0, 2, 3, 5, 6, 7, 8, 9, 10, 12]
-    assert split.first_rows.tolist() == [0, 0, 2, 2, 2, 5, 5, 5, 5, 5, 5, 5, 12, 12]
-    assert split.valid_rows.dtype == split.first_rows.dtype == np.int64
-
-
 def test_manifest(source, target, make_arrays):
     np.savez(source.with_name('tiny-v0-val.npz'), **make_arrays((3, 3), seed=1))
     store = write_store(target, 'tiny-v0', npz_splits(source))

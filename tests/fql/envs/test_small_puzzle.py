@@ -51,7 +51,7 @@ info = {{
     'qvel': np.zeros((len(states), 18)),
     'button_states': states,
 }}
-rewards, masks = relabel('puzzle', 5, info, '{MODULE}:puzzle-small-singletask-v0', {{}})
+rewards, masks = relabel('puzzle', 5, info, '{MODULE}:puzzle-small-singletask-v0')
 print(json.dumps([rewards.tolist(), masks.tolist()]))
 """
 

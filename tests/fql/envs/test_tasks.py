@@ -55,7 +55,7 @@ for name in sys.argv[1:]:
     if 'button_states' not in info:
         del rows['button_states']
     arrays = {key: np.array(values) for key, values in rows.items()}
-    expected, masks = relabel(name, env.action_space.shape[0], arrays, task.label_env_id, {})
+    expected, masks = relabel(name, env.action_space.shape[0], arrays, task.label_env_id)
     print(json.dumps([name, rewards, expected.tolist(), masks.tolist()]))
 """
 # Of the OGBench that this repository pins.

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from data_pipeline.loader import frame_offsets
+from data_pipeline.sample_layout import frame_offsets
 from fql.reports.critic_plots import plot_critic
 from fql.reports.plots import learning_curve, plot_batch, plot_learning_curve
 from fql.runs.run_folder import RunFolder

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipeline.replay import Replay, RowLayout, open_replay
+from data_pipeline.replay import Replay, RowLayout
+from data_pipeline.replay_store import open_replay
 from fql.envs.make import EnvSpec
 from fql.envs.workers import EnvWorkers, Step
 from fql.errors import FQLError

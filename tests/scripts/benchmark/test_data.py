@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from data_pipeline.sample_layout import SHIFT_PAD
 from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.store.writer import write_store
 from fql.settings.train_config import TrainConfig
 from fql.training.training_data import LabelledSplit
-from scripts.benchmark.data import PAD, compare_samplers, format_report, reference_sampler
+from scripts.benchmark.data import compare_samplers, format_report, reference_sampler
 from scripts.benchmark.sources import measure, prepare
 
 REPORT = {
@@ -74,8 +75,9 @@ def test_the_reference_way_samples_stacks_and_shifts_half_of_the_batches(labelle
         frames = split.observations[places]
         if rng.random() < 0.5:
             shifted += 1
-            padded = np.pad(frames, ((0, 0), (0, 0), (PAD, PAD), (PAD, PAD), (0, 0)), 'edge')
-            corners = rng.integers(0, 2 * PAD + 1, (8, 2))
+            pads = ((0, 0), (0, 0), (SHIFT_PAD, SHIFT_PAD), (SHIFT_PAD, SHIFT_PAD), (0, 0))
+            padded = np.pad(frames, pads, 'edge')
+            corners = rng.integers(0, 2 * SHIFT_PAD + 1, (8, 2))
             frames = np.stack(
                 [x[:, i : i + 32, j : j + 32] for x, (i, j) in zip(padded, corners, strict=True)]
             )

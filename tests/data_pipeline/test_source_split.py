@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.sources.base import ArraySpec, SourceSplit, checked_blocks
+from data_pipeline.source_split import ArraySpec, SourceSplit, checked_blocks
 
 
 def as_source(blocks: list[tuple[str, np.ndarray]], rows: int, known: bool = True) -> SourceSplit:

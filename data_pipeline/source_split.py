@@ -1,34 +1,22 @@
-"""Sources of frame stores: the arrays of a split in blocks of rows, checked as they are read.
+"""One split of a source, from which a store is written: blocks of rows, checked as they are read.
 
-Sources are, for example, tables of rows (`table.py`), as in `.npz` files (`ogbench.py`) and HDF5
-files, and RLDS datasets (`rlds.py`).
+`data_pipeline.sources` makes them, for example of tables of rows, as in `.npz` files, or of RLDS
+datasets; `data_pipeline.store.writer` writes them.
 """
 
-import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data_pipeline.action_range import ACTION_TOLERANCE
 from data_pipeline.errors import DataError
-from data_pipeline.files import file_sha256
 from data_pipeline.observations import OBSERVATIONS, is_observation
-
-REQUIRED_ARRAYS = (OBSERVATIONS, 'actions', 'terminals')
-"""In place of `observations` there may be several arrays, each `observations.NAME`."""
-INFO_ARRAYS = ('qpos', 'qvel', 'button_states')
-LABEL_ARRAYS = ('rewards', 'masks')
-"""Labels stored with the data: both or none."""
 
 SPLIT_NAMES = {'train': ('train',), 'val': ('val', 'validation')}
 """The possible names of each split in a dataset of TFDS or LeRobot."""
-
-ACTION_TOLERANCE = 1e-3
-"""How far beyond [-1, 1] actions are clipped and counted; those further out are refused."""
 
 Note = Callable[[str], None]
 """Receives a line, without a path, on what was converted, skipped or ignored."""
@@ -79,95 +67,6 @@ class SourceSplit:
     def row_of(self, row: int) -> int:
         """The number of a row in the source."""
         return row if self.source_rows is None else int(self.source_rows[row])
-
-
-PARQUET = 'a Parquet file'
-_PICKLE = 'a pickle, which could run any code when it is read; save the arrays by np.savez'
-_FORMATS = {
-    b'version https://git-lfs': 'a Git LFS pointer; git lfs pull fetches the file',
-    b'\x89hdf': 'an HDF5 file',
-    b'\x93numpy': 'a single array (.npy)',
-    b'par1': PARQUET,
-    b'\x1f\x8b': 'gzip-compressed data',
-    b'bzh': 'bzip2-compressed data',
-    b'\xfd7zxz': 'xz-compressed data',
-    b'\x89png': 'a PNG image',
-    b'\x80\x02': _PICKLE,
-    b'\x80\x03': _PICKLE,
-    b'\x80\x04': _PICKLE,
-    b'\x80\x05': _PICKLE,
-    b'matlab 5': 'a MATLAB file',
-    b'<!doctyp': 'a web page',
-    b'<html': 'a web page',
-    b'<?xml': 'an XML document',
-}
-"""What users have in place of a source's file, by its first bytes in lower case."""
-
-
-def format_of(path: Path) -> str:
-    """What a file is in place of a source's, by its first bytes; empty if that is unknown."""
-    with open(path, 'rb') as file:
-        start = file.read(64)
-    if not start:
-        return 'an empty file'
-    start = start.lstrip().lower()
-    return next((name for magic, name in _FORMATS.items() if start.startswith(magic)), '')
-
-
-@dataclass(frozen=True)
-class FileState:
-    """What differs between a file and one that has replaced or changed it."""
-
-    size: int
-    mtime_ns: int
-    inode: int
-
-    @classmethod
-    def of(cls, path: Path) -> 'FileState':
-        """That of the file that is there now."""
-        status = path.stat()
-        return cls(status.st_size, status.st_mtime_ns, status.st_ino)
-
-
-@contextmanager
-def unchanged(path: Path, state: FileState) -> Iterator[None]:
-    """Raise DataError if a file is in another state before or after the block."""
-    _check_state(path, state)
-    yield
-    _check_state(path, state)
-
-
-def _check_state(path: Path, state: FileState) -> None:
-    if FileState.of(path) != state:
-        raise DataError(f'{path}: was changed while it was read; run the command again')
-
-
-def describe_file(path: Path) -> dict[str, Any]:
-    """The description of a file as a source."""
-    digest = file_sha256(path)
-    return {'path': str(path.resolve()), 'bytes': path.stat().st_size, 'sha256': digest}
-
-
-def taken_from(description: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
-    """The description of a source read with these keys, see `observation_keys`.
-
-    The keys are part of the source's identity.
-    """
-    if not keys:
-        return dict(description)
-    is_one = keys.keys() == {''}
-    text = keys[''] if is_one else ' '.join(f'{name}={key}' for name, key in sorted(keys.items()))
-    return {
-        **description,
-        'keys': {'observation': keys[''] if is_one else dict(sorted(keys.items()))},
-        'sha256': hashlib.sha256(f'{description["sha256"]} {text}'.encode()).hexdigest(),
-    }
-
-
-def missing_arrays(names: Iterable[str]) -> list[str]:
-    """Those of `REQUIRED_ARRAYS` that are not among these names."""
-    held = {OBSERVATIONS if is_observation(name) else name for name in names}
-    return [name for name in REQUIRED_ARRAYS if name not in held]
 
 
 def checked_blocks(split: SourceSplit, note: Note) -> Iterator[tuple[str, np.ndarray]]:
@@ -222,27 +121,6 @@ def checked_blocks(split: SourceSplit, note: Note) -> Iterator[tuple[str, np.nda
         _check_images(split, name, terminals, np.concatenate(parts))
     if clipped:
         note(f'actions just beyond [-1, 1] were clipped in {clipped} rows')
-
-
-def lost_rewards(origin: str, lost: int, are_others: bool, rows: str, mend: str) -> list[str]:
-    """A line for the user if rows have rewards whose actions are not used.
-
-    Args:
-        lost: how many.
-        are_others: whether other rows have rewards.
-        rows: which rows these are, such as 'last rows of episodes'.
-        mend: what to do where no others have.
-
-    Raises:
-        DataError: only such rows have rewards.
-    """
-    if not lost:
-        return []
-    if not are_others:
-        raise DataError(
-            f'{origin}: the only rewards are in the {rows}, which are no transitions. {mend}'
-        )
-    return [f'the rewards of {lost:,} {rows} are not used, as no observation follows them']
 
 
 def check_ends(origin: str, terminals: np.ndarray) -> None:
