@@ -8,7 +8,7 @@ from data_pipeline.observations import observation_keys, unnamed
 from data_pipeline.replay_store import is_replay
 from data_pipeline.source_split import SourceSplit
 from data_pipeline.sources.download import download_dataset
-from data_pipeline.sources.files import file_splits
+from data_pipeline.sources.file_formats import file_splits
 from data_pipeline.sources.minari import download_minari, minari_splits
 from data_pipeline.sources.normalization import normalize_actions
 from data_pipeline.sources.ogbench import npz_splits

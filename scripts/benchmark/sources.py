@@ -13,7 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from data_pipeline.sources.files import file_splits
+from data_pipeline.sources.file_formats import file_splits
 from data_pipeline.store.frame_store import FrameStore, Split, open_store
 from data_pipeline.store.writer import write_store
 from fql.training.host_memory import keep_freed_memory

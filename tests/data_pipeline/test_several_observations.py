@@ -13,7 +13,7 @@ from data_pipeline.observations import observation_keys
 from data_pipeline.online_loader import OnlineBatches
 from data_pipeline.replay import Replay, RowLayout
 from data_pipeline.sample_layout import SHIFT_PAD as PAD
-from data_pipeline.sources.files import file_splits
+from data_pipeline.sources.file_formats import file_splits
 from data_pipeline.sources.rlds import RldsKeys, rlds_splits
 from data_pipeline.store.frame_store import FrameStore, open_store
 from data_pipeline.store.verification import verify

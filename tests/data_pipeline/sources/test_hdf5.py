@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.sources.files import file_splits
+from data_pipeline.sources.file_formats import file_splits
 from data_pipeline.store.frame_store import Split
 from data_pipeline.store.writer import write_store
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from data_pipeline.errors import DataError
 from data_pipeline.observations import observation_keys
-from data_pipeline.sources.files import file_splits
+from data_pipeline.sources.file_formats import file_splits
 from data_pipeline.store.frame_store import FrameStore
 from data_pipeline.store.writer import write_store
 

@@ -9,7 +9,7 @@ import pytest
 
 from data_pipeline.action_range import ActionRange, action_range_from_json
 from data_pipeline.errors import DataError
-from data_pipeline.sources.files import file_splits
+from data_pipeline.sources.file_formats import file_splits
 from data_pipeline.sources.normalization import normalize_actions
 from data_pipeline.store.frame_store import FrameStore, open_store
 from data_pipeline.store.writer import write_store

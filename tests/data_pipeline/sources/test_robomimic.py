@@ -9,7 +9,7 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.observations import observation_keys
-from data_pipeline.sources.files import file_splits
+from data_pipeline.sources.file_formats import file_splits
 from data_pipeline.store.writer import write_store
 
 Demos = dict[str, dict[str, np.ndarray]]

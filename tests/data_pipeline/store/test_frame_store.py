@@ -457,7 +457,7 @@ FOR_OTHERS = """
 import os, sys
 from pathlib import Path
 from data_pipeline.errors import DataError
-from data_pipeline.sources.files import file_splits
+from data_pipeline.sources.file_formats import file_splits
 from data_pipeline.store.frame_store import open_store
 os.setuid(65534)
 for attempt in (lambda: open_store(Path(sys.argv[1])), lambda: file_splits(Path(sys.argv[2]), 'd')):
