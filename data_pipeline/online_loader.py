@@ -6,6 +6,7 @@
 The samples of update n depend only on (seed, n, rows in the replay when it was requested).
 """
 
+import gc
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -160,6 +161,8 @@ class OnlineBatches:
             # A thread that waits for the next request would prevent the process from ending.
             self._queue.close(cancel_pending_enqueues=True)
         self._queue, self._batches = None, iter(())
+        # The old mappings, each of which holds a file open, are in reference cycles.
+        gc.collect()
 
 
 def stream_source(stream: Stream, like: Any) -> Source:

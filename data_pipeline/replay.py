@@ -24,8 +24,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -40,7 +41,7 @@ EXTENT = 16_384
 """Number of rows by which the files of a stream grow."""
 
 READ_BYTES = 4 << 20
-"""Bytes that are read at once for a checksum."""
+"""Bytes that are read at once."""
 
 
 def _is_shown(array: str) -> bool:
@@ -82,7 +83,8 @@ class RowLayout:
         return arrays
 
 
-class Episodes(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Episodes:
     """The positions of the episodes of a stream, or of the trajectories of a split.
 
     Attributes:
@@ -115,10 +117,21 @@ class Episodes(NamedTuple):
             Their rows, and the first and last rows of their episodes, (b,) int64 each; the last row
             of an unfinished episode is the newest.
         """
-        # Before its row, each finished episode has one last row, where no transition begins.
-        before = np.searchsorted(self.ends - np.arange(len(self.ends)), transitions, side='right')
-        bounds = np.concatenate([[-1], self.ends, [self.rows - 1]])
-        return transitions + before, bounds[before] + 1, bounds[before + 1]
+        before = np.searchsorted(self._transitions_before, transitions, side='right')
+        return transitions + before, self._bounds[before] + 1, self._bounds[before + 1]
+
+    @cached_property
+    def _transitions_before(self) -> np.ndarray:
+        """The number of transitions up to the end of each finished episode, (m,) int64.
+
+        Each of its episodes has one last row, where no transition begins.
+        """
+        return self.ends - np.arange(len(self.ends))
+
+    @cached_property
+    def _bounds(self) -> np.ndarray:
+        """-1, the finished episodes' last rows, and the newest row, (m + 2,) int64."""
+        return np.concatenate([[-1], self.ends, [self.rows - 1]])
 
 
 Values = list[tuple[str, int, Any]]
@@ -220,10 +233,15 @@ class Stream:
         """A copy of the rows from `start` to `end` of an array."""
         shape, dtype = self._arrays[name]
         size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-        data = os.pread(
-            self._files[name].fileno(), (end - start) * size, self._starts[name] + start * size
-        )
-        return np.frombuffer(data, dtype).reshape(end - start, *shape)
+        data = np.empty((end - start, *shape), dtype)
+        rest = data.reshape(-1).view(np.uint8).data
+        place = self._starts[name] + start * size
+        while len(rest):  # Linux reads at most 2 GiB at once.
+            read = os.preadv(self._files[name].fileno(), [rest[:READ_BYTES]], place)
+            if not read:
+                raise DataError(f'{self.path / name}.npy ends before row {end}')
+            rest, place = rest[read:], place + read
+        return data
 
     def read_frames(self, start: int, end: int) -> Any:
         """The same of the observations, an array or several by name."""
@@ -285,7 +303,8 @@ class Stream:
             with _faults(self.path):
                 write_npy_header(file, (0, *shape), dtype)
             self._starts[name] = file.tell()
-        self._reserve(self.rows)
+        self._drop_leftovers()
+        self._reserve()
         if not self.rows:
             return
         ends = np.flatnonzero(self.read('terminals', 0, self.rows - 1))
@@ -297,15 +316,20 @@ class Stream:
             for name in filter(_is_shown, self._arrays)
         }
 
-    def _reserve(self, rows: int) -> None:
-        """Cut the files to so many rows, and make room for at most EXTENT more."""
-        capacity = (rows // EXTENT + 1) * EXTENT
+    def _drop_leftovers(self) -> None:
+        """Remove what a killed process has written behind the rows that are opened.
+
+        Their episode is unfinished: the newest row has only its observation.
+        """
         with _faults(self.path):
             for name in self._arrays:
-                # What a killed process has written behind the rows is overwritten with zeros. The
-                # newest row has only its observation.
-                kept = rows if _is_shown(name) else max(rows - 1, 0)
-                self._resize(name, kept)
+                self._resize(name, self.rows if _is_shown(name) else max(self.rows - 1, 0))
+
+    def _reserve(self) -> None:
+        """Make room for at most EXTENT more rows, of zeros."""
+        capacity = (self.rows // EXTENT + 1) * EXTENT
+        with _faults(self.path):
+            for name in self._arrays:
                 self._resize(name, capacity)
         self.capacity = capacity
 
@@ -324,7 +348,7 @@ class Stream:
         for name, _, value in shown:
             assert (value.shape, value.dtype) == self._arrays[name]
         if self.rows == self.capacity:
-            self._reserve(self.rows)
+            self._reserve()
         if self.layout.latents is not None:
             shown.append(('latents', self.rows, latents))
         self._write([*shown, *itertools.chain(*columns)])

@@ -72,6 +72,16 @@ def common_info(store: FrameStore) -> list[str]:
     return [name for name in first if all(name in info for info in others)]
 
 
+def episodes_per_shard(lengths: np.ndarray, row_bytes: int) -> int:
+    """The number of episodes in a file: 1 GiB of frames, if they are of average length.
+
+    Args:
+        lengths: (m,) rows of each episode.
+        row_bytes: of a frame.
+    """
+    return max(1, _SHARD_BYTES * len(lengths) // (int(lengths.sum()) * row_bytes))
+
+
 def map_steps(
     function: Callable[[np.ndarray], Any], split: Split, info: Iterable[str]
 ) -> dict[str, Any]:
@@ -137,10 +147,10 @@ def _write(store: FrameStore, folder: Path, progress: Progress | None) -> None:
     )
     advance = running_sum(progress, sum(len(split.terminals) for split in splits.values()))
     row_bytes = sum(array[0].nbytes for array in named(first.observations).values())
-    longest = max(int(split.lengths.max()) for split in splits.values())
+    lengths = np.concatenate([split.lengths for split in splits.values()])
     writer = tfds.core.SequentialWriter(
         info,
-        max_examples_per_shard=max(1, _SHARD_BYTES // (longest * row_bytes)),
+        max_examples_per_shard=episodes_per_shard(lengths, row_bytes),
         file_format='array_record',
     )
     written_as = {split: 'val' if split == 'val' else 'train' for split in splits}

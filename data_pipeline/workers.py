@@ -77,12 +77,24 @@ class WorkerGroup:
     def _kill(self, index: int) -> None:
         self.connections[index].close()
         process = self._processes[index]
-        if process.is_alive():
-            try:
+        # Processes that a dead worker started keep its process group; where there is a process of
+        # its number again, it is another one.
+        if process.is_alive() or not _exists(process.pid):
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:  # The worker has not made its process group yet.
-                process.kill()
+        if process.is_alive():  # The worker may not have made its process group yet.
+            process.kill()
         process.join()
+
+
+def _exists(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # Another user's.
+        return True
+    return True
 
 
 def _spawn(work: Callable[..., None], *arguments: Any) -> tuple[Connection, Any]:

@@ -11,7 +11,7 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.observations import map_named
-from data_pipeline.replay import EXTENT, Episodes, Replay, RowLayout
+from data_pipeline.replay import EXTENT, READ_BYTES, Episodes, Replay, RowLayout
 from data_pipeline.replay_store import open_replay, verify_replay
 from data_pipeline.sources.replay import replay_splits
 
@@ -70,6 +70,37 @@ def test_a_replay_reads_as_a_frame_store(tmp_path):
         found = {'actions': split.actions, **split.labels}[name][split.valid_rows]
         np.testing.assert_array_equal(found, np.concatenate(expected))
     assert not split.actions[split.terminals].any()
+
+
+def test_rows_that_take_several_reads_are_read_whole(tmp_path):
+    layout = RowLayout((64, 64, 3), 'uint8', 2)
+    (episode,) = make_episodes((READ_BYTES // 64**2 // 3 + 2,), layout)
+    with Replay(tmp_path / 'replay', 'env', layout, 1) as replay:
+        (stream,) = replay.streams
+        append(stream, episode)
+        np.testing.assert_array_equal(stream.read_frames(1, stream.rows), episode[0][1:])
+        with pytest.raises(DataError, match='ends before row'):
+            stream.read('actions', 0, stream.capacity + 1)
+
+
+@pytest.mark.parametrize('is_cut_off', [False, True])
+def test_an_episode_that_ends_in_the_last_row_of_the_room_stays_ended(tmp_path, is_cut_off):
+    """Growing the files must not take the newest row for one without columns."""
+    episode, other = make_episodes((EXTENT - 1, 3), STATES)
+    with Replay(tmp_path / 'replay', 'env', STATES, 1) as replay:
+        (stream,) = replay.streams
+        append(stream, episode, ends=not is_cut_off)
+        if is_cut_off:
+            stream.cut_off()
+        assert stream.rows == stream.capacity == EXTENT
+        append(stream, other, steps=2, ends=False)
+        (record,) = replay.commit()
+    verify_replay(tmp_path / 'replay')
+    with Replay(tmp_path / 'replay', 'env', STATES, 1, [record]) as replay:
+        assert replay.streams[0].episodes.ends.tolist() == [EXTENT - 1]
+    split = open_replay(tmp_path / 'replay').splits['train']
+    assert split.lengths.tolist() == [EXTENT, 3]
+    assert split.labels['masks'][EXTENT - 1] == 1
 
 
 def test_several_arrays_read_as_those_of_a_frame_store(tmp_path):

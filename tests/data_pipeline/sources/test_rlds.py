@@ -21,7 +21,7 @@ from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.sources.rlds import RldsKeys, rlds_splits
 from data_pipeline.store.frame_store import FrameStore, open_store
 from data_pipeline.store.writer import write_store
-from data_pipeline.tfds_builder import export_tfds
+from data_pipeline.tfds_builder import episodes_per_shard, export_tfds
 from fql.envs.tasks import find_task, task_names
 
 NAME = 'visual-cube-single-play-v0'
@@ -67,6 +67,12 @@ def test_round_trip_is_exact(store, arrays, tmp_path):
             assert found[name].dtype == array.dtype
             assert found[name].tobytes() == array.tobytes()
     assert again.manifest.splits == store.manifest.splits
+
+
+def test_one_long_episode_does_not_give_every_episode_a_file_of_its_own():
+    lengths = np.array([100_000, *[1_000] * 400])
+    assert episodes_per_shard(lengths, row_bytes=64 * 64 * 3) == 70  # 15.3 MB each on average.
+    assert episodes_per_shard(np.array([10**6]), row_bytes=64 * 64 * 3) == 1
 
 
 def test_round_trip_of_vectors(make_arrays, tmp_path):
