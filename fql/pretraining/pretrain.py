@@ -128,7 +128,7 @@ def pretrain(
         )
         stack.enter_context(ended_with_others())
         began = time.monotonic()
-        batches = make_windows(store.splits['train'], loader_config(config), start)
+        batches = make_windows(store.splits['train'], window_loader_config(config), start)
         state, code = trainer.train(state, batches, is_evaluation_missing=False)
         if code == 0:
             encoder = local_copy(state.params['encoder'], run.mesh)
@@ -177,7 +177,7 @@ def check_pretraining(config: PretrainConfig, path: Path, resume: Resume) -> Che
     store = open_dataset(config.dataset, config.data_dir)
     check_data(folder, store)
     train = store.splits['train']
-    check_windows(train, loader_config(config))
+    check_windows(train, window_loader_config(config))
     check_augmentation(config.augmentation, frame_shapes(train))
     check_cameras(config.cameras, train)
     check_objective(config, train)
@@ -195,7 +195,9 @@ def validation_windows(store: FrameStore, config: PretrainConfig, start: int) ->
     """The windows of the `val` split from update `start` on; None where it has too few."""
     if 'val' not in store.splits or store.splits['val'].num_transitions < config.batch_size:
         return None
-    return make_windows(store.splits['val'], loader_config(config), rows_logged(config, start))
+    return make_windows(
+        store.splits['val'], window_loader_config(config), rows_logged(config, start)
+    )
 
 
 def check_objective(config: PretrainConfig, split: Split) -> None:
@@ -208,8 +210,8 @@ def check_objective(config: PretrainConfig, split: Split) -> None:
         )
 
 
-def loader_config(config: PretrainConfig) -> LoaderConfig:
-    """The settings of a run's batches in this process."""
+def window_loader_config(config: PretrainConfig) -> LoaderConfig:
+    """The loader's settings for a run's windows, in this process."""
     return LoaderConfig(
         batch_size=config.batch_size,
         frame_stack=config.frame_stack,

@@ -92,16 +92,11 @@ def check_run(config: TrainConfig, path: Path, resume: Resume) -> CheckedRun:
         encoder = read_starting_encoder(spec)
         if uses_cache(config):
             check_room(data, spec, encoder)
-    check_batches(data['train'].split, loader_config(data['train'], config, **this_process()))
+    check_batches(data['train'].split, loader_config(data['train'], config))
     rows = 0 if uses_cache(config) else config.batch_size // jax.process_count()
     check_memory(learner, abstract, rows * spec.observation_bytes)
     check_processes_agree(config, store)
     return CheckedRun(config, folder, mesh, store, data, spec, learner, abstract, encoder)
-
-
-def this_process() -> dict[str, int]:
-    """Which part of each batch this process loads."""
-    return {'process_index': jax.process_index(), 'process_count': jax.process_count()}
 
 
 def check_online_resume(folder: RunFolder, config: TrainConfig) -> None:

@@ -49,7 +49,7 @@ from fql.runs.run_start import (
 from fql.runs.wandb_mirror import wandb_mirror
 from fql.settings.run_arguments import Resume
 from fql.settings.train_config import TrainConfig
-from fql.training.checked_run import CheckedRun, check_run, this_process
+from fql.training.checked_run import CheckedRun, check_run
 from fql.training.latent_cache import cached_data, uses_cache
 from fql.training.loop import Batches, Trainer, rows_logged
 from fql.training.online import is_evaluation_due, offline_state, start_actors, train_online
@@ -133,7 +133,7 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
         began = time.monotonic()
         code = 0
         if start <= config.steps:
-            batches = training_batches(data['train'], config, start, **this_process())
+            batches = training_batches(data['train'], config, start)
             state, code = trainer.train(state, batches, is_evaluation_missing)
             is_evaluation_missing = False
         if code == 0 and actors is not None:
@@ -209,13 +209,13 @@ def validation_batches(
     """The batches of the `val` split from update `start` on; None where it has too few."""
     config = run.config
     # Chunks begin in fewer places than there are transitions.
-    loader = loader_config(run.data['train'], config, **this_process())
+    loader = loader_config(run.data['train'], config)
     if 'val' not in data or num_starts(data['val'].split, loader) < config.batch_size:
         return None
     logged = rows_logged(config, min(start, config.steps))
     if start > config.steps:
         logged += sum(step > config.steps for step in recorded_steps(run.folder.train_csv))
-    return training_batches(data['val'], config, logged, **this_process())
+    return training_batches(data['val'], config, logged)
 
 
 def make_evaluation(

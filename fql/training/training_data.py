@@ -139,21 +139,18 @@ def scaled_from(store: FrameStore) -> ActionRange | None:
 
 
 def training_batches(
-    data: LabelledSplit,
-    config: TrainConfig,
-    start_step: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    data: LabelledSplit, config: TrainConfig, start_step: int
 ) -> Iterator[dict[str, Any]]:
-    """The batches of a run from update `start_step` on; see `data_pipeline.loader.make_batches`."""
-    loader = loader_config(data, config, process_index, process_count)
+    """This process's part of the batches of a run from update `start_step` on.
+
+    See `data_pipeline.loader.make_batches`.
+    """
+    loader = loader_config(data, config)
     return make_batches(data.split, data.rewards, data.masks, loader, start_step)
 
 
-def loader_config(
-    data: LabelledSplit, config: TrainConfig, process_index: int = 0, process_count: int = 1
-) -> LoaderConfig:
-    """The loader's settings for a run on these data."""
+def loader_config(data: LabelledSplit, config: TrainConfig) -> LoaderConfig:
+    """The loader's settings, in this process, for a run on these data."""
     agent = agent_of(run_spec(data, config))
     return LoaderConfig(
         batch_size=config.batch_size,
@@ -163,8 +160,8 @@ def loader_config(
         next_actions='next_actions' in agent.needs,
         shift_probability=config.shift_probability,
         seed=config.seed,
-        process_index=process_index,
-        process_count=process_count,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
 
 
