@@ -14,8 +14,9 @@ from fql.policies.policy import make_act, make_policy, restore_params, with_cand
 from fql.policies.rollouts import Policy, random_policy
 from fql.policies.watch import watch
 from fql.reports.video import save_video
-from fql.runs.run_folder import RunFolder, RunSpec, read_spec
+from fql.runs.run_folder import RunFolder
 from fql.runs.run_learner import agent_of
+from fql.runs.run_spec import RunSpec, read_spec
 from fql.settings.train_config import check_environment
 from fql.training.comparability import comparability
 from scripts.evaluate_args import Evaluate

@@ -8,8 +8,9 @@ from fql.devices import one_device_mesh
 from fql.learner import count_parameters
 from fql.output import print_notice
 from fql.runs.checkpoints import CheckpointReader
-from fql.runs.run_folder import RunFolder, read_identity, read_spec
+from fql.runs.run_folder import RunFolder
 from fql.runs.run_learner import make_learner
+from fql.runs.run_spec import read_identity, read_spec
 from scripts.inspect_args import InspectCheckpoint
 
 

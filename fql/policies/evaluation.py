@@ -19,7 +19,8 @@ from fql.reports.video import save_video
 from fql.runs.measures import RETURN, SCORE, SUCCESS
 from fql.runs.metrics_log import MetricsLog, read_csv
 from fql.runs.progress import progress_bar, progress_callback
-from fql.runs.run_folder import RunFolder, RunSpec
+from fql.runs.run_folder import RunFolder
+from fql.runs.run_spec import RunSpec
 from fql.settings.train_config import TrainConfig
 
 MAX_WORKERS = 16

@@ -31,16 +31,9 @@ from fql.learner import Params
 from fql.policies.policy import restore_params
 from fql.runs.checkpoints import file_checksums
 from fql.runs.measures import Measure, read_results
-from fql.runs.run_folder import (
-    EXPORTED,
-    RunFolder,
-    RunSpec,
-    check_new_folder,
-    read_object,
-    read_spec,
-    write_spec,
-)
+from fql.runs.run_folder import EXPORTED, RunFolder, check_new_folder
 from fql.runs.run_learner import agent_of
+from fql.runs.run_spec import RunSpec, read_object, read_spec, write_spec
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 PARAMS = 'params'

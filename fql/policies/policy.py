@@ -15,8 +15,9 @@ from fql.errors import FQLError
 from fql.learner import Params
 from fql.policies.rollouts import Policy
 from fql.runs.checkpoints import CheckpointReader
-from fql.runs.run_folder import RunFolder, RunSpec, read_identity
+from fql.runs.run_folder import RunFolder
 from fql.runs.run_learner import agent_of, make_learner
+from fql.runs.run_spec import RunSpec, read_identity
 from fql.settings.train_config import validate_config
 
 Act = Callable[[Params, jax.Array, Any, jax.Array, jax.Array], jax.Array]

@@ -20,9 +20,10 @@ from fql.policies.policy import make_act, make_policy
 from fql.reports.plots import plot_learning_curve
 from fql.runs.checkpoints import CheckpointReader
 from fql.runs.metrics_log import MetricsLog
-from fql.runs.run_folder import RunFolder, finished_steps, read_identity, read_spec
+from fql.runs.run_folder import RunFolder, finished_steps
 from fql.runs.run_learner import agent_of, make_learner
 from fql.runs.run_lock import lock_run
+from fql.runs.run_spec import read_identity, read_spec
 from fql.settings.train_config import check_environment
 
 POLL_SECONDS = 2.0

@@ -14,14 +14,9 @@ from fql.pretraining.pretrain_config import PretrainSpec, read_pretrain_spec
 from fql.pretraining.pretrain_learner import make_pretraining_learner
 from fql.pretraining.saved_encoders import save_encoder_folder
 from fql.runs.checkpoints import CheckpointReader
-from fql.runs.run_folder import (
-    RunFolder,
-    RunSpec,
-    check_new_folder,
-    read_identity,
-    read_spec,
-)
+from fql.runs.run_folder import RunFolder, check_new_folder
 from fql.runs.run_learner import agent_of, make_learner
+from fql.runs.run_spec import RunSpec, read_identity, read_spec
 
 
 def export_encoder(path: Path, step: int | None, out: Path) -> SavedEncoder:

@@ -46,7 +46,8 @@ from fql.pretraining.pretrain_learner import (
 from fql.pretraining.saved_encoders import save_encoder_folder
 from fql.runs.checkpoints import CheckpointWriter, rows_written
 from fql.runs.interruption import Interruption, ended_with_others
-from fql.runs.run_folder import RunFolder, read_identity, versions
+from fql.runs.run_folder import RunFolder
+from fql.runs.run_spec import read_identity, versions
 from fql.runs.run_start import (
     Logs,
     check_data,

@@ -11,7 +11,7 @@ from fql.augmentation import augment_frames
 from fql.batch import LOADED_FIELDS, Batch, batch_from_inputs
 from fql.compiled import Arrays, Prepare
 from fql.learner import Learner, Metrics, TrainState, make_optimizer, scaled_encoders
-from fql.runs.run_folder import RunSpec
+from fql.runs.run_spec import RunSpec
 
 
 def agent_of(spec: RunSpec) -> Agent:

@@ -21,15 +21,9 @@ from fql.errors import FQLError
 from fql.learner import TrainState
 from fql.runs.checkpoints import restore_newest
 from fql.runs.metrics_log import MetricsLog, Mirror, read_csv
-from fql.runs.run_folder import (
-    RunFolder,
-    check_is_run,
-    check_path,
-    finished_steps,
-    read_identity,
-    read_object,
-)
+from fql.runs.run_folder import RunFolder, check_is_run, check_path, finished_steps
 from fql.runs.run_lock import lock_run
+from fql.runs.run_spec import read_identity, read_object
 from fql.settings.run_arguments import Resume, check_processes
 from fql.settings.train_config import Processes, differing_fields
 

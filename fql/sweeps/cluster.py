@@ -17,7 +17,7 @@ from data_pipeline.errors import first_line
 from data_pipeline.files import write_json
 from fql.command import PROGRAM
 from fql.errors import FQLError
-from fql.runs.run_folder import read_object
+from fql.runs.run_spec import read_object
 from fql.sweeps.file import SweepRun
 from fql.sweeps.folder import (
     SweepFolder,

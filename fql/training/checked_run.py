@@ -15,8 +15,9 @@ from fql.compiled import abstract_state
 from fql.devices import check_batch_size, make_mesh
 from fql.errors import FQLError
 from fql.learner import Learner, Params, TrainState
-from fql.runs.run_folder import RunFolder, RunSpec, finished_steps, read_spec
+from fql.runs.run_folder import RunFolder, finished_steps
 from fql.runs.run_learner import make_learner
+from fql.runs.run_spec import RunSpec, read_spec
 from fql.runs.run_start import check_data, check_processes_agree, check_run_folder
 from fql.runs.wandb_mirror import check_wandb
 from fql.settings.run_arguments import Resume

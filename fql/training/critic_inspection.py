@@ -14,8 +14,9 @@ from fql.envs.tasks import find_task
 from fql.errors import FQLError
 from fql.output import format_table, print_notice
 from fql.policies.policy import restore_params
-from fql.runs.run_folder import RunFolder, read_spec
+from fql.runs.run_folder import RunFolder
 from fql.runs.run_learner import agent_of
+from fql.runs.run_spec import read_spec
 from fql.runs.run_start import check_data
 from fql.training.training_data import load_training_data, loader_config, store_of, training_batches
 from fql.training.verified_data import verify_once

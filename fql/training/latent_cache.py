@@ -33,8 +33,8 @@ from fql.devices import AXIS, compiler_options, local_mesh
 from fql.errors import FQLError
 from fql.learner import Params
 from fql.runs.progress import count_from, progress_bar
-from fql.runs.run_folder import RunSpec
 from fql.runs.run_learner import agent_of
+from fql.runs.run_spec import RunSpec
 from fql.settings.train_config import TrainConfig
 from fql.training.training_data import LabelledSplit, store_of
 

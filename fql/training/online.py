@@ -38,10 +38,11 @@ from fql.policies.evaluation import VIDEO_FPS, start_workers
 from fql.policies.policy import Act, make_act
 from fql.reports.plots import first_shown
 from fql.reports.video import Recording, save_video
-from fql.runs.checkpoints import CheckpointReader, finished_steps
+from fql.runs.checkpoints import CheckpointReader
 from fql.runs.metrics_log import MetricsLog
-from fql.runs.run_folder import RunFolder, RunSpec
+from fql.runs.run_folder import RunFolder, finished_steps
 from fql.runs.run_learner import agent_of, batch_maker, make_online_learner
+from fql.runs.run_spec import RunSpec
 from fql.settings.train_config import TrainConfig
 from fql.training.actors import Actors, Encode
 from fql.training.loop import Trainer, Update, is_due, was_due

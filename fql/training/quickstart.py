@@ -21,8 +21,9 @@ from fql.reports.data_report import describe_store
 from fql.reports.plots import plot_learning_curve
 from fql.reports.video import save_video
 from fql.runs.progress import progress_bar, progress_callback
-from fql.runs.run_folder import RunFolder, read_spec
+from fql.runs.run_folder import RunFolder
 from fql.runs.run_learner import agent_of
+from fql.runs.run_spec import read_spec
 from fql.settings.presets import quickstart_config
 from fql.settings.train_config import TrainConfig
 from fql.training.train import train

@@ -14,7 +14,8 @@ from fql.envs.tasks import find_task
 from fql.learner import Params, TrainState, count_parameters
 from fql.reports.published import published_result
 from fql.runs.measures import read_results
-from fql.runs.run_folder import RunFolder, RunSpec, read_spec
+from fql.runs.run_folder import RunFolder
+from fql.runs.run_spec import RunSpec, read_spec
 from fql.settings.presets import has_preset
 from fql.settings.train_config import setting_text
 from fql.training.comparability import comparability

@@ -37,8 +37,9 @@ from fql.runs.checkpoints import CheckpointWriter, rows_written
 from fql.runs.interruption import Interruption, ended_with_others
 from fql.runs.measures import read_results
 from fql.runs.metrics_log import MetricsLog
-from fql.runs.run_folder import RunFolder, RunSpec, read_identity, versions, write_spec
+from fql.runs.run_folder import RunFolder
 from fql.runs.run_learner import agent_of, batch_maker, loaded_fields, validation_of
+from fql.runs.run_spec import RunSpec, read_identity, versions, write_spec
 from fql.runs.run_start import (
     Logs,
     claimed_folder,

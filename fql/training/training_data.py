@@ -20,8 +20,8 @@ from fql.batch import Batch, batch_from_inputs
 from fql.envs.tasks import find_task
 from fql.errors import FQLError
 from fql.learner import split_seed
-from fql.runs.run_folder import RunSpec
 from fql.runs.run_learner import agent_of
+from fql.runs.run_spec import RunSpec
 from fql.settings.dataset_paths import dataset_path
 from fql.settings.train_config import TrainConfig
 from fql.training.verified_data import verify_once

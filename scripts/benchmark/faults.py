@@ -20,8 +20,9 @@ from fql.errors import FQLError
 from fql.policies.evaluation import recorded_steps
 from fql.runs.checkpoints import CheckpointReader, CheckpointWriter
 from fql.runs.progress import progress_bar
-from fql.runs.run_folder import RunFolder, finished_steps, read_identity, read_spec
+from fql.runs.run_folder import RunFolder, finished_steps
 from fql.runs.run_learner import agent_of, batch_maker, make_learner
+from fql.runs.run_spec import read_identity, read_spec
 from fql.settings.train_config import TrainConfig
 from scripts.benchmark.args import BenchmarkFaults
 from scripts.benchmark.measuring import ROOT, run_fql

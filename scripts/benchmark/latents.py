@@ -16,8 +16,8 @@ from data_pipeline.store.frame_store import Split
 from data_pipeline.store.latents import LatentWriter
 from fql.devices import local_mesh
 from fql.output import format_table
-from fql.runs.run_folder import RunSpec
 from fql.runs.run_learner import agent_of
+from fql.runs.run_spec import RunSpec
 from fql.training.latent_cache import (
     AHEAD,
     latent_width,

@@ -16,7 +16,7 @@ from fql.envs.tasks import find_task
 from fql.errors import FQLError
 from fql.runs.checkpoints import CheckpointWriter
 from fql.runs.interruption import Interruption
-from fql.runs.run_folder import RunFolder, RunSpec
+from fql.runs.run_folder import RunFolder
 from fql.runs.run_learner import (
     agent_of,
     batch_maker,
@@ -24,6 +24,7 @@ from fql.runs.run_learner import (
     make_learner,
     validation_of,
 )
+from fql.runs.run_spec import RunSpec
 from fql.settings.presets import default_config
 from fql.settings.train_config import TrainConfig
 from fql.training.loop import Trainer

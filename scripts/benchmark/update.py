@@ -33,8 +33,8 @@ from fql.devices import check_batch_size, make_mesh, put_batch
 from fql.errors import FQLError
 from fql.learner import Learner, Metrics, TrainState, make_optimizer
 from fql.output import format_table
-from fql.runs.run_folder import RunSpec
 from fql.runs.run_learner import agent_of, batch_maker, make_learner
+from fql.runs.run_spec import RunSpec
 from fql.settings.train_config import TrainConfig, validate_config
 from fql.training.resource_limits import check_memory
 from scripts.benchmark.args import BenchmarkUpdate, Mode

@@ -18,7 +18,8 @@ import pytest
 from encoders.description import read_encoder
 from encoders.saved import load_encoder
 from fql.envs.tasks import QUICKSTART_TASK
-from fql.runs.checkpoints import CheckpointReader, finished_steps
+from fql.runs.checkpoints import CheckpointReader
+from fql.runs.run_folder import finished_steps
 from fql.stopping import EXIT_CODE
 
 SETTINGS = (
@@ -69,7 +70,7 @@ from fql.agents.configs import EncoderConfig, FQLConfig
 from fql.compiled import abstract_state, initial_state, make_train_step
 from fql.settings.train_config import TrainConfig
 from fql.devices import LARGE, make_mesh, put_batch
-from fql.runs.run_folder import RunSpec
+from fql.runs.run_spec import RunSpec
 from fql.runs.run_learner import batch_maker, make_learner
 
 encoder = EncoderConfig(size='impala_debug')

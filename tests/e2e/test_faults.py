@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fql.envs.tasks import QUICKSTART_TASK
-from fql.runs.checkpoints import CheckpointReader, finished_steps
+from fql.runs.checkpoints import CheckpointReader
+from fql.runs.run_folder import finished_steps
 from fql.training.loop import MUST_BE_FINITE
 
 SMALL = (

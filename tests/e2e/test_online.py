@@ -11,8 +11,8 @@ import pytest
 
 from data_pipeline.replay import open_replay
 from fql.envs.tasks import QUICKSTART_TASK
-from fql.runs.checkpoints import finished_steps
 from fql.runs.metrics_log import read_csv
+from fql.runs.run_folder import finished_steps
 
 SMALL = (
     *('--task', QUICKSTART_TASK, '--batch-size', 8, '--hidden-dims', 8, '--frame-stack', 2),

@@ -20,10 +20,10 @@ from fql.compiled import TrainStep
 from fql.devices import one_device_mesh
 from fql.errors import FQLError
 from fql.learner import TrainState
-from fql.runs.checkpoints import CheckpointReader, CheckpointWriter, finished_steps
+from fql.runs.checkpoints import CheckpointReader, CheckpointWriter
 from fql.runs.interruption import Interrupted, Interruption
 from fql.runs.metrics_log import MetricsLog, read_csv
-from fql.runs.run_folder import RunFolder
+from fql.runs.run_folder import RunFolder, finished_steps
 from fql.stopping import EXIT_CODE
 from fql.training.loop import MUST_BE_FINITE, Trainer, updates_in_call
 

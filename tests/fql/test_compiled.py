@@ -15,8 +15,8 @@ from fql.compiled import (
     updates_per_call,
 )
 from fql.devices import one_device_mesh
-from fql.runs.run_folder import RunSpec
 from fql.runs.run_learner import batch_maker, make_learner
+from fql.runs.run_spec import RunSpec
 from fql.settings.train_config import TrainConfig
 
 SPEC = RunSpec(

@@ -11,8 +11,9 @@ from fql.agents.configs import AGENT_CONFIGS
 from fql.augmentation_config import AugmentationConfig
 from fql.envs.tasks import QUICKSTART_TASK, find_task
 from fql.learner import split_seed
-from fql.runs.run_folder import RunFolder, RunSpec, write_spec
+from fql.runs.run_folder import RunFolder
 from fql.runs.run_learner import batch_maker
+from fql.runs.run_spec import RunSpec, write_spec
 from fql.settings.presets import default_config
 from fql.settings.train_config import OnlineConfig, TrainConfig
 from fql.training.training_data import load_training_data, loader_config, run_spec, training_batches

@@ -13,8 +13,9 @@ from fql.agents.configs import BCConfig
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.policies.policy import restore_params
 from fql.reports.critic_plots import binned
-from fql.runs.run_folder import RunFolder, RunSpec, read_spec, write_spec
+from fql.runs.run_folder import RunFolder
 from fql.runs.run_learner import agent_of
+from fql.runs.run_spec import RunSpec, read_spec, write_spec
 from fql.settings.train_config import TrainConfig
 from fql.training.critic_inspection import compared_actions, view_critic
 from fql.training.training_data import batch_of_update

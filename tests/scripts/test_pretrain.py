@@ -26,10 +26,11 @@ from fql.pretraining.pretrain import write_final_encoder
 from fql.pretraining.pretrain_config import read_pretrain_spec
 from fql.pretraining.pretrain_learner import make_pretraining_learner
 from fql.pretraining.probe import probe
-from fql.runs.checkpoints import CheckpointReader, CheckpointWriter, finished_steps
+from fql.runs.checkpoints import CheckpointReader, CheckpointWriter
 from fql.runs.interruption import Interrupted, Interruption
-from fql.runs.run_folder import RunFolder, RunSpec, read_identity, write_spec
+from fql.runs.run_folder import RunFolder, finished_steps
 from fql.runs.run_learner import make_learner
+from fql.runs.run_spec import RunSpec, read_identity, write_spec
 from fql.settings.train_config import TrainConfig
 from fql.stopping import EXIT_CODE
 

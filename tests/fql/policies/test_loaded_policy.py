@@ -23,8 +23,9 @@ from fql.errors import FQLError
 from fql.policies.loaded_policy import LoadedPolicy, load_policy
 from fql.policies.policy import make_act, make_policy, restore_params
 from fql.pretraining.saved_encoders import save_encoder_folder
-from fql.runs.run_folder import RunFolder, RunSpec, read_spec
+from fql.runs.run_folder import RunFolder
 from fql.runs.run_learner import agent_of
+from fql.runs.run_spec import RunSpec, read_spec
 from fql.settings.train_config import TrainConfig
 
 ROOT = Path(__file__).parents[3]

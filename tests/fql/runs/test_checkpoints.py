@@ -19,15 +19,10 @@ from fql.agents.configs import EncoderConfig, FQLConfig
 from fql.compiled import abstract_state, initial_state
 from fql.devices import one_device_mesh
 from fql.errors import FQLError
-from fql.runs.checkpoints import (
-    CHECKSUMS,
-    CheckpointReader,
-    CheckpointWriter,
-    finished_steps,
-    restore_newest,
-)
-from fql.runs.run_folder import RunFolder, RunSpec, read_spec, write_spec
+from fql.runs.checkpoints import CHECKSUMS, CheckpointReader, CheckpointWriter, restore_newest
+from fql.runs.run_folder import RunFolder, finished_steps
 from fql.runs.run_learner import make_learner
+from fql.runs.run_spec import RunSpec, read_spec, write_spec
 from fql.settings.train_config import TrainConfig
 
 SPEC = RunSpec(
