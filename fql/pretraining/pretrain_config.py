@@ -12,7 +12,7 @@ from fql.agents.configs import EncoderName, EncoderSharing
 from fql.augmentation_config import AugmentationConfig
 from fql.runs.run_folder import RunFolder
 from fql.runs.run_spec import read_stored, write_stored
-from fql.settings.train_config import check_bounds, raise_unless
+from fql.settings.bounds import check_bounds, raise_unless
 
 FORMAT_VERSION = 2
 

@@ -15,8 +15,8 @@ import pytest
 
 from fql.agents.configs import AGENT_CONFIGS
 from fql.envs.tasks import QUICKSTART_TASK
-from fql.settings.train_config import BOUNDS
 from scripts.main import COMMANDS
+from scripts.shared_args import BOUNDS_OF_ARGUMENTS
 
 CUBE_TASK = 'visual-cube-single-play-singletask-task1-v0'
 SMALL = (
@@ -338,7 +338,7 @@ def test_every_number_that_a_user_may_give_has_bounds():
     names = {name for cls in declared for name in numbers_of(cls)}
     assert {'lr', 'alpha', 'kills', 'mask_ratio', 'unfreeze_step', 'process_id'} <= names
     # This one may also be a word; `validate_config` checks it.
-    assert names - {'offline_ratio'} <= BOUNDS.keys()
+    assert names - {'offline_ratio'} <= BOUNDS_OF_ARGUMENTS.keys()
 
 
 @pytest.mark.parametrize('kind', ['fifo', 'device'])
