@@ -10,10 +10,11 @@ from fql.policies.evaluation import (
     evaluate_with_progress,
     start_workers,
 )
-from fql.policies.policy import make_act, make_policy, restore_params, with_candidates
+from fql.policies.policy import make_act, make_policy, with_candidates
 from fql.policies.rollouts import Policy, random_policy
 from fql.policies.watch import watch
 from fql.reports.video import save_video
+from fql.runs.run_checkpoints import restore_params
 from fql.runs.run_folder import RunFolder
 from fql.runs.run_learner import agent_of
 from fql.runs.run_spec import RunSpec, read_spec

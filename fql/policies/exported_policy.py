@@ -28,9 +28,9 @@ from encoders.saved import write_params
 from fql.agents.base import Agent, PlainEncoder
 from fql.errors import FQLError
 from fql.learner import Params
-from fql.policies.policy import restore_params
 from fql.runs.checkpoints import file_checksums
 from fql.runs.measures import Measure, read_results
+from fql.runs.run_checkpoints import restore_params
 from fql.runs.run_folder import EXPORTED, RunFolder, check_new_folder
 from fql.runs.run_learner import agent_of
 from fql.runs.run_spec import RunSpec, read_object, read_spec, write_spec

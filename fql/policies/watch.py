@@ -5,8 +5,6 @@ import time
 from collections.abc import Iterator
 
 from data_pipeline.errors import first_line
-from fql.compiled import abstract_state
-from fql.devices import one_device_mesh
 from fql.envs.tasks import find_task
 from fql.errors import FQLError
 from fql.policies.evaluation import (
@@ -18,12 +16,12 @@ from fql.policies.evaluation import (
 )
 from fql.policies.policy import make_act, make_policy
 from fql.reports.plots import plot_learning_curve
-from fql.runs.checkpoints import CheckpointReader
 from fql.runs.metrics_log import MetricsLog
+from fql.runs.run_checkpoints import restore_params
 from fql.runs.run_folder import RunFolder, finished_steps
-from fql.runs.run_learner import agent_of, make_learner
+from fql.runs.run_learner import agent_of
 from fql.runs.run_lock import lock_run
-from fql.runs.run_spec import read_identity, read_spec
+from fql.runs.run_spec import read_spec
 from fql.settings.train_config import check_environment
 
 POLL_SECONDS = 2.0
@@ -50,7 +48,6 @@ def watch(folder: RunFolder, episodes: int, num_workers: int, env: str = '') -> 
     if not config.save_interval:
         raise FQLError(f'{folder.path} saves no checkpoints: its save-interval is 0')
     act = make_act(agent_of(spec))
-    abstract = abstract_state(make_learner(spec), one_device_mesh())
     with (
         lock_run(folder.watch_lock, 'watcher'),
         start_workers(spec, config, episodes, num_workers) as workers,
@@ -58,10 +55,8 @@ def watch(folder: RunFolder, episodes: int, num_workers: int, env: str = '') -> 
     ):
         print(f'watching {folder.path} up to step {config.total_updates:,}', flush=True)
         for step in _new_steps(folder):
-            reader = CheckpointReader(folder.checkpoints, read_identity(folder.spec))
             try:
-                with reader.reading(step):
-                    params = reader.restore_params(abstract, step)
+                _, params = restore_params(folder, spec, step)
             except Exception as error:
                 if step in finished_steps(folder.checkpoints):
                     raise FQLError(f'step {step:,} cannot be read: {first_line(error)}') from error

@@ -46,6 +46,7 @@ from fql.pretraining.pretrain_learner import (
 from fql.pretraining.saved_encoders import save_encoder_folder
 from fql.runs.checkpoints import CheckpointWriter, rows_written
 from fql.runs.interruption import Interruption, ended_with_others
+from fql.runs.run_checkpoints import restore_newest
 from fql.runs.run_folder import RunFolder
 from fql.runs.run_spec import read_identity, versions
 from fql.runs.run_start import (
@@ -55,7 +56,6 @@ from fql.runs.run_start import (
     check_run_folder,
     claimed_folder,
     open_logs,
-    restored_state,
     write_description,
 )
 from fql.settings.run_arguments import Resume
@@ -88,7 +88,7 @@ def pretrain(
         verification = stack.enter_context(Verification(store.path, verify_data))
         verification.add(store.stored_arrays)
         stack.enter_context(claimed_folder(folder))
-        state, notices = restored_state(folder, folder.pretrain_spec, run.abstract)
+        state, notices = restore_newest(folder, folder.pretrain_spec, run.abstract)
         state = initial_state(run.learner, config.seed, run.mesh) if state is None else state
         write_description(folder, store, lambda: write_pretrain_spec(folder, spec))
         start = int(state.step)

@@ -14,7 +14,6 @@ import math
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -484,46 +483,6 @@ class CheckpointReader:
             raise FQLError(
                 f'checkpoint {self._folder / str(step)} is of another agent: {differences}'
             )
-
-
-def restore_newest(
-    folder: Path,
-    abstract: TrainState,
-    damaged: Path,
-    identity: Mapping[str, Any] | None = None,
-) -> tuple[TrainState | None, list[str]]:
-    """The state of the newest sound checkpoint, for a run that continues there.
-
-    Newer, damaged checkpoints are moved into the folder `damaged` once that one was read: the run
-    will write those steps again.
-
-    Args:
-        identity: see `CheckpointReader`.
-
-    Returns:
-        The state, None if no checkpoint was ever finished; and a line on each damaged one.
-
-    Raises:
-        FQLError: every checkpoint is damaged, one is of another run or agent, or one cannot be read
-            for another reason than damage. Nothing was moved then.
-    """
-    if not finished_steps(folder):
-        return None, []
-    reader = CheckpointReader(folder, identity)
-    step, damage = reader.search(None)
-    state = reader.restore(abstract, step)
-    return state, [_move_away(folder, *newer, damaged) for newer in damage.items()]
-
-
-def _move_away(folder: Path, step: int, fault: str, damaged: Path) -> str:
-    """Move a damaged checkpoint out of the way of the one that will be written; say so."""
-    target = damaged / f'{step}-{time.strftime("%Y%m%d-%H%M%S")}'
-    wait_for_all_processes(f'judged checkpoint {step}')
-    if jax.process_index() == 0:
-        damaged.mkdir(exist_ok=True)
-        (folder / str(step)).rename(target)
-    wait_for_all_processes(f'moved checkpoint {step}')
-    return f'checkpoint of step {step:,} is damaged ({fault}); moved to {target}'
 
 
 def _check_writable(folder: Path, nbytes: int) -> None:

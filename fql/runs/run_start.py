@@ -18,12 +18,10 @@ from data_pipeline.store.frame_store import FrameStore
 from fql.command import command
 from fql.devices import differing_processes, wait_for_all_processes
 from fql.errors import FQLError
-from fql.learner import TrainState
-from fql.runs.checkpoints import restore_newest
 from fql.runs.metrics_log import MetricsLog, Mirror, read_csv
 from fql.runs.run_folder import RunFolder, check_is_run, check_path, finished_steps
 from fql.runs.run_lock import lock_run
-from fql.runs.run_spec import read_identity, read_object
+from fql.runs.run_spec import read_object
 from fql.settings.run_arguments import Resume, check_processes
 from fql.settings.train_config import Processes, differing_fields
 
@@ -123,19 +121,6 @@ def write_description(folder: RunFolder, store: FrameStore, write_spec: Callable
         write_json(folder.data, store.checksums)
         write_spec()
     wait_for_all_processes('run described')
-
-
-def restored_state(
-    folder: RunFolder, spec_file: Path, abstract: TrainState
-) -> tuple[TrainState | None, list[str]]:
-    """The newest sound checkpoint's state, if there is one, and notes about damaged ones.
-
-    Args:
-        spec_file: of the folder; says what the checkpoint must be of, where it exists.
-        abstract: shapes and shardings of the state.
-    """
-    identity = read_identity(spec_file) if spec_file.exists() else None
-    return restore_newest(folder.checkpoints, abstract, folder.damaged, identity)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from fql.batch import batch_from_inputs
 from fql.envs.tasks import find_task
 from fql.errors import FQLError
 from fql.output import format_table, print_notice
-from fql.policies.policy import restore_params
+from fql.runs.run_checkpoints import restore_params
 from fql.runs.run_folder import RunFolder
 from fql.runs.run_learner import agent_of
 from fql.runs.run_spec import read_spec

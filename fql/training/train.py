@@ -37,6 +37,7 @@ from fql.runs.checkpoints import CheckpointWriter, rows_written
 from fql.runs.interruption import Interruption, ended_with_others
 from fql.runs.measures import read_results
 from fql.runs.metrics_log import MetricsLog
+from fql.runs.run_checkpoints import restore_newest
 from fql.runs.run_folder import RunFolder
 from fql.runs.run_learner import agent_of, batch_maker, loaded_fields, validation_of
 from fql.runs.run_spec import RunSpec, read_identity, versions, write_spec
@@ -44,7 +45,6 @@ from fql.runs.run_start import (
     Logs,
     claimed_folder,
     open_logs,
-    restored_state,
     write_description,
 )
 from fql.runs.wandb_mirror import wandb_mirror
@@ -174,7 +174,7 @@ def starting_state(run: CheckedRun) -> tuple[TrainState, bool, list[str]]:
         The state, whether it was restored, and notes about damaged checkpoints.
     """
     config = run.config
-    state, notices = restored_state(run.folder, run.folder.spec, run.abstract)
+    state, notices = restore_newest(run.folder, run.folder.spec, run.abstract)
     if state is not None:
         return state, True, notices
     if config.online.source:

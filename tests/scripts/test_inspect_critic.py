@@ -11,8 +11,8 @@ import pytest
 from data_pipeline.store.frame_store import open_store
 from fql.agents.configs import BCConfig
 from fql.envs.tasks import QUICKSTART_TASK
-from fql.policies.policy import restore_params
 from fql.reports.critic_plots import binned
+from fql.runs.run_checkpoints import restore_params
 from fql.runs.run_folder import RunFolder
 from fql.runs.run_learner import agent_of
 from fql.runs.run_spec import RunSpec, read_spec, write_spec

@@ -21,8 +21,9 @@ from fql.agents.configs import EncoderConfig, QCFQLConfig
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.errors import FQLError
 from fql.policies.loaded_policy import LoadedPolicy, load_policy
-from fql.policies.policy import make_act, make_policy, restore_params
+from fql.policies.policy import make_act, make_policy
 from fql.pretraining.saved_encoders import save_encoder_folder
+from fql.runs.run_checkpoints import restore_params
 from fql.runs.run_folder import RunFolder
 from fql.runs.run_learner import agent_of
 from fql.runs.run_spec import RunSpec, read_spec
