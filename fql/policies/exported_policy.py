@@ -28,7 +28,7 @@ from encoders.saved import write_params
 from fql.agents.base import Agent, PlainEncoder
 from fql.errors import FQLError
 from fql.learner import Params
-from fql.runs.checkpoints import file_checksums
+from fql.runs.checkpoint_files import file_checksums
 from fql.runs.measures import Measure, read_results
 from fql.runs.run_checkpoints import restore_params
 from fql.runs.run_folder import EXPORTED, RunFolder, check_new_folder

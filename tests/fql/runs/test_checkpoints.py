@@ -19,7 +19,8 @@ from fql.agents.configs import EncoderConfig, FQLConfig
 from fql.compiled import abstract_state, initial_state
 from fql.devices import one_device_mesh
 from fql.errors import FQLError
-from fql.runs.checkpoints import CHECKSUMS, CheckpointReader, CheckpointWriter
+from fql.runs.checkpoint_files import CHECKSUMS
+from fql.runs.checkpoints import CheckpointReader, CheckpointWriter
 from fql.runs.run_checkpoints import restore_newest
 from fql.runs.run_folder import RunFolder, finished_steps
 from fql.runs.run_learner import make_learner
