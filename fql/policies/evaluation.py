@@ -126,6 +126,37 @@ def describe_result(task: Task, result: EvaluationResult) -> str:
     return ', '.join(parts) or f'{RETURN.name} {RETURN.text(mean_return)}'
 
 
+def evaluate_and_record(
+    workers: EnvWorkers,
+    policy: Policy,
+    config: TrainConfig,
+    episodes: int,
+    folder: RunFolder,
+    log: MetricsLog,
+    step: int,
+) -> str:
+    """Evaluate a run after update `step`, and write the results into its folder.
+
+    Args:
+        config: the run's settings: the episodes' seed, the videos, the task.
+        log: of evaluations.
+
+    Returns:
+        A line that describes the results.
+    """
+    task = find_task(config.task)
+    result = evaluate_with_progress(
+        workers,
+        policy,
+        episodes,
+        config.eval_seed,
+        title=f'evaluate step {step:,}',
+        record_episodes=config.eval_videos,
+    )
+    record_evaluation(folder, log, step, result, task)
+    return f'step {step:,}: {describe_result(task, result)} ({episodes} episodes)'
+
+
 def record_evaluation(
     folder: RunFolder, log: MetricsLog, step: int, result: EvaluationResult, task: Task
 ) -> None:

@@ -17,10 +17,12 @@ from fql.runs.run_spec import RunSpec
 from fql.settings.train_config import validate_config
 
 Act = Callable[[Params, jax.Array, Any, jax.Array, jax.Array], jax.Array]
+"""(params, key, observations (b, ...), or several by name, episodes and timesteps (b,) int32) ->
+actions (b, h, a), in [-1, 1]; see `make_act`."""
 
 
 def make_act(agent: Agent, name: str = '') -> Act:
-    """The jitted function (params, key, observations, episodes, timesteps) -> actions (b, h, a).
+    """The jitted function by which an agent acts.
 
     Draws for a sample depend on (key, episode, timestep) only, so that an episode does not
     depend on which others run beside it.

@@ -5,12 +5,9 @@ import time
 from collections.abc import Iterator
 
 from data_pipeline.errors import first_line
-from fql.envs.tasks import find_task
 from fql.errors import FQLError
 from fql.policies.evaluation import (
-    describe_result,
-    evaluate_with_progress,
-    record_evaluation,
+    evaluate_and_record,
     recorded_steps,
     start_workers,
 )
@@ -42,7 +39,6 @@ def watch(folder: RunFolder, episodes: int, num_workers: int, env: str = '') -> 
     spec = read_spec(folder)
     config = dataclasses.replace(spec.config, env=env or spec.config.env)
     check_environment(config)
-    task = find_task(config.task)
     if config.eval_interval:
         raise FQLError(f'{folder.path} is evaluated by its training; train with --eval-interval 0')
     if not config.save_interval:
@@ -62,17 +58,9 @@ def watch(folder: RunFolder, episodes: int, num_workers: int, env: str = '') -> 
                     raise FQLError(f'step {step:,} cannot be read: {first_line(error)}') from error
                 print(f'step {step:,} was deleted before it was read ({type(error).__name__})')
                 continue
-            result = evaluate_with_progress(
-                workers,
-                make_policy(act, params, config.eval_seed),
-                episodes,
-                config.eval_seed,
-                title=f'evaluate step {step:,}',
-                record_episodes=config.eval_videos,
-            )
-            record_evaluation(folder, log, step, result, task)
-            text = describe_result(task, result)
-            print(f'step {step:,}: {text} ({episodes} episodes)', flush=True)
+            policy = make_policy(act, params, config.eval_seed)
+            line = evaluate_and_record(workers, policy, config, episodes, folder, log, step)
+            print(line, flush=True)
     plot_learning_curve(folder, f'{config.agent.name}: {config.task}')
     print(f'all evaluated; curves: {folder.learning_curve}')
 

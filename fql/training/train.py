@@ -21,13 +21,10 @@ from fql.compiled import (
     updates_per_call,
 )
 from fql.devices import local_copy, wait_for_all_processes
-from fql.envs.tasks import find_task
 from fql.envs.workers import EnvWorkers
 from fql.learner import TrainState
 from fql.policies.evaluation import (
-    describe_result,
-    evaluate_with_progress,
-    record_evaluation,
+    evaluate_and_record,
     recorded_steps,
     start_workers,
 )
@@ -238,18 +235,8 @@ def make_evaluation(
         params = local_copy(state.params, mesh)
         if workers is None or log is None:
             return
-        step = int(state.step)
-        result = evaluate_with_progress(
-            workers,
-            make_policy(act, params, config.eval_seed),
-            config.eval_episodes,
-            config.eval_seed,
-            title=f'evaluate step {step:,}',
-            record_episodes=config.eval_videos,
-        )
-        task = find_task(config.task)
-        record_evaluation(folder, log, step, result, task)
-        text = describe_result(task, result)
-        tqdm.write(f'step {step:,}: {text} ({config.eval_episodes} episodes)')
+        policy, step = make_policy(act, params, config.eval_seed), int(state.step)
+        line = evaluate_and_record(workers, policy, config, config.eval_episodes, folder, log, step)
+        tqdm.write(line)
 
     return evaluate
