@@ -25,7 +25,7 @@ from data_pipeline.schema import read_json
 from encoders.cameras import abstract_observations
 from encoders.leaves import tree_digest
 from encoders.saved import write_params
-from fql.agents.base import Agent, PlainEncoder
+from fql.agents.base import Agent
 from fql.errors import FQLError
 from fql.learner import Params
 from fql.runs.checkpoint_files import file_checksums
@@ -170,8 +170,7 @@ def export_program(agent: Agent, params: Params, policy: str) -> bytes:
     (b, h, w, c) uint8 or (b, d) float32, or a dictionary of such arrays, and standard normal noise
     (b, ...) float32, b of any size, and returns actions (b, horizon, a) float32.
     """
-    plain = type('Plain', (PlainEncoder, type(agent)), {})
-    agent = plain(agent.config, agent.spec)
+    agent = dataclasses.replace(agent, plain_encoder=True)
     (size,) = export.symbolic_shape('b')
     observations = abstract_observations(agent.spec.observation_shape, size)
     noise = jax.ShapeDtypeStruct((size, *agent.noise_shape), jnp.float32)

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from encoders.cameras import latent_size
-from fql.agents.base import Agent, PlainEncoder
+from fql.agents.base import Agent
 from fql.agents.configs import AGENT_CONFIGS, FQLConfig
 from fql.agents.fql import FQL
 from fql.batch import batch_from_inputs
@@ -70,11 +70,7 @@ class Variant:
     bytes_accessed: float
 
 
-class PlainFQL(PlainEncoder, FQL):
-    """FQL with XLA's own convolutions and max pooling."""
-
-
-class ReferenceFQL(PlainFQL):
+class ReferenceFQL(FQL):
     """The same networks and parameters, computed as the reference implementation does."""
 
     def apply(self, params: Any, head: str, *inputs: jax.Array) -> Any:
@@ -173,7 +169,7 @@ def our_variant(config: TrainConfig, image_size: int) -> Variant:
 def plain_variant(config: TrainConfig, image_size: int) -> Variant:
     """The same step with XLA's own convolutions and max pooling, see `encoders.cpu_convolution`."""
     spec = image_spec(config, image_size)
-    agent = PlainFQL(fql_config(config), spec.shapes)
+    agent = FQL(fql_config(config), spec.shapes, plain_encoder=True)
     return host_variant(spec, agent, random_arrays(agent, config, image_size), make_mesh())
 
 
@@ -280,7 +276,7 @@ def reference_variant(config: TrainConfig, image_size: int) -> Variant:
     """
     config = with_encoder(with_agent(config, precision='float32'), sharing='separate')
     spec, mesh = image_spec(config, image_size), make_mesh()
-    agent = ReferenceFQL(fql_config(config), spec.shapes)
+    agent = ReferenceFQL(fql_config(config), spec.shapes, plain_encoder=True)
     learner = Learner(agent, make_optimizer(config.agent.lr, config.agent.encoder))
     batch = batch_from_inputs(random_arrays(agent, config, image_size))
     arrays = {name: np.asarray(x) for name, x in batch._asdict().items() if x is not None}

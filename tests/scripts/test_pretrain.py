@@ -46,6 +46,7 @@ class LinearEncoder(nn.Module):
     """Compiles at once."""
 
     dtype: Any = np.float32
+    plain: bool = False
 
     @nn.compact
     def __call__(self, images):
