@@ -120,7 +120,7 @@ class Agent(ABC):
     @property
     def encoder(self) -> nn.Module | None:
         """Observations to latents; None where they are vectors, which are the latents then."""
-        if not self.spec.images:
+        if not self.spec.has_images:
             return None
         return observation_encoder(
             self.image_encoder,

@@ -53,7 +53,7 @@ def start_workers(
     kwargs: tuple[tuple[str, str | int], ...] = ()
     if task.is_ogbench:
         kwargs += (('success_timing', config.success_timing),)
-        if spec.images and not isinstance(spec.observation_shape, dict):
+        if spec.has_images and not isinstance(spec.observation_shape, dict):
             # The data may have been collected at another size than the environment's own.
             height, width, _ = spec.observation_shape
             kwargs += (('height', height), ('width', width))

@@ -57,7 +57,7 @@ def read_pretrained(
 def read_trained(folder: RunFolder, spec: RunSpec, step: int | None) -> tuple[Params, SavedEncoder]:
     """The encoder of the critic, or of the first head without one; with sharing, the only one."""
     config = spec.config
-    if not spec.images:
+    if not spec.has_images:
         raise FQLError(f'{folder.path}: observations are vectors, so that it has no encoder')
     agent = agent_of(spec)
     with open_checkpoint(folder, spec, step, print_notice) as (found, reader, abstract):

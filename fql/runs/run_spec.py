@@ -57,9 +57,9 @@ class RunSpec:
     action_range: ActionRange | None = None
 
     @property
-    def images(self) -> bool:
+    def has_images(self) -> bool:
         """Whether observations are images, or include images."""
-        return self.shapes.images
+        return self.shapes.has_images
 
     @property
     def frame_shape(self) -> Any:
@@ -79,7 +79,7 @@ class RunSpec:
     @property
     def shapes(self) -> Spec:
         """The agent's observations and actions."""
-        return Spec(self.observation_shape, self.observation_dtype, self.action_dim)
+        return Spec(self.observation_shape, self.action_dim)
 
 
 @dataclass(frozen=True)

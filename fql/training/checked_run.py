@@ -115,7 +115,7 @@ def read_starting_encoder(spec: RunSpec) -> Params:
     Raises:
         FQLError, EncoderError: it cannot be that run's encoder.
     """
-    if not spec.images:
+    if not spec.has_images:
         raise FQLError('observations are vectors, which need no encoder: leave out --encoder.from')
     encoder = spec.config.agent.encoder
     params = load_encoder(

@@ -232,7 +232,7 @@ def train_online(
 
         def evaluate(state: TrainState) -> None:
             trainer.evaluate(state)
-            if spec.images:
+            if spec.has_images:
                 save_last_episode(folder, replay, int(state.step))
 
         per_call = online_trainer.train_step.per_call
@@ -246,7 +246,7 @@ def train_online(
 def make_online_trainer(trainer: Trainer, spec: RunSpec, has_latents: bool) -> Trainer:
     """The trainer of the offline updates, with those of the online phase in their place."""
     config = spec.config
-    has_convolutions = spec.images and not has_latents
+    has_convolutions = spec.has_images and not has_latents
     per_turn = config.online.updates_per_env_step * config.online.online_workers
     per_call = min(updates_per_call(config.updates_per_call, has_convolutions), per_turn)
     learner = make_online_learner(spec)

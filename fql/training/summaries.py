@@ -27,7 +27,7 @@ from fql.training.training_data import LabelledSplit
 def encoder_text(spec: RunSpec, state: TrainState) -> str:
     """The encoder's size, and where it comes from."""
     encoder = spec.config.agent.encoder
-    if not spec.images:
+    if not spec.has_images:
         return 'none'
     text = f'{encoder.size}, {encoder.sharing}'
     if isinstance(spec.observation_shape, dict):

@@ -194,7 +194,7 @@ def checkpoint_writer(run: CheckedRun) -> CheckpointWriter:
 
 def run_train_step(run: CheckedRun, has_latents: bool) -> TrainStep:
     """The compiled updates of a run, on images or on the cached latents of these."""
-    has_convolutions = run.spec.images and not has_latents
+    has_convolutions = run.spec.has_images and not has_latents
     per_call = updates_per_call(run.config.updates_per_call, has_convolutions)
     return make_train_step(
         run.learner, batch_maker(run.spec), run.abstract, per_call, has_convolutions

@@ -58,14 +58,14 @@ def make_trainer(
 ) -> Trainer:
     """A trainer that logs and saves nothing."""
     mesh, config, learner = make_mesh(), spec.config, make_learner(spec)
-    per_call = updates_per_call(config.updates_per_call, spec.images)
+    per_call = updates_per_call(config.updates_per_call, spec.has_images)
     return Trainer(
         schedule=config,
         mesh=mesh,
         folder=RunFolder(folder),
         fields=loaded_fields(agent_of(spec)),
         train_step=make_train_step(
-            learner, batch_maker(spec), abstract_state(learner, mesh), per_call, spec.images
+            learner, batch_maker(spec), abstract_state(learner, mesh), per_call, spec.has_images
         ),
         validate=make_validation(validation_of(spec)),
         val_batches=None,

@@ -204,7 +204,7 @@ def host_variant(
     """The train step on the same batch again and again, which comes from the host each time."""
     config = spec.config
     check_batch_size(config.batch_size, mesh)
-    has_convolutions = spec.images and not has_latents
+    has_convolutions = spec.has_images and not has_latents
     count = updates_per_call(config.updates_per_call, has_convolutions)
     learner = Learner(agent, make_optimizer(config.agent.lr, config.agent.encoder))
     train_step = make_train_step(

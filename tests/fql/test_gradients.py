@@ -21,7 +21,7 @@ from fql.batch import Batch
 from fql.learner import Learner, make_optimizer
 
 ACTION_DIM, BATCH = 3, 4
-SPEC = Spec((8, 8, 3), 'uint8', ACTION_DIM)
+SPEC = Spec((8, 8, 3), ACTION_DIM)
 SMALL = {
     'hidden_dims': (8,),
     'encoder': EncoderConfig(size='impala_debug'),
