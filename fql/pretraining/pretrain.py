@@ -24,8 +24,6 @@ from fql.compiled import (
     abstract_state,
     initial_state,
     make_train_step,
-    make_validation,
-    updates_per_call,
 )
 from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_processes
 from fql.errors import FQLError
@@ -114,9 +112,9 @@ def pretrain(
                 run.learner,
                 window_maker(spec),
                 run.abstract,
-                updates_per_call(config.updates_per_call, has_convolutions=True),
+                config.updates_per_call,
             ),
-            validate=make_validation(pretraining_validation(spec)),
+            validate=pretraining_validation(spec),
             val_batches=validation_windows(store, config, start),
             evaluate=lambda state: None,
             metadata={'versions': versions()},

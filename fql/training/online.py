@@ -28,7 +28,7 @@ from data_pipeline.replay import Replay, RowLayout
 from data_pipeline.schema import from_json, read_json
 from fql.agents.configs import FQLConfig
 from fql.agents.registry import make_agent
-from fql.compiled import abstract_state, make_train_step, updates_per_call
+from fql.compiled import abstract_state
 from fql.devices import compiler_options
 from fql.envs.tasks import find_task
 from fql.envs.workers import EnvWorkers
@@ -41,7 +41,7 @@ from fql.reports.video import Recording, save_video
 from fql.runs.checkpoints import CheckpointReader
 from fql.runs.metrics_log import MetricsLog
 from fql.runs.run_folder import RunFolder, finished_steps
-from fql.runs.run_learner import agent_of, batch_maker, make_online_learner
+from fql.runs.run_learner import agent_of, make_online_learner, train_step_of
 from fql.runs.run_spec import RunSpec
 from fql.settings.train_config import TrainConfig
 from fql.training.actors import Actors, Encode
@@ -246,19 +246,17 @@ def train_online(
 def make_online_trainer(trainer: Trainer, spec: RunSpec, has_latents: bool) -> Trainer:
     """The trainer of the offline updates, with those of the online phase in their place."""
     config = spec.config
-    has_convolutions = spec.has_images and not has_latents
     per_turn = config.online.updates_per_env_step * config.online.online_workers
-    per_call = min(updates_per_call(config.updates_per_call, has_convolutions), per_turn)
     learner = make_online_learner(spec)
     return dataclasses.replace(
         trainer,
         schedule=dataclasses.replace(config, steps=config.total_updates),
-        train_step=make_train_step(
+        train_step=train_step_of(
+            spec,
             learner,
-            batch_maker(spec),
             abstract_state(learner, trainer.mesh, config.shard_params),
-            per_call,
-            has_convolutions,
+            has_latents,
+            at_most=per_turn,
         ),
     )
 

@@ -13,13 +13,7 @@ from data_pipeline.loader import num_starts
 from data_pipeline.store.latents import stored_latents
 from data_pipeline.store.verification import Verification, VerifyMode
 from fql.command import command
-from fql.compiled import (
-    TrainStep,
-    initial_state,
-    make_train_step,
-    make_validation,
-    updates_per_call,
-)
+from fql.compiled import initial_state
 from fql.devices import local_copy, wait_for_all_processes
 from fql.envs.workers import EnvWorkers
 from fql.learner import TrainState
@@ -36,7 +30,7 @@ from fql.runs.measures import read_results
 from fql.runs.metrics_log import MetricsLog
 from fql.runs.run_checkpoints import restore_newest
 from fql.runs.run_folder import RunFolder
-from fql.runs.run_learner import agent_of, batch_maker, loaded_fields, validation_of
+from fql.runs.run_learner import agent_of, loaded_fields, train_step_of, validation_of
 from fql.runs.run_spec import RunSpec, read_identity, versions, write_spec
 from fql.runs.run_start import (
     Logs,
@@ -115,8 +109,10 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
             mesh=run.mesh,
             folder=folder,
             fields=loaded_fields(agent_of(spec)),
-            train_step=run_train_step(run, has_latents=frozen is not None),
-            validate=make_validation(validation_of(spec)),
+            train_step=train_step_of(
+                spec, run.learner, run.abstract, has_latents=frozen is not None
+            ),
+            validate=validation_of(spec),
             val_batches=validation_batches(run, data, start),
             evaluate=make_evaluation(spec, run.mesh, folder, workers, logs.evaluations),
             metadata=metadata,
@@ -189,15 +185,6 @@ def checkpoint_writer(run: CheckedRun) -> CheckpointWriter:
         config.keep_interval,
         lambda: read_results(folder.eval_csv)[1],
         read_identity(folder.spec),
-    )
-
-
-def run_train_step(run: CheckedRun, has_latents: bool) -> TrainStep:
-    """The compiled updates of a run, on images or on the cached latents of these."""
-    has_convolutions = run.spec.has_images and not has_latents
-    per_call = updates_per_call(run.config.updates_per_call, has_convolutions)
-    return make_train_step(
-        run.learner, batch_maker(run.spec), run.abstract, per_call, has_convolutions
     )
 
 

@@ -27,13 +27,12 @@ from fql.compiled import (
     abstract_state,
     initial_state,
     make_train_step,
-    updates_per_call,
 )
 from fql.devices import check_batch_size, make_mesh, put_batch
 from fql.errors import FQLError
 from fql.learner import Learner, Metrics, TrainState, make_optimizer
 from fql.output import format_table
-from fql.runs.run_learner import agent_of, batch_maker, make_learner
+from fql.runs.run_learner import agent_of, make_learner, train_step_of
 from fql.runs.run_spec import RunSpec
 from fql.settings.train_config import TrainConfig, validate_config
 from fql.training.resource_limits import check_memory
@@ -204,12 +203,9 @@ def host_variant(
     """The train step on the same batch again and again, which comes from the host each time."""
     config = spec.config
     check_batch_size(config.batch_size, mesh)
-    has_convolutions = spec.has_images and not has_latents
-    count = updates_per_call(config.updates_per_call, has_convolutions)
     learner = Learner(agent, make_optimizer(config.agent.lr, config.agent.encoder))
-    train_step = make_train_step(
-        learner, batch_maker(spec), abstract_state(learner, mesh), count, has_convolutions
-    )
+    train_step = train_step_of(spec, learner, abstract_state(learner, mesh), has_latents)
+    count = train_step.per_call
     state = initial_state(learner, config.seed, mesh)
     batches = [put_batch(arrays, mesh)] * count
     compiled = train_step.jitted.lower(*train_step.arguments(state, batches)).compile()
@@ -228,15 +224,18 @@ def on_device_variant(config: TrainConfig, image_size: int) -> Variant:
     """
     spec, mesh = image_spec(config, image_size), make_mesh()
     agent = agent_of(spec)
-    count = updates_per_call(config.updates_per_call, has_convolutions=True)
     learner = Learner(agent, make_optimizer(config.agent.lr, config.agent.encoder))
     frames = jnp.asarray(random_images((DEVICE_FRAMES, image_size, image_size, CHANNELS)))
     columns = {
         name: jnp.asarray(column) for name, column in random_columns(agent, DEVICE_FRAMES).items()
     }
     train_step = make_train_step(
-        learner, device_sampler(config, agent.horizon), abstract_state(learner, mesh), count
+        learner,
+        device_sampler(config, agent.horizon),
+        abstract_state(learner, mesh),
+        config.updates_per_call,
     )
+    count = train_step.per_call
     state = initial_state(learner, config.seed, mesh)
     batches = [{'inputs': frames, **columns}] * count
     compiled = train_step.jitted.lower(*train_step.arguments(state, batches)).compile()

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from encoders.impala import ENCODERS
 from fql.augmentation_config import AugmentationConfig
-from fql.compiled import abstract_state, initial_state, make_train_step, make_validation
+from fql.compiled import abstract_state, initial_state, make_train_step
 from fql.devices import one_device_mesh
 from fql.errors import FQLError
 from fql.pretraining.pretrain_config import (
@@ -96,7 +96,7 @@ def test_the_target_follows_the_parameters_after_the_step(arrays):
         np.testing.assert_allclose(target, 0.25 * online + 0.75 * start, rtol=1e-5, atol=1e-7)
     assert metrics['loss'].shape == (1,)
 
-    validation = make_validation(pretraining_validation(SPEC))(new, arrays)
+    validation = pretraining_validation(SPEC)(new, arrays)
     assert 1 <= validation['validation/features/effective_rank'] <= 3.01  # Of 4 samples.
     assert 'validation/temporal_contrast/accuracy' in validation
 
