@@ -39,7 +39,7 @@ from fql.pretraining.pretrain_learner import (
     WINDOW_FIELDS,
     make_pretraining_learner,
     pretraining_validation,
-    window_maker,
+    window_preparer,
 )
 from fql.pretraining.saved_encoders import save_encoder_folder
 from fql.runs.checkpoints import CheckpointWriter, rows_written
@@ -110,7 +110,7 @@ def pretrain(
             fields=WINDOW_FIELDS,
             train_step=make_train_step(
                 run.learner,
-                window_maker(spec),
+                window_preparer(spec),
                 run.abstract,
                 config.updates_per_call,
             ),

@@ -45,7 +45,7 @@ def make_pretraining_learner(spec: PretrainSpec) -> Learner:
     return Learner(objective_of(spec), optax.adam(spec.config.lr))
 
 
-def window_maker(spec: PretrainSpec) -> Prepare:
+def window_preparer(spec: PretrainSpec) -> Prepare:
     """The function from the loader's arrays to the augmented windows of an update."""
     augmentation = spec.config.augmentation
 

@@ -42,7 +42,7 @@ def loaded_fields(agent: Agent) -> tuple[str, ...]:
     return (*LOADED_FIELDS, *sorted(agent.needs))
 
 
-def batch_maker(spec: RunSpec) -> Prepare:
+def batch_preparer(spec: RunSpec) -> Prepare:
     """The function from the loader's arrays to the augmented batch of an update."""
     horizon, augmentation = agent_of(spec).horizon, spec.config.augmentation
 
@@ -68,7 +68,7 @@ def train_step_of(
     """
     return make_train_step(
         learner,
-        batch_maker(spec),
+        batch_preparer(spec),
         abstract,
         spec.config.updates_per_call,
         has_convolutions=spec.has_images and not has_latents,

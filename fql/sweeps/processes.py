@@ -31,7 +31,7 @@ POLL_SECONDS = 0.5
 
 
 @dataclass
-class Processes:
+class RunsInProgress:
     """The runs in progress, and a request to stop them.
 
     Attributes:
@@ -82,7 +82,7 @@ def run_processes(
         Whether a signal has stopped them in good order; and why runs failed, by their names.
     """
     waiting = [run for run in runs if not is_done(folder.run(run), run)]
-    going = Processes(others={run.name: run for run in waiting if is_running(folder, run)})
+    going = RunsInProgress(others={run.name: run for run in waiting if is_running(folder, run)})
     by_name = {run.name: run for run in runs}
     waiting = [run for run in waiting if run.name not in going.others]
     for name in going.others:
@@ -139,7 +139,8 @@ def start(
 ) -> 'subprocess.Popen[bytes] | None':
     """Start a run's process; None if another one is there.
 
-    It is not in the terminal's process group: Ctrl-C reaches it through `Processes.stop` alone.
+    It is not in the terminal's process group: Ctrl-C reaches it through `RunsInProgress.stop`
+    alone.
     """
     with claimed_log(folder.log(run)) as log:
         if log is None:
@@ -156,7 +157,7 @@ def start(
         )
 
 
-def ended(folder: SweepFolder, going: Processes) -> dict[str, int | None]:
+def ended(folder: SweepFolder, going: RunsInProgress) -> dict[str, int | None]:
     """Remove ended runs from those in progress; return their exit codes, None if unknown."""
     codes: dict[str, int | None] = {
         name: process.poll()

@@ -20,8 +20,10 @@ from fql.policies.policy import Act
 MAX_REPLACED = 10
 """Workers that may die or hang, in one run of the program, before it stops."""
 
-Encode = Callable[[Any], np.ndarray]
+EncodeObservations = Callable[[Any], np.ndarray]
+"""(observations (W, ...), or several by name) -> latents (W, d)."""
 Report = Callable[[Mapping[str, float]], None]
+"""Called with the metrics of an episode that has ended."""
 
 
 @dataclass
@@ -67,7 +69,7 @@ class Actors:
         seed: int,
         report: Report,
         reward_offset: float = 0.0,
-        encode: Encode | None = None,
+        encode: EncodeObservations | None = None,
     ) -> None:
         """Take over `workers`, one for each stream of the replay.
 
@@ -76,8 +78,8 @@ class Actors:
             seed: of the environments' resets.
             report: called with the metrics of each episode that has ended.
             reward_offset: added to the environments' rewards, as to those of the data.
-            encode: (W, ...) observations, or several by name, to their latents (W, d), which are
-                stored beside them, and which the policy reads in their place.
+            encode: gives the latents of observations, which are stored beside them, and which the
+                policy reads in their place.
         """
         self._workers, self._streams = workers, replay.streams
         self._act, self._key, self._seed, self._report = act, key, seed, report

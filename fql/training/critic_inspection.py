@@ -28,7 +28,7 @@ RANDOM_ACTIONS = 64
 
 
 @dataclass(frozen=True, eq=False)
-class CriticView:
+class CriticInspection:
     """The critics of a checkpoint on n states of the data.
 
     Attributes:
@@ -53,7 +53,9 @@ class CriticView:
         return self.advantages.max(axis=1)
 
 
-def view_critic(path: Path, step: int | None, states: int, data_dir: str = '') -> CriticView:
+def inspect_critic(
+    path: Path, step: int | None, states: int, data_dir: str = ''
+) -> CriticInspection:
     """Evaluate the critics of a run on transitions of its training data, drawn by its seed.
 
     Args:
@@ -103,7 +105,7 @@ def view_critic(path: Path, step: int | None, states: int, data_dir: str = '') -
         return agent.qs(params, latents, chosen), compared
 
     of_policy, compared = map(np.asarray, evaluate(params, observations))
-    return CriticView(
+    return CriticInspection(
         step=step,
         values=of_policy.mean(axis=0),
         disagreements=of_policy.std(axis=0),
@@ -128,13 +130,13 @@ def maze_positions(task: str, info: dict[str, np.ndarray], rows: np.ndarray) -> 
     return np.asarray(info['qpos'][rows][:, :2])
 
 
-def describe_view(path: Path, view: CriticView) -> str:
-    """A table of the critics' results."""
-    count = len(view.actions)
+def describe_inspection(path: Path, inspection: CriticInspection) -> str:
+    """A table of what the critics give."""
+    count = len(inspection.actions)
     rows = {
-        "value of the policy's action": view.values,
-        f'action gap: best of {count} actions less their mean': view.gaps,
-        "disagreement of the critics on the policy's action (std)": view.disagreements,
+        "value of the policy's action": inspection.values,
+        f'action gap: best of {count} actions less their mean': inspection.gaps,
+        "disagreement of the critics on the policy's action (std)": inspection.disagreements,
     }
     table = format_table(
         ('', '10 %', 'median', '90 %'),
@@ -143,8 +145,9 @@ def describe_view(path: Path, view: CriticView) -> str:
             for name, values in rows.items()
         ],
     )
-    clear = (view.gaps > view.disagreements).mean()
+    clear = (inspection.gaps > inspection.disagreements).mean()
     return (
-        f'{path}, step {view.step:,}, {len(view.values):,} states of its data\n{table}\n'
+        f'{path}, update {inspection.step:,}, {len(inspection.values):,} states of its data\n'
+        f'{table}\n'
         f'states whose action gap exceeds the disagreement: {clear:.0%}'
     )

@@ -35,8 +35,9 @@ MAX_IN_FLIGHT = 2
 MUST_BE_FINITE = ('loss', 'update/grad_norm')
 """Metrics of an update after which the parameters are finite if they were so before."""
 
-Arrays = dict[str, Any]
-Batches = Iterator[Arrays]
+HostBatch = dict[str, Any]
+"""The loader's arrays of one update, by name; NumPy."""
+Batches = Iterator[HostBatch]
 
 
 class NotFiniteError(FQLError):
@@ -88,7 +89,7 @@ class Schedule(Protocol):
         """Between checkpoints."""
 
 
-Update = Callable[[TrainState, list[Arrays]], TrainState]
+Update = Callable[[TrainState, list[HostBatch]], TrainState]
 """Makes an update for each of the loader's batches; uses up the state."""
 
 
@@ -164,9 +165,9 @@ class Calls:
         self.metrics: Metrics = {}
         self._train_step, self._fields, self._mesh, self._folder = train_step, fields, mesh, folder
         # Of each call that was not checked yet: the step before, metrics, batches.
-        self._unchecked: deque[tuple[int, Metrics, list[Arrays]]] = deque()
+        self._unchecked: deque[tuple[int, Metrics, list[HostBatch]]] = deque()
 
-    def update(self, state: TrainState, batches: list[Arrays]) -> TrainState:
+    def update(self, state: TrainState, batches: list[HostBatch]) -> TrainState:
         """See `Update`; raise NotFiniteError if an earlier one was not finite."""
         arrays = [{name: batch[name] for name in self._fields} for batch in batches]
         # The host runs ahead, but not with so many batches that they fill the memory.
@@ -183,7 +184,7 @@ class Calls:
         while self._unchecked:
             self._check(*self._unchecked.popleft())
 
-    def _check(self, step: int, metrics: Metrics, batches: list[Arrays]) -> None:
+    def _check(self, step: int, metrics: Metrics, batches: list[HostBatch]) -> None:
         """Wait for the updates from `step` on; keep the batch of one that was not finite."""
         checked = np.stack([np.asarray(metrics[name]) for name in MUST_BE_FINITE])
         are_finite = np.isfinite(checked).all(axis=0)

@@ -44,7 +44,7 @@ from fql.runs.run_folder import RunFolder, finished_steps
 from fql.runs.run_learner import agent_of, make_online_learner, train_step_of
 from fql.runs.run_spec import RunSpec
 from fql.settings.train_config import TrainConfig
-from fql.training.actors import Actors, Encode
+from fql.training.actors import Actors, EncodeObservations
 from fql.training.loop import Trainer, Update, is_due, was_due
 from fql.training.training_data import LabelledSplit, loader_config
 
@@ -218,7 +218,7 @@ def train_online(
             config.seed,
             lambda metrics: log.write(phase.done + online.online_workers, metrics),
             find_task(config.task).reward_offset,
-            make_encode(spec, state.params) if data.has_latents else None,
+            make_encode_observations(spec, state.params) if data.has_latents else None,
         )
         if record:
             actors.bring_back(record.queues)
@@ -312,7 +312,7 @@ def replay_layout(data: LabelledSplit, spec: RunSpec) -> RowLayout:
     return RowLayout(spec.frame_shape, spec.observation_dtype, spec.action_dim, latents)
 
 
-def make_encode(spec: RunSpec, params: Params) -> Encode:
+def make_encode_observations(spec: RunSpec, params: Params) -> EncodeObservations:
     """The function from observations to a frozen encoder's latents, in the cache's type.
 
     Args:

@@ -19,7 +19,7 @@ from fql.batch import LOADED_FIELDS
 from fql.compiled import abstract_state, initial_state, make_train_step
 from fql.devices import make_mesh, put_batch
 from fql.output import format_table, print_notice
-from fql.runs.run_learner import batch_maker, make_learner
+from fql.runs.run_learner import batch_preparer, make_learner
 from fql.settings.train_config import TrainConfig
 from fql.training.host_memory import (
     GIVE_BACK_INTERVAL,
@@ -226,7 +226,7 @@ def measure_waiting(data: LabelledSplit, config: TrainConfig, updates: int) -> f
     spec = run_spec(data, config)
     learner = make_learner(spec)
     state = initial_state(learner, config.seed, mesh)
-    train_step = make_train_step(learner, batch_maker(spec), abstract_state(learner, mesh))
+    train_step = make_train_step(learner, batch_preparer(spec), abstract_state(learner, mesh))
     batches = training_batches(data, config, 0)
     waiting = began = 0.0
     for update in range(-2, updates):

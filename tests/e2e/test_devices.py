@@ -71,7 +71,7 @@ from fql.compiled import abstract_state, initial_state, make_train_step
 from fql.settings.train_config import TrainConfig
 from fql.devices import LARGE, make_mesh, put_batch
 from fql.runs.run_spec import RunSpec
-from fql.runs.run_learner import batch_maker, make_learner
+from fql.runs.run_learner import batch_preparer, make_learner
 
 encoder = EncoderConfig(size='impala_debug')
 agent = FQLConfig(hidden_dims=(256, 256), flow_steps=1, encoder=encoder)
@@ -85,7 +85,7 @@ arrays = {
 }
 learner = make_learner(spec)
 state = initial_state(learner, 0, mesh, shard_params=True)
-train_step = make_train_step(learner, batch_maker(spec), abstract_state(learner, mesh, True))
+train_step = make_train_step(learner, batch_preparer(spec), abstract_state(learner, mesh, True))
 for _ in range(3):
     leaves = jax.tree.leaves(dataclasses.replace(state, key=None))
     sizes = {leaf.size // leaf.addressable_data(0).size for leaf in leaves if leaf.size >= LARGE}

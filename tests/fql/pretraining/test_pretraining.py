@@ -23,7 +23,7 @@ from fql.pretraining.pretrain_config import (
 from fql.pretraining.pretrain_learner import (
     make_pretraining_learner,
     pretraining_validation,
-    window_maker,
+    window_preparer,
     windows_from_frames,
 )
 from fql.runs.run_folder import RunFolder
@@ -61,7 +61,7 @@ def small_encoder(monkeypatch):
 
 def begin(spec):
     learner, mesh = make_pretraining_learner(spec), one_device_mesh()
-    step = make_train_step(learner, window_maker(spec), abstract_state(learner, mesh))
+    step = make_train_step(learner, window_preparer(spec), abstract_state(learner, mesh))
     return initial_state(learner, spec.config.seed, mesh), step
 
 
@@ -104,7 +104,7 @@ def test_the_target_follows_the_parameters_after_the_step(arrays):
 def test_the_two_observations_are_augmented_apart(arrays):
     """Equal frames at t and t + k, as the objective sees them, differ in brightness."""
     config = dataclasses.replace(SPEC.config, augmentation=AugmentationConfig(brightness=0.3))
-    prepare = jax.jit(window_maker(dataclasses.replace(SPEC, config=config)))
+    prepare = jax.jit(window_preparer(dataclasses.replace(SPEC, config=config)))
     same = {**arrays, 'frames': np.full_like(arrays['frames'], 128)}
     same['later_frames'] = same['frames']
     windows = jax.tree.map(np.asarray, prepare(same, jax.random.key(0), jnp.asarray(0)))
