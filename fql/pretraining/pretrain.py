@@ -28,6 +28,7 @@ from fql.compiled import (
 from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_processes
 from fql.errors import FQLError
 from fql.learner import Learner, Params, TrainState, count_parameters
+from fql.output import format_summary
 from fql.pretraining.pretrain_config import (
     PretrainConfig,
     PretrainSpec,
@@ -101,7 +102,10 @@ def pretrain(
         )
         logs, rows = Logs(), rows_written(folder.checkpoints, start)
         if is_main:
-            print('\n'.join([*notices, start_summary(spec, store, state, folder)]), flush=True)
+            print(
+                '\n'.join([*notices, pretraining_start_summary(spec, store, state, folder)]),
+                flush=True,
+            )
             logs = open_logs(stack, folder, start, rows)
         trainer = Trainer(
             schedule=config,
@@ -133,7 +137,11 @@ def pretrain(
             encoder = local_copy(state.params['encoder'], run.mesh)
             if is_main:
                 write_final_encoder(folder, spec, encoder)
-                print(end_summary(folder, config, config.steps - start, time.monotonic() - began))
+                print(
+                    pretraining_end_summary(
+                        folder, config, config.steps - start, time.monotonic() - began
+                    )
+                )
     return code
 
 
@@ -255,7 +263,7 @@ def write_final_encoder(folder: RunFolder, spec: PretrainSpec, encoder: Params) 
     save_encoder_folder(folder.encoder, encoder, saved, replace=replace)
 
 
-def start_summary(
+def pretraining_start_summary(
     spec: PretrainSpec, store: FrameStore, state: TrainState, folder: RunFolder
 ) -> str:
     """What the run is about to do, on one screen."""
@@ -279,10 +287,12 @@ def start_summary(
     }
     if 'val' not in store.splits:
         lines['validation'] = 'none: the dataset has no validation split'
-    return '\n'.join(f'{name:>13}: {text}' for name, text in lines.items())
+    return format_summary(lines)
 
 
-def end_summary(folder: RunFolder, config: PretrainConfig, updates: int, seconds: float) -> str:
+def pretraining_end_summary(
+    folder: RunFolder, config: PretrainConfig, updates: int, seconds: float
+) -> str:
     """What was done, and how to use it."""
     lines = {
         'done': f'{updates:,} updates in {seconds / 60:.1f} min',
@@ -295,4 +305,4 @@ def end_summary(folder: RunFolder, config: PretrainConfig, updates: int, seconds
             f'{shlex.quote(str(folder.encoder))} --encoder.mode frozen --shift-probability 0'
         ),
     }
-    return '\n'.join(f'{name:>13}: {text}' for name, text in lines.items())
+    return format_summary(lines)

@@ -12,6 +12,7 @@ from encoders.errors import EncoderError
 from fql.agents.configs import AgentConfig
 from fql.envs.tasks import find_task
 from fql.learner import Params, TrainState, count_parameters
+from fql.output import format_summary
 from fql.reports.published import published_result
 from fql.runs.measures import read_results
 from fql.runs.run_folder import RunFolder
@@ -110,7 +111,7 @@ def start_summary(
         ),
         'run folder': str(folder.path),
     }
-    return '\n'.join(f'{name:>13}: {text}' for name, text in lines.items())
+    return format_summary(lines)
 
 
 def end_summary(folder: RunFolder, updates: int, seconds: float) -> str:
@@ -130,4 +131,4 @@ def end_summary(folder: RunFolder, updates: int, seconds: float) -> str:
         'videos': str(folder.videos) if folder.videos.exists() else 'none',
         'run folder': str(folder.path),
     }
-    return '\n'.join(f'{name:>13}: {text}' for name, text in lines.items())
+    return format_summary(lines)
