@@ -81,5 +81,5 @@ def make_policies(args: Evaluate, folder: RunFolder, spec: RunSpec, seed: int) -
     acts = {title: make_act(agent, name) for title, agent in agents.items()}
     step, params = restore_params(folder, spec, args.step, print_notice)
     return {
-        f'{title} of step {step:,}': make_policy(act, params, seed) for title, act in acts.items()
+        f'{title} of update {step:,}': make_policy(act, params, seed) for title, act in acts.items()
     }

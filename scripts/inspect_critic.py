@@ -23,6 +23,6 @@ def run(args: InspectCritic) -> None:
             inspection.disagreements,
             inspection.positions,
             best,
-            f'{args.run}, step {inspection.step:,}',
+            f'{args.run}, update {inspection.step:,}',
         )
         print(f'wrote {args.png}')

@@ -150,11 +150,11 @@ def evaluate_and_record(
         policy,
         episodes,
         config.eval_seed,
-        title=f'evaluate step {step:,}',
+        title=f'evaluate update {step:,}',
         record_episodes=config.eval_videos,
     )
     record_evaluation(folder, log, step, result, task)
-    return f'step {step:,}: {describe_result(task, result)} ({episodes} episodes)'
+    return f'update {step:,}: {describe_result(task, result)} ({episodes} episodes)'
 
 
 def record_evaluation(

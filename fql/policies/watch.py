@@ -49,14 +49,16 @@ def watch(folder: RunFolder, episodes: int, num_workers: int, env: str = '') -> 
         start_workers(spec, config, episodes, num_workers) as workers,
         MetricsLog(folder.eval_csv, folder.eval_tensorboard, step=None) as log,
     ):
-        print(f'watching {folder.path} up to step {config.total_updates:,}', flush=True)
+        print(f'watching {folder.path} up to update {config.total_updates:,}', flush=True)
         for step in _new_steps(folder):
             try:
                 _, params = restore_params(folder, spec, step)
             except Exception as error:
                 if step in finished_steps(folder.checkpoints):
-                    raise FQLError(f'step {step:,} cannot be read: {first_line(error)}') from error
-                print(f'step {step:,} was deleted before it was read ({type(error).__name__})')
+                    raise FQLError(
+                        f'update {step:,} cannot be read: {first_line(error)}'
+                    ) from error
+                print(f'update {step:,} was deleted before it was read ({type(error).__name__})')
                 continue
             policy = make_policy(act, params, config.eval_seed)
             line = evaluate_and_record(workers, policy, config, episodes, folder, log, step)

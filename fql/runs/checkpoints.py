@@ -132,7 +132,7 @@ class CheckpointWriter:
         self.wait()
         params, training = _split(state)
         described = _Metadata(step, self._identity, describe_leaves(state), metadata)
-        with self._faults(f'save step {step:,}'):
+        with self._faults(f'save update {step:,}'):
             _check_writable(self._folder, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
             self._checkpointer.save(
                 self._unfinished(step),
@@ -274,7 +274,7 @@ class CheckpointReader:
         found, damage = self.search(step)
         if notify is not None:
             for newer, fault in damage.items():
-                notify(f'checkpoint of step {newer:,} is damaged ({fault}): passed over')
+                notify(f'checkpoint of update {newer:,} is damaged ({fault}): passed over')
         return found
 
     @contextmanager
@@ -312,7 +312,7 @@ class CheckpointReader:
             if not (self._folder / str(candidate)).exists():  # Deleted by the trainer meanwhile.
                 return self.search(step)
             damage[candidate] = fault
-        faults = '; '.join(f'step {candidate}: {fault}' for candidate, fault in damage.items())
+        faults = '; '.join(f'update {candidate}: {fault}' for candidate, fault in damage.items())
         raise FQLError(f'damaged checkpoint in {self._folder}: {faults}; there are {steps}')
 
     def restore(self, abstract: TrainState, step: int) -> TrainState:
@@ -379,7 +379,7 @@ class CheckpointReader:
         path, described = self._folder / str(step), self._described(step)
         if described.step != step:
             raise FQLError(
-                f'{path} holds the checkpoint of step {described.step:,}, not of this step; '
+                f'{path} holds the checkpoint of update {described.step:,}, not of this one; '
                 'move it away'
             )
         if not self._identity:

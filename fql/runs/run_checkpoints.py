@@ -89,4 +89,4 @@ def _move_away(folder: RunFolder, step: int, fault: str) -> str:
         folder.damaged.mkdir(exist_ok=True)
         (folder.checkpoints / str(step)).rename(target)
     wait_for_all_processes(f'moved checkpoint {step}')
-    return f'checkpoint of step {step:,} is damaged ({fault}); moved to {target}'
+    return f'checkpoint of update {step:,} is damaged ({fault}); moved to {target}'

@@ -175,7 +175,7 @@ def steps_to_read(folder: Path, step: int | None) -> list[int]:
     if not steps:
         raise FQLError(f'no finished checkpoint in {folder}')
     if step is not None and step not in steps:
-        raise FQLError(f'no checkpoint of step {step} in {folder}; there are {steps}')
+        raise FQLError(f'no checkpoint of update {step} in {folder}; there are {steps}')
     return steps
 
 

@@ -59,13 +59,15 @@ def check_run_folder(
     steps = finished_steps(folder.checkpoints)
     if not steps and (rows := read_csv(folder.train_csv) + read_csv(folder.eval_csv)):
         raise FQLError(
-            f'{folder.path} has metrics up to step {max(int(row["step"]) for row in rows):,}, but '
-            f'no checkpoint in {folder.checkpoints} to continue from (is a disk not mounted? was '
-            'save-interval 0?); restore them, or start another run'
+            f'{folder.path} has metrics up to update {max(int(row["step"]) for row in rows):,}, '
+            f'but no checkpoint in {folder.checkpoints} to continue from (is a disk not mounted? '
+            'was save-interval 0?); restore them, or start another run'
         )
     latest = max(steps, default=0)
     if latest > last:
-        raise FQLError(f'{folder.path} is at step {latest:,} already, past the {last:,} asked for')
+        raise FQLError(
+            f'{folder.path} is at update {latest:,} already, past the {last:,} asked for'
+        )
 
 
 def check_data(folder: RunFolder, store: FrameStore) -> None:

@@ -204,7 +204,7 @@ class Calls:
             path.with_suffix('.json').write_text(text)
         wrong = [f'{name} = {value}' for name, value in terms.items() if not math.isfinite(value)]
         raise NotFiniteError(
-            f'step {number:,} is not finite ({", ".join(wrong)}); its batch and metrics are in '
+            f'update {number:,} is not finite ({", ".join(wrong)}); its batch and metrics are in '
             f'{folder}; earlier checkpoints are kept'
         )
 
@@ -216,7 +216,7 @@ class Trainer:
     Attributes:
         schedule: what is due when.
         mesh: the devices.
-        folder: where a batch with a loss that is not finite is written.
+        folder: of the run; the batch of an update that is not finite is written there.
         fields: the loader's arrays that an update reads.
         train_step: see `fql.compiled.TrainStep`.
         validate: metrics of a batch of the validation split.
@@ -321,7 +321,7 @@ class Trainer:
             self._save_last(state, phase, calls)
             if jax.process_index() == 0:
                 print(
-                    f'stopped; step {int(state.step):,} is saved. '
+                    f'stopped; update {int(state.step):,} is saved. '
                     f'Continue with: {self.resume_command}',
                     flush=True,
                 )
@@ -371,7 +371,7 @@ class Trainer:
         wrong = not_finite(state)
         if wrong:
             raise NotFiniteError(
-                f'the state after step {int(state.step):,} is not finite ({len(wrong)} arrays, '
+                f'the state after update {int(state.step):,} is not finite ({len(wrong)} arrays, '
                 f'{wrong[0]} the first); it is not saved; earlier checkpoints are kept'
             )
 
@@ -405,8 +405,9 @@ def due_after(schedule: Schedule, before: int, step: int) -> Due:
 
 
 def updates_in_call(schedule: Schedule, step: int, most: int) -> int:
-    """How many updates the next call makes, after `step` updates: up to the next that has a row, an
-    evaluation or a checkpoint due after it, and `most` at most.
+    """How many updates the next call makes, after `step` updates, at most `most`.
+
+    A call ends after an update after which a row, an evaluation or a checkpoint is due.
     """
     for count in range(1, most):
         if (

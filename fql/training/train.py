@@ -51,7 +51,9 @@ from fql.training.verified_data import finish_verification
 
 
 def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMode = 'once') -> int:
-    """Train to `config.steps` in the run folder `path`.
+    """Make a run's updates, up to `config.total_updates`, in the run folder `path`.
+
+    The online phase, if there is one, follows the updates on the data alone.
 
     Args:
         resume: see `fql.settings.run_arguments.choose_folder`.

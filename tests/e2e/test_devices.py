@@ -128,7 +128,7 @@ def test_a_signal_to_one_of_two_processes_stops_both(start_fql, wait_for_checkpo
     _, errors = processes[1].communicate(timeout=250)
     assert processes[1].returncode == EXIT_CODE, errors
     step = CheckpointReader(run / 'checkpoints').find(None)
-    assert f'stopped; step {step:,} is saved' in output
+    assert f'stopped; update {step:,} is saved' in output
     # Together again, until one of them is killed.
     processes = start_two(start_fql, 'train', '--resume', run)
     wait_for_checkpoint(processes[0], run, step + 8)

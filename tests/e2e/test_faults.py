@@ -59,7 +59,7 @@ def test_a_damaged_checkpoint_is_made_again(fql, tmp_path):
     assert 'was altered' in shown.stderr
     resumed = fql('train', '--resume', damaged)
     assert resumed.returncode == 0, resumed.stderr
-    assert 'checkpoint of step 30 is damaged' in resumed.stdout
+    assert 'checkpoint of update 30 is damaged' in resumed.stdout
     assert json.loads(fql('inspect', 'checkpoint', damaged).stdout) == json.loads(
         fql('inspect', 'checkpoint', whole).stdout
     )

@@ -80,7 +80,7 @@ def test_a_stop_before_the_first_update_loses_no_step(
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate()
-    assert (process.returncode, 'stopped; step 5 is saved' in out) == (42, True)
+    assert (process.returncode, 'stopped; update 5 is saved' in out) == (42, True)
     record = stopped / 'replay' / 'warmup.json'
     made = json.loads(record.read_text())['env_steps']
     assert 45 <= made < 800

@@ -192,7 +192,7 @@ def test_the_encoder_of_an_agent(assert_one_line, fql, tmp_path, sharing):
     assert saved.versions == {'a': '1'}
     assert_one_line(fql('export-encoder', run.path, '--out', out), f'{out} exists')
     done = fql('export-encoder', run.path, '--out', tmp_path / 'other', '--step', 4)
-    assert_one_line(done, 'no checkpoint of step 4')
+    assert_one_line(done, 'no checkpoint of update 4')
 
 
 def test_what_cannot_be_done_is_reported_in_one_line(

@@ -156,7 +156,7 @@ def test_only_folders_named_by_a_step_are_checkpoints(saved):
         (saved / name).mkdir()
     (saved / '8').touch()
     assert finished_steps(saved) == [1, 2, 3]
-    with pytest.raises(FQLError, match=r'no checkpoint of step 7 .*there are \[1, 2, 3\]'):
+    with pytest.raises(FQLError, match=r'no checkpoint of update 7 .*there are \[1, 2, 3\]'):
         CheckpointReader(saved).find(7)
     with CheckpointWriter(saved, keep_latest=3):
         assert not (saved / '.unfinished-5').exists()  # What a killed process has left.
@@ -188,14 +188,14 @@ def test_damage_falls_back_to_the_newest_sound_step(saved, abstract, state_at, t
     notices = []
     assert reader.find(None, notices.append) == 1
     assert [notice.split(' (')[0] for notice in notices] == [
-        f'checkpoint of step {step} is damaged' for step in (3, 2)
+        f'checkpoint of update {step} is damaged' for step in (3, 2)
     ]
     with pytest.raises(FQLError, match='damaged checkpoint'):
         reader.find(3)
     state, notices = restored(tmp_path, abstract)
     assert tree_digest(state) == tree_digest(state_at(1))
     assert len(notices) == 2
-    assert 'step 3 is damaged' in notices[0]
+    assert 'update 3 is damaged' in notices[0]
     assert finished_steps(saved) == [1]
     assert len(list(RunFolder(tmp_path).damaged.iterdir())) == 2
     with CheckpointWriter(saved, keep_latest=3) as writer:  # The steps are free again.
@@ -227,7 +227,7 @@ def test_damage_of_any_file_is_found(saved, abstract, tmp_path, change):
     assert CheckpointReader(saved).find(None) == 2
     state, (notice,) = restored(tmp_path, abstract)
     assert int(state.step) == 2
-    assert 'step 3 is damaged' in notice
+    assert 'update 3 is damaged' in notice
 
 
 def test_what_file_managers_leave_is_no_damage(saved):
@@ -248,7 +248,7 @@ def test_versions_that_are_none_are_reported(tmp_path, state_at, given):
 def test_all_damaged(saved, abstract, tmp_path):
     for step in (1, 2, 3):
         flip_bit(array_file(saved, step))
-    with pytest.raises(FQLError, match=r'damaged checkpoint in .* step 3: .* step 1: '):
+    with pytest.raises(FQLError, match=r'damaged checkpoint in .* update 3: .* update 1: '):
         restored(tmp_path, abstract)
     assert finished_steps(saved) == [1, 2, 3]
 
@@ -293,7 +293,7 @@ def test_a_failed_save_is_reported_and_earlier_ones_stay(saved, state_at):
             saved.write_text('in the way')
             writer.save(state_at(4), {})
 
-    with pytest.raises(FQLError, match=r'cannot save step 4'):
+    with pytest.raises(FQLError, match=r'cannot save update 4'):
         save_into_nothing()
     assert finished_steps(saved.with_name('moved')) == [1, 2, 3]
 
