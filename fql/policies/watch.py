@@ -6,11 +6,7 @@ from collections.abc import Iterator
 
 from data_pipeline.errors import first_line
 from fql.errors import FQLError
-from fql.policies.evaluation import (
-    evaluate_and_record,
-    recorded_steps,
-    start_workers,
-)
+from fql.policies.evaluation import evaluate_and_record, recorded_steps, start_workers
 from fql.policies.policy import make_act, make_policy
 from fql.reports.plots import plot_learning_curve
 from fql.runs.metrics_log import MetricsLog

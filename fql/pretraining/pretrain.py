@@ -20,11 +20,7 @@ from encoders.pretraining import OBJECTIVES
 from encoders.saved import load_encoder
 from fql.augmentation import check_augmentation
 from fql.command import command
-from fql.compiled import (
-    abstract_state,
-    initial_state,
-    make_train_step,
-)
+from fql.compiled import abstract_state, initial_state, make_train_step
 from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_processes
 from fql.errors import FQLError
 from fql.learner import Learner, Params, TrainState, count_parameters

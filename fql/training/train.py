@@ -17,11 +17,7 @@ from fql.compiled import initial_state
 from fql.devices import local_copy, wait_for_all_processes
 from fql.envs.workers import EnvWorkers
 from fql.learner import TrainState
-from fql.policies.evaluation import (
-    evaluate_and_record,
-    recorded_steps,
-    start_workers,
-)
+from fql.policies.evaluation import evaluate_and_record, recorded_steps, start_workers
 from fql.policies.policy import make_act, make_policy
 from fql.reports.plots import plot_learning_curve
 from fql.runs.checkpoints import CheckpointWriter, rows_written
@@ -32,12 +28,7 @@ from fql.runs.run_checkpoints import restore_newest
 from fql.runs.run_folder import RunFolder
 from fql.runs.run_learner import agent_of, loaded_fields, train_step_of, validation_of
 from fql.runs.run_spec import RunSpec, read_identity, versions, write_spec
-from fql.runs.run_start import (
-    Logs,
-    claimed_folder,
-    open_logs,
-    write_description,
-)
+from fql.runs.run_start import Logs, claimed_folder, open_logs, write_description
 from fql.runs.wandb_mirror import wandb_mirror
 from fql.settings.run_arguments import Resume
 from fql.settings.train_config import TrainConfig

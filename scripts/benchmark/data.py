@@ -21,10 +21,7 @@ from fql.devices import make_mesh, put_batch
 from fql.output import format_table, print_notice
 from fql.runs.run_learner import batch_preparer, make_learner
 from fql.settings.train_config import TrainConfig
-from fql.training.host_memory import (
-    GIVE_BACK_INTERVAL,
-    give_back_freed_memory,
-)
+from fql.training.host_memory import GIVE_BACK_INTERVAL, give_back_freed_memory
 from fql.training.training_data import LabelledSplit, load_training_data, run_spec, training_batches
 from scripts.benchmark.args import BenchmarkData
 from scripts.benchmark.json_report import write_json_report

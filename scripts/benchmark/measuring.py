@@ -17,13 +17,7 @@ from fql.errors import FQLError
 from fql.runs.checkpoints import CheckpointWriter
 from fql.runs.interruption import Interruption
 from fql.runs.run_folder import RunFolder
-from fql.runs.run_learner import (
-    agent_of,
-    loaded_fields,
-    make_learner,
-    train_step_of,
-    validation_of,
-)
+from fql.runs.run_learner import agent_of, loaded_fields, make_learner, train_step_of, validation_of
 from fql.runs.run_spec import RunSpec
 from fql.settings.presets import default_config
 from fql.settings.train_config import TrainConfig

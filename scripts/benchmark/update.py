@@ -21,13 +21,7 @@ from fql.agents.base import Agent
 from fql.agents.configs import AGENT_CONFIGS, FQLConfig
 from fql.agents.fql import FQL
 from fql.batch import batch_from_inputs
-from fql.compiled import (
-    Arrays,
-    Prepare,
-    abstract_state,
-    initial_state,
-    make_train_step,
-)
+from fql.compiled import Arrays, Prepare, abstract_state, initial_state, make_train_step
 from fql.devices import check_batch_size, make_mesh, put_batch
 from fql.errors import FQLError
 from fql.learner import Learner, Metrics, TrainState, make_optimizer

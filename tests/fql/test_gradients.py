@@ -9,13 +9,7 @@ import numpy as np
 import pytest
 
 from encoders.impala import ENCODERS, ImpalaEncoder
-from fql.agents.configs import (
-    AGENT_CONFIGS,
-    EncoderConfig,
-    FQLConfig,
-    IQLConfig,
-    Spec,
-)
+from fql.agents.configs import AGENT_CONFIGS, EncoderConfig, FQLConfig, IQLConfig, Spec
 from fql.agents.registry import AGENTS, make_agent
 from fql.batch import Batch
 from fql.learner import Learner, make_optimizer

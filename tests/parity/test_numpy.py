@@ -11,14 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fql.agents.configs import (
-    EncoderConfig,
-    FAWACConfig,
-    FBRACConfig,
-    FQLConfig,
-    QCConfig,
-    Spec,
-)
+from fql.agents.configs import EncoderConfig, FAWACConfig, FBRACConfig, FQLConfig, QCConfig, Spec
 from fql.agents.fawac import FAWAC, MAX_WEIGHT
 from fql.agents.fbrac import FBRAC
 from fql.agents.fql import FQL
