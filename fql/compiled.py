@@ -95,16 +95,19 @@ def make_train_step(
     learner: Learner,
     prepare: Prepare,
     abstract: TrainState,
-    per_call: int = 1,
+    asked: int = 0,
     has_convolutions: bool = True,
+    at_most: int | None = None,
 ) -> TrainStep:
     """Compile the updates of a learner.
 
     Args:
         abstract: the state's shapes and shardings, which an update keeps.
-        per_call: of `updates_per_call`.
-        has_convolutions: whether an update encodes images.
+        asked, has_convolutions: see `updates_per_call`.
+        at_most: updates that are ever made in one call; None for no limit.
     """
+    per_call = updates_per_call(asked, has_convolutions)
+    per_call = per_call if at_most is None else min(per_call, at_most)
 
     def one_update(state: TrainState, arrays: Arrays) -> tuple[TrainState, Metrics]:
         return learner.update(state, prepare(arrays, state.key, state.step))
@@ -134,9 +137,7 @@ def make_train_step(
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     # On CPUs, convolutions inside a loop run on one thread. Elsewhere the host may wait for every
     # turn of a loop, and then it does not run ahead of the device.
-    on_cpus = jax.default_backend() == 'cpu'
-    assert per_call == 1 or not (has_convolutions and on_cpus)
-    is_alone = per_call == 1 and (has_convolutions or not on_cpus)
+    is_alone = per_call == 1 and (has_convolutions or jax.default_backend() != 'cpu')
     jitted = jax.jit(
         alone if is_alone else loop,
         donate_argnums=0,
@@ -144,10 +145,3 @@ def make_train_step(
         compiler_options=compiler_options(),
     )
     return TrainStep(jitted, per_call)
-
-
-def make_validation(
-    validate: Callable[[TrainState, Arrays], Metrics],
-) -> Callable[[TrainState, Arrays], Metrics]:
-    """The jitted metrics of the loader's arrays, without an update."""
-    return jax.jit(validate, compiler_options=compiler_options())

@@ -58,7 +58,7 @@ class Encoding:
         return 'shared' if self.shared else head
 
     def encode(self, params: Params, head: str, observations: Any) -> jax.Array:
-        """The latents (b, d) that a head reads, with the gradient of everything.
+        """The latents (b, d) that a head reads; no gradient is stopped.
 
         Args:
             observations: images (b, h, w, c), or vectors (b, d), which are latents already; or

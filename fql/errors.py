@@ -1,4 +1,4 @@
-"""The package's error for faults that a user can fix, and where other errors come from."""
+"""The package's error for faults that a user can fix."""
 
 
 class FQLError(Exception):
@@ -6,10 +6,3 @@ class FQLError(Exception):
 
     (For an environment that failed, the place of the failure follows.)
     """
-
-
-def comes_from_interrupt(error: BaseException | None) -> bool:
-    """Whether an exception was raised because of a Ctrl-C, which Orbax turns into its own fault."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None

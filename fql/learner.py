@@ -169,7 +169,11 @@ def make_optimizer(lr: float, encoder: EncoderConfig) -> optax.GradientTransform
 def scaled_encoders(
     optimizer: optax.GradientTransformation, multiplier: float
 ) -> optax.GradientTransformation:
-    """The optimiser with the encoders' steps times `multiplier`; its state is the same."""
+    """The optimiser with the changes of the encoders' parameters multiplied; its state is the same.
+
+    Args:
+        multiplier: the factor.
+    """
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         updates, state = optimizer.update(grads, state, params)

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fql.errors import FQLError
@@ -22,6 +22,11 @@ def check_new_picture(path: Path | None) -> None:
     if path is not None and path.suffix != '.png':
         raise FQLError(f'{path}: only .png pictures are written')
     check_new(path)
+
+
+def format_summary(entries: Mapping[str, str]) -> str:
+    """A line `NAME: TEXT` for each entry, the names right-aligned to 13 columns."""
+    return '\n'.join(f'{name:>13}: {text}' for name, text in entries.items())
 
 
 def format_table(

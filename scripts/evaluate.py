@@ -10,12 +10,14 @@ from fql.policies.evaluation import (
     evaluate_with_progress,
     start_workers,
 )
-from fql.policies.policy import make_act, make_policy, restore_params, with_candidates
+from fql.policies.policy import make_act, make_policy, with_candidates
 from fql.policies.rollouts import Policy, random_policy
 from fql.policies.watch import watch
 from fql.reports.video import save_video
-from fql.runs.run_folder import RunFolder, RunSpec, read_spec
+from fql.runs.run_checkpoints import restore_params
+from fql.runs.run_folder import RunFolder
 from fql.runs.run_learner import agent_of
+from fql.runs.run_spec import RunSpec, read_spec
 from fql.settings.train_config import check_environment
 from fql.training.comparability import comparability
 from scripts.evaluate_args import Evaluate
@@ -79,5 +81,5 @@ def make_policies(args: Evaluate, folder: RunFolder, spec: RunSpec, seed: int) -
     acts = {title: make_act(agent, name) for title, agent in agents.items()}
     step, params = restore_params(folder, spec, args.step, print_notice)
     return {
-        f'{title} of step {step:,}': make_policy(act, params, seed) for title, act in acts.items()
+        f'{title} of update {step:,}': make_policy(act, params, seed) for title, act in acts.items()
     }

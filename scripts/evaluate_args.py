@@ -8,7 +8,8 @@ import tyro
 
 from fql.errors import FQLError
 from fql.output import check_new
-from fql.runs.run_folder import RunFolder, read_spec, steps_to_read
+from fql.runs.run_folder import RunFolder, steps_to_read
+from fql.runs.run_spec import read_spec
 
 
 @dataclass(frozen=True)

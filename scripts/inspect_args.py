@@ -10,7 +10,8 @@ from data_pipeline.replay_store import is_replay
 from fql.augmentation_config import AugmentationConfig
 from fql.errors import FQLError
 from fql.output import check_new, check_new_picture
-from fql.runs.run_folder import RunFolder, read_spec, steps_to_read
+from fql.runs.run_folder import RunFolder, steps_to_read
+from fql.runs.run_spec import read_spec
 from fql.settings.dataset_paths import dataset_path, task_dataset_path
 from scripts.shared_args import DataDir
 

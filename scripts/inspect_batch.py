@@ -9,7 +9,8 @@ from data_pipeline.observations import flattened
 from fql.agents.configs import FQLConfig
 from fql.envs.tasks import find_task
 from fql.reports.plots import plot_batch
-from fql.runs.run_folder import RunFolder, read_spec
+from fql.runs.run_folder import RunFolder
+from fql.runs.run_spec import read_spec
 from fql.settings.presets import default_config
 from fql.settings.train_config import TrainConfig, validate_config
 from fql.training.training_data import batch_of_update

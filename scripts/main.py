@@ -34,7 +34,7 @@ import tyro
 from data_pipeline.errors import DataError, first_line
 from encoders.errors import EncoderError
 from fql.command import command
-from fql.errors import FQLError, comes_from_interrupt
+from fql.errors import FQLError
 from fql.training.host_memory import keep_freed_memory
 from scripts.benchmark.args import (
     BenchmarkData,
@@ -55,6 +55,7 @@ from scripts.prepare_args import Prepare
 from scripts.pretrain_args import Pretrain
 from scripts.probe_args import Probe
 from scripts.process import (
+    comes_from_interrupt,
     is_unread,
     open_standard_streams,
     report_faults,

@@ -1,4 +1,4 @@
-"""The process of a command: its standard streams, what libraries report in it, their variables."""
+"""The process of a command: its standard streams, faults and warnings, libraries' variables."""
 
 import os
 import select
@@ -92,6 +92,13 @@ def report_in_thread(fault: threading.ExceptHookArgs) -> None:
     """
     if not str(fault.exc_value).startswith('cannot schedule new futures after'):
         threading.__excepthook__(fault)
+
+
+def comes_from_interrupt(error: BaseException | None) -> bool:
+    """Whether an exception was raised because of a Ctrl-C, which Orbax turns into its own fault."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def report_warning(message: Any, *place: Any, **more: Any) -> None:

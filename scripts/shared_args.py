@@ -11,7 +11,7 @@ import tyro
 
 from data_pipeline.store.verification import VerifyMode
 from fql.errors import FQLError
-from fql.settings.train_config import check_bounds
+from fql.settings.bounds import BOUNDS, check_bounds
 
 DataDir = Annotated[
     str,
@@ -31,6 +31,30 @@ JsonOut = Annotated[
     Path | None,
     tyro.conf.arg(help='Also write all numbers to this file, which must not exist.'),
 ]
+BOUNDS_OF_ARGUMENTS = {
+    **BOUNDS,
+    'step': (0, 2**31 - 1),
+    'episodes': (1, 10**6),
+    'val_episodes': (0, 10**6),
+    'episode_steps': (1, 10**6),
+    'noise': (0, 100),
+    'p_random_action': (0, 1),
+    'frame_size': (1, 4096),
+    'image_size': (1, 4096),
+    'workers': (0, 4096),
+    'rows': (1, 2**31 - 1),
+    'states': (1, 2**20),
+    'target': (0, 2**31 - 1),
+    'rounds': (1, 10**6),
+    'batches': (1, 2**31 - 1),
+    'updates': (1, 2**31 - 1),
+    'kills': (1, 10**6),
+    'jobs': (1, 4096),
+    'gpus': (0, 1023),
+    'env_steps': (1, 10**6),
+    'memory_steps': (1, 10**9),
+}
+"""Smallest and largest value of every number in a command's arguments, by the field's name."""
 
 
 def check_values(args: Any) -> None:
@@ -39,7 +63,7 @@ def check_values(args: Any) -> None:
     That is a device or a pipe, a name with line breaks, which would break messages too, or one with
     a backslash, in which Orbax would not find again what it has written.
     """
-    check_bounds(args)
+    check_bounds(args, BOUNDS_OF_ARGUMENTS)
     for path in _paths(args):
         if any(ord(character) < 32 or character == '\\' for character in str(path)):
             raise FQLError(f'{str(path)!r} has a line break, a backslash or a control character')

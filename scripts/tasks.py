@@ -8,13 +8,8 @@ from fql.agents.configs import AGENT_CONFIGS, AgentConfig
 from fql.envs.tasks import Task, find_task, task_names
 from fql.errors import FQLError
 from fql.output import format_table
-from fql.settings.presets import (
-    ONLINE_PRESETS,
-    PRESETS,
-    Preset,
-    default_config,
-    has_preset,
-)
+from fql.settings.presets import default_config, has_preset
+from fql.settings.published_settings import ONLINE_PRESETS, PRESETS, Preset
 from scripts.tasks_args import Tasks
 
 HEADER = ('task', 'dataset', 'observations', 'agent', 'settings', 'source')

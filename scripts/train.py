@@ -8,7 +8,8 @@ from data_pipeline.data_dir import resolve_data_dir
 from fql.errors import FQLError
 from fql.output import print_notice
 from fql.runs.checkpoints import CheckpointReader
-from fql.runs.run_folder import RunFolder, read_spec
+from fql.runs.run_folder import RunFolder
+from fql.runs.run_spec import read_spec
 from fql.runs.run_start import connect_processes
 from fql.settings.run_arguments import choose_folder
 from fql.training.train import train

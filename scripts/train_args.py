@@ -13,7 +13,8 @@ from encoders.description import read_encoder
 from fql.agents.configs import AGENT_CONFIGS, AgentName, FQLConfig
 from fql.envs.tasks import find_task
 from fql.errors import FQLError
-from fql.runs.run_folder import RunFolder, read_spec
+from fql.runs.run_folder import RunFolder
+from fql.runs.run_spec import read_spec
 from fql.settings.dataset_paths import task_dataset_path
 from fql.settings.presets import PresetName, default_config, online_defaults
 from fql.settings.run_arguments import check_processes, choose_folder

@@ -175,7 +175,7 @@ def start_fql(environment) -> Iterator[Callable[..., 'subprocess.Popen[str]']]:
 def wait_for_checkpoint() -> Callable[['subprocess.Popen[str]', Path, int], None]:
     """wait_for_checkpoint(process, run, step): until a run has a checkpoint of `step` or later."""
 
-    from fql.runs.checkpoints import finished_steps
+    from fql.runs.run_folder import finished_steps
 
     def wait(process: 'subprocess.Popen[str]', run: Path, step: int) -> None:
         deadline = time.monotonic() + 240

@@ -73,7 +73,7 @@ def test_the_packages_around_the_algorithm_import_only_those_before_them(package
         'fql.envs.make, fql.envs.workers, fql.envs.pointmaze, data_pipeline.collection.collect, '
         'data_pipeline.store.labels',
         'scripts.main',
-        'fql.agents.configs, fql.settings.presets, fql.runs.run_folder',
+        'fql.agents.configs, fql.settings.presets, fql.runs.run_spec',
     ],
 )
 def test_what_spawned_processes_import_stays_light(modules):

@@ -28,7 +28,7 @@ def main(updates):
 
     encoder = EncoderConfig(size='impala_debug')
     config = FQLConfig(alpha=0.5, lr=5e-4, hidden_dims=(128, 128), encoder=encoder)
-    agent = make_agent(config, Spec(split.observations.shape[1:], 'uint8', split.actions.shape[1]))
+    agent = make_agent(config, Spec(split.observations.shape[1:], split.actions.shape[1]))
     learner = Learner(agent, make_optimizer(config.lr, config.encoder))
     state = learner.init(seed=0)
     update = jax.jit(lambda state, arrays: learner.update(state, batch_from_inputs(arrays)))

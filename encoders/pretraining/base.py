@@ -42,7 +42,7 @@ class Windows(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Head:
+class ObjectiveHead:
     """A module that takes vectors (b, inputs), and their width."""
 
     module: nn.Module
@@ -78,7 +78,7 @@ class Objective(ABC):
 
     @property
     @abstractmethod
-    def heads(self) -> Mapping[str, Head]:
+    def heads(self) -> Mapping[str, ObjectiveHead]:
         """The networks after the encoder, in the order in which they get their random keys."""
 
     @abstractmethod

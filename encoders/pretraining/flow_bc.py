@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from encoders.pretraining.base import (
-    Head,
     Metrics,
     Objective,
+    ObjectiveHead,
     Params,
     Windows,
     feature_scale,
@@ -25,10 +25,10 @@ class FlowBC(Objective):
     """
 
     @property
-    def heads(self) -> Mapping[str, Head]:
+    def heads(self) -> Mapping[str, ObjectiveHead]:
         """See `Objective`."""
         inputs = self.latent_size + self.action_dim + 1
-        return {'velocity': Head(self.mlp(self.action_dim), inputs)}
+        return {'velocity': ObjectiveHead(self.mlp(self.action_dim), inputs)}
 
     def loss(
         self,

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from encoders.pretraining.base import (
-    Head,
     Metrics,
     Objective,
+    ObjectiveHead,
     Params,
     Windows,
     feature_scale,
@@ -27,10 +27,10 @@ class InverseDynamics(Objective):
     """
 
     @property
-    def heads(self) -> Mapping[str, Head]:
+    def heads(self) -> Mapping[str, ObjectiveHead]:
         """See `Objective`."""
         inputs = 2 * self.latent_size + self.horizon
-        return {'inverse': Head(self.mlp(self.action_dim), inputs)}
+        return {'inverse': ObjectiveHead(self.mlp(self.action_dim), inputs)}
 
     def loss(
         self,

@@ -11,9 +11,9 @@ from flax import linen as nn
 from encoders.mlp import KERNEL_INIT, MLP
 from encoders.pretraining.base import (
     CODE_SIZE,
-    Head,
     Metrics,
     Objective,
+    ObjectiveHead,
     Params,
     Windows,
     feature_scale,
@@ -61,10 +61,10 @@ class Reconstruction(Objective):
     """Fraction of the patches that the encoder does not see."""
 
     @property
-    def heads(self) -> Mapping[str, Head]:
+    def heads(self) -> Mapping[str, ObjectiveHead]:
         """See `Objective`."""
         decoder = PatchDecoder(self.hidden_dims, self.observation_shape)
-        return {'decoder': Head(decoder, self.latent_size)}
+        return {'decoder': ObjectiveHead(decoder, self.latent_size)}
 
     def loss(
         self,

@@ -9,9 +9,9 @@ from einops import rearrange
 
 from encoders.pretraining.base import (
     CODE_SIZE,
-    Head,
     Metrics,
     Objective,
+    ObjectiveHead,
     Params,
     Windows,
     dense,
@@ -37,13 +37,13 @@ class SelfPrediction(Objective):
     averaged_heads = ('projector',)
 
     @property
-    def heads(self) -> Mapping[str, Head]:
+    def heads(self) -> Mapping[str, ObjectiveHead]:
         """See `Objective`."""
         size, horizon = self.latent_size, self.horizon
         return {
-            'transition': Head(self.mlp(size), size + horizon * self.action_dim + horizon),
-            'projector': Head(dense(CODE_SIZE), size),
-            'predictor': Head(self.mlp(CODE_SIZE), CODE_SIZE),
+            'transition': ObjectiveHead(self.mlp(size), size + horizon * self.action_dim + horizon),
+            'projector': ObjectiveHead(dense(CODE_SIZE), size),
+            'predictor': ObjectiveHead(self.mlp(CODE_SIZE), CODE_SIZE),
         }
 
     def loss(

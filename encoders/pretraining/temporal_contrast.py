@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from encoders.pretraining.base import (
     CODE_SIZE,
-    Head,
     Metrics,
     Objective,
+    ObjectiveHead,
     Params,
     Windows,
     dense,
@@ -31,12 +31,12 @@ class TemporalContrast(Objective):
     averaged_heads = ('compressor',)
 
     @property
-    def heads(self) -> Mapping[str, Head]:
+    def heads(self) -> Mapping[str, ObjectiveHead]:
         """See `Objective`."""
         return {
-            'compressor': Head(dense(CODE_SIZE), self.latent_size),
-            'predictor': Head(self.mlp(CODE_SIZE), CODE_SIZE),
-            'bilinear': Head(dense(CODE_SIZE, use_bias=False), CODE_SIZE),
+            'compressor': ObjectiveHead(dense(CODE_SIZE), self.latent_size),
+            'predictor': ObjectiveHead(self.mlp(CODE_SIZE), CODE_SIZE),
+            'bilinear': ObjectiveHead(dense(CODE_SIZE, use_bias=False), CODE_SIZE),
         }
 
     def loss(

@@ -25,10 +25,17 @@ class Agent(ABC):
 
     `params` is `{'encoders': {name: ...}, head: ...}`, one entry for each of `heads`;
     `target_params` holds the averaged part of it.
+
+    Attributes:
+        config: its settings.
+        spec: shapes of its observations and actions.
+        plain_encoder: the encoder uses XLA's own operations, which run on every platform;
+            `encoders.cpu_convolution` is for CPUs.
     """
 
     config: AgentConfig
     spec: Spec
+    plain_encoder: bool = False
 
     policies: ClassVar[tuple[str, ...]]
     """Names of its policies; the first one is the default."""
@@ -106,12 +113,14 @@ class Agent(ABC):
     @property
     def image_encoder(self) -> nn.Module:
         """Images to latents."""
-        return ENCODERS[self.config.encoder.size].clone(dtype=jnp.dtype(self.config.precision))
+        return ENCODERS[self.config.encoder.size].clone(
+            dtype=jnp.dtype(self.config.precision), plain=self.plain_encoder
+        )
 
     @property
     def encoder(self) -> nn.Module | None:
         """Observations to latents; None where they are vectors, which are the latents then."""
-        if not self.spec.images:
+        if not self.spec.has_images:
             return None
         return observation_encoder(
             self.image_encoder,
@@ -190,15 +199,3 @@ class Agent(ABC):
         chex.assert_trees_all_equal_shapes(batch.observations, batch.next_observations)
         for field in self.needs:
             assert getattr(batch, field) is not None, f'the batch has no {field}'
-
-
-class PlainEncoder(Agent):
-    """First base class of an agent whose encoder uses XLA's own operations.
-
-    These run on every platform; `encoders.cpu_convolution` is for CPUs.
-    """
-
-    @property
-    def image_encoder(self) -> nn.Module:
-        """See `Agent`."""
-        return super().image_encoder.clone(plain=True)

@@ -21,16 +21,14 @@ class Spec:
     Attributes:
         observation_shape: of one stacked observation, (h, w, c) or (d,); of several arrays, such
             shapes by name.
-        observation_dtype: 'uint8' for images, 'float32' for vectors; likewise by name.
         action_dim: size of an action.
     """
 
     observation_shape: Any
-    observation_dtype: Any
     action_dim: int
 
     @property
-    def images(self) -> bool:
+    def has_images(self) -> bool:
         """Whether observations are images, or include images."""
         shapes = self.observation_shape
         several = shapes.values() if isinstance(shapes, Mapping) else (shapes,)

@@ -34,7 +34,7 @@ from fql.learner import Metrics, Params
 from fql.networks import Critic, Head, VectorField
 
 
-class Draws(NamedTuple):
+class QCDraws(NamedTuple):
     """The random numbers of one update.
 
     Attributes:
@@ -91,18 +91,18 @@ class QC(Agent):
         """Which steps lie within the trajectory."""
         return frozenset({'valid'} if self.horizon > 1 else ())
 
-    def sample_draws(self, key: jax.Array, batch: Batch) -> Draws:
+    def sample_draws(self, key: jax.Array, batch: Batch) -> QCDraws:
         """See `Agent`."""
         keys = jax.random.split(key, 3)
         size = len(batch.actions)
-        return Draws(
+        return QCDraws(
             next_action_noise=jax.random.normal(keys[0], (size, *self.noise_shape)),
             flow_noise=jax.random.normal(keys[1], (size, self.action_size)),
             flow_time=jax.random.uniform(keys[2], (size, 1)),
         )
 
     def loss(
-        self, params: Params, target_params: Params, batch: Batch, draws: Draws, step: jax.Array
+        self, params: Params, target_params: Params, batch: Batch, draws: QCDraws, step: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         """Critic loss + BC-flow loss."""
         del step

@@ -23,7 +23,7 @@ from fql.learner import Metrics, Params
 from fql.networks import Critic, GaussianActor, Head
 
 
-class Draws(NamedTuple):
+class SACDraws(NamedTuple):
     """The random numbers of one update.
 
     Attributes:
@@ -61,13 +61,13 @@ class SAC(Agent):
         """The temperature starts at 1."""
         return {**super().init_params(key), 'alpha': {'log_value': jnp.zeros(())}}
 
-    def sample_draws(self, key: jax.Array, batch: Batch) -> Draws:
+    def sample_draws(self, key: jax.Array, batch: Batch) -> SACDraws:
         """See `Agent`."""
         shape = batch.actions.shape
-        return Draws(*(jax.random.normal(k, shape) for k in jax.random.split(key)))
+        return SACDraws(*(jax.random.normal(k, shape) for k in jax.random.split(key)))
 
     def loss(
-        self, params: Params, target_params: Params, batch: Batch, draws: Draws, step: jax.Array
+        self, params: Params, target_params: Params, batch: Batch, draws: SACDraws, step: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         """Critic loss + actor loss + temperature loss."""
         del step

@@ -19,7 +19,8 @@ from fql.reports.video import save_video
 from fql.runs.measures import RETURN, SCORE, SUCCESS
 from fql.runs.metrics_log import MetricsLog, read_csv
 from fql.runs.progress import progress_bar, progress_callback
-from fql.runs.run_folder import RunFolder, RunSpec
+from fql.runs.run_folder import RunFolder
+from fql.runs.run_spec import RunSpec
 from fql.settings.train_config import TrainConfig
 
 MAX_WORKERS = 16
@@ -52,7 +53,7 @@ def start_workers(
     kwargs: tuple[tuple[str, str | int], ...] = ()
     if task.is_ogbench:
         kwargs += (('success_timing', config.success_timing),)
-        if spec.images and not isinstance(spec.observation_shape, dict):
+        if spec.has_images and not isinstance(spec.observation_shape, dict):
             # The data may have been collected at another size than the environment's own.
             height, width, _ = spec.observation_shape
             kwargs += (('height', height), ('width', width))
@@ -123,6 +124,37 @@ def describe_result(task: Task, result: EvaluationResult) -> str:
     if not np.isnan(result.success):
         parts.append(f'{SUCCESS.name} {SUCCESS.text(result.success)}')
     return ', '.join(parts) or f'{RETURN.name} {RETURN.text(mean_return)}'
+
+
+def evaluate_and_record(
+    workers: EnvWorkers,
+    policy: Policy,
+    config: TrainConfig,
+    episodes: int,
+    folder: RunFolder,
+    log: MetricsLog,
+    step: int,
+) -> str:
+    """Evaluate a run after update `step`, and write the results into its folder.
+
+    Args:
+        config: the run's settings: the episodes' seed, the videos, the task.
+        log: of evaluations.
+
+    Returns:
+        A line that describes the results.
+    """
+    task = find_task(config.task)
+    result = evaluate_with_progress(
+        workers,
+        policy,
+        episodes,
+        config.eval_seed,
+        title=f'evaluate update {step:,}',
+        record_episodes=config.eval_videos,
+    )
+    record_evaluation(folder, log, step, result, task)
+    return f'update {step:,}: {describe_result(task, result)} ({episodes} episodes)'
 
 
 def record_evaluation(

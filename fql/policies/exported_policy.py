@@ -3,7 +3,7 @@
 <folder>/config.json     settings and shapes, as in a run folder
 <folder>/policy.json     from which run and update, its evaluations, a digest of the parameters
 <folder>/params/         all online parameters, written by Orbax
-<folder>/POLICY.stablehlo  the compiled-ahead program of a policy, see `export_program`
+<folder>/POLICY.stablehlo  the program of a policy, StableHLO, see `export_program`
 <folder>/README.md       a model card
 """
 
@@ -25,22 +25,15 @@ from data_pipeline.schema import read_json
 from encoders.cameras import abstract_observations
 from encoders.leaves import tree_digest
 from encoders.saved import write_params
-from fql.agents.base import Agent, PlainEncoder
+from fql.agents.base import Agent
 from fql.errors import FQLError
 from fql.learner import Params
-from fql.policies.policy import restore_params
-from fql.runs.checkpoints import file_checksums
+from fql.runs.checkpoint_files import file_checksums
 from fql.runs.measures import Measure, read_results
-from fql.runs.run_folder import (
-    EXPORTED,
-    RunFolder,
-    RunSpec,
-    check_new_folder,
-    read_object,
-    read_spec,
-    write_spec,
-)
+from fql.runs.run_checkpoints import restore_params
+from fql.runs.run_folder import EXPORTED, RunFolder, check_new_folder
 from fql.runs.run_learner import agent_of
+from fql.runs.run_spec import RunSpec, read_object, read_spec, write_spec
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 PARAMS = 'params'
@@ -99,24 +92,24 @@ def export_policy(run: Path, step: int | None, out: Path) -> Description:
         agent=dataclasses.replace(spec.config.agent, encoder=encoder),
         online=dataclasses.replace(spec.config.online, source=Path(spec.config.online.source).name),
     )
+    agent = agent_of(spec)
     measure, results = read_results(folder.eval_csv)
-    description = Description(
-        run=folder.path.absolute().name,
-        step=step,
-        policies=agent_of(spec).policies,
-        measure=measure.name,
-        results={str(at): value for at, value in results.items() if at <= step},
-        data=_data_checksums(folder),
-        files={},
-        digest=tree_digest(params),
-    )
     with atomic_folder(out) as target:
         write_spec(RunFolder(target), dataclasses.replace(spec, config=config))
         write_params(target / PARAMS, params)
-        for policy in agent_of(spec).policies:
-            program = export_program(agent_of(spec), params, policy)
+        for policy in agent.policies:
+            program = export_program(agent, params, policy)
             (target / f'{policy}.stablehlo').write_bytes(program)
-        description = dataclasses.replace(description, files=file_checksums(target))
+        description = Description(
+            run=folder.path.absolute().name,
+            step=step,
+            policies=agent.policies,
+            measure=measure.name,
+            results={str(at): value for at, value in results.items() if at <= step},
+            data=_data_checksums(folder),
+            files=file_checksums(target),
+            digest=tree_digest(params),
+        )
         write_json(target / EXPORTED, dataclasses.asdict(description), indent=2)
         (target / 'README.md').write_text(model_card(spec, description, measure), encoding='utf-8')
     return description
@@ -155,8 +148,7 @@ def read_exported(path: Path, spec: RunSpec, step: int | None) -> Params:
 def _check_files(path: Path, digests: Mapping[str, str]) -> None:
     """Raise FQLError if the settings, or a file of the parameters, are not what was written.
 
-    Programs are not read here. Folders of earlier versions have no digests of the parameters'
-    files.
+    Programs are not read here.
     """
     params = [name for name in digests if name.startswith(f'{PARAMS}/')]
     for name in (RunFolder(path).spec.name, *params):
@@ -177,8 +169,7 @@ def export_program(agent: Agent, params: Params, policy: str) -> bytes:
     (b, h, w, c) uint8 or (b, d) float32, or a dictionary of such arrays, and standard normal noise
     (b, ...) float32, b of any size, and returns actions (b, horizon, a) float32.
     """
-    plain = type('Plain', (PlainEncoder, type(agent)), {})
-    agent = plain(agent.config, agent.spec)
+    agent = dataclasses.replace(agent, plain_encoder=True)
     (size,) = export.symbolic_shape('b')
     observations = abstract_observations(agent.spec.observation_shape, size)
     noise = jax.ShapeDtypeStruct((size, *agent.noise_shape), jnp.float32)

@@ -15,9 +15,11 @@ import numpy as np
 from data_pipeline.observations import map_named, named, unnamed
 from fql.learner import Params
 from fql.policies.exported_policy import read_exported
-from fql.policies.policy import make_act, restore_params, with_candidates
-from fql.runs.run_folder import RunFolder, RunSpec, check_path, is_exported, read_spec
+from fql.policies.policy import make_act, with_candidates
+from fql.runs.run_checkpoints import restore_params
+from fql.runs.run_folder import RunFolder, check_path, is_exported
 from fql.runs.run_learner import agent_of
+from fql.runs.run_spec import RunSpec, read_spec
 
 
 @contextmanager

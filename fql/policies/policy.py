@@ -1,4 +1,4 @@
-"""How trained parameters act: an agent's policy, for rollouts and from a run's checkpoint."""
+"""How trained parameters act: an agent's policy, for rollouts."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,21 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from fql.agents.base import Agent
-from fql.compiled import abstract_state
-from fql.devices import one_device_mesh
 from fql.errors import FQLError
 from fql.learner import Params
 from fql.policies.rollouts import Policy
-from fql.runs.checkpoints import CheckpointReader
-from fql.runs.run_folder import RunFolder, RunSpec, read_identity
-from fql.runs.run_learner import agent_of, make_learner
+from fql.runs.run_learner import agent_of
+from fql.runs.run_spec import RunSpec
 from fql.settings.train_config import validate_config
 
 Act = Callable[[Params, jax.Array, Any, jax.Array, jax.Array], jax.Array]
+"""(params, key, observations (b, ...), or several by name, episodes and timesteps (b,) int32) ->
+actions (b, h, a), in [-1, 1]; see `make_act`."""
 
 
 def make_act(agent: Agent, name: str = '') -> Act:
-    """The jitted function (params, key, observations, episodes, timesteps) -> actions (b, h, a).
+    """The jitted function by which an agent acts.
 
     Draws for a sample depend on (key, episode, timestep) only, so that an episode does not
     depend on which others run beside it.
@@ -66,27 +65,6 @@ def make_policy(act: Act, params: Params, seed: int) -> Policy:
         return np.asarray(act(params, key, *arrays))
 
     return policy
-
-
-def restore_params(
-    folder: RunFolder,
-    spec: RunSpec,
-    step: int | None,
-    notify: Callable[[str], None] | None = None,
-) -> tuple[int, Params]:
-    """The step and the online parameters of a run's checkpoint, on one device.
-
-    Args:
-        step: which checkpoint; None for the newest that is sound.
-        notify: called with a line about damaged checkpoints that are newer than the one taken.
-
-    Raises:
-        FQLError: there is none, or it is damaged.
-    """
-    reader = CheckpointReader(folder.checkpoints, read_identity(folder.spec))
-    with reader.reading(step, notify) as found:
-        abstract = abstract_state(make_learner(spec), one_device_mesh())
-        return found, reader.restore_params(abstract, found)
 
 
 def with_candidates(spec: RunSpec, count: int, policy: str = '') -> RunSpec:

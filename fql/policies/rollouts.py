@@ -13,10 +13,10 @@ from fql.envs.workers import EnvWorkers
 from fql.errors import FQLError
 from fql.reports.video import Recording
 
-# (observations (n, ...), or several by name, episodes (n,) int32, timesteps (n,) int32) -> actions
-# (n, h, action_dim), which are executed one after the other. n is the number of workers. Noise that
-# depends on (episode, timestep) alone makes a rollout the same whatever the number of workers.
 Policy = Callable[[Any, np.ndarray, np.ndarray], np.ndarray]
+"""(observations (n, ...), or several by name, episodes (n,) int32, timesteps (n,) int32) -> actions
+(n, h, action_dim), which are executed one after the other. n is the number of workers. Noise that
+depends on (episode, timestep) alone makes a rollout the same whatever the number of workers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,6 @@ class EvaluationResult:
     """The results of a number of episodes, in the order of the episodes.
 
     Attributes:
-        success: the mean of `successes`; NaN where the environment reports no success.
         returns: (episodes,) float64 undiscounted sums of rewards.
         lengths: (episodes,) int32 steps.
         successes: (episodes,) float64 `info['success']` of each episode's last step.
@@ -32,12 +31,16 @@ class EvaluationResult:
         recordings: the first episodes; none where the environment cannot be drawn.
     """
 
-    success: float
     returns: np.ndarray
     lengths: np.ndarray
     successes: np.ndarray
     seeds: np.ndarray
     recordings: list[Recording]
+
+    @property
+    def success(self) -> float:
+        """The mean of `successes`; NaN where the environment reports no success."""
+        return float(self.successes.mean())
 
 
 RENDER_EVERY = 5
@@ -235,12 +238,10 @@ def evaluate(
     if rollouts.undrawn:
         notify(f'no video: {rollouts.undrawn}')
     records = rollouts.records
-    successes = np.array([record.success for record in records])
     return EvaluationResult(
-        success=float(successes.mean()),
         returns=np.array([sum(record.rewards) for record in records]),
         lengths=np.array([len(record.rewards) for record in records], np.int32),
-        successes=successes,
+        successes=np.array([record.success for record in records]),
         seeds=seed + np.arange(episodes),
         recordings=rollouts.recordings(),
     )

@@ -5,24 +5,16 @@ import time
 from collections.abc import Iterator
 
 from data_pipeline.errors import first_line
-from fql.compiled import abstract_state
-from fql.devices import one_device_mesh
-from fql.envs.tasks import find_task
 from fql.errors import FQLError
-from fql.policies.evaluation import (
-    describe_result,
-    evaluate_with_progress,
-    record_evaluation,
-    recorded_steps,
-    start_workers,
-)
+from fql.policies.evaluation import evaluate_and_record, recorded_steps, start_workers
 from fql.policies.policy import make_act, make_policy
 from fql.reports.plots import plot_learning_curve
-from fql.runs.checkpoints import CheckpointReader
 from fql.runs.metrics_log import MetricsLog
-from fql.runs.run_folder import RunFolder, finished_steps, read_identity, read_spec
-from fql.runs.run_learner import agent_of, make_learner
+from fql.runs.run_checkpoints import restore_params
+from fql.runs.run_folder import RunFolder, finished_steps
+from fql.runs.run_learner import agent_of
 from fql.runs.run_lock import lock_run
+from fql.runs.run_spec import read_spec
 from fql.settings.train_config import check_environment
 
 POLL_SECONDS = 2.0
@@ -43,40 +35,30 @@ def watch(folder: RunFolder, episodes: int, num_workers: int, env: str = '') -> 
     spec = read_spec(folder)
     config = dataclasses.replace(spec.config, env=env or spec.config.env)
     check_environment(config)
-    task = find_task(config.task)
     if config.eval_interval:
         raise FQLError(f'{folder.path} is evaluated by its training; train with --eval-interval 0')
     if not config.save_interval:
         raise FQLError(f'{folder.path} saves no checkpoints: its save-interval is 0')
     act = make_act(agent_of(spec))
-    abstract = abstract_state(make_learner(spec), one_device_mesh())
     with (
         lock_run(folder.watch_lock, 'watcher'),
         start_workers(spec, config, episodes, num_workers) as workers,
         MetricsLog(folder.eval_csv, folder.eval_tensorboard, step=None) as log,
     ):
-        print(f'watching {folder.path} up to step {config.total_updates:,}', flush=True)
+        print(f'watching {folder.path} up to update {config.total_updates:,}', flush=True)
         for step in _new_steps(folder):
-            reader = CheckpointReader(folder.checkpoints, read_identity(folder.spec))
             try:
-                with reader.reading(step):
-                    params = reader.restore_params(abstract, step)
+                _, params = restore_params(folder, spec, step)
             except Exception as error:
                 if step in finished_steps(folder.checkpoints):
-                    raise FQLError(f'step {step:,} cannot be read: {first_line(error)}') from error
-                print(f'step {step:,} was deleted before it was read ({type(error).__name__})')
+                    raise FQLError(
+                        f'update {step:,} cannot be read: {first_line(error)}'
+                    ) from error
+                print(f'update {step:,} was deleted before it was read ({type(error).__name__})')
                 continue
-            result = evaluate_with_progress(
-                workers,
-                make_policy(act, params, config.eval_seed),
-                episodes,
-                config.eval_seed,
-                title=f'evaluate step {step:,}',
-                record_episodes=config.eval_videos,
-            )
-            record_evaluation(folder, log, step, result, task)
-            text = describe_result(task, result)
-            print(f'step {step:,}: {text} ({episodes} episodes)', flush=True)
+            policy = make_policy(act, params, config.eval_seed)
+            line = evaluate_and_record(workers, policy, config, episodes, folder, log, step)
+            print(line, flush=True)
     plot_learning_curve(folder, f'{config.agent.name}: {config.task}')
     print(f'all evaluated; curves: {folder.learning_curve}')
 

@@ -14,14 +14,10 @@ from fql.pretraining.pretrain_config import PretrainSpec, read_pretrain_spec
 from fql.pretraining.pretrain_learner import make_pretraining_learner
 from fql.pretraining.saved_encoders import save_encoder_folder
 from fql.runs.checkpoints import CheckpointReader
-from fql.runs.run_folder import (
-    RunFolder,
-    RunSpec,
-    check_new_folder,
-    read_identity,
-    read_spec,
-)
-from fql.runs.run_learner import agent_of, make_learner
+from fql.runs.run_checkpoints import open_checkpoint
+from fql.runs.run_folder import RunFolder, check_new_folder
+from fql.runs.run_learner import agent_of
+from fql.runs.run_spec import RunSpec, read_identity, read_spec
 
 
 def export_encoder(path: Path, step: int | None, out: Path) -> SavedEncoder:
@@ -61,12 +57,10 @@ def read_pretrained(
 def read_trained(folder: RunFolder, spec: RunSpec, step: int | None) -> tuple[Params, SavedEncoder]:
     """The encoder of the critic, or of the first head without one; with sharing, the only one."""
     config = spec.config
-    if not spec.images:
+    if not spec.has_images:
         raise FQLError(f'{folder.path}: observations are vectors, so that it has no encoder')
     agent = agent_of(spec)
-    reader = CheckpointReader(folder.checkpoints, read_identity(folder.spec))
-    with reader.reading(step, print_notice) as found:
-        abstract = abstract_state(make_learner(spec), one_device_mesh())
+    with open_checkpoint(folder, spec, step, print_notice) as (found, reader, abstract):
         params, versions = reader.restore_params(abstract, found), reader.versions(found)
     saved = SavedEncoder(
         encoder=config.agent.encoder.size,

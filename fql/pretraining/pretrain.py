@@ -20,16 +20,11 @@ from encoders.pretraining import OBJECTIVES
 from encoders.saved import load_encoder
 from fql.augmentation import check_augmentation
 from fql.command import command
-from fql.compiled import (
-    abstract_state,
-    initial_state,
-    make_train_step,
-    make_validation,
-    updates_per_call,
-)
+from fql.compiled import abstract_state, initial_state, make_train_step
 from fql.devices import check_batch_size, local_copy, make_mesh, wait_for_all_processes
 from fql.errors import FQLError
 from fql.learner import Learner, Params, TrainState, count_parameters
+from fql.output import format_summary
 from fql.pretraining.pretrain_config import (
     PretrainConfig,
     PretrainSpec,
@@ -41,12 +36,14 @@ from fql.pretraining.pretrain_learner import (
     WINDOW_FIELDS,
     make_pretraining_learner,
     pretraining_validation,
-    window_maker,
+    window_preparer,
 )
 from fql.pretraining.saved_encoders import save_encoder_folder
 from fql.runs.checkpoints import CheckpointWriter, rows_written
 from fql.runs.interruption import Interruption, ended_with_others
-from fql.runs.run_folder import RunFolder, read_identity, versions
+from fql.runs.run_checkpoints import restore_newest
+from fql.runs.run_folder import RunFolder
+from fql.runs.run_spec import read_identity, versions
 from fql.runs.run_start import (
     Logs,
     check_data,
@@ -54,7 +51,6 @@ from fql.runs.run_start import (
     check_run_folder,
     claimed_folder,
     open_logs,
-    restored_state,
     write_description,
 )
 from fql.settings.run_arguments import Resume
@@ -87,7 +83,7 @@ def pretrain(
         verification = stack.enter_context(Verification(store.path, verify_data))
         verification.add(store.stored_arrays)
         stack.enter_context(claimed_folder(folder))
-        state, notices = restored_state(folder, folder.pretrain_spec, run.abstract)
+        state, notices = restore_newest(folder, folder.pretrain_spec, run.abstract)
         state = initial_state(run.learner, config.seed, run.mesh) if state is None else state
         write_description(folder, store, lambda: write_pretrain_spec(folder, spec))
         start = int(state.step)
@@ -102,7 +98,10 @@ def pretrain(
         )
         logs, rows = Logs(), rows_written(folder.checkpoints, start)
         if is_main:
-            print('\n'.join([*notices, start_summary(spec, store, state, folder)]), flush=True)
+            print(
+                '\n'.join([*notices, pretraining_start_summary(spec, store, state, folder)]),
+                flush=True,
+            )
             logs = open_logs(stack, folder, start, rows)
         trainer = Trainer(
             schedule=config,
@@ -111,11 +110,11 @@ def pretrain(
             fields=WINDOW_FIELDS,
             train_step=make_train_step(
                 run.learner,
-                window_maker(spec),
+                window_preparer(spec),
                 run.abstract,
-                updates_per_call(config.updates_per_call, has_convolutions=True),
+                config.updates_per_call,
             ),
-            validate=make_validation(pretraining_validation(spec)),
+            validate=pretraining_validation(spec),
             val_batches=validation_windows(store, config, start),
             evaluate=lambda state: None,
             metadata={'versions': versions()},
@@ -128,13 +127,17 @@ def pretrain(
         )
         stack.enter_context(ended_with_others())
         began = time.monotonic()
-        batches = make_windows(store.splits['train'], loader_config(config), start)
+        batches = make_windows(store.splits['train'], window_loader_config(config), start)
         state, code = trainer.train(state, batches, is_evaluation_missing=False)
         if code == 0:
             encoder = local_copy(state.params['encoder'], run.mesh)
             if is_main:
                 write_final_encoder(folder, spec, encoder)
-                print(end_summary(folder, config, config.steps - start, time.monotonic() - began))
+                print(
+                    pretraining_end_summary(
+                        folder, config, config.steps - start, time.monotonic() - began
+                    )
+                )
     return code
 
 
@@ -177,7 +180,7 @@ def check_pretraining(config: PretrainConfig, path: Path, resume: Resume) -> Che
     store = open_dataset(config.dataset, config.data_dir)
     check_data(folder, store)
     train = store.splits['train']
-    check_windows(train, loader_config(config))
+    check_windows(train, window_loader_config(config))
     check_augmentation(config.augmentation, frame_shapes(train))
     check_cameras(config.cameras, train)
     check_objective(config, train)
@@ -195,7 +198,9 @@ def validation_windows(store: FrameStore, config: PretrainConfig, start: int) ->
     """The windows of the `val` split from update `start` on; None where it has too few."""
     if 'val' not in store.splits or store.splits['val'].num_transitions < config.batch_size:
         return None
-    return make_windows(store.splits['val'], loader_config(config), rows_logged(config, start))
+    return make_windows(
+        store.splits['val'], window_loader_config(config), rows_logged(config, start)
+    )
 
 
 def check_objective(config: PretrainConfig, split: Split) -> None:
@@ -208,8 +213,8 @@ def check_objective(config: PretrainConfig, split: Split) -> None:
         )
 
 
-def loader_config(config: PretrainConfig) -> LoaderConfig:
-    """The settings of a run's batches in this process."""
+def window_loader_config(config: PretrainConfig) -> LoaderConfig:
+    """The loader's settings for a run's windows, in this process."""
     return LoaderConfig(
         batch_size=config.batch_size,
         frame_stack=config.frame_stack,
@@ -254,7 +259,7 @@ def write_final_encoder(folder: RunFolder, spec: PretrainSpec, encoder: Params) 
     save_encoder_folder(folder.encoder, encoder, saved, replace=replace)
 
 
-def start_summary(
+def pretraining_start_summary(
     spec: PretrainSpec, store: FrameStore, state: TrainState, folder: RunFolder
 ) -> str:
     """What the run is about to do, on one screen."""
@@ -278,10 +283,12 @@ def start_summary(
     }
     if 'val' not in store.splits:
         lines['validation'] = 'none: the dataset has no validation split'
-    return '\n'.join(f'{name:>13}: {text}' for name, text in lines.items())
+    return format_summary(lines)
 
 
-def end_summary(folder: RunFolder, config: PretrainConfig, updates: int, seconds: float) -> str:
+def pretraining_end_summary(
+    folder: RunFolder, config: PretrainConfig, updates: int, seconds: float
+) -> str:
     """What was done, and how to use it."""
     lines = {
         'done': f'{updates:,} updates in {seconds / 60:.1f} min',
@@ -294,4 +301,4 @@ def end_summary(folder: RunFolder, config: PretrainConfig, updates: int, seconds
             f'{shlex.quote(str(folder.encoder))} --encoder.mode frozen --shift-probability 0'
         ),
     }
-    return '\n'.join(f'{name:>13}: {text}' for name, text in lines.items())
+    return format_summary(lines)

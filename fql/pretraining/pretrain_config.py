@@ -10,8 +10,9 @@ import tyro
 from data_pipeline.observations import map_named
 from fql.agents.configs import EncoderName, EncoderSharing
 from fql.augmentation_config import AugmentationConfig
-from fql.runs.run_folder import RunFolder, read_stored, write_stored
-from fql.settings.train_config import check_bounds, raise_unless
+from fql.runs.run_folder import RunFolder
+from fql.runs.run_spec import read_stored, write_stored
+from fql.settings.bounds import check_bounds, raise_unless
 
 FORMAT_VERSION = 2
 

@@ -17,6 +17,7 @@ from encoders.pretraining.base import Objective, Windows, effective_rank
 from fql.augmentation import augment_frames
 from fql.batch import stack_frames
 from fql.compiled import Arrays, Prepare
+from fql.devices import compiler_options
 from fql.learner import Learner, Metrics, TrainState
 from fql.pretraining.pretrain_config import PretrainSpec
 
@@ -44,7 +45,7 @@ def make_pretraining_learner(spec: PretrainSpec) -> Learner:
     return Learner(objective_of(spec), optax.adam(spec.config.lr))
 
 
-def window_maker(spec: PretrainSpec) -> Prepare:
+def window_preparer(spec: PretrainSpec) -> Prepare:
     """The function from the loader's arrays to the augmented windows of an update."""
     augmentation = spec.config.augmentation
 
@@ -64,7 +65,7 @@ def window_maker(spec: PretrainSpec) -> Prepare:
 
 
 def pretraining_validation(spec: PretrainSpec) -> Callable[[TrainState, Arrays], Metrics]:
-    """The function (state, the loader's arrays) -> metrics, without augmentation.
+    """The jitted function (state, the loader's arrays) -> metrics, without augmentation.
 
     They also have the effective rank of the latents, which with their standard deviation shows
     a collapse.
@@ -77,7 +78,7 @@ def pretraining_validation(spec: PretrainSpec) -> Callable[[TrainState, Arrays],
         metrics = learner.validate(state, windows)
         return {**metrics, 'validation/features/effective_rank': rank}
 
-    return validate
+    return jax.jit(validate, compiler_options=compiler_options())
 
 
 def windows_from_frames(arrays: Arrays) -> Windows:

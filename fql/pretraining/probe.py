@@ -84,7 +84,7 @@ def probe_encoder(
     params = load_encoder(
         folder, saved.encoder, saved.image_shape, saved.frame_stack, saved.cameras
     )
-    return describe(folder, saved, store, probe(store, saved, params, columns, rows))
+    return probe_table(folder, saved, store, probe(store, saved, params, columns, rows))
 
 
 def probe(
@@ -220,8 +220,8 @@ def qpos_groups(dataset: str, width: int) -> dict[str, range]:
     return groups
 
 
-def describe(folder: Path, saved: SavedEncoder, store: FrameStore, result: ProbeResult) -> str:
-    """The table, groups first."""
+def probe_table(folder: Path, saved: SavedEncoder, store: FrameStore, result: ProbeResult) -> str:
+    """The table of R^2, groups first."""
     lines = [
         f'{folder}: {saved.encoder} of {saved.shape_text}, stack of {saved.frame_stack}, '
         f'{saved.objective} on {saved.dataset}, {saved.step:,} updates',

@@ -10,7 +10,7 @@ from encoders.saved import Params, save_encoder
 
 def save_encoder_folder(
     folder: Path, params: Params, saved: SavedEncoder, *, replace: bool = False
-) -> SavedEncoder:
+) -> None:
     """`encoders.saved.save_encoder` into a new folder.
 
     Args:
@@ -24,6 +24,6 @@ def save_encoder_folder(
         raise EncoderError(f'{folder.absolute()} exists; choose another folder or move it away')
     try:
         with atomic_folder(folder.absolute(), replace=replace) as new:
-            return save_encoder(new, params, saved)
+            save_encoder(new, params, saved)
     except FileExistsError:
         raise EncoderError(f'{folder} was just made by another process') from None

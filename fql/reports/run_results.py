@@ -13,7 +13,8 @@ import numpy as np
 from fql.errors import FQLError
 from fql.reports.published import PublishedResult, published_result
 from fql.runs.measures import Measure, read_results
-from fql.runs.run_folder import RunFolder, read_spec
+from fql.runs.run_folder import RunFolder
+from fql.runs.run_spec import read_spec
 from fql.settings.train_config import setting_text, settings_of_results
 
 PROTOCOL_EVALUATIONS = 3

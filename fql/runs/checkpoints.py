@@ -14,7 +14,6 @@ import math
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,33 +25,24 @@ import jax
 import orbax.checkpoint as ocp
 
 from data_pipeline.errors import first_line
-from data_pipeline.files import file_sha256, sync_path, write_json
-from data_pipeline.schema import from_json, read_json
+from data_pipeline.files import sync_path
+from data_pipeline.schema import from_json
 from encoders.leaves import describe_leaves, leaf_differences
 from fql.devices import wait_for_all_processes
 from fql.errors import FQLError
 from fql.learner import Params, TrainState
+from fql.runs.checkpoint_files import find_damage, locked_checkpoint, write_checksums
 from fql.runs.run_folder import check_path, finished_steps, steps_to_read
 
 # Orbax logs the traceback of a failed save, which is raised here too.
 logging.getLogger('absl').setLevel(logging.CRITICAL)
 
-CHECKSUMS = 'checksums.json'
-_FILE_MANAGERS = {'Thumbs.db', 'desktop.ini'}
-"""What looking at a folder leaves there, besides hidden files. Orbax has no such files."""
 _UNFINISHED = '.unfinished-'
 """Prefix of the names of folders that are being written or deleted."""
 
 
 class SaveError(FQLError):
     """A checkpoint cannot be written."""
-
-
-@dataclass(frozen=True)
-class _Checksums:
-    """SHA-256 of every file of a checkpoint, by its path."""
-
-    sha256: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -142,7 +132,7 @@ class CheckpointWriter:
         self.wait()
         params, training = _split(state)
         described = _Metadata(step, self._identity, describe_leaves(state), metadata)
-        with self._faults(f'save step {step:,}'):
+        with self._faults(f'save update {step:,}'):
             _check_writable(self._folder, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
             self._checkpointer.save(
                 self._unfinished(step),
@@ -182,14 +172,16 @@ class CheckpointWriter:
         if jax.process_index() != 0:
             return
         unfinished = self._unfinished(step)
-        write_json(unfinished / CHECKSUMS, vars(_Checksums(file_checksums(unfinished))), indent=1)
+        write_checksums(unfinished)
         for path in unfinished.rglob('*'):
             sync_path(path)
         sync_path(unfinished)
         os.rename(unfinished, self._folder / str(step))
         sync_path(self._folder)
         for old in self._out_of_date():
-            with _locked(self._folder / str(old), fcntl.LOCK_EX | fcntl.LOCK_NB) as is_free:
+            with locked_checkpoint(
+                self._folder / str(old), fcntl.LOCK_EX | fcntl.LOCK_NB
+            ) as is_free:
                 if not is_free:  # It is deleted after a later save.
                     continue
                 # Renamed first, so that a half-deleted folder is no checkpoint.
@@ -248,81 +240,9 @@ def rows_written(folder: Path, step: int) -> Mapping[str, int]:
     return CheckpointReader(folder).metadata(step).get('rows', {})
 
 
-def find_damage(step_folder: Path) -> str | None:
-    """What is wrong with a checkpoint according to its checksums; None if nothing.
-
-    Raises:
-        FQLError: its files cannot be read, so that their content is unknown.
-    """
-    path = step_folder / CHECKSUMS
-    try:
-        expected = read_json(path, _Checksums).sha256
-        found = file_checksums(step_folder)
-    except FileNotFoundError as error:
-        return f'{os.path.relpath(error.filename, step_folder)} is missing'
-    except OSError as error:
-        raise FQLError(f'{step_folder} cannot be read: {error}') from error
-    except ValueError as error:
-        return f'{path.name}: {error}'
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
-            return f'{name} is missing'
-        if name not in expected:
-            return f'{name} does not belong there'
-        if expected[name] != found[name]:
-            return f'{name} was altered'
-    return None
-
-
 def _delete(unfinished: Path) -> None:
     """Delete a folder; on NFS, what a reader still has open remains, until a later start."""
     shutil.rmtree(unfinished, ignore_errors=True)
-
-
-@contextmanager
-def _locked(step_folder: Path, operation: int) -> Iterator[bool]:
-    """Inside, a checkpoint is locked; yields False if another lock is in the way.
-
-    Without its checksums it is damaged, and needs none.
-    """
-    # NFS has exclusive locks only of files that are open for writing.
-    mode = 'rb' if operation == fcntl.LOCK_SH else 'r+b'
-    try:
-        file = (step_folder / CHECKSUMS).open(mode)
-    except OSError:
-        yield True
-        return
-    with file:
-        try:
-            fcntl.flock(file, operation)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError:  # Some file systems have no locks.
-            pass
-        yield True
-
-
-def file_checksums(root: Path) -> dict[str, str]:
-    """The SHA-256 of every file in a folder, by its path.
-
-    CHECKSUMS itself, and what file managers leave, are not among them.
-
-    Raises:
-        OSError: a file or a folder cannot be read.
-    """
-    digests = {}
-    for folder, _, names in os.walk(root, onerror=_raise):
-        for path in (Path(folder, name) for name in names):
-            is_ours = not path.name.startswith('.') and path.name not in _FILE_MANAGERS
-            if is_ours and path.is_file() and path != root / CHECKSUMS:
-                digests[path.relative_to(root).as_posix()] = file_sha256(path)
-    return digests
-
-
-def _raise(error: OSError) -> None:
-    """Raise what `os.walk` would pass over, as if what it could not read were missing."""
-    raise error
 
 
 class CheckpointReader:
@@ -354,7 +274,7 @@ class CheckpointReader:
         found, damage = self.search(step)
         if notify is not None:
             for newer, fault in damage.items():
-                notify(f'checkpoint of step {newer:,} is damaged ({fault}): passed over')
+                notify(f'checkpoint of update {newer:,} is damaged ({fault}): passed over')
         return found
 
     @contextmanager
@@ -371,7 +291,7 @@ class CheckpointReader:
         while True:
             found = self.find(step, notify)
             folder = self._folder / str(found)
-            with _locked(folder, fcntl.LOCK_SH):
+            with locked_checkpoint(folder, fcntl.LOCK_SH):
                 if folder.exists():  # Else it was deleted before it was locked.
                     yield found
                     return
@@ -392,7 +312,7 @@ class CheckpointReader:
             if not (self._folder / str(candidate)).exists():  # Deleted by the trainer meanwhile.
                 return self.search(step)
             damage[candidate] = fault
-        faults = '; '.join(f'step {candidate}: {fault}' for candidate, fault in damage.items())
+        faults = '; '.join(f'update {candidate}: {fault}' for candidate, fault in damage.items())
         raise FQLError(f'damaged checkpoint in {self._folder}: {faults}; there are {steps}')
 
     def restore(self, abstract: TrainState, step: int) -> TrainState:
@@ -459,7 +379,7 @@ class CheckpointReader:
         path, described = self._folder / str(step), self._described(step)
         if described.step != step:
             raise FQLError(
-                f'{path} holds the checkpoint of step {described.step:,}, not of this step; '
+                f'{path} holds the checkpoint of update {described.step:,}, not of this one; '
                 'move it away'
             )
         if not self._identity:
@@ -484,46 +404,6 @@ class CheckpointReader:
             raise FQLError(
                 f'checkpoint {self._folder / str(step)} is of another agent: {differences}'
             )
-
-
-def restore_newest(
-    folder: Path,
-    abstract: TrainState,
-    damaged: Path,
-    identity: Mapping[str, Any] | None = None,
-) -> tuple[TrainState | None, list[str]]:
-    """The state of the newest sound checkpoint, for a run that continues there.
-
-    Newer, damaged checkpoints are moved into the folder `damaged` once that one was read: the run
-    will write those steps again.
-
-    Args:
-        identity: see `CheckpointReader`.
-
-    Returns:
-        The state, None if no checkpoint was ever finished; and a line on each damaged one.
-
-    Raises:
-        FQLError: every checkpoint is damaged, one is of another run or agent, or one cannot be read
-            for another reason than damage. Nothing was moved then.
-    """
-    if not finished_steps(folder):
-        return None, []
-    reader = CheckpointReader(folder, identity)
-    step, damage = reader.search(None)
-    state = reader.restore(abstract, step)
-    return state, [_move_away(folder, *newer, damaged) for newer in damage.items()]
-
-
-def _move_away(folder: Path, step: int, fault: str, damaged: Path) -> str:
-    """Move a damaged checkpoint out of the way of the one that will be written; say so."""
-    target = damaged / f'{step}-{time.strftime("%Y%m%d-%H%M%S")}'
-    wait_for_all_processes(f'judged checkpoint {step}')
-    if jax.process_index() == 0:
-        damaged.mkdir(exist_ok=True)
-        (folder / str(step)).rename(target)
-    wait_for_all_processes(f'moved checkpoint {step}')
-    return f'checkpoint of step {step:,} is damaged ({fault}); moved to {target}'
 
 
 def _check_writable(folder: Path, nbytes: int) -> None:

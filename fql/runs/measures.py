@@ -57,5 +57,5 @@ def read_results(path: Path) -> tuple[Measure, dict[int, float]]:
     results = {int(row['step']): float(row[measure.column]) for row in rows}
     for step, value in results.items() if measure is SUCCESS else ():
         if value < 0 or value > 1:  # It may be NaN.
-            raise FQLError(f'{path}: the success of step {step:,} is {value:g}; repair that line')
+            raise FQLError(f'{path}: the success of update {step:,} is {value:g}; repair that line')
     return measure, results

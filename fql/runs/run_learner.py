@@ -1,4 +1,4 @@
-"""From a run's stored settings to its learner, and from the loader's arrays to its batches."""
+"""From a run's stored settings to its learner, its batches, and its compiled functions."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,9 +9,10 @@ from fql.agents.base import Agent
 from fql.agents.registry import make_agent
 from fql.augmentation import augment_frames
 from fql.batch import LOADED_FIELDS, Batch, batch_from_inputs
-from fql.compiled import Arrays, Prepare
+from fql.compiled import Arrays, Prepare, TrainStep, make_train_step
+from fql.devices import compiler_options
 from fql.learner import Learner, Metrics, TrainState, make_optimizer, scaled_encoders
-from fql.runs.run_folder import RunSpec
+from fql.runs.run_spec import RunSpec
 
 
 def agent_of(spec: RunSpec) -> Agent:
@@ -41,7 +42,7 @@ def loaded_fields(agent: Agent) -> tuple[str, ...]:
     return (*LOADED_FIELDS, *sorted(agent.needs))
 
 
-def batch_maker(spec: RunSpec) -> Prepare:
+def batch_preparer(spec: RunSpec) -> Prepare:
     """The function from the loader's arrays to the augmented batch of an update."""
     horizon, augmentation = agent_of(spec).horizon, spec.config.augmentation
 
@@ -52,7 +53,34 @@ def batch_maker(spec: RunSpec) -> Prepare:
     return prepare
 
 
+def train_step_of(
+    spec: RunSpec,
+    learner: Learner,
+    abstract: TrainState,
+    has_latents: bool = False,
+    at_most: int | None = None,
+) -> TrainStep:
+    """The compiled updates of a run, on its observations or on the cached latents of these.
+
+    Args:
+        learner: of the run's phase.
+        abstract, at_most: see `fql.compiled.make_train_step`.
+    """
+    return make_train_step(
+        learner,
+        batch_preparer(spec),
+        abstract,
+        spec.config.updates_per_call,
+        has_convolutions=spec.has_images and not has_latents,
+        at_most=at_most,
+    )
+
+
 def validation_of(spec: RunSpec) -> Callable[[TrainState, Arrays], Metrics]:
-    """The function (state, the loader's arrays) -> metrics, without augmentation."""
+    """The jitted function (state, the loader's arrays) -> metrics, without augmentation."""
     learner, horizon = make_learner(spec), agent_of(spec).horizon
-    return lambda state, arrays: learner.validate(state, batch_from_inputs(arrays, horizon))
+
+    def validate(state: TrainState, arrays: Arrays) -> Metrics:
+        return learner.validate(state, batch_from_inputs(arrays, horizon))
+
+    return jax.jit(validate, compiler_options=compiler_options())

@@ -18,18 +18,10 @@ from data_pipeline.store.frame_store import FrameStore
 from fql.command import command
 from fql.devices import differing_processes, wait_for_all_processes
 from fql.errors import FQLError
-from fql.learner import TrainState
-from fql.runs.checkpoints import restore_newest
 from fql.runs.metrics_log import MetricsLog, Mirror, read_csv
-from fql.runs.run_folder import (
-    RunFolder,
-    check_is_run,
-    check_path,
-    finished_steps,
-    read_identity,
-    read_object,
-)
+from fql.runs.run_folder import RunFolder, check_is_run, check_path, finished_steps
 from fql.runs.run_lock import lock_run
+from fql.runs.run_spec import read_object
 from fql.settings.run_arguments import Resume, check_processes
 from fql.settings.train_config import Processes, differing_fields
 
@@ -67,13 +59,15 @@ def check_run_folder(
     steps = finished_steps(folder.checkpoints)
     if not steps and (rows := read_csv(folder.train_csv) + read_csv(folder.eval_csv)):
         raise FQLError(
-            f'{folder.path} has metrics up to step {max(int(row["step"]) for row in rows):,}, but '
-            f'no checkpoint in {folder.checkpoints} to continue from (is a disk not mounted? was '
-            'save-interval 0?); restore them, or start another run'
+            f'{folder.path} has metrics up to update {max(int(row["step"]) for row in rows):,}, '
+            f'but no checkpoint in {folder.checkpoints} to continue from (is a disk not mounted? '
+            'was save-interval 0?); restore them, or start another run'
         )
     latest = max(steps, default=0)
     if latest > last:
-        raise FQLError(f'{folder.path} is at step {latest:,} already, past the {last:,} asked for')
+        raise FQLError(
+            f'{folder.path} is at update {latest:,} already, past the {last:,} asked for'
+        )
 
 
 def check_data(folder: RunFolder, store: FrameStore) -> None:
@@ -129,19 +123,6 @@ def write_description(folder: RunFolder, store: FrameStore, write_spec: Callable
         write_json(folder.data, store.checksums)
         write_spec()
     wait_for_all_processes('run described')
-
-
-def restored_state(
-    folder: RunFolder, spec_file: Path, abstract: TrainState
-) -> tuple[TrainState | None, list[str]]:
-    """The newest sound checkpoint's state, if there is one, and notes about damaged ones.
-
-    Args:
-        spec_file: of the folder; says what the checkpoint must be of, where it exists.
-        abstract: shapes and shardings of the state.
-    """
-    identity = read_identity(spec_file) if spec_file.exists() else None
-    return restore_newest(folder.checkpoints, abstract, folder.damaged, identity)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,7 @@ from pathlib import Path
 from data_pipeline.data_dir import collected_file, data_dir_arguments, dataset_folder
 from data_pipeline.errors import DataError
 from fql.command import command
-from fql.envs.tasks import (
-    QUICKSTART_DATASET,
-    SMALL_PUZZLE_DATASET,
-    SMALL_PUZZLE_MODULE,
-    find_task,
-)
+from fql.envs.tasks import QUICKSTART_DATASET, SMALL_PUZZLE_DATASET, SMALL_PUZZLE_MODULE, find_task
 
 
 def dataset_path(dataset: str, data_dir: str) -> Path:

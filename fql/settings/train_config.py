@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,10 +12,12 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from data_pipeline.schema import from_json
-from fql.agents.configs import AGENT_CONFIGS, AgentConfig, EncoderConfig, FQLConfig
+from fql.agents.configs import AGENT_CONFIGS, AgentConfig, FQLConfig
 from fql.augmentation_config import AugmentationConfig
 from fql.envs.tasks import OWN_TASK
 from fql.errors import FQLError
+from fql.settings.bounds import check_bounds, raise_unless
+from fql.settings.flags import flag_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class OnlineConfig:
         1.0
     )
     """Factor on the encoder's learning rate in the online phase."""
-    source: tyro.conf.Fixed[tyro.conf.SuppressFixed[str]] = ''
+    source: Annotated[
+        str, tyro.conf.arg(name='online.from'), tyro.conf.Fixed, tyro.conf.SuppressFixed
+    ] = ''
     """The offline run that the online phase starts from, set by --from. It is read only when the
     run starts."""
 
@@ -159,89 +162,6 @@ RESUMABLE_FIELDS = frozenset(
 """Fields that may differ when a run is resumed: they change no update made so far."""
 
 
-BOUNDS: dict[str, tuple[float, float]] = {
-    'seed': (0, 2**31 - 1),
-    'steps': (0, 2**31 - 1),
-    'online_steps': (0, 2**31 - 1),
-    'updates_per_env_step': (1, 1000),
-    'online_warmup': (0, 2**31 - 1),
-    'online_workers': (1, 256),
-    'ucb_candidates': (2, 4096),
-    'ucb_beta': (0, 1e6),
-    'encoder_lr_multiplier': (0, 1e3),
-    'batch_size': (1, 2**20),
-    'frame_stack': (1, 64),
-    'shift_probability': (0, 1),
-    'updates_per_call': (0, 10_000),
-    'log_interval': (0, 2**31 - 1),
-    'eval_interval': (0, 2**31 - 1),
-    'eval_episodes': (0, 10**6),
-    'eval_workers': (0, 4096),
-    'eval_videos': (0, 100),
-    'eval_seed': (0, 2**31 - 1),
-    'max_episode_steps': (0, 2**31 - 1),
-    'env_step_seconds': (0.1, 10**6),
-    'save_interval': (0, 2**31 - 1),
-    'keep_latest': (1, 2**31 - 1),
-    'keep_interval': (0, 2**31 - 1),
-    'brightness': (0, 1),
-    'contrast': (0, 1),
-    'saturation': (0, 1),
-    'hue': (0, 0.5),
-    'grayscale_probability': (0, 1),
-    'blur_probability': (0, 1),
-    'cutout_probability': (0, 1),
-    'lr': (1e-12, 10),
-    'discount': (0, 1),
-    'tau': (0, 1),
-    'hidden_dims': (1, 2**16),
-    'alpha': (0, 1e9),
-    'alpha_actor': (0, 1e9),
-    'alpha_critic': (0, 1e9),
-    'beta': (0, 1e9),
-    'expectile': (0, 1),
-    'flow_steps': (1, 1000),
-    'num_samples': (1, 4096),
-    'num_critics': (1, 100),
-    'critic_pessimism': (0, 100),
-    'candidates': (1, 4096),
-    'target_candidates': (1, 4096),
-    'horizon': (1, 1000),
-    'actor_freq': (1, 10_000),
-    'actor_noise': (0, 100),
-    'actor_noise_clip': (0, 100),
-    'target_entropy_multiplier': (-100, 100),
-    'lr_multiplier': (1e-9, 1e3),
-    'unfreeze_step': (0, 2**31 - 1),
-    'mask_ratio': (0, 0.99),
-    'num_processes': (1, 2**16),
-    'process_id': (0, 2**16),
-    'step': (0, 2**31 - 1),
-    'episodes': (1, 10**6),
-    'val_episodes': (0, 10**6),
-    'episode_steps': (1, 10**6),
-    'noise': (0, 100),
-    'p_random_action': (0, 1),
-    'frame_size': (1, 4096),
-    'image_size': (1, 4096),
-    'workers': (0, 4096),
-    'rows': (1, 2**31 - 1),
-    'states': (1, 2**20),
-    'target': (0, 2**31 - 1),
-    'rounds': (1, 10**6),
-    'batches': (1, 2**31 - 1),
-    'updates': (1, 2**31 - 1),
-    'kills': (1, 10**6),
-    'jobs': (1, 4096),
-    'gpus': (0, 1023),
-    'env_steps': (1, 10**6),
-    'memory_steps': (1, 10**9),
-}
-"""Smallest and largest value of every number in a configuration or in a command's arguments, by the
-field's name; of each one where a field has several.
-"""
-
-
 def validate_config(config: TrainConfig) -> None:
     """Raise FQLError, naming the field, when a value makes no sense."""
     check_bounds(config)
@@ -325,34 +245,6 @@ def check_environment(config: TrainConfig) -> None:
         ),
     }
     raise_unless(checks)
-
-
-def check_bounds(config: Any) -> None:
-    """Raise FQLError if a number of a dataclass, or of one nested in it, is out of `BOUNDS`."""
-    for entry in dataclasses.fields(config):
-        value = getattr(config, entry.name)
-        if dataclasses.is_dataclass(value):
-            check_bounds(value)
-        elif entry.name in BOUNDS and value is not None:
-            low, high = BOUNDS[entry.name]
-            values = value if isinstance(value, tuple) else (value,)
-            if not all(low <= number <= high for number in values):  # NaN fails both comparisons.
-                shown = ' '.join(map(_text, values))
-                flag = _name_of(config, entry.name).replace('_', '-')
-                raise FQLError(f'{flag} must lie in [{_text(low)}, {_text(high)}], not {shown}')
-
-
-def _text(number: float) -> str:
-    """The number in short form if that is exact, else in full."""
-    short = f'{number:g}'
-    return short if float(short) == number or math.isnan(number) else repr(number)
-
-
-def raise_unless(checks: dict[str, bool]) -> None:
-    """Raise FQLError with the first message whose check does not hold."""
-    for message, holds in checks.items():
-        if not holds:
-            raise FQLError(message)
 
 
 def config_to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -448,7 +340,7 @@ def settings_of_results(config: TrainConfig) -> dict[str, Any]:
 def _replaced(config: Any, settings: Mapping[str, Any]) -> Any:
     changes = {}
     for entry in dataclasses.fields(config):
-        value, flag = getattr(config, entry.name), _name_of(config, entry.name).replace('_', '-')
+        value, flag = getattr(config, entry.name), flag_of(config, entry.name).replace('_', '-')
         if dataclasses.is_dataclass(value):
             changes[entry.name] = _replaced(value, settings)
         elif flag in settings:
@@ -466,19 +358,5 @@ def _flat(config: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             flat |= _flat(value)
         else:
-            flat[_name_of(config, entry.name)] = value
+            flat[flag_of(config, entry.name)] = value
     return flat
-
-
-def _name_of(config: Any, field_name: str) -> str:
-    """The name of a field's flag, with _ for -."""
-    name = 'from' if field_name == 'source' else field_name
-    if isinstance(config, EncoderConfig):
-        return f'encoder.{name}'
-    if isinstance(config, OnlineConfig) and field_name in (
-        'alpha',
-        'source',
-        'encoder_lr_multiplier',
-    ):
-        return f'online.{name}'
-    return name

@@ -17,14 +17,9 @@ from data_pipeline.errors import first_line
 from data_pipeline.files import write_json
 from fql.command import PROGRAM
 from fql.errors import FQLError
-from fql.runs.run_folder import read_object
+from fql.runs.run_spec import read_object
 from fql.sweeps.file import SweepRun
-from fql.sweeps.folder import (
-    SweepFolder,
-    begin_attempt,
-    claimed_log,
-    train_command,
-)
+from fql.sweeps.folder import SweepFolder, begin_attempt, claimed_log, train_command
 
 JOB_MINUTES = 24 * 60
 MAX_REQUEUES = 1000

@@ -14,8 +14,9 @@ from data_pipeline.errors import DataError, first_line
 from fql.agents.configs import AGENT_CONFIGS
 from fql.envs.tasks import OWN_TASK, find_task, task_names
 from fql.errors import FQLError
+from fql.settings.bounds import check_bounds
 from fql.settings.presets import default_config
-from fql.settings.train_config import TrainConfig, check_bounds, settings_of_results, with_settings
+from fql.settings.train_config import TrainConfig, settings_of_results, with_settings
 
 READY = Path(__file__).parent / 'ready'
 RECORD = 'sweep.toml'

@@ -31,7 +31,7 @@ POLL_SECONDS = 0.5
 
 
 @dataclass
-class Processes:
+class RunsInProgress:
     """The runs in progress, and a request to stop them.
 
     Attributes:
@@ -82,7 +82,7 @@ def run_processes(
         Whether a signal has stopped them in good order; and why runs failed, by their names.
     """
     waiting = [run for run in runs if not is_done(folder.run(run), run)]
-    going = Processes(others={run.name: run for run in waiting if is_running(folder, run)})
+    going = RunsInProgress(others={run.name: run for run in waiting if is_running(folder, run)})
     by_name = {run.name: run for run in runs}
     waiting = [run for run in waiting if run.name not in going.others]
     for name in going.others:
@@ -100,19 +100,8 @@ def run_processes(
                 run = waiting.pop(0)
                 slot = next(slot for slot, name in slots.items() if name not in going.started)
                 slots[slot] = run.name
-                try:
-                    process = start(folder, run, data_dir, gpu_variables(slot, jobs, gpus))
-                except (FQLError, OSError) as error:
-                    failed[run.name] = f'cannot be started: {error}'
-                    tqdm.write(f'failed: {run.name}: {failed[run.name]}')
-                    continue
-                if process is None:
-                    going.others[run.name] = run
-                else:
-                    going.started[run.name] = process
-                    if going.is_stopping:  # The signal came while it was being started.
-                        process.send_signal(signal.SIGTERM)
-                    tqdm.write(f'started: {run.name} (log: {folder.log(run)})')
+                if fault := begin(folder, run, data_dir, gpu_variables(slot, jobs, gpus), going):
+                    failed[run.name] = fault
             time.sleep(POLL_SECONDS)
             for name in [*going.started, *going.others]:
                 made[name] = updates_made(folder.run(by_name[name]))
@@ -120,18 +109,54 @@ def run_processes(
             move_to(bar, sum(made.values()))
             for name, code in ended(folder, going).items():
                 run = by_name[name]
-                if is_done(folder.run(run), run):
-                    tqdm.write(f'done: {name}')
-                elif code is None:
+                if code is None and not is_done(folder.run(run), run):
                     waiting.append(run)
-                elif going.is_stopping and code in (EXIT_CODE, -signal.SIGTERM):
-                    tqdm.write(f'stopped: {name}')
-                else:
-                    failed[name] = failure(folder, run) or f'ended with exit code {code}'
-                    tqdm.write(f'failed: {name}: {failed[name]}')
+                elif fault := report_end(folder, run, code, going.is_stopping):
+                    failed[name] = fault
     for name in going.others:
         tqdm.write(f'still running, started by an earlier sweep: {name}')
     return going.is_stopping, failed
+
+
+def begin(
+    folder: SweepFolder,
+    run: SweepRun,
+    data_dir: str,
+    variables: Mapping[str, str],
+    going: RunsInProgress,
+) -> str:
+    """Start a run and add it to those in progress; return why it cannot be started, else ''."""
+    try:
+        process = start(folder, run, data_dir, variables)
+    except (FQLError, OSError) as error:
+        fault = f'cannot be started: {error}'
+        tqdm.write(f'failed: {run.name}: {fault}')
+        return fault
+    if process is None:
+        going.others[run.name] = run
+        return ''
+    going.started[run.name] = process
+    if going.is_stopping:  # The signal came while it was being started.
+        process.send_signal(signal.SIGTERM)
+    tqdm.write(f'started: {run.name} (log: {folder.log(run)})')
+    return ''
+
+
+def report_end(folder: SweepFolder, run: SweepRun, code: int | None, is_stopping: bool) -> str:
+    """Say how a run has ended; return why it has failed, else ''.
+
+    Args:
+        code: the exit code; None if unknown, of a run that is done.
+    """
+    fault = ''
+    if is_done(folder.run(run), run):
+        tqdm.write(f'done: {run.name}')
+    elif is_stopping and code in (EXIT_CODE, -signal.SIGTERM):
+        tqdm.write(f'stopped: {run.name}')
+    else:
+        fault = failure(folder, run) or f'ended with exit code {code}'
+        tqdm.write(f'failed: {run.name}: {fault}')
+    return fault
 
 
 def start(
@@ -139,7 +164,8 @@ def start(
 ) -> 'subprocess.Popen[bytes] | None':
     """Start a run's process; None if another one is there.
 
-    It is not in the terminal's process group: Ctrl-C reaches it through `Processes.stop` alone.
+    It is not in the terminal's process group: Ctrl-C reaches it through `RunsInProgress.stop`
+    alone.
     """
     with claimed_log(folder.log(run)) as log:
         if log is None:
@@ -156,7 +182,7 @@ def start(
         )
 
 
-def ended(folder: SweepFolder, going: Processes) -> dict[str, int | None]:
+def ended(folder: SweepFolder, going: RunsInProgress) -> dict[str, int | None]:
     """Remove ended runs from those in progress; return their exit codes, None if unknown."""
     codes: dict[str, int | None] = {
         name: process.poll()

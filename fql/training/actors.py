@@ -20,8 +20,10 @@ from fql.policies.policy import Act
 MAX_REPLACED = 10
 """Workers that may die or hang, in one run of the program, before it stops."""
 
-Encode = Callable[[Any], np.ndarray]
+EncodeObservations = Callable[[Any], np.ndarray]
+"""(observations (W, ...), or several by name) -> latents (W, d)."""
 Report = Callable[[Mapping[str, float]], None]
+"""Called with the metrics of an episode that has ended."""
 
 
 @dataclass
@@ -67,7 +69,7 @@ class Actors:
         seed: int,
         report: Report,
         reward_offset: float = 0.0,
-        encode: Encode | None = None,
+        encode: EncodeObservations | None = None,
     ) -> None:
         """Take over `workers`, one for each stream of the replay.
 
@@ -76,8 +78,8 @@ class Actors:
             seed: of the environments' resets.
             report: called with the metrics of each episode that has ended.
             reward_offset: added to the environments' rewards, as to those of the data.
-            encode: (W, ...) observations, or several by name, to their latents (W, d), which are
-                stored beside them, and which the policy reads in their place.
+            encode: gives the latents of observations, which are stored beside them, and which the
+                policy reads in their place.
         """
         self._workers, self._streams = workers, replay.streams
         self._act, self._key, self._seed, self._report = act, key, seed, report
@@ -98,6 +100,32 @@ class Actors:
         Args:
             queues: what `queues` gave when the replay ended there.
         """
+        self._episodes = self._reset(range(len(self._streams)))
+        repeated, strayed = self._repeat_recorded_steps()
+        for index in repeated:
+            stream, episode = self._streams[index], self._episodes[index]
+            if index in strayed or not self._shows_stored_frame(index):
+                tqdm.write(
+                    f'environment {index} is not deterministic: after a reset with its seed and '
+                    f'the {stream.rows - 1 - stream.episodes.open_first} recorded actions of its '
+                    'episode, its observation is not the stored one; it begins a new episode, and '
+                    'this run is no longer exactly the one that was interrupted'
+                )
+                stream.cut_off()
+                self._begin_episodes([index])
+            else:
+                episode.queue.extend(np.asarray(queues[index], np.float32))
+                if self._encode is not None:
+                    episode.latents = stream.read('latents', stream.rows - 1, stream.rows)[0]
+
+    def _repeat_recorded_steps(self) -> tuple[list[int], set[int]]:
+        """Step the environments, which were reset, as recorded in their open episodes.
+
+        One whose worker dies or hangs begins a new episode.
+
+        Returns:
+            The other environments; and those of them whose episode ended before its record.
+        """
         recorded = {}
         for index, stream in enumerate(self._streams):
             first = stream.episodes.open_first
@@ -105,7 +133,6 @@ class Actors:
                 stream.read('actions', first, stream.rows - 1),
                 stream.read('rewards', first, stream.rows - 1),
             )
-        self._episodes = self._reset(range(len(self._streams)))
         strayed = set()
         for timestep in range(max(len(actions) for actions, _ in recorded.values())):
             acting = {
@@ -124,25 +151,14 @@ class Actors:
                 is_last = timestep == len(recorded[index][0]) - 1
                 if (step.terminated or step.truncated) and not is_last:
                     strayed.add(index)
-        for index in recorded:
-            stream, episode = self._streams[index], self._episodes[index]
-            shown = named(self._newest_frame(index, episode.observation))
-            stored = named(stream.read_frames(stream.rows - 1, stream.rows))
-            if index in strayed or not all(
-                np.array_equal(shown[name], frame) for name, (frame,) in stored.items()
-            ):
-                tqdm.write(
-                    f'environment {index} is not deterministic: after a reset with its seed and '
-                    f'the {len(recorded[index][0])} recorded actions of its episode, its '
-                    'observation is not the stored one; it begins a new episode, and this run is '
-                    'no longer exactly the one that was interrupted'
-                )
-                stream.cut_off()
-                self._begin_episodes([index])
-            else:
-                episode.queue.extend(np.asarray(queues[index], np.float32))
-                if self._encode is not None:
-                    episode.latents = stream.read('latents', stream.rows - 1, stream.rows)[0]
+        return list(recorded), strayed
+
+    def _shows_stored_frame(self, index: int) -> bool:
+        """Whether an environment shows what the replay's last row holds."""
+        stream = self._streams[index]
+        shown = named(self._newest_frame(index, self._episodes[index].observation))
+        stored = named(stream.read_frames(stream.rows - 1, stream.rows))
+        return all(np.array_equal(shown[name], frame) for name, (frame,) in stored.items())
 
     @property
     def queues(self) -> tuple[tuple[tuple[float, ...], ...], ...]:

@@ -15,8 +15,9 @@ from fql.compiled import abstract_state
 from fql.devices import check_batch_size, make_mesh
 from fql.errors import FQLError
 from fql.learner import Learner, Params, TrainState
-from fql.runs.run_folder import RunFolder, RunSpec, finished_steps, read_spec
+from fql.runs.run_folder import RunFolder, finished_steps
 from fql.runs.run_learner import make_learner
+from fql.runs.run_spec import RunSpec, read_spec
 from fql.runs.run_start import check_data, check_processes_agree, check_run_folder
 from fql.runs.wandb_mirror import check_wandb
 from fql.settings.run_arguments import Resume
@@ -92,16 +93,11 @@ def check_run(config: TrainConfig, path: Path, resume: Resume) -> CheckedRun:
         encoder = read_starting_encoder(spec)
         if uses_cache(config):
             check_room(data, spec, encoder)
-    check_batches(data['train'].split, loader_config(data['train'], config, **this_process()))
+    check_batches(data['train'].split, loader_config(data['train'], config))
     rows = 0 if uses_cache(config) else config.batch_size // jax.process_count()
     check_memory(learner, abstract, rows * spec.observation_bytes)
     check_processes_agree(config, store)
     return CheckedRun(config, folder, mesh, store, data, spec, learner, abstract, encoder)
-
-
-def this_process() -> dict[str, int]:
-    """Which part of each batch this process loads."""
-    return {'process_index': jax.process_index(), 'process_count': jax.process_count()}
 
 
 def check_online_resume(folder: RunFolder, config: TrainConfig) -> None:
@@ -119,7 +115,7 @@ def read_starting_encoder(spec: RunSpec) -> Params:
     Raises:
         FQLError, EncoderError: it cannot be that run's encoder.
     """
-    if not spec.images:
+    if not spec.has_images:
         raise FQLError('observations are vectors, which need no encoder: leave out --encoder.from')
     encoder = spec.config.agent.encoder
     params = load_encoder(

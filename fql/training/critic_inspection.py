@@ -13,9 +13,10 @@ from fql.batch import batch_from_inputs
 from fql.envs.tasks import find_task
 from fql.errors import FQLError
 from fql.output import format_table, print_notice
-from fql.policies.policy import restore_params
-from fql.runs.run_folder import RunFolder, read_spec
+from fql.runs.run_checkpoints import restore_params
+from fql.runs.run_folder import RunFolder
 from fql.runs.run_learner import agent_of
+from fql.runs.run_spec import read_spec
 from fql.runs.run_start import check_data
 from fql.training.training_data import load_training_data, loader_config, store_of, training_batches
 from fql.training.verified_data import verify_once
@@ -27,7 +28,7 @@ RANDOM_ACTIONS = 64
 
 
 @dataclass(frozen=True, eq=False)
-class CriticView:
+class CriticInspection:
     """The critics of a checkpoint on n states of the data.
 
     Attributes:
@@ -52,7 +53,9 @@ class CriticView:
         return self.advantages.max(axis=1)
 
 
-def view_critic(path: Path, step: int | None, states: int, data_dir: str = '') -> CriticView:
+def inspect_critic(
+    path: Path, step: int | None, states: int, data_dir: str = ''
+) -> CriticInspection:
     """Evaluate the critics of a run on transitions of its training data, drawn by its seed.
 
     Args:
@@ -102,7 +105,7 @@ def view_critic(path: Path, step: int | None, states: int, data_dir: str = '') -
         return agent.qs(params, latents, chosen), compared
 
     of_policy, compared = map(np.asarray, evaluate(params, observations))
-    return CriticView(
+    return CriticInspection(
         step=step,
         values=of_policy.mean(axis=0),
         disagreements=of_policy.std(axis=0),
@@ -127,13 +130,13 @@ def maze_positions(task: str, info: dict[str, np.ndarray], rows: np.ndarray) -> 
     return np.asarray(info['qpos'][rows][:, :2])
 
 
-def describe_view(path: Path, view: CriticView) -> str:
-    """A table of the critics' results."""
-    count = len(view.actions)
+def describe_inspection(path: Path, inspection: CriticInspection) -> str:
+    """A table of what the critics give."""
+    count = len(inspection.actions)
     rows = {
-        "value of the policy's action": view.values,
-        f'action gap: best of {count} actions less their mean': view.gaps,
-        "disagreement of the critics on the policy's action (std)": view.disagreements,
+        "value of the policy's action": inspection.values,
+        f'action gap: best of {count} actions less their mean': inspection.gaps,
+        "disagreement of the critics on the policy's action (std)": inspection.disagreements,
     }
     table = format_table(
         ('', '10 %', 'median', '90 %'),
@@ -142,8 +145,9 @@ def describe_view(path: Path, view: CriticView) -> str:
             for name, values in rows.items()
         ],
     )
-    clear = (view.gaps > view.disagreements).mean()
+    clear = (inspection.gaps > inspection.disagreements).mean()
     return (
-        f'{path}, step {view.step:,}, {len(view.values):,} states of its data\n{table}\n'
+        f'{path}, update {inspection.step:,}, {len(inspection.values):,} states of its data\n'
+        f'{table}\n'
         f'states whose action gap exceeds the disagreement: {clear:.0%}'
     )

@@ -33,15 +33,16 @@ from fql.devices import AXIS, compiler_options, local_mesh
 from fql.errors import FQLError
 from fql.learner import Params
 from fql.runs.progress import count_from, progress_bar
-from fql.runs.run_folder import RunSpec
 from fql.runs.run_learner import agent_of
+from fql.runs.run_spec import RunSpec
 from fql.settings.train_config import TrainConfig
 from fql.training.training_data import LabelledSplit, store_of
 
 AHEAD = 2
 """Blocks queued on the devices while the host reads the next and writes the last."""
 
-Encode = Callable[[Params, Any, jax.Array], jax.Array]
+EncodeBlock = Callable[[Params, Any, jax.Array], jax.Array]
+"""(encoder, frames, stacks) -> latents (b, d); see `make_encode_block`."""
 
 
 def uses_cache(config: TrainConfig) -> bool:
@@ -142,7 +143,7 @@ def cached_data(
     if None in stored().values():
         check_room(data, spec, encoder)
         mesh = local_mesh()
-        encode = make_encode(spec, mesh)
+        encode = make_encode_block(spec, mesh)
         try:
             make_latent_folder(folder, recipe)
             with locked(folder / 'lock', f'computes the latents in {folder}', wait=True):
@@ -168,7 +169,7 @@ def write_latents(
     writer: LatentWriter,
     split: Split,
     config: TrainConfig,
-    encode: Encode,
+    encode: EncodeBlock,
     encoder: Params,
     mesh: Mesh,
 ) -> None:
@@ -178,7 +179,7 @@ def write_latents(
     the last one is waited for.
 
     Args:
-        encode: of `make_encode`, for this mesh.
+        encode: of `make_encode_block`, for this mesh.
     """
     encoder = jax.device_put(encoder, NamedSharding(mesh, PartitionSpec()))
     rows, first, begun = len(split.terminals), split.first_rows, writer.rows
@@ -245,7 +246,7 @@ def put_block(frames: Any, stacks: np.ndarray, mesh: Mesh) -> tuple[Any, jax.Arr
     return jax.device_put(frames, everywhere), jax.device_put(stacks, spread)
 
 
-def make_encode(spec: RunSpec, mesh: Mesh) -> Encode:
+def make_encode_block(spec: RunSpec, mesh: Mesh) -> EncodeBlock:
     """The jitted function (encoder, frames, stacks) -> latents (b, d) of the cache's type.
 
     Its arguments are `put_block`'s.

@@ -35,8 +35,9 @@ MAX_IN_FLIGHT = 2
 MUST_BE_FINITE = ('loss', 'update/grad_norm')
 """Metrics of an update after which the parameters are finite if they were so before."""
 
-Arrays = dict[str, Any]
-Batches = Iterator[Arrays]
+HostBatch = dict[str, Any]
+"""The loader's arrays of one update, by name; NumPy."""
+Batches = Iterator[HostBatch]
 
 
 class NotFiniteError(FQLError):
@@ -88,7 +89,7 @@ class Schedule(Protocol):
         """Between checkpoints."""
 
 
-Update = Callable[[TrainState, list[Arrays]], TrainState]
+Update = Callable[[TrainState, list[HostBatch]], TrainState]
 """Makes an update for each of the loader's batches; uses up the state."""
 
 
@@ -164,9 +165,9 @@ class Calls:
         self.metrics: Metrics = {}
         self._train_step, self._fields, self._mesh, self._folder = train_step, fields, mesh, folder
         # Of each call that was not checked yet: the step before, metrics, batches.
-        self._unchecked: deque[tuple[int, Metrics, list[Arrays]]] = deque()
+        self._unchecked: deque[tuple[int, Metrics, list[HostBatch]]] = deque()
 
-    def update(self, state: TrainState, batches: list[Arrays]) -> TrainState:
+    def update(self, state: TrainState, batches: list[HostBatch]) -> TrainState:
         """See `Update`; raise NotFiniteError if an earlier one was not finite."""
         arrays = [{name: batch[name] for name in self._fields} for batch in batches]
         # The host runs ahead, but not with so many batches that they fill the memory.
@@ -183,7 +184,7 @@ class Calls:
         while self._unchecked:
             self._check(*self._unchecked.popleft())
 
-    def _check(self, step: int, metrics: Metrics, batches: list[Arrays]) -> None:
+    def _check(self, step: int, metrics: Metrics, batches: list[HostBatch]) -> None:
         """Wait for the updates from `step` on; keep the batch of one that was not finite."""
         checked = np.stack([np.asarray(metrics[name]) for name in MUST_BE_FINITE])
         are_finite = np.isfinite(checked).all(axis=0)
@@ -203,7 +204,7 @@ class Calls:
             path.with_suffix('.json').write_text(text)
         wrong = [f'{name} = {value}' for name, value in terms.items() if not math.isfinite(value)]
         raise NotFiniteError(
-            f'step {number:,} is not finite ({", ".join(wrong)}); its batch and metrics are in '
+            f'update {number:,} is not finite ({", ".join(wrong)}); its batch and metrics are in '
             f'{folder}; earlier checkpoints are kept'
         )
 
@@ -215,7 +216,7 @@ class Trainer:
     Attributes:
         schedule: what is due when.
         mesh: the devices.
-        folder: where a batch with a loss that is not finite is written.
+        folder: of the run; the batch of an update that is not finite is written there.
         fields: the loader's arrays that an update reads.
         train_step: see `fql.compiled.TrainStep`.
         validate: metrics of a batch of the validation split.
@@ -320,7 +321,7 @@ class Trainer:
             self._save_last(state, phase, calls)
             if jax.process_index() == 0:
                 print(
-                    f'stopped; step {int(state.step):,} is saved. '
+                    f'stopped; update {int(state.step):,} is saved. '
                     f'Continue with: {self.resume_command}',
                     flush=True,
                 )
@@ -370,7 +371,7 @@ class Trainer:
         wrong = not_finite(state)
         if wrong:
             raise NotFiniteError(
-                f'the state after step {int(state.step):,} is not finite ({len(wrong)} arrays, '
+                f'the state after update {int(state.step):,} is not finite ({len(wrong)} arrays, '
                 f'{wrong[0]} the first); it is not saved; earlier checkpoints are kept'
             )
 
@@ -404,8 +405,9 @@ def due_after(schedule: Schedule, before: int, step: int) -> Due:
 
 
 def updates_in_call(schedule: Schedule, step: int, most: int) -> int:
-    """How many updates the next call makes, after `step` updates: up to the next that has a row, an
-    evaluation or a checkpoint due after it, and `most` at most.
+    """How many updates the next call makes, after `step` updates, at most `most`.
+
+    A call ends after an update after which a row, an evaluation or a checkpoint is due.
     """
     for count in range(1, most):
         if (

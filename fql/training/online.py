@@ -28,7 +28,7 @@ from data_pipeline.replay import Replay, RowLayout
 from data_pipeline.schema import from_json, read_json
 from fql.agents.configs import FQLConfig
 from fql.agents.registry import make_agent
-from fql.compiled import abstract_state, make_train_step, updates_per_call
+from fql.compiled import abstract_state
 from fql.devices import compiler_options
 from fql.envs.tasks import find_task
 from fql.envs.workers import EnvWorkers
@@ -38,12 +38,13 @@ from fql.policies.evaluation import VIDEO_FPS, start_workers
 from fql.policies.policy import Act, make_act
 from fql.reports.plots import first_shown
 from fql.reports.video import Recording, save_video
-from fql.runs.checkpoints import CheckpointReader, finished_steps
+from fql.runs.checkpoints import CheckpointReader
 from fql.runs.metrics_log import MetricsLog
-from fql.runs.run_folder import RunFolder, RunSpec
-from fql.runs.run_learner import agent_of, batch_maker, make_online_learner
+from fql.runs.run_folder import RunFolder, finished_steps
+from fql.runs.run_learner import agent_of, make_online_learner, train_step_of
+from fql.runs.run_spec import RunSpec
 from fql.settings.train_config import TrainConfig
-from fql.training.actors import Actors, Encode
+from fql.training.actors import Actors, EncodeObservations
 from fql.training.loop import Trainer, Update, is_due, was_due
 from fql.training.training_data import LabelledSplit, loader_config
 
@@ -217,7 +218,7 @@ def train_online(
             config.seed,
             lambda metrics: log.write(phase.done + online.online_workers, metrics),
             find_task(config.task).reward_offset,
-            make_encode(spec, state.params) if data.has_latents else None,
+            make_encode_observations(spec, state.params) if data.has_latents else None,
         )
         if record:
             actors.bring_back(record.queues)
@@ -231,7 +232,7 @@ def train_online(
 
         def evaluate(state: TrainState) -> None:
             trainer.evaluate(state)
-            if spec.images:
+            if spec.has_images:
                 save_last_episode(folder, replay, int(state.step))
 
         per_call = online_trainer.train_step.per_call
@@ -245,19 +246,17 @@ def train_online(
 def make_online_trainer(trainer: Trainer, spec: RunSpec, has_latents: bool) -> Trainer:
     """The trainer of the offline updates, with those of the online phase in their place."""
     config = spec.config
-    has_convolutions = spec.images and not has_latents
     per_turn = config.online.updates_per_env_step * config.online.online_workers
-    per_call = min(updates_per_call(config.updates_per_call, has_convolutions), per_turn)
     learner = make_online_learner(spec)
     return dataclasses.replace(
         trainer,
         schedule=dataclasses.replace(config, steps=config.total_updates),
-        train_step=make_train_step(
+        train_step=train_step_of(
+            spec,
             learner,
-            batch_maker(spec),
             abstract_state(learner, trainer.mesh, config.shard_params),
-            per_call,
-            has_convolutions,
+            has_latents,
+            at_most=per_turn,
         ),
     )
 
@@ -313,7 +312,7 @@ def replay_layout(data: LabelledSplit, spec: RunSpec) -> RowLayout:
     return RowLayout(spec.frame_shape, spec.observation_dtype, spec.action_dim, latents)
 
 
-def make_encode(spec: RunSpec, params: Params) -> Encode:
+def make_encode_observations(spec: RunSpec, params: Params) -> EncodeObservations:
     """The function from observations to a frozen encoder's latents, in the cache's type.
 
     Args:

@@ -15,14 +15,16 @@ from data_pipeline.store.writer import write_store
 from fql.command import command
 from fql.envs.tasks import QUICKSTART_ENV, QUICKSTART_MODULE
 from fql.policies.evaluation import evaluate_with_progress, start_workers
-from fql.policies.policy import make_act, make_policy, restore_params
+from fql.policies.policy import make_act, make_policy
 from fql.policies.rollouts import EvaluationResult, random_policy
 from fql.reports.data_report import describe_store
 from fql.reports.plots import plot_learning_curve
 from fql.reports.video import save_video
 from fql.runs.progress import progress_bar, progress_callback
-from fql.runs.run_folder import RunFolder, read_spec
+from fql.runs.run_checkpoints import restore_params
+from fql.runs.run_folder import RunFolder
 from fql.runs.run_learner import agent_of
+from fql.runs.run_spec import read_spec
 from fql.settings.presets import quickstart_config
 from fql.settings.train_config import TrainConfig
 from fql.training.train import train

@@ -12,9 +12,11 @@ from encoders.errors import EncoderError
 from fql.agents.configs import AgentConfig
 from fql.envs.tasks import find_task
 from fql.learner import Params, TrainState, count_parameters
+from fql.output import format_summary
 from fql.reports.published import published_result
 from fql.runs.measures import read_results
-from fql.runs.run_folder import RunFolder, RunSpec, read_spec
+from fql.runs.run_folder import RunFolder
+from fql.runs.run_spec import RunSpec, read_spec
 from fql.settings.presets import has_preset
 from fql.settings.train_config import setting_text
 from fql.training.comparability import comparability
@@ -26,7 +28,7 @@ from fql.training.training_data import LabelledSplit
 def encoder_text(spec: RunSpec, state: TrainState) -> str:
     """The encoder's size, and where it comes from."""
     encoder = spec.config.agent.encoder
-    if not spec.images:
+    if not spec.has_images:
         return 'none'
     text = f'{encoder.size}, {encoder.sharing}'
     if isinstance(spec.observation_shape, dict):
@@ -110,7 +112,7 @@ def start_summary(
         ),
         'run folder': str(folder.path),
     }
-    return '\n'.join(f'{name:>13}: {text}' for name, text in lines.items())
+    return format_summary(lines)
 
 
 def end_summary(folder: RunFolder, updates: int, seconds: float) -> str:
@@ -130,4 +132,4 @@ def end_summary(folder: RunFolder, updates: int, seconds: float) -> str:
         'videos': str(folder.videos) if folder.videos.exists() else 'none',
         'run folder': str(folder.path),
     }
-    return '\n'.join(f'{name:>13}: {text}' for name, text in lines.items())
+    return format_summary(lines)

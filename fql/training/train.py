@@ -13,43 +13,26 @@ from data_pipeline.loader import num_starts
 from data_pipeline.store.latents import stored_latents
 from data_pipeline.store.verification import Verification, VerifyMode
 from fql.command import command
-from fql.compiled import (
-    TrainStep,
-    initial_state,
-    make_train_step,
-    make_validation,
-    updates_per_call,
-)
+from fql.compiled import initial_state
 from fql.devices import local_copy, wait_for_all_processes
-from fql.envs.tasks import find_task
 from fql.envs.workers import EnvWorkers
 from fql.learner import TrainState
-from fql.policies.evaluation import (
-    describe_result,
-    evaluate_with_progress,
-    record_evaluation,
-    recorded_steps,
-    start_workers,
-)
+from fql.policies.evaluation import evaluate_and_record, recorded_steps, start_workers
 from fql.policies.policy import make_act, make_policy
 from fql.reports.plots import plot_learning_curve
 from fql.runs.checkpoints import CheckpointWriter, rows_written
 from fql.runs.interruption import Interruption, ended_with_others
 from fql.runs.measures import read_results
 from fql.runs.metrics_log import MetricsLog
-from fql.runs.run_folder import RunFolder, RunSpec, read_identity, versions, write_spec
-from fql.runs.run_learner import agent_of, batch_maker, loaded_fields, validation_of
-from fql.runs.run_start import (
-    Logs,
-    claimed_folder,
-    open_logs,
-    restored_state,
-    write_description,
-)
+from fql.runs.run_checkpoints import restore_newest
+from fql.runs.run_folder import RunFolder
+from fql.runs.run_learner import agent_of, loaded_fields, train_step_of, validation_of
+from fql.runs.run_spec import RunSpec, read_identity, versions, write_spec
+from fql.runs.run_start import Logs, claimed_folder, open_logs, write_description
 from fql.runs.wandb_mirror import wandb_mirror
 from fql.settings.run_arguments import Resume
 from fql.settings.train_config import TrainConfig
-from fql.training.checked_run import CheckedRun, check_run, this_process
+from fql.training.checked_run import CheckedRun, check_run
 from fql.training.latent_cache import cached_data, uses_cache
 from fql.training.loop import Batches, Trainer, rows_logged
 from fql.training.online import is_evaluation_due, offline_state, start_actors, train_online
@@ -59,7 +42,9 @@ from fql.training.verified_data import finish_verification
 
 
 def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMode = 'once') -> int:
-    """Train to `config.steps` in the run folder `path`.
+    """Make a run's updates, up to `config.total_updates`, in the run folder `path`.
+
+    The online phase, if there is one, follows the updates on the data alone.
 
     Args:
         resume: see `fql.settings.run_arguments.choose_folder`.
@@ -117,8 +102,10 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
             mesh=run.mesh,
             folder=folder,
             fields=loaded_fields(agent_of(spec)),
-            train_step=run_train_step(run, has_latents=frozen is not None),
-            validate=make_validation(validation_of(spec)),
+            train_step=train_step_of(
+                spec, run.learner, run.abstract, has_latents=frozen is not None
+            ),
+            validate=validation_of(spec),
             val_batches=validation_batches(run, data, start),
             evaluate=make_evaluation(spec, run.mesh, folder, workers, logs.evaluations),
             metadata=metadata,
@@ -133,7 +120,7 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
         began = time.monotonic()
         code = 0
         if start <= config.steps:
-            batches = training_batches(data['train'], config, start, **this_process())
+            batches = training_batches(data['train'], config, start)
             state, code = trainer.train(state, batches, is_evaluation_missing)
             is_evaluation_missing = False
         if code == 0 and actors is not None:
@@ -173,7 +160,7 @@ def starting_state(run: CheckedRun) -> tuple[TrainState, bool, list[str]]:
         The state, whether it was restored, and notes about damaged checkpoints.
     """
     config = run.config
-    state, notices = restored_state(run.folder, run.folder.spec, run.abstract)
+    state, notices = restore_newest(run.folder, run.folder.spec, run.abstract)
     if state is not None:
         return state, True, notices
     if config.online.source:
@@ -194,28 +181,19 @@ def checkpoint_writer(run: CheckedRun) -> CheckpointWriter:
     )
 
 
-def run_train_step(run: CheckedRun, has_latents: bool) -> TrainStep:
-    """The compiled updates of a run, on images or on the cached latents of these."""
-    has_convolutions = run.spec.images and not has_latents
-    per_call = updates_per_call(run.config.updates_per_call, has_convolutions)
-    return make_train_step(
-        run.learner, batch_maker(run.spec), run.abstract, per_call, has_convolutions
-    )
-
-
 def validation_batches(
     run: CheckedRun, data: dict[str, LabelledSplit], start: int
 ) -> Batches | None:
     """The batches of the `val` split from update `start` on; None where it has too few."""
     config = run.config
     # Chunks begin in fewer places than there are transitions.
-    loader = loader_config(run.data['train'], config, **this_process())
+    loader = loader_config(run.data['train'], config)
     if 'val' not in data or num_starts(data['val'].split, loader) < config.batch_size:
         return None
     logged = rows_logged(config, min(start, config.steps))
     if start > config.steps:
         logged += sum(step > config.steps for step in recorded_steps(run.folder.train_csv))
-    return training_batches(data['val'], config, logged, **this_process())
+    return training_batches(data['val'], config, logged)
 
 
 def make_evaluation(
@@ -237,18 +215,8 @@ def make_evaluation(
         params = local_copy(state.params, mesh)
         if workers is None or log is None:
             return
-        step = int(state.step)
-        result = evaluate_with_progress(
-            workers,
-            make_policy(act, params, config.eval_seed),
-            config.eval_episodes,
-            config.eval_seed,
-            title=f'evaluate step {step:,}',
-            record_episodes=config.eval_videos,
-        )
-        task = find_task(config.task)
-        record_evaluation(folder, log, step, result, task)
-        text = describe_result(task, result)
-        tqdm.write(f'step {step:,}: {text} ({config.eval_episodes} episodes)')
+        policy, step = make_policy(act, params, config.eval_seed), int(state.step)
+        line = evaluate_and_record(workers, policy, config, config.eval_episodes, folder, log, step)
+        tqdm.write(line)
 
     return evaluate

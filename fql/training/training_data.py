@@ -21,8 +21,8 @@ from fql.batch import Batch, batch_from_inputs
 from fql.envs.tasks import find_task
 from fql.errors import FQLError
 from fql.learner import split_seed
-from fql.runs.run_folder import RunSpec
 from fql.runs.run_learner import agent_of
+from fql.runs.run_spec import RunSpec
 from fql.settings.dataset_paths import dataset_path
 from fql.settings.train_config import TrainConfig
 from fql.training.verified_data import verify_once
@@ -140,21 +140,18 @@ def scaled_from(store: FrameStore) -> ActionRange | None:
 
 
 def training_batches(
-    data: LabelledSplit,
-    config: TrainConfig,
-    start_step: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    data: LabelledSplit, config: TrainConfig, start_step: int
 ) -> Iterator[dict[str, Any]]:
-    """The batches of a run from update `start_step` on; see `data_pipeline.loader.make_batches`."""
-    loader = loader_config(data, config, process_index, process_count)
+    """This process's part of the batches of a run from update `start_step` on.
+
+    See `data_pipeline.loader.make_batches`.
+    """
+    loader = loader_config(data, config)
     return make_batches(data.split, data.rewards, data.masks, loader, start_step)
 
 
-def loader_config(
-    data: LabelledSplit, config: TrainConfig, process_index: int = 0, process_count: int = 1
-) -> LoaderConfig:
-    """The loader's settings for a run on these data."""
+def loader_config(data: LabelledSplit, config: TrainConfig) -> LoaderConfig:
+    """The loader's settings, in this process, for a run on these data."""
     agent = agent_of(run_spec(data, config))
     return LoaderConfig(
         batch_size=config.batch_size,
@@ -164,8 +161,8 @@ def loader_config(
         next_actions='next_actions' in agent.needs,
         shift_probability=config.shift_probability,
         seed=config.seed,
-        process_index=process_index,
-        process_count=process_count,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
 
 

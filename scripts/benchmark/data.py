@@ -20,12 +20,9 @@ from fql.batch import LOADED_FIELDS
 from fql.compiled import abstract_state, initial_state, make_train_step
 from fql.devices import make_mesh, put_batch
 from fql.output import format_table, print_notice
-from fql.runs.run_learner import batch_maker, make_learner
+from fql.runs.run_learner import batch_preparer, make_learner
 from fql.settings.train_config import TrainConfig
-from fql.training.host_memory import (
-    GIVE_BACK_INTERVAL,
-    give_back_freed_memory,
-)
+from fql.training.host_memory import GIVE_BACK_INTERVAL, give_back_freed_memory
 from fql.training.training_data import LabelledSplit, load_training_data, run_spec, training_batches
 from scripts.benchmark.args import BenchmarkData
 from scripts.benchmark.json_report import write_json_report
@@ -227,7 +224,7 @@ def measure_waiting(data: LabelledSplit, config: TrainConfig, updates: int) -> f
     spec = run_spec(data, config)
     learner = make_learner(spec)
     state = initial_state(learner, config.seed, mesh)
-    train_step = make_train_step(learner, batch_maker(spec), abstract_state(learner, mesh))
+    train_step = make_train_step(learner, batch_preparer(spec), abstract_state(learner, mesh))
     batches = training_batches(data, config, 0)
     waiting = began = 0.0
     for update in range(-2, updates):

@@ -14,14 +14,16 @@ from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.replay import RECORD
 from encoders.leaves import tree_digest
 from fql.command import PROGRAM
-from fql.compiled import abstract_state, initial_state, make_train_step
-from fql.devices import make_mesh, one_device_mesh, put_batch
+from fql.compiled import abstract_state, initial_state
+from fql.devices import make_mesh, put_batch
 from fql.errors import FQLError
 from fql.policies.evaluation import recorded_steps
-from fql.runs.checkpoints import CheckpointReader, CheckpointWriter
+from fql.runs.checkpoints import CheckpointWriter
 from fql.runs.progress import progress_bar
-from fql.runs.run_folder import RunFolder, finished_steps, read_identity, read_spec
-from fql.runs.run_learner import agent_of, batch_maker, make_learner
+from fql.runs.run_checkpoints import open_checkpoint
+from fql.runs.run_folder import RunFolder, finished_steps
+from fql.runs.run_learner import agent_of, make_learner, train_step_of
+from fql.runs.run_spec import read_spec
 from fql.settings.train_config import TrainConfig
 from scripts.benchmark.args import BenchmarkFaults
 from scripts.benchmark.measuring import ROOT, run_fql
@@ -93,9 +95,8 @@ def _start_and_kill(command: list[str], folder: RunFolder, start: int, seconds: 
 
 
 def _digest(folder: RunFolder) -> str:
-    reader = CheckpointReader(folder.checkpoints, read_identity(folder.spec))
-    abstract = abstract_state(make_learner(read_spec(folder)), one_device_mesh())
-    return tree_digest(reader.restore(abstract, reader.find(None)))
+    with open_checkpoint(folder, read_spec(folder), None) as (step, reader, abstract):
+        return tree_digest(reader.restore(abstract, step))
 
 
 def _replay(folder: RunFolder) -> dict[str, dict[str, Any]]:
@@ -118,7 +119,7 @@ def measure_save(folder: Path) -> dict[str, float]:
     learner = make_learner(spec)
     arrays = put_batch(random_arrays(agent_of(spec), config, IMAGE_SIZE), mesh)
     states = [initial_state(learner, config.seed, mesh)]
-    train_step = make_train_step(learner, batch_maker(spec), abstract_state(learner, mesh))
+    train_step = train_step_of(spec, learner, abstract_state(learner, mesh))
 
     def update() -> None:
         states.append(jax.block_until_ready(train_step(states.pop(), [arrays])[0]))

@@ -16,12 +16,12 @@ from data_pipeline.store.frame_store import Split
 from data_pipeline.store.latents import LatentWriter
 from fql.devices import local_mesh
 from fql.output import format_table
-from fql.runs.run_folder import RunSpec
 from fql.runs.run_learner import agent_of
+from fql.runs.run_spec import RunSpec
 from fql.training.latent_cache import (
     AHEAD,
     latent_width,
-    make_encode,
+    make_encode_block,
     put_block,
     read_block,
     write_latents,
@@ -73,7 +73,7 @@ def compare_caching(split: Split, spec: RunSpec, rounds: int) -> dict[str, Any]:
     encoder = jax.jit(module.init)(jax.random.key(config.seed), image)['params']
     encoder = jax.device_put(encoder, NamedSharding(mesh, PartitionSpec()))
     rows = len(split.observations)
-    encode, width = make_encode(spec, mesh), latent_width(spec)
+    encode, width = make_encode_block(spec, mesh), latent_width(spec)
     end = min(config.batch_size, len(split.observations))
     frames, stacks = read_block(split, split.first_rows, 0, end, config)
     block = put_block(frames, stacks, mesh)

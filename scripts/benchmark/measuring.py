@@ -10,20 +10,15 @@ from typing import Any
 from data_pipeline.data_dir import resolve_data_dir
 from data_pipeline.store.verification import Verification
 from fql.command import PROGRAM
-from fql.compiled import abstract_state, make_train_step, make_validation, updates_per_call
+from fql.compiled import abstract_state
 from fql.devices import make_mesh
 from fql.envs.tasks import find_task
 from fql.errors import FQLError
 from fql.runs.checkpoints import CheckpointWriter
 from fql.runs.interruption import Interruption
-from fql.runs.run_folder import RunFolder, RunSpec
-from fql.runs.run_learner import (
-    agent_of,
-    batch_maker,
-    loaded_fields,
-    make_learner,
-    validation_of,
-)
+from fql.runs.run_folder import RunFolder
+from fql.runs.run_learner import agent_of, loaded_fields, make_learner, train_step_of, validation_of
+from fql.runs.run_spec import RunSpec
 from fql.settings.presets import default_config
 from fql.settings.train_config import TrainConfig
 from fql.training.loop import Trainer
@@ -57,16 +52,13 @@ def make_trainer(
 ) -> Trainer:
     """A trainer that logs and saves nothing."""
     mesh, config, learner = make_mesh(), spec.config, make_learner(spec)
-    per_call = updates_per_call(config.updates_per_call, spec.images)
     return Trainer(
         schedule=config,
         mesh=mesh,
         folder=RunFolder(folder),
         fields=loaded_fields(agent_of(spec)),
-        train_step=make_train_step(
-            learner, batch_maker(spec), abstract_state(learner, mesh), per_call, spec.images
-        ),
-        validate=make_validation(validation_of(spec)),
+        train_step=train_step_of(spec, learner, abstract_state(learner, mesh)),
+        validate=validation_of(spec),
         val_batches=None,
         evaluate=lambda state: None,
         metadata={},

@@ -24,8 +24,8 @@ from fql.envs.tasks import OWN_TASK
 from fql.envs.workers import EnvWorkers
 from fql.output import format_table
 from fql.runs.checkpoints import CheckpointWriter
-from fql.runs.run_folder import RunSpec
 from fql.runs.run_learner import make_learner
+from fql.runs.run_spec import RunSpec
 from fql.settings.train_config import OnlineConfig, TrainConfig
 from fql.training.actors import Actors, episode_seed
 from fql.training.host_memory import GIVE_BACK_INTERVAL

@@ -11,15 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from data_pipeline.store.verification import Verification
-from fql.compiled import (
-    initial_state,
-)
+from fql.compiled import initial_state
 from fql.devices import put_batch
 from fql.output import format_table
 from fql.runs.checkpoints import CheckpointWriter
-from fql.runs.run_learner import (
-    make_learner,
-)
+from fql.runs.run_learner import make_learner
 from fql.settings.train_config import TrainConfig
 from fql.training.loop import updates_in_call
 from fql.training.training_data import load_training_data, run_spec, training_batches

@@ -17,24 +17,17 @@ from jax.sharding import Mesh
 
 from data_pipeline.sample_layout import SHIFT_PAD, frame_offsets
 from encoders.cameras import latent_size
-from fql.agents.base import Agent, PlainEncoder
+from fql.agents.base import Agent
 from fql.agents.configs import AGENT_CONFIGS, FQLConfig
 from fql.agents.fql import FQL
 from fql.batch import batch_from_inputs
-from fql.compiled import (
-    Arrays,
-    Prepare,
-    abstract_state,
-    initial_state,
-    make_train_step,
-    updates_per_call,
-)
+from fql.compiled import Arrays, Prepare, abstract_state, initial_state, make_train_step
 from fql.devices import check_batch_size, make_mesh, put_batch
 from fql.errors import FQLError
 from fql.learner import Learner, Metrics, TrainState, make_optimizer
 from fql.output import format_table
-from fql.runs.run_folder import RunSpec
-from fql.runs.run_learner import agent_of, batch_maker, make_learner
+from fql.runs.run_learner import agent_of, make_learner, train_step_of
+from fql.runs.run_spec import RunSpec
 from fql.settings.train_config import TrainConfig, validate_config
 from fql.training.resource_limits import check_memory
 from scripts.benchmark.args import BenchmarkUpdate, Mode
@@ -69,11 +62,7 @@ class Variant:
     bytes_accessed: float
 
 
-class PlainFQL(PlainEncoder, FQL):
-    """FQL with XLA's own convolutions and max pooling."""
-
-
-class ReferenceFQL(PlainFQL):
+class ReferenceFQL(FQL):
     """The same networks and parameters, computed as the reference implementation does."""
 
     def apply(self, params: Any, head: str, *inputs: jax.Array) -> Any:
@@ -172,7 +161,7 @@ def our_variant(config: TrainConfig, image_size: int) -> Variant:
 def plain_variant(config: TrainConfig, image_size: int) -> Variant:
     """The same step with XLA's own convolutions and max pooling, see `encoders.cpu_convolution`."""
     spec = image_spec(config, image_size)
-    agent = PlainFQL(fql_config(config), spec.shapes)
+    agent = FQL(fql_config(config), spec.shapes, plain_encoder=True)
     return host_variant(spec, agent, random_arrays(agent, config, image_size), make_mesh())
 
 
@@ -207,12 +196,9 @@ def host_variant(
     """The train step on the same batch again and again, which comes from the host each time."""
     config = spec.config
     check_batch_size(config.batch_size, mesh)
-    has_convolutions = spec.images and not has_latents
-    count = updates_per_call(config.updates_per_call, has_convolutions)
     learner = Learner(agent, make_optimizer(config.agent.lr, config.agent.encoder))
-    train_step = make_train_step(
-        learner, batch_maker(spec), abstract_state(learner, mesh), count, has_convolutions
-    )
+    train_step = train_step_of(spec, learner, abstract_state(learner, mesh), has_latents)
+    count = train_step.per_call
     state = initial_state(learner, config.seed, mesh)
     batches = [put_batch(arrays, mesh)] * count
     compiled = train_step.jitted.lower(*train_step.arguments(state, batches)).compile()
@@ -231,15 +217,18 @@ def on_device_variant(config: TrainConfig, image_size: int) -> Variant:
     """
     spec, mesh = image_spec(config, image_size), make_mesh()
     agent = agent_of(spec)
-    count = updates_per_call(config.updates_per_call, has_convolutions=True)
     learner = Learner(agent, make_optimizer(config.agent.lr, config.agent.encoder))
     frames = jnp.asarray(random_images((DEVICE_FRAMES, image_size, image_size, CHANNELS)))
     columns = {
         name: jnp.asarray(column) for name, column in random_columns(agent, DEVICE_FRAMES).items()
     }
     train_step = make_train_step(
-        learner, device_sampler(config, agent.horizon), abstract_state(learner, mesh), count
+        learner,
+        device_sampler(config, agent.horizon),
+        abstract_state(learner, mesh),
+        config.updates_per_call,
     )
+    count = train_step.per_call
     state = initial_state(learner, config.seed, mesh)
     batches = [{'inputs': frames, **columns}] * count
     compiled = train_step.jitted.lower(*train_step.arguments(state, batches)).compile()
@@ -279,7 +268,7 @@ def reference_variant(config: TrainConfig, image_size: int) -> Variant:
     """
     config = with_encoder(with_agent(config, precision='float32'), sharing='separate')
     spec, mesh = image_spec(config, image_size), make_mesh()
-    agent = ReferenceFQL(fql_config(config), spec.shapes)
+    agent = ReferenceFQL(fql_config(config), spec.shapes, plain_encoder=True)
     learner = Learner(agent, make_optimizer(config.agent.lr, config.agent.encoder))
     batch = batch_from_inputs(random_arrays(agent, config, image_size))
     arrays = {name: np.asarray(x) for name, x in batch._asdict().items() if x is not None}

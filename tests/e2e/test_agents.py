@@ -36,7 +36,7 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(fql, tmp_path, name)
     short = ('--episodes', 1, '--max-episode-steps', 7, '--workers', 1)
     done = fql('evaluate', whole, *short)
     assert done.returncode == 0, done.stderr
-    assert 'of step 30' in done.stdout
+    assert 'of update 30' in done.stdout
 
 
 @pytest.mark.long

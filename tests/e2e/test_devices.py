@@ -18,7 +18,8 @@ import pytest
 from encoders.description import read_encoder
 from encoders.saved import load_encoder
 from fql.envs.tasks import QUICKSTART_TASK
-from fql.runs.checkpoints import CheckpointReader, finished_steps
+from fql.runs.checkpoints import CheckpointReader
+from fql.runs.run_folder import finished_steps
 from fql.stopping import EXIT_CODE
 
 SETTINGS = (
@@ -69,8 +70,8 @@ from fql.agents.configs import EncoderConfig, FQLConfig
 from fql.compiled import abstract_state, initial_state, make_train_step
 from fql.settings.train_config import TrainConfig
 from fql.devices import LARGE, make_mesh, put_batch
-from fql.runs.run_folder import RunSpec
-from fql.runs.run_learner import batch_maker, make_learner
+from fql.runs.run_spec import RunSpec
+from fql.runs.run_learner import batch_preparer, make_learner
 
 encoder = EncoderConfig(size='impala_debug')
 agent = FQLConfig(hidden_dims=(256, 256), flow_steps=1, encoder=encoder)
@@ -84,7 +85,7 @@ arrays = {
 }
 learner = make_learner(spec)
 state = initial_state(learner, 0, mesh, shard_params=True)
-train_step = make_train_step(learner, batch_maker(spec), abstract_state(learner, mesh, True))
+train_step = make_train_step(learner, batch_preparer(spec), abstract_state(learner, mesh, True))
 for _ in range(3):
     leaves = jax.tree.leaves(dataclasses.replace(state, key=None))
     sizes = {leaf.size // leaf.addressable_data(0).size for leaf in leaves if leaf.size >= LARGE}
@@ -127,7 +128,7 @@ def test_a_signal_to_one_of_two_processes_stops_both(start_fql, wait_for_checkpo
     _, errors = processes[1].communicate(timeout=250)
     assert processes[1].returncode == EXIT_CODE, errors
     step = CheckpointReader(run / 'checkpoints').find(None)
-    assert f'stopped; step {step:,} is saved' in output
+    assert f'stopped; update {step:,} is saved' in output
     # Together again, until one of them is killed.
     processes = start_two(start_fql, 'train', '--resume', run)
     wait_for_checkpoint(processes[0], run, step + 8)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fql.envs.tasks import QUICKSTART_TASK
-from fql.runs.checkpoints import CheckpointReader, finished_steps
+from fql.runs.checkpoints import CheckpointReader
+from fql.runs.run_folder import finished_steps
 from fql.training.loop import MUST_BE_FINITE
 
 SMALL = (
@@ -58,7 +59,7 @@ def test_a_damaged_checkpoint_is_made_again(fql, tmp_path):
     assert 'was altered' in shown.stderr
     resumed = fql('train', '--resume', damaged)
     assert resumed.returncode == 0, resumed.stderr
-    assert 'checkpoint of step 30 is damaged' in resumed.stdout
+    assert 'checkpoint of update 30 is damaged' in resumed.stdout
     assert json.loads(fql('inspect', 'checkpoint', damaged).stdout) == json.loads(
         fql('inspect', 'checkpoint', whole).stdout
     )

@@ -11,8 +11,8 @@ import pytest
 
 from data_pipeline.replay_store import open_replay
 from fql.envs.tasks import QUICKSTART_TASK
-from fql.runs.checkpoints import finished_steps
 from fql.runs.metrics_log import read_csv
+from fql.runs.run_folder import finished_steps
 
 SMALL = (
     *('--task', QUICKSTART_TASK, '--batch-size', 8, '--hidden-dims', 8, '--frame-stack', 2),
@@ -80,7 +80,7 @@ def test_a_stop_before_the_first_update_loses_no_step(
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate()
-    assert (process.returncode, 'stopped; step 5 is saved' in out) == (42, True)
+    assert (process.returncode, 'stopped; update 5 is saved' in out) == (42, True)
     record = stopped / 'replay' / 'warmup.json'
     made = json.loads(record.read_text())['env_steps']
     assert 45 <= made < 800

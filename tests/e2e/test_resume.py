@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fql.envs.tasks import QUICKSTART_TASK
-from fql.runs.checkpoints import finished_steps
+from fql.runs.run_folder import finished_steps
 from fql.stopping import EXIT_CODE
 
 STEPS = 60
@@ -67,7 +67,7 @@ def test_killed_and_stopped_runs_end_in_the_same_state(
     more = ('--candidates', 3, '--video', tmp_path / 'v.gif')
     done = fql('evaluate', whole, '--episodes', 2, '--workers', 1, '--step', STEPS, *more)
     assert done.returncode == 0, done.stderr
-    assert f'one_step policy, best of 3 of step {STEPS}: success' in done.stdout
+    assert f'one_step policy, best of 3 of update {STEPS}: success' in done.stdout
     assert (tmp_path / 'v.gif').exists()
 
 

@@ -20,10 +20,10 @@ from fql.compiled import TrainStep
 from fql.devices import one_device_mesh
 from fql.errors import FQLError
 from fql.learner import TrainState
-from fql.runs.checkpoints import CheckpointReader, CheckpointWriter, finished_steps
+from fql.runs.checkpoints import CheckpointReader, CheckpointWriter
 from fql.runs.interruption import Interrupted, Interruption
 from fql.runs.metrics_log import MetricsLog, read_csv
-from fql.runs.run_folder import RunFolder
+from fql.runs.run_folder import RunFolder, finished_steps
 from fql.stopping import EXIT_CODE
 from fql.training.loop import MUST_BE_FINITE, Trainer, updates_in_call
 
@@ -178,7 +178,7 @@ def test_a_folder_that_becomes_read_only(small_disk):
         remount('ro')
 
     try:
-        with pytest.raises(FQLError, match=r'cannot save step 4 .*Read-only file system'):
+        with pytest.raises(FQLError, match=r'cannot save update 4 .*Read-only file system'):
             train(small_disk / 'run', make_read_only, 4)
         reader = CheckpointReader(small_disk / 'run' / 'checkpoints')
         assert finished_steps(small_disk / 'run' / 'checkpoints') == [1, 2, 3]
@@ -261,7 +261,7 @@ def test_the_last_update_is_looked_at_when_nothing_is_due(tmp_path, name):
         state, metrics = count_up(state, batches)
         return state, {**metrics, name: metrics[name] + (np.nan if int(state.step) == 3 else 0)}
 
-    with pytest.raises(FQLError, match=f'step 3 is not finite .{name} = nan'):
+    with pytest.raises(FQLError, match=f'update 3 is not finite .{name} = nan'):
         train(tmp_path, None, 0, steps=3, save_interval=0, train_step=diverge)
 
 
@@ -276,7 +276,7 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path, save_interval, name
             state = dataclasses.replace(state, **{name: {'w': jnp.array([0, jnp.inf, 0])}})
         return state, metrics
 
-    with pytest.raises(FQLError, match=f'the state after step 3 is not finite .*{name}/w'):
+    with pytest.raises(FQLError, match=f'the state after update 3 is not finite .*{name}/w'):
         train(tmp_path, None, 0, steps=3, save_interval=save_interval, train_step=diverge)
     assert 3 not in finished_steps(tmp_path / 'checkpoints')
 

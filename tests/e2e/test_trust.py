@@ -63,7 +63,7 @@ def test_a_checkpoint_of_another_run_is_refused(runs, run, assert_all_refuse):
 
 def test_a_copy_under_another_number_is_refused(run, assert_all_refuse):
     shutil.copytree(run / 'checkpoints' / '2', run / 'checkpoints' / '6')
-    assert_all_refuse(run, 'checkpoints/6 holds the checkpoint of step 2')
+    assert_all_refuse(run, 'checkpoints/6 holds the checkpoint of update 2')
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_run_without_its_checkpoints_is_never_begun_again(run, fql, assert_one
     ):
         remove()
         for arguments in (('--resume', run), (*SMALL, '--resume', 'auto', '--run-dir', run)):
-            assert_one_line(fql('train', *arguments), 'metrics up to step 4', 'no checkpoint in')
+            assert_one_line(fql('train', *arguments), 'metrics up to update 4', 'no checkpoint in')
         assert (run / 'train.csv').read_bytes() == rows
     assert_one_line(fql('inspect', 'checkpoint', run), 'no checkpoints in')
 

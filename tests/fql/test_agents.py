@@ -14,7 +14,7 @@ from fql.learner import Learner, make_optimizer
 from scripts.benchmark.update import random_columns
 
 BATCH, STACK, ACTION_DIM = 8, 2, 5
-SPEC = Spec((16, 16, 3 * STACK), 'uint8', ACTION_DIM)
+SPEC = Spec((16, 16, 3 * STACK), ACTION_DIM)
 QUICK = {'flow_steps': 2, 'num_samples': 3, 'horizon': 3}
 
 

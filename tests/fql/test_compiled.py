@@ -15,8 +15,8 @@ from fql.compiled import (
     updates_per_call,
 )
 from fql.devices import one_device_mesh
-from fql.runs.run_folder import RunSpec
-from fql.runs.run_learner import batch_maker, make_learner
+from fql.runs.run_learner import batch_preparer, make_learner
+from fql.runs.run_spec import RunSpec
 from fql.settings.train_config import TrainConfig
 
 SPEC = RunSpec(
@@ -49,7 +49,7 @@ def test_how_many_updates_a_call_makes_changes_no_bit(monkeypatch, options_of_tr
     monkeypatch.setattr('jax.default_backend', lambda: 'gpu')
     batches = [random_arrays(seed) for seed in range(4)]
     learner, mesh = make_learner(SPEC), one_device_mesh()
-    train_step = make_train_step(learner, batch_maker(SPEC), abstract_state(learner, mesh), 4)
+    train_step = make_train_step(learner, batch_preparer(SPEC), abstract_state(learner, mesh), 4)
     states = [initial_state(learner, 0, mesh) for _ in range(3)]
     losses = []
     for arrays in (batches[:1], batches[1:2], batches[2:]):
@@ -88,7 +88,7 @@ def test_so_it_is_on_vectors_where_calls_make_many_updates_on_cpus_too(
         for _ in range(6)
     ]
     abstract = abstract_state(learner, mesh)
-    steps = [make_train_step(learner, batch_maker(spec), abstract, n, False) for n in (1, 6)]
+    steps = [make_train_step(learner, batch_preparer(spec), abstract, n, False) for n in (1, 6)]
     digests = set()
     for step, size in [(steps[0], 1), (steps[1], 1), (steps[1], 4), (steps[1], 6)]:
         state = initial_state(learner, 0, mesh)
@@ -114,7 +114,7 @@ def test_a_single_update_is_no_loop_where_the_host_would_wait_for_its_turns(
     monkeypatch.setattr('jax.default_backend', lambda: backend)
     learner, mesh = make_learner(SPEC), one_device_mesh()
     abstract = abstract_state(learner, mesh)
-    step = make_train_step(learner, batch_maker(SPEC), abstract, per_call, has_convolutions)
+    step = make_train_step(learner, batch_preparer(SPEC), abstract, per_call, has_convolutions)
     arguments = step.arguments(abstract, [random_arrays(0)])
     assert ('while[' in str(step.jitted.trace(*arguments).jaxpr)) == loops
 

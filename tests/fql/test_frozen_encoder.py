@@ -19,7 +19,7 @@ from fql.policies.policy import make_act
 from fql.settings.train_config import TrainConfig, validate_config
 
 BATCH, IMAGE, WIDTH, ACTIONS = 8, (16, 16, 9), 512, 2
-SPEC = Spec(IMAGE, 'uint8', ACTIONS)
+SPEC = Spec(IMAGE, ACTIONS)
 SCRATCH = FQLConfig(hidden_dims=(8,), flow_steps=1, encoder=EncoderConfig(size='impala_debug'))
 
 

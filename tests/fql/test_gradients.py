@@ -9,19 +9,13 @@ import numpy as np
 import pytest
 
 from encoders.impala import ENCODERS, ImpalaEncoder
-from fql.agents.configs import (
-    AGENT_CONFIGS,
-    EncoderConfig,
-    FQLConfig,
-    IQLConfig,
-    Spec,
-)
+from fql.agents.configs import AGENT_CONFIGS, EncoderConfig, FQLConfig, IQLConfig, Spec
 from fql.agents.registry import AGENTS, make_agent
 from fql.batch import Batch
 from fql.learner import Learner, make_optimizer
 
 ACTION_DIM, BATCH = 3, 4
-SPEC = Spec((8, 8, 3), 'uint8', ACTION_DIM)
+SPEC = Spec((8, 8, 3), ACTION_DIM)
 SMALL = {
     'hidden_dims': (8,),
     'encoder': EncoderConfig(size='impala_debug'),

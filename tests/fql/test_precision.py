@@ -10,8 +10,8 @@ import pytest
 from fql.agents.configs import EncoderConfig, FQLConfig
 from fql.compiled import abstract_state, initial_state, make_train_step
 from fql.devices import one_device_mesh
-from fql.runs.run_folder import RunSpec
-from fql.runs.run_learner import batch_maker, make_learner
+from fql.runs.run_learner import batch_preparer, make_learner
+from fql.runs.run_spec import RunSpec
 from fql.settings.train_config import TrainConfig
 
 TOLERANCE = 0.02
@@ -30,7 +30,7 @@ def spec(precision):
 
 def start(spec):
     learner, mesh = make_learner(spec), one_device_mesh()
-    step = make_train_step(learner, batch_maker(spec), abstract_state(learner, mesh))
+    step = make_train_step(learner, batch_preparer(spec), abstract_state(learner, mesh))
     return initial_state(learner, 0, mesh), step
 
 

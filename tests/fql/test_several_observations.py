@@ -15,8 +15,7 @@ from fql.batch import Batch, batch_from_inputs
 from fql.learner import Learner, make_optimizer
 
 SHAPES = {'main': (8, 8, 3), 'wrist': (6, 4, 1), 'state': (5,)}
-TYPES = {'main': 'uint8', 'wrist': 'uint8', 'state': 'float32'}
-SPEC = Spec(SHAPES, TYPES, 2)
+SPEC = Spec(SHAPES, 2)
 SMALL = {'hidden_dims': (8,), 'encoder': EncoderConfig('impala_debug')}
 
 
@@ -76,8 +75,8 @@ def test_several_vectors_are_one():
     agents = [
         make_agent(FQLConfig(**SMALL), spec)
         for spec in (
-            Spec({'pose': (3,), 'gripper': (1,)}, dict.fromkeys(('pose', 'gripper'), 'float32'), 2),
-            Spec((4,), 'float32', 2),
+            Spec({'pose': (3,), 'gripper': (1,)}, 2),
+            Spec((4,), 2),
         )
     ]
     several, joined = (jax.jit(agent.init_params)(jax.random.key(0)) for agent in agents)

@@ -11,14 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fql.agents.configs import (
-    EncoderConfig,
-    FAWACConfig,
-    FBRACConfig,
-    FQLConfig,
-    QCConfig,
-    Spec,
-)
+from fql.agents.configs import EncoderConfig, FAWACConfig, FBRACConfig, FQLConfig, QCConfig, Spec
 from fql.agents.fawac import FAWAC, MAX_WEIGHT
 from fql.agents.fbrac import FBRAC
 from fql.agents.fql import FQL
@@ -30,24 +23,24 @@ from fql.learner import Learner, make_optimizer
 BATCH, STATE, ACTION, STEPS, CANDIDATES = 6, 5, 2, 3, 4
 COMMON = {'hidden_dims': (16, 16), 'flow_steps': STEPS, 'discount': 0.9}
 AGENTS = {
-    'fbrac': FBRAC(FBRACConfig(**COMMON, alpha=0.7), Spec((STATE,), 'float32', ACTION)),
+    'fbrac': FBRAC(FBRACConfig(**COMMON, alpha=0.7), Spec((STATE,), ACTION)),
     'fbrac normalised, min': FBRAC(
         FBRACConfig(**COMMON, alpha=0.7, normalize_q_loss=True, q_agg='min'),
-        Spec((STATE,), 'float32', ACTION),
+        Spec((STATE,), ACTION),
     ),
-    'fawac': FAWAC(FAWACConfig(**COMMON, beta=3.0), Spec((STATE,), 'float32', ACTION)),
+    'fawac': FAWAC(FAWACConfig(**COMMON, beta=3.0), Spec((STATE,), ACTION)),
     'fawac, large weights': FAWAC(
-        FAWACConfig(**COMMON, beta=60.0, q_agg='min'), Spec((STATE,), 'float32', ACTION)
+        FAWACConfig(**COMMON, beta=60.0, q_agg='min'), Spec((STATE,), ACTION)
     ),
     'fql, distilled velocity and many critics': FQL(
         FQLConfig(
             **COMMON, alpha=0.7, distillation='velocity', num_critics=4, critic_pessimism=0.5
         ),
-        Spec((STATE,), 'float32', ACTION),
+        Spec((STATE,), ACTION),
     ),
     'fql, candidates in the target': FQL(
         FQLConfig(**COMMON, alpha=0.7, target_candidates=CANDIDATES, num_critics=3),
-        Spec((STATE,), 'float32', ACTION),
+        Spec((STATE,), ACTION),
     ),
 }
 
@@ -226,7 +219,7 @@ def test_the_gradient_along_random_directions(case):
 def test_in_the_target_the_online_critics_choose_with_encoders_of_their_own(kind):
     """With separate encoders; the target critics, which evaluate, have other latents."""
     encoder = EncoderConfig('impala_debug', 'separate')
-    spec = Spec((8, 8, 3), 'uint8', ACTION)
+    spec = Spec((8, 8, 3), ACTION)
     if kind == 'fql':
         agent = FQL(FQLConfig(**COMMON, target_candidates=CANDIDATES, encoder=encoder), spec)
     else:
@@ -266,7 +259,7 @@ def test_of_candidates_the_critics_best_acts(sharing):
     config = FQLConfig(
         **COMMON, candidates=CANDIDATES, encoder=EncoderConfig('impala_debug', sharing)
     )
-    agent = FQL(config, Spec((8, 8, 3), 'uint8', ACTION))
+    agent = FQL(config, Spec((8, 8, 3), ACTION))
     alone = FQL(dataclasses.replace(config, candidates=1), agent.spec)
     params = agent.init_params(jax.random.key(0))
     rng = np.random.default_rng(0)

@@ -293,10 +293,9 @@ class File:
         observations = self.arrays['step_0/batch/observations']
         spec = Spec(
             observation_shape=observations.shape[1:],
-            observation_dtype=str(observations.dtype),
             action_dim=self.arrays['step_0/batch/actions'].shape[-1],
         )
-        assert spec.images == (self.encoder() is not None)
+        assert spec.has_images == (self.encoder() is not None)
         return make_agent(self.config(), spec)
 
     def networks(self, prefix: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -84,7 +84,7 @@ def test_the_score_is_recorded_and_reported_with_what_it_may_be_compared_with(
     assert "this score is: not comparable with D4RL: the data are not of D4RL's own file" in shown
     flags = ('--episodes', 2, '--workers', 1)
     shown = fql('evaluate', run, *flags).stdout
-    assert f'policy of step 1: score {expected:.1f}, success 0.0% over 2 episodes' in shown
+    assert f'policy of update 1: score {expected:.1f}, success 0.0% over 2 episodes' in shown
     assert 'success judged' not in shown
 
     manifest = tmp_path / 'data' / TASK / 'manifest.json'

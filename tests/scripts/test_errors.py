@@ -15,8 +15,8 @@ import pytest
 
 from fql.agents.configs import AGENT_CONFIGS
 from fql.envs.tasks import QUICKSTART_TASK
-from fql.settings.train_config import BOUNDS
 from scripts.main import COMMANDS
+from scripts.shared_args import BOUNDS_OF_ARGUMENTS
 
 CUBE_TASK = 'visual-cube-single-play-singletask-task1-v0'
 SMALL = (
@@ -179,7 +179,7 @@ def test_a_finished_run_can_be_extended(assert_one_line, run_fql, finished_run):
     done = run_fql('train', '--resume', finished_run, '--steps', 3)
     assert done.returncode == 0, done.stderr
     assert json.loads(run_fql('inspect', 'checkpoint', finished_run).stdout)['step'] == 3
-    assert_one_line(run_fql('train', '--resume', finished_run, '--steps', 2), 'step 3 already')
+    assert_one_line(run_fql('train', '--resume', finished_run, '--steps', 2), 'update 3 already')
 
 
 def test_resume_on_other_data_is_refused(
@@ -263,7 +263,7 @@ def test_commands_on_a_run_that_is_none(assert_one_line, fql, tmp_path, command)
 
 def test_unknown_checkpoint(assert_one_line, fql, finished_run):
     done = fql('inspect', 'checkpoint', finished_run, '--step', 77)
-    assert_one_line(done, 'no checkpoint of step 77', 'there are [')
+    assert_one_line(done, 'no checkpoint of update 77', 'there are [')
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_named(fql, finished_run, tmp_path):
@@ -272,7 +272,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(fql, finished_run, tmp_pa
     shutil.rmtree(run / 'checkpoints' / '3' / 'params')
     done = fql('inspect', 'checkpoint', run)
     assert json.loads(done.stdout)['step'] == 2
-    assert done.stderr.startswith('checkpoint of step 3 is damaged (params/')
+    assert done.stderr.startswith('checkpoint of update 3 is damaged (params/')
 
 
 UNRAISABLE = """
@@ -338,7 +338,7 @@ def test_every_number_that_a_user_may_give_has_bounds():
     names = {name for cls in declared for name in numbers_of(cls)}
     assert {'lr', 'alpha', 'kills', 'mask_ratio', 'unfreeze_step', 'process_id'} <= names
     # This one may also be a word; `validate_config` checks it.
-    assert names - {'offline_ratio'} <= BOUNDS.keys()
+    assert names - {'offline_ratio'} <= BOUNDS_OF_ARGUMENTS.keys()
 
 
 @pytest.mark.parametrize('kind', ['fifo', 'device'])

@@ -11,8 +11,9 @@ from fql.agents.configs import AGENT_CONFIGS
 from fql.augmentation_config import AugmentationConfig
 from fql.envs.tasks import QUICKSTART_TASK, find_task
 from fql.learner import split_seed
-from fql.runs.run_folder import RunFolder, RunSpec, write_spec
-from fql.runs.run_learner import batch_maker
+from fql.runs.run_folder import RunFolder
+from fql.runs.run_learner import batch_preparer
+from fql.runs.run_spec import RunSpec, write_spec
 from fql.settings.presets import default_config
 from fql.settings.train_config import OnlineConfig, TrainConfig
 from fql.training.training_data import load_training_data, loader_config, run_spec, training_batches
@@ -111,7 +112,7 @@ def test_augmented_batch_is_what_the_update_sees(fql, tmp_path):
     spec = run_spec(data, config)
     arrays = next(training_batches(data, config, step))
     key = split_seed(seed)[1]
-    seen = jax.jit(batch_maker(spec))(arrays, key, jnp.asarray(step))
+    seen = jax.jit(batch_preparer(spec))(arrays, key, jnp.asarray(step))
 
     with np.load(augmented, allow_pickle=False) as file, np.load(plain) as without:
         assert without['observations'].dtype == np.uint8
@@ -145,7 +146,7 @@ def test_the_batch_of_a_run_has_its_settings(fql, tmp_path, name, settings):
     done = fql('inspect', 'batch', run.path, '--step', 2, '--out', out)
     assert done.returncode == 0, done.stderr
     arrays = next(training_batches(data, config, 2))
-    seen = jax.jit(batch_maker(spec))(arrays, split_seed(5)[1], jnp.asarray(2))
+    seen = jax.jit(batch_preparer(spec))(arrays, split_seed(5)[1], jnp.asarray(2))
     with np.load(out, allow_pickle=False) as file:
         for field, values in seen._asdict().items():
             if values is not None:

@@ -11,12 +11,13 @@ import pytest
 from data_pipeline.store.frame_store import open_store
 from fql.agents.configs import BCConfig
 from fql.envs.tasks import QUICKSTART_TASK
-from fql.policies.policy import restore_params
 from fql.reports.critic_plots import binned
-from fql.runs.run_folder import RunFolder, RunSpec, read_spec, write_spec
+from fql.runs.run_checkpoints import restore_params
+from fql.runs.run_folder import RunFolder
 from fql.runs.run_learner import agent_of
+from fql.runs.run_spec import RunSpec, read_spec, write_spec
 from fql.settings.train_config import TrainConfig
-from fql.training.critic_inspection import compared_actions, view_critic
+from fql.training.critic_inspection import compared_actions, inspect_critic
 from fql.training.training_data import batch_of_update
 
 SMALL = (
@@ -37,29 +38,31 @@ def test_it_prints_a_table_and_draws(fql, run, tmp_path):
     png = tmp_path / 'critic.png'
     done = fql('inspect', 'critic', run, '--states', STATES, '--png', png)
     assert done.returncode == 0, done.stderr
-    assert 'step 1, 32 states' in done.stdout
+    assert 'update 1, 32 states' in done.stdout
     assert 'action gap: best of 16 actions' in done.stdout
     assert png.stat().st_size > 10_000
 
 
 def test_the_numbers_are_the_critics(run):
     spec = read_spec(RunFolder(run))
-    view = view_critic(run, None, STATES)
+    inspection = inspect_critic(run, None, STATES)
     config = dataclasses.replace(spec.config, batch_size=STATES, shift_probability=0.0)
     observations = batch_of_update(config, 0)[1].observations
     agent, (_, params) = agent_of(spec), restore_params(RunFolder(run), spec, None)
     latents = agent.encoding.encode(params, 'critic', observations)
     own = agent.act(params, observations, np.zeros((STATES, 2)), 'one_step')[:, 0]
     qs = np.asarray(agent.qs(params, latents, own))
-    np.testing.assert_allclose(view.values, qs.mean(axis=0), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(view.disagreements, qs.std(axis=0), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(inspection.values, qs.mean(axis=0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(inspection.disagreements, qs.std(axis=0), rtol=1e-3, atol=1e-6)
     actions = compared_actions(2, 0)
     qs = np.stack(
         [agent.qs(params, latents, np.tile(a, (STATES, 1))).mean(axis=0) for a in actions], axis=1
     )
-    np.testing.assert_allclose(view.gaps, qs.max(axis=1) - qs.mean(axis=1), rtol=1e-2, atol=1e-6)
-    assert view.positions is not None
-    assert view.positions.shape == (STATES, 2)
+    np.testing.assert_allclose(
+        inspection.gaps, qs.max(axis=1) - qs.mean(axis=1), rtol=1e-2, atol=1e-6
+    )
+    assert inspection.positions is not None
+    assert inspection.positions.shape == (STATES, 2)
 
 
 def test_the_data_may_lie_elsewhere_but_are_the_same(
@@ -86,7 +89,7 @@ def test_few_data_have_few_states(fql, run, prepared, environment):
     assert done.returncode == 0, done.stderr
     split = open_store(Path(environment['FQL_DATA_DIR']) / prepared).splits['train']
     begins = split.num_transitions - 4  # Of 5-step returns.
-    assert f'step 1, {begins:,} states' in done.stdout
+    assert f'update 1, {begins:,} states' in done.stdout
 
 
 def test_directions_go_round():

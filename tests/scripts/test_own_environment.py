@@ -78,7 +78,9 @@ def test_the_example_of_the_docs_runs(fql, reach):
     assert re.search(r'success: 1: [\d.]+%, 2: [\d.]+%', done.stdout)
     done = fql(*evaluate, '--workers', 1)
     assert done.returncode == 0, done.stderr
-    assert re.match(r'reach:Reach-v0: one_step policy of step 2: success [\d.]+% over', done.stdout)
+    assert re.match(
+        r'reach:Reach-v0: one_step policy of update 2: success [\d.]+% over', done.stdout
+    )
 
 
 @pytest.mark.long

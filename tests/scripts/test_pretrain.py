@@ -26,10 +26,11 @@ from fql.pretraining.pretrain import write_final_encoder
 from fql.pretraining.pretrain_config import read_pretrain_spec
 from fql.pretraining.pretrain_learner import make_pretraining_learner
 from fql.pretraining.probe import probe
-from fql.runs.checkpoints import CheckpointReader, CheckpointWriter, finished_steps
+from fql.runs.checkpoints import CheckpointReader, CheckpointWriter
 from fql.runs.interruption import Interrupted, Interruption
-from fql.runs.run_folder import RunFolder, RunSpec, read_identity, write_spec
+from fql.runs.run_folder import RunFolder, finished_steps
 from fql.runs.run_learner import make_learner
+from fql.runs.run_spec import RunSpec, read_identity, write_spec
 from fql.settings.train_config import TrainConfig
 from fql.stopping import EXIT_CODE
 
@@ -45,6 +46,7 @@ class LinearEncoder(nn.Module):
     """Compiles at once."""
 
     dtype: Any = np.float32
+    plain: bool = False
 
     @nn.compact
     def __call__(self, images):
@@ -190,7 +192,7 @@ def test_the_encoder_of_an_agent(assert_one_line, fql, tmp_path, sharing):
     assert saved.versions == {'a': '1'}
     assert_one_line(fql('export-encoder', run.path, '--out', out), f'{out} exists')
     done = fql('export-encoder', run.path, '--out', tmp_path / 'other', '--step', 4)
-    assert_one_line(done, 'no checkpoint of step 4')
+    assert_one_line(done, 'no checkpoint of update 4')
 
 
 def test_what_cannot_be_done_is_reported_in_one_line(

@@ -11,7 +11,8 @@ import pytest
 
 from fql.agents.configs import EncoderConfig, FQLConfig, IQLConfig
 from fql.envs.tasks import QUICKSTART_TASK, find_task
-from fql.runs.run_folder import RunFolder, RunSpec, write_spec
+from fql.runs.run_folder import RunFolder
+from fql.runs.run_spec import RunSpec, write_spec
 from fql.settings.presets import default_config
 from fql.settings.train_config import TrainConfig
 from tests.fql.reports.browser import Browser, chromium

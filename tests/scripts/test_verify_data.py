@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fql.envs.tasks import QUICKSTART_TASK
-from fql.runs.checkpoints import finished_steps
 from fql.runs.interruption import Interrupted
+from fql.runs.run_folder import finished_steps
 from fql.stopping import EXIT_CODE
 
 SMALL = (

@@ -10,7 +10,8 @@ import pytest
 
 from fql.envs.tasks import QUICKSTART_TASK, find_task, task_names
 from fql.errors import FQLError
-from fql.settings.presets import ONLINE_PRESETS, PRESETS, default_config, has_preset
+from fql.settings.presets import default_config, has_preset
+from fql.settings.published_settings import ONLINE_PRESETS, PRESETS
 from fql.settings.train_config import TrainConfig
 
 LIST_REGISTRY = """

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from encoders.impala import ENCODERS
 from fql.augmentation_config import AugmentationConfig
-from fql.compiled import abstract_state, initial_state, make_train_step, make_validation
+from fql.compiled import abstract_state, initial_state, make_train_step
 from fql.devices import one_device_mesh
 from fql.errors import FQLError
 from fql.pretraining.pretrain_config import (
@@ -23,7 +23,7 @@ from fql.pretraining.pretrain_config import (
 from fql.pretraining.pretrain_learner import (
     make_pretraining_learner,
     pretraining_validation,
-    window_maker,
+    window_preparer,
     windows_from_frames,
 )
 from fql.runs.run_folder import RunFolder
@@ -61,7 +61,7 @@ def small_encoder(monkeypatch):
 
 def begin(spec):
     learner, mesh = make_pretraining_learner(spec), one_device_mesh()
-    step = make_train_step(learner, window_maker(spec), abstract_state(learner, mesh))
+    step = make_train_step(learner, window_preparer(spec), abstract_state(learner, mesh))
     return initial_state(learner, spec.config.seed, mesh), step
 
 
@@ -96,7 +96,7 @@ def test_the_target_follows_the_parameters_after_the_step(arrays):
         np.testing.assert_allclose(target, 0.25 * online + 0.75 * start, rtol=1e-5, atol=1e-7)
     assert metrics['loss'].shape == (1,)
 
-    validation = make_validation(pretraining_validation(SPEC))(new, arrays)
+    validation = pretraining_validation(SPEC)(new, arrays)
     assert 1 <= validation['validation/features/effective_rank'] <= 3.01  # Of 4 samples.
     assert 'validation/temporal_contrast/accuracy' in validation
 
@@ -104,7 +104,7 @@ def test_the_target_follows_the_parameters_after_the_step(arrays):
 def test_the_two_observations_are_augmented_apart(arrays):
     """Equal frames at t and t + k, as the objective sees them, differ in brightness."""
     config = dataclasses.replace(SPEC.config, augmentation=AugmentationConfig(brightness=0.3))
-    prepare = jax.jit(window_maker(dataclasses.replace(SPEC, config=config)))
+    prepare = jax.jit(window_preparer(dataclasses.replace(SPEC, config=config)))
     same = {**arrays, 'frames': np.full_like(arrays['frames'], 128)}
     same['later_frames'] = same['frames']
     windows = jax.tree.map(np.asarray, prepare(same, jax.random.key(0), jnp.asarray(0)))

@@ -95,7 +95,7 @@ def test_a_picture_that_is_broken_off_replaces_none(tmp_path, monkeypatch):
 
 
 def test_a_title_is_no_formula(tmp_path):
-    numbers, title = np.ones(3), 'runs/a$^$b, step 1'
+    numbers, title = np.ones(3), 'runs/a$^$b, update 1'
     plot_critic(tmp_path / 'a.png', numbers, numbers, numbers, None, None, title)
     assert (tmp_path / 'a.png').stat().st_size > 5_000
 

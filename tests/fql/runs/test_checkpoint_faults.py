@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fql.runs.checkpoints import CheckpointReader, CheckpointWriter, find_damage, finished_steps
+from fql.runs.checkpoint_files import find_damage
+from fql.runs.checkpoints import CheckpointReader, CheckpointWriter
+from fql.runs.run_folder import finished_steps
 
 ROOT = Path(__file__).resolve().parents[3]
 SAVING = """

@@ -19,15 +19,12 @@ from fql.agents.configs import EncoderConfig, FQLConfig
 from fql.compiled import abstract_state, initial_state
 from fql.devices import one_device_mesh
 from fql.errors import FQLError
-from fql.runs.checkpoints import (
-    CHECKSUMS,
-    CheckpointReader,
-    CheckpointWriter,
-    finished_steps,
-    restore_newest,
-)
-from fql.runs.run_folder import RunFolder, RunSpec, read_spec, write_spec
+from fql.runs.checkpoint_files import CHECKSUMS
+from fql.runs.checkpoints import CheckpointReader, CheckpointWriter
+from fql.runs.run_checkpoints import restore_newest
+from fql.runs.run_folder import RunFolder, finished_steps
 from fql.runs.run_learner import make_learner
+from fql.runs.run_spec import RunSpec, read_spec, write_spec
 from fql.settings.train_config import TrainConfig
 
 SPEC = RunSpec(
@@ -63,6 +60,12 @@ def saved(tmp_path, state_at):
         for step in (1, 2, 3):
             writer.save(state_at(step), {'note': step})
     return folder
+
+
+def restored(path, abstract):
+    """The newest sound state of a run folder, and the notices."""
+    run = RunFolder(path)
+    return restore_newest(run, run.spec, abstract)
 
 
 def array_file(folder, step):
@@ -153,7 +156,7 @@ def test_only_folders_named_by_a_step_are_checkpoints(saved):
         (saved / name).mkdir()
     (saved / '8').touch()
     assert finished_steps(saved) == [1, 2, 3]
-    with pytest.raises(FQLError, match=r'no checkpoint of step 7 .*there are \[1, 2, 3\]'):
+    with pytest.raises(FQLError, match=r'no checkpoint of update 7 .*there are \[1, 2, 3\]'):
         CheckpointReader(saved).find(7)
     with CheckpointWriter(saved, keep_latest=3):
         assert not (saved / '.unfinished-5').exists()  # What a killed process has left.
@@ -164,7 +167,7 @@ def test_no_checkpoints(tmp_path, abstract):
         CheckpointReader(tmp_path / 'none').find(None)
     with pytest.raises(FQLError, match='no finished checkpoint'):
         CheckpointReader(tmp_path).find(None)
-    assert restore_newest(tmp_path, abstract, tmp_path / 'damaged') == (None, [])
+    assert restored(tmp_path, abstract) == (None, [])
 
 
 def flip_bit(path):
@@ -185,16 +188,16 @@ def test_damage_falls_back_to_the_newest_sound_step(saved, abstract, state_at, t
     notices = []
     assert reader.find(None, notices.append) == 1
     assert [notice.split(' (')[0] for notice in notices] == [
-        f'checkpoint of step {step} is damaged' for step in (3, 2)
+        f'checkpoint of update {step} is damaged' for step in (3, 2)
     ]
     with pytest.raises(FQLError, match='damaged checkpoint'):
         reader.find(3)
-    state, notices = restore_newest(saved, abstract, tmp_path / 'damaged')
+    state, notices = restored(tmp_path, abstract)
     assert tree_digest(state) == tree_digest(state_at(1))
     assert len(notices) == 2
-    assert 'step 3 is damaged' in notices[0]
+    assert 'update 3 is damaged' in notices[0]
     assert finished_steps(saved) == [1]
-    assert len(list((tmp_path / 'damaged').iterdir())) == 2
+    assert len(list(RunFolder(tmp_path).damaged.iterdir())) == 2
     with CheckpointWriter(saved, keep_latest=3) as writer:  # The steps are free again.
         writer.save(state_at(2), {})
     assert CheckpointReader(saved).find(None) == 2
@@ -222,9 +225,9 @@ def test_damage_of_any_file_is_found(saved, abstract, tmp_path, change):
     with pytest.raises(FQLError, match=r'^damaged checkpoint in [^\n]*; there are'):
         CheckpointReader(saved).find(3)
     assert CheckpointReader(saved).find(None) == 2
-    state, (notice,) = restore_newest(saved, abstract, tmp_path / 'damaged')
+    state, (notice,) = restored(tmp_path, abstract)
     assert int(state.step) == 2
-    assert 'step 3 is damaged' in notice
+    assert 'update 3 is damaged' in notice
 
 
 def test_what_file_managers_leave_is_no_damage(saved):
@@ -245,8 +248,8 @@ def test_versions_that_are_none_are_reported(tmp_path, state_at, given):
 def test_all_damaged(saved, abstract, tmp_path):
     for step in (1, 2, 3):
         flip_bit(array_file(saved, step))
-    with pytest.raises(FQLError, match=r'damaged checkpoint in .* step 3: .* step 1: '):
-        restore_newest(saved, abstract, tmp_path / 'damaged')
+    with pytest.raises(FQLError, match=r'damaged checkpoint in .* update 3: .* update 1: '):
+        restored(tmp_path, abstract)
     assert finished_steps(saved) == [1, 2, 3]
 
 
@@ -260,7 +263,7 @@ def test_what_cannot_be_read_is_not_called_damaged(saved, abstract, tmp_path, mo
     for module, name in ((hashlib, 'file_digest'), (os, 'scandir')):  # A file, and a folder.
         monkeypatch.setattr(module, name, fail)
         with pytest.raises(FQLError, match=r'3 cannot be read: (Permission denied|Stale handle)'):
-            restore_newest(saved, abstract, tmp_path / 'damaged')
+            restored(tmp_path, abstract)
         monkeypatch.undo()
 
     def out_of_memory(*args, **kwargs):
@@ -268,9 +271,9 @@ def test_what_cannot_be_read_is_not_called_damaged(saved, abstract, tmp_path, mo
 
     monkeypatch.setattr(ocp.Checkpointer, 'restore', out_of_memory)
     with pytest.raises(FQLError, match=r'as they were written: RuntimeError: out of memory$'):
-        restore_newest(saved, abstract, tmp_path / 'damaged')
+        restored(tmp_path, abstract)
     assert finished_steps(saved) == [1, 2, 3]
-    assert not (tmp_path / 'damaged').exists()
+    assert not RunFolder(tmp_path).damaged.exists()
 
 
 def test_a_checkpoint_of_another_agent_is_no_damage(saved, tmp_path):
@@ -279,9 +282,7 @@ def test_a_checkpoint_of_another_agent_is_no_damage(saved, tmp_path):
     with pytest.raises(
         FQLError, match=r'critic.*saved float32 \(2, 8\), expected float32 \(2, 9\)'
     ):
-        restore_newest(
-            saved, abstract_state(make_learner(other), one_device_mesh()), tmp_path / 'damaged'
-        )
+        restored(tmp_path, abstract_state(make_learner(other), one_device_mesh()))
     assert finished_steps(saved) == [1, 2, 3]
 
 
@@ -292,7 +293,7 @@ def test_a_failed_save_is_reported_and_earlier_ones_stay(saved, state_at):
             saved.write_text('in the way')
             writer.save(state_at(4), {})
 
-    with pytest.raises(FQLError, match=r'cannot save step 4'):
+    with pytest.raises(FQLError, match=r'cannot save update 4'):
         save_into_nothing()
     assert finished_steps(saved.with_name('moved')) == [1, 2, 3]
 

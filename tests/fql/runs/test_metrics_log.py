@@ -122,7 +122,7 @@ def test_evaluations_without_success_are_refused(tmp_path):
 @pytest.mark.parametrize('value', ['1.5', '-0.1', 'inf'])
 def test_a_success_that_cannot_be_is_refused(tmp_path, value):
     (tmp_path / 'eval.csv').write_text(f'step,evaluation/success\n5,nan\n10,{value}\n')
-    with pytest.raises(FQLError, match=rf'eval\.csv: the success of step 10 is {value}'):
+    with pytest.raises(FQLError, match=rf'eval\.csv: the success of update 10 is {value}'):
         read_results(tmp_path / 'eval.csv')
 
 

@@ -10,8 +10,8 @@ import pytest
 from fql.agents.configs import AGENT_CONFIGS, EncoderConfig, FQLConfig, IQLConfig
 from fql.augmentation_config import AugmentationConfig
 from fql.errors import FQLError
+from fql.settings.bounds import BOUNDS
 from fql.settings.train_config import (
-    BOUNDS,
     TrainConfig,
     config_from_dict,
     config_to_dict,

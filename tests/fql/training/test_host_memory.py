@@ -29,10 +29,7 @@ print(sum(counts[2:]))
 
 GAPS = """
 import numpy as np
-from fql.training.host_memory import (
-    give_back_freed_memory,
-    keep_freed_memory,
-)
+from fql.training.host_memory import give_back_freed_memory, keep_freed_memory
 from scripts.benchmark.memory import anonymous_megabytes
 
 keep_freed_memory()

@@ -26,8 +26,8 @@ from fql.agents.configs import EncoderConfig, FQLConfig
 from fql.envs.tasks import QUICKSTART_TASK
 from fql.errors import FQLError
 from fql.pretraining.saved_encoders import save_encoder_folder
-from fql.runs.checkpoints import finished_steps
 from fql.runs.progress import progress_bar
+from fql.runs.run_folder import finished_steps
 from fql.settings.train_config import TrainConfig
 from fql.training import latent_cache
 from fql.training.latent_cache import cache_place, cached_data

@@ -18,8 +18,9 @@ from fql.devices import one_device_mesh
 from fql.errors import FQLError
 from fql.policies.evaluation import start_workers
 from fql.runs.checkpoints import CheckpointWriter
-from fql.runs.run_folder import RunFolder, RunSpec
+from fql.runs.run_folder import RunFolder
 from fql.runs.run_learner import agent_of, make_learner, make_online_learner
+from fql.runs.run_spec import RunSpec
 from fql.settings.train_config import OnlineConfig, TrainConfig
 from fql.training.online import (
     OnlinePhase,

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from fql.agents.configs import EncoderConfig, FQLConfig, SACConfig
-from fql.runs.run_folder import RunFolder, RunSpec, write_spec
+from fql.runs.run_folder import RunFolder
+from fql.runs.run_spec import RunSpec, write_spec
 from fql.settings.train_config import TrainConfig
 from fql.training.summaries import encoder_text, end_summary
 
