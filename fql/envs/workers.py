@@ -23,10 +23,6 @@ _CLOSE_SECONDS = 5.0
 _POLL_SECONDS = 0.2
 
 
-class WorkerDiedError(FQLError):
-    """The process of an environment has ended by itself."""
-
-
 class Step(NamedTuple):
     """What one step of an environment gives; `success` is NaN where it reports none."""
 
@@ -48,7 +44,7 @@ class EnvWorkers:
     """Spawned worker processes, each with one environment; a context manager.
 
     Methods take and give one item per worker, by the worker's index, and all the workers named
-    work at the same time. A worker that hangs is killed and replaced. The new one has no episode
+    work at the same time. A worker that hangs or has died is replaced. The new one has no episode
     until it is reset: the method's result leaves it out. After an exception the workers cannot be
     used any more.
 
@@ -60,6 +56,7 @@ class EnvWorkers:
         observation_dtype: uint8 for images, float32 for vectors; of several, by name.
         action_dim: the width of an action.
         hides_goal: images do not show the goal, which pictures do.
+        lost: why a worker was replaced the last time, by its index: `died (...)`, for example.
     """
 
     def __init__(
@@ -87,6 +84,7 @@ class EnvWorkers:
         self.spec = spec
         self.num_workers = num_workers
         self.step_seconds = step_seconds
+        self.lost: dict[int, str] = {}
         self._while_waiting = while_waiting
         self._group = WorkerGroup()
         try:
@@ -120,16 +118,11 @@ class EnvWorkers:
 
     def begin_steps(self, actions: Mapping[int, np.ndarray]) -> None:
         """As `step`, but does not wait: `finish_steps` does."""
-        for index, action in actions.items():
-            with suppress(OSError):  # It has died, which `finish_steps` finds.
-                self._group.connections[index].send(('step', action))
+        self._send('step', actions)
 
     def finish_steps(self, indices: Iterable[int]) -> dict[int, Step]:
-        """The results of the steps begun.
-
-        Workers that have died are replaced and left out, like those that hang.
-        """
-        return self._collect(list(indices), may_die=True)
+        """The results of the steps begun."""
+        return self._collect(indices)
 
     def render(self, indices: Iterable[int]) -> dict[int, np.ndarray | str]:
         """Pictures (h, w, 3) uint8 of the current states, or a line that says why there is none."""
@@ -140,16 +133,18 @@ class EnvWorkers:
         self._group.close(_CLOSE_SECONDS)
 
     def _call(self, command: str, arguments: Mapping[int, Any]) -> dict[int, Any]:
-        for index, argument in arguments.items():
-            try:
-                self._group.connections[index].send((command, argument))
-            except OSError:
-                raise self._death(index) from None
-        return self._collect(list(arguments))
+        self._send(command, arguments)
+        return self._collect(arguments)
 
-    def _collect(self, indices: list[int], *, may_die: bool = False) -> dict[int, Any]:
+    def _send(self, command: str, arguments: Mapping[int, Any]) -> None:
+        for index, argument in arguments.items():
+            with suppress(OSError):  # It has died, which `_collect` finds.
+                self._group.connections[index].send((command, argument))
+
+    def _collect(self, indices: Iterable[int]) -> dict[int, Any]:
         """The workers' answers; those that do not answer are replaced and left out."""
-        answers = self._answers(indices, self.step_seconds, may_die=may_die)
+        indices = list(indices)
+        answers = self._answers(indices, self.step_seconds, 'for a step (--env-step-seconds)')
         lost = [index for index in indices if index not in answers]
         for index in lost:
             self._group.replace(index, _run_worker, self.spec, self.num_workers > 1)
@@ -158,17 +153,17 @@ class EnvWorkers:
 
     def _wait_for_start(self, indices: Iterable[int]) -> dict[int, _Spaces]:
         indices = list(indices)
-        spaces = self._answers(indices, _START_SECONDS)
-        if len(spaces) < len(indices):
-            raise FQLError(
-                f'environment {self.spec.env_id} was not made within {_START_SECONDS:g} s'
-            )
+        spaces = self._answers(indices, _START_SECONDS, 'to make it')
+        for index in indices:
+            if index not in spaces:
+                raise FQLError(
+                    f'the worker of environment {self.spec.env_id} (worker {index}) '
+                    f'{self.lost[index]}'
+                )
         return spaces
 
-    def _answers(
-        self, indices: Iterable[int], seconds: float, *, may_die: bool = False
-    ) -> dict[int, Any]:
-        """The workers' answers, without those that take longer or, if they may, have died."""
+    def _answers(self, indices: Iterable[int], seconds: float, purpose: str) -> dict[int, Any]:
+        """The workers' answers, without those that die or take longer, for which see `lost`."""
         awaited = {self._group.connections[index]: index for index in indices}
         answers = {}
         left = seconds
@@ -179,31 +174,21 @@ class EnvWorkers:
                 assert isinstance(connection, Connection)
                 index = awaited.pop(connection)
                 try:
-                    answers[index] = self._receive(index)
-                except WorkerDiedError:
-                    if not may_die:
-                        raise
+                    fault, answers[index] = connection.recv()
+                except (EOFError, OSError):
+                    code = self._group.exit_code(index, _CLOSE_SECONDS)
+                    hint = '; -9 often means that the machine ran out of memory'
+                    self.lost[index] = f'died (exit code {code}{hint})'
+                    continue
+                if fault is not None:
+                    raise FQLError(fault)
             if not ready:
                 # Not by the clock, which continues while workers and this process are stopped.
                 left -= pause
             self._while_waiting()
+        for index in awaited.values():
+            self.lost[index] = f'took longer than {seconds:g} s {purpose}'
         return answers
-
-    def _receive(self, index: int) -> Any:
-        try:
-            fault, result = self._group.connections[index].recv()
-        except (EOFError, OSError):
-            raise self._death(index) from None
-        if fault is not None:
-            raise FQLError(fault)
-        return result
-
-    def _death(self, index: int) -> WorkerDiedError:
-        code = self._group.exit_code(index, _CLOSE_SECONDS)
-        return WorkerDiedError(
-            f'the worker of environment {self.spec.env_id} died (worker {index}, exit code '
-            f'{code}); -9 often means that the machine ran out of memory'
-        )
 
 
 def _run_worker(connection: Connection, spec: EnvSpec, is_one_of_several: bool) -> None:

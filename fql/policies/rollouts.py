@@ -152,20 +152,17 @@ class _Rollouts:
         for name, rows in named(self._observations).items():
             rows[worker] = named(observation)[name]
 
-    def _repeat(self, hung: Iterable[int]) -> None:
+    def _repeat(self, lost: Iterable[int]) -> None:
         """Let the episodes of these workers wait again; raise FQLError at a second time."""
-        for worker in sorted(hung):
+        for worker in sorted(lost):
             episode = self.running.pop(worker)
-            slow = (
-                f'{self._workers.spec.env_id} took longer than {self._workers.step_seconds:g} s '
-                'for a step'
+            place = (
+                f'worker {worker} of {self._workers.spec.env_id} {self._workers.lost[worker]} '
+                f'in episode {episode}'
             )
             if episode in self._repeated:
-                raise FQLError(
-                    f'{slow} of episode {episode}, for the second time; '
-                    '--env-step-seconds sets the limit'
-                )
-            self._notify(f'{slow}: worker {worker} is replaced and episode {episode} repeated')
+                raise FQLError(f'{place}, for the second time')
+            self._notify(f'{place}, which is repeated by a new worker')
             self._repeated.add(episode)
             self.records[episode] = _Episode()
             self._waiting.appendleft(episode)
@@ -209,7 +206,7 @@ def evaluate(
     gets one row per worker, so that it is compiled once; the rows of idle workers repeat
     another's, and their actions are dropped. A policy that gives several actions for an
     observation is called again when all of them are executed, or the episode has ended. An
-    episode whose worker hangs is repeated, once.
+    episode whose worker hangs or dies is repeated, once.
 
     Args:
         workers: the environments.
@@ -221,14 +218,15 @@ def evaluate(
         notify: called with a line about each episode that is repeated.
 
     Raises:
-        FQLError: a worker failed, or hung twice in an episode, or `episodes` is not positive.
+        FQLError: an environment failed, a worker was lost twice in an episode, or `episodes` is not
+            positive.
     """
     if episodes < 1:
         raise FQLError(f'episodes must be at least 1, not {episodes}')
     rollouts = _Rollouts(workers, episodes, record_episodes, notify)
     while (ended := rollouts.num_ended) < episodes:
         rollouts.start(seed)
-        if not rollouts.running:  # All hung at their start.
+        if not rollouts.running:  # All were lost at their start.
             continue
         rollouts.choose(policy)
         rollouts.step()

@@ -272,31 +272,34 @@ class Actors:
         seeds = {
             index: episode_seed(self._seed, index, number) for index, number in numbers.items()
         }
-        firsts = self._workers.reset(seeds)
-        for index in seeds.keys() - firsts.keys():
-            raise FQLError(f'{self._place(index)} hangs when it is reset with seed {seeds[index]}')
-        return {index: _Episode(numbers[index], first) for index, first in firsts.items()}
+        firsts: dict[int, Any] = {}
+        while waiting := {index: seed for index, seed in seeds.items() if index not in firsts}:
+            firsts |= self._workers.reset(waiting)
+            for index in waiting.keys() - firsts.keys():
+                self._count_loss(index, f', reset with seed {seeds[index]}')
+        return {index: _Episode(numbers[index], firsts[index]) for index in indices}
 
     def _newest_frame(self, index: int, observation: Any) -> Any:
         """Of a stack, the frame that the replay stores."""
         shapes = self._streams[index].layout.frame_shape
         return map_named(lambda stack, shape: stack[..., -shape[-1] :], observation, shapes)
 
-    def _place(self, index: int) -> str:
-        text = f'environment {self._workers.spec.env_id} (worker {index}'
-        if index in self._episodes:
-            episode = self._episodes[index]
-            text += f', episode {episode.number}, step {episode.length}'
-        return f'{text})'
-
     def _drop(self, index: int) -> None:
-        """End an episode whose worker has died or hung, and was replaced."""
-        self._replaced += 1
-        place = f'{self._place(index)} died, or took longer than {self._workers.step_seconds:g} s'
-        if self._replaced > MAX_REPLACED:
-            raise FQLError(f'{place}; {MAX_REPLACED} workers were replaced before, the limit')
-        tqdm.write(
-            f'{place}; a new worker is started, and begins a new episode '
-            f'(worker {self._replaced} of at most {MAX_REPLACED})'
-        )
+        """End an episode whose worker was lost and replaced."""
+        episode = self._episodes[index]
+        self._count_loss(index, f', episode {episode.number}, step {episode.length}')
         self._streams[index].cut_off()
+
+    def _count_loss(self, index: int, place: str) -> None:
+        """Report a worker that was replaced; raise FQLError if there were too many."""
+        self._replaced += 1
+        fault = (
+            f'environment {self._workers.spec.env_id} (worker {index}{place}) '
+            f'{self._workers.lost[index]}'
+        )
+        if self._replaced > MAX_REPLACED:
+            raise FQLError(f'{fault}; {MAX_REPLACED} workers were replaced before, the limit')
+        tqdm.write(
+            f'{fault}; a new worker takes its place '
+            f'(number {self._replaced} of at most {MAX_REPLACED})'
+        )

@@ -79,22 +79,39 @@ class StartsProcess(Counter):
         return np.array([self.process.pid, 0, 0, 0, 0], np.float64)
 
 
-class Hangs(Counter):
-    """Stops its process in an episode's second step, the first `times` times; files count them."""
+class Fails(Counter):
+    """Fails in an episode's second step, or its reset, the first `times` times; files count them.
 
-    def __init__(self, folder, times):
+    Its process is stopped, so that it hangs, or ended by the signal `how`.
+    """
+
+    def __init__(self, folder, times, how=signal.SIGSTOP, where='step'):
         self.places = [Path(folder) / str(i) for i in range(times)]
+        self.how, self.where = how, where
+
+    def reset(self, *, seed=None, options=None):
+        if self.where == 'reset':
+            self.fail()
+        return super().reset(seed=seed, options=options)
 
     def step(self, action):
-        if self.timestep == 1:
-            for place in self.places:
-                try:
-                    place.touch(exist_ok=False)
-                except FileExistsError:
-                    continue
-                os.kill(os.getpid(), signal.SIGSTOP)
-                break
+        if self.where == 'step' and self.timestep == 1:
+            self.fail()
         return super().step(action)
+
+    def fail(self):
+        for place in self.places:
+            try:
+                place.touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            os.kill(os.getpid(), self.how)
+            break
+
+
+class DiesAtStart(Counter):
+    def __init__(self):
+        os._exit(5)
 
 
 class Undrawable(Counter):

@@ -135,15 +135,23 @@ def test_the_pointmaze_worker_imports_neither_tensorflow_nor_jax(opengl):
     assert printed.split('\n')[0] == '[] True'
 
 
-def test_a_killed_worker_is_reported():
+@pytest.mark.parametrize('call', ['reset', 'step', 'render'])
+def test_a_worker_that_was_killed_is_replaced(call):
+    both = {'reset': {0: 4, 1: 5}, 'step': {0: NO_ACTION, 1: NO_ACTION}, 'render': {0: 0, 1: 0}}
     with EnvWorkers(fake('Counter'), 2) as workers:
         workers.reset({0: 0, 1: 1})
         victim = multiprocessing.active_children()[0]
         victim.kill()
         victim.join()
-        with pytest.raises(FQLError, match=r'worker .* died .*exit code -9') as caught:
-            workers.step({0: NO_ACTION, 1: NO_ACTION})
-    assert '\n' not in str(caught.value)
+        (lost,) = both[call].keys() - getattr(workers, call)(both[call]).keys()
+        assert workers.lost[lost].startswith('died (exit code -9')
+        assert set(workers.reset({0: 0, 1: 1})) == {0, 1}
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_dies_at_its_start_is_reported():
+    with pytest.raises(FQLError, match=r'worker of .*DiesAtStart-v0 \(worker 0\) died .*code 5'):
+        EnvWorkers(fake('DiesAtStart'), 1)
     assert not multiprocessing.active_children()
 
 
@@ -338,7 +346,7 @@ def test_what_is_raised_while_waiting_ends_the_wait_for_a_worker_that_hangs(tmp_
         if (tmp_path / '0').exists():
             raise KeyError
 
-    spec = fake('Hangs', kwargs=(('folder', str(tmp_path)), ('times', 1)))
+    spec = fake('Fails', kwargs=(('folder', str(tmp_path)), ('times', 1)))
     with pytest.raises(KeyError), EnvWorkers(spec, 1, 1e6, stop_when_it_hangs) as workers:
         rollout(workers, 0, seed=0)
     assert not multiprocessing.active_children()

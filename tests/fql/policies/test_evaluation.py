@@ -1,6 +1,7 @@
 """Rollouts: their episodes, their actions and their results."""
 
 import multiprocessing
+import signal
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -25,6 +26,10 @@ def _fakes(monkeypatch):
 
 def fake(name, **settings):
     return EnvSpec(f'fake_environments:{name}-v0', **settings)
+
+
+def failing(folder, times, **settings):
+    return fake('Fails', kwargs=(('folder', str(folder)), ('times', times), *settings.items()))
 
 
 class Recorder:
@@ -84,10 +89,15 @@ def test_results_do_not_depend_on_the_number_of_workers(num_workers):
 
 
 @pytest.mark.parametrize('num_workers', [1, 2])
-def test_an_episode_whose_worker_hangs_is_repeated(tmp_path, num_workers):
+@pytest.mark.parametrize('where', ['step', 'reset'])
+@pytest.mark.parametrize(
+    ('how', 'fault'),
+    [(signal.SIGSTOP, 'took longer than 0.6 s'), (signal.SIGKILL, 'died (exit code -9;')],
+)
+def test_an_episode_whose_worker_is_lost_is_repeated(tmp_path, num_workers, where, how, fault):
     expected, _ = run('Counter', 1, record_episodes=2)
     notices = []
-    spec = fake('Hangs', kwargs=(('folder', str(tmp_path)), ('times', 1)))
+    spec = failing(tmp_path, 1, how=how, where=where)
     with EnvWorkers(spec, num_workers, step_seconds=0.6) as workers:
         result = evaluate(
             workers, Recorder(), EPISODES, SEED, record_episodes=2, notify=notices.append
@@ -97,14 +107,16 @@ def test_an_episode_whose_worker_hangs_is_repeated(tmp_path, num_workers):
     for recording, other in zip(result.recordings, expected.recordings, strict=True):
         np.testing.assert_array_equal(recording.frames, other.frames)
     (notice,) = notices
-    assert 'took longer than 0.6 s' in notice
+    assert fault in notice
+    assert 'which is repeated' in notice
     assert not multiprocessing.active_children()
 
 
-def test_an_episode_whose_worker_hangs_again_is_given_up(tmp_path):
-    spec = fake('Hangs', kwargs=(('folder', str(tmp_path)), ('times', 2)))
+@pytest.mark.parametrize('how', [signal.SIGSTOP, signal.SIGKILL])
+def test_an_episode_whose_worker_is_lost_again_is_given_up(tmp_path, how):
+    spec = failing(tmp_path, 2, how=how)
     with (
-        pytest.raises(FQLError, match='of episode 0, for the second time') as caught,
+        pytest.raises(FQLError, match='in episode 0, for the second time') as caught,
         EnvWorkers(spec, 1, step_seconds=0.6) as workers,
     ):
         evaluate(workers, Recorder(), EPISODES, SEED)

@@ -41,8 +41,13 @@ def act(horizon):
 class World:
     """Workers of a fake environment, a replay and the actors between them."""
 
-    def __init__(self, path, name, workers=2, horizon=1, records=None, limit=None):
-        spec = EnvSpec(f'fake_environments:{name}-v0', frame_stack=STACK, max_episode_steps=limit)
+    def __init__(self, path, name, workers=2, horizon=1, records=None, limit=None, kwargs=()):
+        spec = EnvSpec(
+            f'fake_environments:{name}-v0',
+            frame_stack=STACK,
+            max_episode_steps=limit,
+            kwargs=kwargs,
+        )
         self.workers = EnvWorkers(spec, workers)
         self.layout = RowLayout((5,), 'float32', 2)
         self.episodes = []
@@ -180,7 +185,7 @@ def test_a_worker_that_dies_while_its_episode_is_repeated_is_replaced(tmp_path, 
         world.actors.bring_back(queues)
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) == 2
-        assert all('died' in line and 'begins a new episode' in line for line in lines)
+        assert all('died' in line and 'takes its place' in line for line in lines)
         for stream, before in zip(world.replay.streams, rows, strict=True):
             assert stream.episodes.ends.tolist()[-1] == before - 1
             assert stream.rows == before + 1
@@ -253,7 +258,7 @@ def test_a_worker_that_dies_is_replaced_up_to_a_limit(tmp_path, capsys):
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) == MAX_REPLACED
         assert 'step 2) died' in lines[0]
-        assert 'begins a new episode' in lines[0]
+        assert 'takes its place' in lines[0]
         stream = world.replay.streams[0]
         assert stream.episodes.ends.tolist() == list(range(2, 3 * MAX_REPLACED, 3))
         assert world.episodes == []
@@ -261,6 +266,22 @@ def test_a_worker_that_dies_is_replaced_up_to_a_limit(tmp_path, capsys):
         world.turn()
         with pytest.raises(FQLError, match=f'{MAX_REPLACED} workers were replaced before'):
             world.turn()
+
+
+@pytest.mark.parametrize('times', [1, MAX_REPLACED + 1])
+def test_a_worker_that_dies_in_a_reset_is_replaced_up_to_a_limit(tmp_path, capsys, times):
+    kwargs = (('folder', str(tmp_path)), ('times', times), ('how', 9), ('where', 'reset'))
+    with World(tmp_path / 'replay', 'Fails', 1, kwargs=kwargs) as world:
+        if times == 1:
+            world.actors.start()
+            (line,) = capsys.readouterr().out.splitlines()
+            assert 'reset with seed' in line
+            assert 'died (exit code -9' in line
+            world.turn()
+            assert world.replay.streams[0].rows == 2
+        else:
+            with pytest.raises(FQLError, match=r'reset with seed .* were replaced before'):
+                world.actors.start()
 
 
 @pytest.mark.parametrize(
