@@ -44,9 +44,10 @@ class Train:
     """Folder that the run writes into; it must not hold a run yet. Default: runs/TASK-TIME."""
     resume: Path | None = None
     """Run folder to continue, with its stored settings; of these only --steps, --online-steps,
-    --data-dir, --updates-per-call, --eval-workers, --eval-videos, --env-step-seconds,
-    --keep-latest, --keep-interval, --shard-params and --wandb-project may be given again. `auto`:
-    continue --run-dir if it holds a run, else start it (for job schedulers)."""
+    --data-dir, --updates-per-call, --eval-interval, --eval-workers, --eval-videos,
+    --env-step-seconds, --keep-latest, --keep-interval, --shard-params and --wandb-project may be
+    given again. `auto`: continue --run-dir if it holds a run, else start it (for job
+    schedulers)."""
     source: Annotated[Path | None, tyro.conf.arg(name='from', metavar='RUN')] = None
     """Finished offline run, which is not changed: this run takes its settings and continues with
     --online-steps."""

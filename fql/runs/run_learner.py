@@ -76,9 +76,13 @@ def train_step_of(
     )
 
 
-def validation_of(spec: RunSpec) -> Callable[[TrainState, Arrays], Metrics]:
-    """The jitted function (state, the loader's arrays) -> metrics, without augmentation."""
-    learner, horizon = make_learner(spec), agent_of(spec).horizon
+def validation_of(spec: RunSpec, learner: Learner) -> Callable[[TrainState, Arrays], Metrics]:
+    """The jitted function (state, the loader's arrays) -> metrics, without augmentation.
+
+    Args:
+        learner: of the run's phase.
+    """
+    horizon = agent_of(spec).horizon
 
     def validate(state: TrainState, arrays: Arrays) -> Metrics:
         return learner.validate(state, batch_from_inputs(arrays, horizon))

@@ -150,6 +150,7 @@ RESUMABLE_FIELDS = frozenset(
         'steps',
         'online_steps',
         'updates_per_call',
+        'eval_interval',
         'eval_workers',
         'eval_videos',
         'env_step_seconds',
@@ -331,7 +332,8 @@ def setting_text(value: Any) -> str:
 
 def settings_of_results(config: TrainConfig) -> dict[str, Any]:
     """The settings that a run's results depend on, by flag."""
-    others = RESUMABLE_FIELDS - {'steps', 'online_steps'} | {'log_interval', 'save_interval'}
+    others = RESUMABLE_FIELDS - {'steps', 'online_steps', 'eval_interval'}
+    others |= {'log_interval', 'save_interval'}
     return {
         name.replace('_', '-'): value for name, value in _flat(config).items() if name not in others
     }

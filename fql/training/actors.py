@@ -129,15 +129,12 @@ class Actors:
         recorded = {}
         for index, stream in enumerate(self._streams):
             first = stream.episodes.open_first
-            recorded[index] = (
-                stream.read('actions', first, stream.rows - 1),
-                stream.read('rewards', first, stream.rows - 1),
-            )
+            recorded[index] = stream.read('actions', first, stream.rows - 1)
         strayed = set()
-        for timestep in range(max(len(actions) for actions, _ in recorded.values())):
+        for timestep in range(max(len(actions) for actions in recorded.values())):
             acting = {
                 index: actions[timestep]
-                for index, (actions, _) in recorded.items()
+                for index, actions in recorded.items()
                 if timestep < len(actions) and index not in strayed
             }
             self._workers.begin_steps(acting)
@@ -147,8 +144,8 @@ class Actors:
                 self._begin_episodes([index])
                 del recorded[index]
             for index, step in steps.items():
-                self._note(index, step, float(recorded[index][1][timestep]))
-                is_last = timestep == len(recorded[index][0]) - 1
+                self._note(index, step)
+                is_last = timestep == len(recorded[index]) - 1
                 if (step.terminated or step.truncated) and not is_last:
                     strayed.add(index)
         return list(recorded), strayed
@@ -227,7 +224,7 @@ class Actors:
                 latents.get(index),
             )
             episode.latents = latents.get(index)
-            self._note(index, step, reward)
+            self._note(index, step)
             if ends:
                 self._report(
                     {
@@ -241,11 +238,11 @@ class Actors:
                 over.append(index)
         self._begin_episodes(over)
 
-    def _note(self, index: int, step: Step, reward: float) -> None:
+    def _note(self, index: int, step: Step) -> None:
         episode = self._episodes[index]
         episode.observation = step.observation
         episode.length += 1
-        episode.sum_of_rewards += reward
+        episode.sum_of_rewards += step.reward
         episode.success = step.success
 
     def _begin_episodes(self, indices: Sequence[int]) -> None:

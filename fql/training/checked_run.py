@@ -30,7 +30,7 @@ from fql.training.training_data import (
     frame_shapes,
     load_training_data,
     loader_config,
-    run_spec,
+    spec_of,
     store_of,
 )
 
@@ -83,7 +83,7 @@ def check_run(config: TrainConfig, path: Path, resume: Resume) -> CheckedRun:
     store = store_of(data)
     check_data(folder, store)
     check_augmentation(config.augmentation, frame_shapes(data['train'].split))
-    spec = run_spec(data['train'], config)
+    spec = spec_of(data['train'], config)
     check_cameras(config.agent.encoder.cameras, data['train'].split)
     learner = make_learner(spec)
     abstract = abstract_state(learner, mesh, config.shard_params)

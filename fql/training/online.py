@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.files import write_json
+from data_pipeline.observations import array_name
 from data_pipeline.online_loader import OnlineBatches
 from data_pipeline.replay import Replay, RowLayout
 from data_pipeline.schema import from_json, read_json
@@ -41,7 +42,12 @@ from fql.reports.video import Recording, save_video
 from fql.runs.checkpoints import CheckpointReader
 from fql.runs.metrics_log import MetricsLog
 from fql.runs.run_folder import RunFolder, finished_steps
-from fql.runs.run_learner import agent_of, make_online_learner, train_step_of
+from fql.runs.run_learner import (
+    agent_of,
+    make_online_learner,
+    train_step_of,
+    validation_of,
+)
 from fql.runs.run_spec import RunSpec
 from fql.settings.train_config import TrainConfig
 from fql.training.actors import Actors, EncodeObservations
@@ -258,6 +264,7 @@ def make_online_trainer(trainer: Trainer, spec: RunSpec, has_latents: bool) -> T
             has_latents,
             at_most=per_turn,
         ),
+        validate=validation_of(spec, learner),
     )
 
 
@@ -355,12 +362,16 @@ def save_last_episode(folder: RunFolder, replay: Replay, step: int) -> None:
     if len(ends) == 0:
         return
     first = int(ends[-2]) + 1 if len(ends) > 1 else 0
-    _, frames = first_shown(stream.read_frames(first, int(ends[-1]) + 1))
+    length = int(ends[-1]) + 1 - first
+    name, frames = first_shown(stream.read_frames(first, first + 1))
     if frames.shape[-1] == 3:
         folder.videos.mkdir(exist_ok=True)
-        count = min(len(frames), MAX_VIDEO_FRAMES)
-        steps = np.linspace(0, len(frames) - 1, count).round().astype(int)
-        recording = Recording(len(ends) - 1, frames[steps], steps.tolist(), np.nan)
+        count = min(length, MAX_VIDEO_FRAMES)
+        steps = np.linspace(0, length - 1, count).round().astype(int).tolist()
+        # One by one: all frames of a long episode may not fit into memory.
+        rows = [first + step for step in steps]
+        frames = np.concatenate([stream.read(array_name(name), row, row + 1) for row in rows])
+        recording = Recording(len(ends) - 1, frames, steps, np.nan)
         save_video(folder.videos / f'online-{step}.gif', [recording], VIDEO_FPS)
 
 

@@ -11,21 +11,26 @@ from fql.learner import Learner, TrainState
 
 OPEN_FILES = 256
 """Open files that a run may need: 32 are too few for a save, which opens many at once."""
+MOST_OPEN_FILES = 65_536
+"""Open files that are enough for all runs: each array of each online environment is one, or two."""
 
 
 def check_open_files() -> None:
-    """Raise FQLError if too few files may be open for a save; raise a soft limit that is too low.
+    """Raise the soft limit of open files; raise FQLError if too few may be open for a save.
 
     Orbax fails at any place then, with many tracebacks.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = [limit == resource.RLIM_INFINITY or limit >= OPEN_FILES for limit in (soft, hard)]
-    if not enough[1]:
+    soft, hard = (
+        MOST_OPEN_FILES if limit == resource.RLIM_INFINITY else limit
+        for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
+    )
+    if hard < OPEN_FILES:
         raise FQLError(
             f'only {hard} files may be open at once (ulimit -n): a run needs {OPEN_FILES}'
         )
-    if not enough[0]:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, hard))
+    if soft < min(hard, MOST_OPEN_FILES):
+        _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, MOST_OPEN_FILES), hard_limit))
 
 
 def check_memory(learner: Learner, abstract: TrainState, batch_bytes: int) -> None:

@@ -105,7 +105,7 @@ def train(config: TrainConfig, path: Path, resume: Resume, verify_data: VerifyMo
             train_step=train_step_of(
                 spec, run.learner, run.abstract, has_latents=frozen is not None
             ),
-            validate=validation_of(spec),
+            validate=validation_of(spec, run.learner),
             val_batches=validation_batches(run, data, start),
             evaluate=make_evaluation(spec, run.mesh, folder, workers, logs.evaluations),
             metadata=metadata,

@@ -152,7 +152,7 @@ def training_batches(
 
 def loader_config(data: LabelledSplit, config: TrainConfig) -> LoaderConfig:
     """The loader's settings, in this process, for a run on these data."""
-    agent = agent_of(run_spec(data, config))
+    agent = agent_of(spec_of(data, config))
     return LoaderConfig(
         batch_size=config.batch_size,
         frame_stack=1 if data.has_latents else config.frame_stack,
@@ -166,7 +166,7 @@ def loader_config(data: LabelledSplit, config: TrainConfig) -> LoaderConfig:
     )
 
 
-def run_spec(data: LabelledSplit, config: TrainConfig) -> RunSpec:
+def spec_of(data: LabelledSplit, config: TrainConfig) -> RunSpec:
     """The specification of a run of `config` on these data."""
     shapes = frame_shapes(data.split)
     return RunSpec(

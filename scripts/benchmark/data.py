@@ -23,7 +23,7 @@ from fql.output import format_table, print_notice
 from fql.runs.run_learner import batch_preparer, make_learner
 from fql.settings.train_config import TrainConfig
 from fql.training.host_memory import GIVE_BACK_INTERVAL, give_back_freed_memory
-from fql.training.training_data import LabelledSplit, load_training_data, run_spec, training_batches
+from fql.training.training_data import LabelledSplit, load_training_data, spec_of, training_batches
 from scripts.benchmark.args import BenchmarkData
 from scripts.benchmark.json_report import write_json_report
 from scripts.benchmark.measuring import task_config
@@ -221,7 +221,7 @@ def measure_million_frames(config: TrainConfig, batches: int, folder: Path) -> R
 def measure_waiting(data: LabelledSplit, config: TrainConfig, updates: int) -> float:
     """The share of training time that is spent waiting for the next batch."""
     mesh = make_mesh()
-    spec = run_spec(data, config)
+    spec = spec_of(data, config)
     learner = make_learner(spec)
     state = initial_state(learner, config.seed, mesh)
     train_step = make_train_step(learner, batch_preparer(spec), abstract_state(learner, mesh))

@@ -26,7 +26,7 @@ from fql.training.latent_cache import (
     read_block,
     write_latents,
 )
-from fql.training.training_data import load_training_data, run_spec
+from fql.training.training_data import load_training_data, spec_of
 from scripts.benchmark.args import BenchmarkLatents
 from scripts.benchmark.json_report import write_json_report
 from scripts.benchmark.measuring import task_config
@@ -38,7 +38,7 @@ def run(args: BenchmarkLatents) -> None:
     config = task_config(args.task, args.data_dir)
     data = load_training_data(config)['train']
     split = first_trajectories(data.split, args.rows)
-    report = compare_caching(split, run_spec(data, config), args.rounds)
+    report = compare_caching(split, spec_of(data, config), args.rounds)
     rows = [
         *((f'{name}, rows/s', f'{rate:,.0f}') for name, rate in report['rows_per_second'].items()),
         ('throughput of caching', f'{report["throughput_against_encoder_alone"]:.1%}'),

@@ -58,7 +58,7 @@ def make_trainer(
         folder=RunFolder(folder),
         fields=loaded_fields(agent_of(spec)),
         train_step=train_step_of(spec, learner, abstract_state(learner, mesh)),
-        validate=validation_of(spec),
+        validate=validation_of(spec, learner),
         val_batches=None,
         evaluate=lambda state: None,
         metadata={},

@@ -30,7 +30,7 @@ from fql.settings.train_config import OnlineConfig, TrainConfig
 from fql.training.actors import Actors, episode_seed
 from fql.training.host_memory import GIVE_BACK_INTERVAL
 from fql.training.online import make_acting, train_online
-from fql.training.training_data import LabelledSplit, run_spec, training_batches
+from fql.training.training_data import LabelledSplit, spec_of, training_batches
 from scripts.benchmark.args import BenchmarkOnline
 from scripts.benchmark.fast_env import ACTION_DIM, EPISODE_STEPS, SIZE
 from scripts.benchmark.json_report import write_json_report
@@ -111,7 +111,7 @@ def compare_phases(
         eval_interval=updates,
         online=OnlineConfig(online_steps=updates * (rounds + WARM_UP)),
     )
-    spec = run_spec(data, config)
+    spec = spec_of(data, config)
     seconds: dict[str, list[float]] = {'offline': [], 'online': []}
     with (
         CheckpointWriter(folder / 'checkpoints', keep_latest=1) as writer,
@@ -205,7 +205,7 @@ def measure_growth(folder: Path, steps: int) -> dict[str, float]:
         agent=agent,
         online=OnlineConfig(online_steps=steps),
     )
-    spec = run_spec(data, config)
+    spec = spec_of(data, config)
     with (
         CheckpointWriter(folder / 'checkpoints', keep_latest=1) as writer,
         Verification(folder, 'never') as verification,

@@ -18,7 +18,7 @@ from fql.runs.checkpoints import CheckpointWriter
 from fql.runs.run_learner import make_learner
 from fql.settings.train_config import TrainConfig
 from fql.training.loop import updates_in_call
-from fql.training.training_data import load_training_data, run_spec, training_batches
+from fql.training.training_data import load_training_data, spec_of, training_batches
 from scripts.benchmark.args import BenchmarkTrain
 from scripts.benchmark.json_report import write_json_report
 from scripts.benchmark.measuring import make_trainer, run_fql, task_config
@@ -59,7 +59,7 @@ def run(args: BenchmarkTrain) -> None:
 def compare_loops(config: TrainConfig, folder: Path, rounds: int) -> dict[str, list[float]]:
     """Seconds of `config.steps` updates, in a bare loop on one batch and by the trainer."""
     data = load_training_data(config)['train']
-    spec = run_spec(data, config)
+    spec = spec_of(data, config)
     with (
         CheckpointWriter(folder / 'checkpoints', keep_latest=1) as writer,
         Verification(folder, 'never') as verification,

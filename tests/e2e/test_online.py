@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -95,6 +96,26 @@ def test_a_stop_before_the_first_update_loses_no_step(
     assert done.returncode == 0, done.stderr
     assert kept.exists()
     assert_same_run(fql, stopped, whole)
+
+
+def test_validation_has_the_loss_of_its_phase(fql, maze_npz, tmp_path):
+    for name in ('maze', 'maze-val'):
+        shutil.copy(maze_npz, tmp_path / f'{name}.npz')
+    done = fql('prepare', 'with-val', '--source', tmp_path / 'maze.npz')
+    assert done.returncode == 0, done.stderr
+    data = ('--dataset', 'with-val', '--alpha', 1, '--online.alpha', 7)
+    phases = ('--steps', 2, '--online-steps', 2, '--log-interval', 1)
+    done = fql('train', *OF_FQL, *data, *phases, '--run-dir', tmp_path / 'run')
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((tmp_path / 'run' / 'train.csv').open()))
+    assert [row['step'] for row in rows] == ['1', '2', '3', '4']
+    for row, alpha in zip(rows, (1, 1, 7, 7), strict=True):
+        for prefix in ('', 'validation/'):
+            loss, flow, distill, q = (
+                float(row[f'{prefix}actor/{part}'])
+                for part in ('loss', 'bc_flow_loss', 'distill_loss', 'q_loss')
+            )
+            assert loss == pytest.approx(flow + alpha * distill + q, rel=1e-4)
 
 
 @pytest.mark.long

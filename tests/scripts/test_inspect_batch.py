@@ -16,7 +16,7 @@ from fql.runs.run_learner import batch_preparer
 from fql.runs.run_spec import RunSpec, write_spec
 from fql.settings.presets import default_config
 from fql.settings.train_config import OnlineConfig, TrainConfig
-from fql.training.training_data import load_training_data, loader_config, run_spec, training_batches
+from fql.training.training_data import load_training_data, loader_config, spec_of, training_batches
 
 PAD = 3
 
@@ -109,7 +109,7 @@ def test_augmented_batch_is_what_the_update_sees(fql, tmp_path):
         ),
     )
     data = load_training_data(config)['train']
-    spec = run_spec(data, config)
+    spec = spec_of(data, config)
     arrays = next(training_batches(data, config, step))
     key = split_seed(seed)[1]
     seen = jax.jit(batch_preparer(spec))(arrays, key, jnp.asarray(step))
@@ -139,7 +139,7 @@ def test_the_batch_of_a_run_has_its_settings(fql, tmp_path, name, settings):
         agent=agent,
     )
     data = load_training_data(config)['train']
-    spec = run_spec(data, config)
+    spec = spec_of(data, config)
     run, out = RunFolder(tmp_path / 'run'), tmp_path / 'batch.npz'
     run.path.mkdir()
     write_spec(run, spec)

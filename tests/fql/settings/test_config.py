@@ -63,6 +63,7 @@ def test_differing_fields_are_named_and_resumable_ones_are_not():
         CONFIG,
         steps=9,
         data_dir='/x',
+        eval_interval=7,
         batch_size=8,
         agent=FQLConfig(hidden_dims=(3, 4), alpha=1),
         augmentation=AugmentationConfig(),

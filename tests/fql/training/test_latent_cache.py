@@ -31,7 +31,7 @@ from fql.runs.run_folder import finished_steps
 from fql.settings.train_config import TrainConfig
 from fql.training import latent_cache
 from fql.training.latent_cache import cache_place, cached_data
-from fql.training.training_data import LabelledSplit, run_spec, training_batches
+from fql.training.training_data import LabelledSplit, spec_of, training_batches
 from scripts.benchmark.latents import compare_caching, first_trajectories
 
 SHAPE, STACK, WIDTH = (32, 32, 3), 3, 512
@@ -98,7 +98,7 @@ def encode_rows(apply_encoder, frames, lengths):
 
 
 def test_latents_are_those_of_every_row_and_split(data, encoder, apply_encoder):
-    spec = run_spec(data['train'], FROZEN)
+    spec = spec_of(data['train'], FROZEN)
     cached = cached_data(data, spec, encoder)
     assert cached.keys() == data.keys()
     for name, labelled in cached.items():
@@ -139,7 +139,7 @@ def test_latents_are_those_of_every_row_and_split(data, encoder, apply_encoder):
 
 def test_another_encoder_or_stack_has_another_folder(data, encoder):
     def place(config=FROZEN, encoder=encoder):
-        return cache_place(data, run_spec(data['train'], config), encoder)[0]
+        return cache_place(data, spec_of(data['train'], config), encoder)[0]
 
     other = jax.tree.map(lambda leaf: leaf + 1, encoder)
     stack = dataclasses.replace(FROZEN, frame_stack=1)
@@ -173,7 +173,7 @@ def read_only(tmp_path):
 
 
 def test_in_a_read_only_folder_complete_latents_are_read(data, encoder, read_only, tmp_path):
-    spec = run_spec(data['train'], FROZEN)
+    spec = spec_of(data['train'], FROZEN)
     expected = cached_data(data, spec, encoder)['train'].split.observations
     read_only(tmp_path / 'd')
     found = cached_data(data, spec, encoder)['train'].split.observations
@@ -184,7 +184,7 @@ def test_in_a_read_only_folder_complete_latents_are_read(data, encoder, read_onl
 
 
 def test_an_interrupted_cache_is_continued(data, encoder, monkeypatch):
-    spec = run_spec(data['train'], dataclasses.replace(FROZEN, batch_size=3))
+    spec = spec_of(data['train'], dataclasses.replace(FROZEN, batch_size=3))
     whole = cached_data(data, spec, encoder)['train'].split.path / 'observations.npy'
     expected = whole.read_bytes()
     shutil.rmtree(whole.parents[1])
@@ -217,14 +217,14 @@ def test_time_left_is_counted_from_the_second_batch(data, encoder, monkeypatch):
         return bars[-1]
 
     monkeypatch.setattr(latent_cache, 'progress_bar', noted)
-    cached_data({'train': data['train']}, run_spec(data['train'], FROZEN), encoder)
+    cached_data({'train': data['train']}, spec_of(data['train'], FROZEN), encoder)
     assert [(bar.initial, bar.n) for bar in bars] == [(FROZEN.batch_size, sum(LENGTHS['train']))]
 
 
 def test_the_benchmark_caches_the_first_trajectories(data):
     split = first_trajectories(data['train'].split, sum(LENGTHS['train'][:3]) + 1)
     np.testing.assert_array_equal(split.lengths, LENGTHS['train'][:3])
-    report = compare_caching(split, run_spec(data['train'], FROZEN), rounds=2)
+    report = compare_caching(split, spec_of(data['train'], FROZEN), rounds=2)
     assert report['rows'] == sum(LENGTHS['train'][:3])
     ratios = [a / b for a, b in zip(*report['seconds'].values(), strict=True)]
     assert report['throughput_against_encoder_alone'] == pytest.approx(np.mean(ratios))
@@ -233,7 +233,7 @@ def test_the_benchmark_caches_the_first_trajectories(data):
 
 
 def test_who_comes_second_waits(data, encoder, capfd):
-    spec = run_spec(data['train'], FROZEN)
+    spec = spec_of(data['train'], FROZEN)
     folder, recipe = cache_place(data, spec, encoder)
     latent_store.make_latent_folder(folder, recipe)
     found = []

@@ -5,7 +5,7 @@ import resource
 import pytest
 
 from fql.errors import FQLError
-from fql.training.resource_limits import OPEN_FILES, check_open_files
+from fql.training.resource_limits import MOST_OPEN_FILES, check_open_files
 
 
 @pytest.fixture
@@ -24,10 +24,14 @@ def limits(monkeypatch):
 def test_a_limit_of_open_files_that_can_be_raised_is_raised(limits):
     changed = limits(64, 4096)
     check_open_files()
-    assert changed == [(OPEN_FILES, 4096)]
+    assert changed == [(4096, 4096)]
+    for soft in (4096, resource.RLIM_INFINITY):
+        limits(soft, soft)
+        check_open_files()
+    assert len(changed) == 1
     limits(1024, resource.RLIM_INFINITY)
     check_open_files()
-    assert len(changed) == 1
+    assert changed[1:] == [(MOST_OPEN_FILES, resource.RLIM_INFINITY)]
 
 
 def test_too_few_open_files_are_refused(limits):
