@@ -10,9 +10,9 @@ class AugmentationConfig:
     brightness: float = 0.0
     """Up to this much of the full range is added or taken away (0: off)."""
     contrast: float = 0.0
-    """Contrast is scaled by a factor drawn from [1 - this, 1 + this] (0: off)."""
+    """Contrast is scaled by a factor between 1 minus this and 1 plus this (0: off)."""
     saturation: float = 0.0
-    """Saturation is scaled by a factor drawn from [1 - this, 1 + this] (0: off)."""
+    """Saturation is scaled by a factor between 1 minus this and 1 plus this (0: off)."""
     hue: float = 0.0
     """Hue is turned by up to this part of the colour circle, at most 0.5 (0: off)."""
     grayscale_probability: float = 0.0

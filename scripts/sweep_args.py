@@ -14,7 +14,7 @@ from scripts.shared_args import DataDir
 class Sweep:
     """Train the runs of a file: tasks x agents x seeds x settings.
 
-    fql sweep small --jobs 2
+    fql sweep maze --jobs 2
     fql sweep mine.toml --dir runs/mine --dry-run
     fql sweep paper-pixels --cluster slurm --cluster-options slurm_partition=gpu gpus_per_node=1
 
@@ -23,8 +23,8 @@ class Sweep:
     """
 
     file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='FILE|NAME')]
-    """A .toml file, or one of paper-pixels, paper-states, paper-d4rl, paper-online, small and
-    small-states."""
+    """A .toml file, or one of maze (minutes), small, small-states (hours), paper-pixels,
+    paper-states, paper-d4rl and paper-online."""
     dir: Path | None = None
     """The sweep's folder, with a copy of the file; default: runs/NAME."""
     jobs: int = 1

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
@@ -71,6 +71,8 @@ class Train:
         elif task:
             env = value_of(arguments, '--env') or ''
             config = default_config(find_task(task), agent, env, preset)
+            if value_of(arguments, '--alpha'):  # It holds in the online phase too.
+                config = replace(config, online=replace(config.online, alpha=None))
         else:
             config = TrainConfig(task=tyro.MISSING, agent=AGENT_CONFIGS[agent]())
         return cls(config, agent=cast(AgentName, config.agent.name))
@@ -130,6 +132,6 @@ def started_from(source: Path) -> TrainConfig:
     if config.online.online_steps:
         raise FQLError(f'{source} has an online phase; name an offline run')
     online = online_defaults(find_task(config.task), config.agent.name)
-    return dataclasses.replace(
-        config, online=dataclasses.replace(online, source=str(source.absolute()))
-    )
+    # None where the run was given --alpha, which holds in the online phase too.
+    alpha = config.online.alpha
+    return replace(config, online=replace(online, alpha=alpha, source=str(source.absolute())))

@@ -9,7 +9,8 @@
 
 import dataclasses
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,8 +175,21 @@ def export_program(agent: Agent, params: Params, policy: str) -> bytes:
     observations = abstract_observations(agent.spec.observation_shape, size)
     noise = jax.ShapeDtypeStruct((size, *agent.noise_shape), jnp.float32)
     act = jax.jit(lambda observations, noise: agent.act(params, observations, noise, policy))
-    exported = export.export(act, platforms=PLATFORMS)(observations, noise)
+    with _without_source_locations():
+        exported = export.export(act, platforms=PLATFORMS)(observations, noise)
     return bytes(exported.serialize())
+
+
+@contextmanager
+def _without_source_locations() -> Iterator[None]:
+    """Keep this machine's paths out of the programs that are traced inside."""
+    setting = 'jax_traceback_in_locations_limit'
+    before = getattr(jax.config, setting)
+    jax.config.update(setting, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(setting, before)
 
 
 def _data_checksums(folder: RunFolder) -> dict[str, str]:

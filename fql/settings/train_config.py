@@ -45,7 +45,8 @@ class OnlineConfig:
     ucb_beta: float = 1.0
     """Weight of the critics' disagreement in ucb."""
     alpha: Annotated[float | None, tyro.conf.arg(name='online.alpha')] = None
-    """alpha in the online phase; by default that of the offline updates."""
+    """alpha in the online phase; by default the published one, or that of the offline updates.
+    --alpha sets both."""
     encoder_lr_multiplier: Annotated[float, tyro.conf.arg(name='online.encoder-lr-multiplier')] = (
         1.0
     )
@@ -294,7 +295,8 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
     """The configuration with other values, by flag: `{'batch-size': 8, 'encoder.size': 'impala'}`.
 
     Args:
-        settings: JSON values; a list where the flag takes several values.
+        settings: JSON values; a list where the flag takes several values. An `alpha` without
+            `online.alpha` holds in the online phase too.
 
     Raises:
         FQLError: the agent has no such flag, or its value is of another type or makes no sense.
@@ -304,6 +306,8 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
         nearest = difflib.get_close_matches(unknown[0], flags)
         hint = f'; the nearest are {", ".join(nearest)}' if nearest else ''
         raise FQLError(f'agent {config.agent.name} has no setting {unknown[0]!r}{hint}')
+    if 'alpha' in settings:
+        settings = {'online.alpha': None, **settings}
     values = config_to_dict(_replaced(config, settings))
     agent = {name: value for name, value in values.pop('agent').items() if name != 'name'}
     # As after JSON, which turns tuples into lists; a date of TOML is text on a command line.

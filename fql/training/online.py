@@ -49,7 +49,7 @@ from fql.runs.run_learner import (
     validation_of,
 )
 from fql.runs.run_spec import RunSpec
-from fql.settings.train_config import TrainConfig
+from fql.settings.train_config import TrainConfig, setting_text
 from fql.training.actors import Actors, EncodeObservations
 from fql.training.loop import Trainer, Update, is_due, was_due
 from fql.training.training_data import LabelledSplit, loader_config
@@ -384,6 +384,8 @@ def describe_online(config: TrainConfig) -> str:
         f'{online.updates_per_env_step} update(s) a step',
         'data and replay as one' if ratio == 'uniform' else f'{ratio:.0%} of a batch from the data',
     ]
+    if online.alpha is not None:
+        parts.append(f'alpha {setting_text(online.alpha)}')
     if online.online_warmup:
         parts.append(f'none in the first {online.online_warmup:,}')
     if online.exploration != 'none':

@@ -162,13 +162,18 @@ def test_what_is_exported_acts_as_the_run(run, exported, tmp_path):
 
 
 def test_what_is_exported_names_no_folder(run, exported, environment):
-    """No folder of the data, of the run, or of the encoder that the run started from."""
+    """No folder of the data, of the run, of its encoder, of this code or of its libraries."""
     files = [path for path in exported.rglob('*') if path.is_file()]
     assert {'config.json', 'policy.json', 'README.md', 'bc_flow.stablehlo'} <= {
         path.name for path in files
     }
     for path in files:
-        for folder in (run.parent, environment['FQL_DATA_DIR']):
+        for folder in (
+            run.parent,
+            environment['FQL_DATA_DIR'],
+            Path(fql_package.__file__).parent,
+            sys.prefix,
+        ):
             assert str(folder).encode() not in path.read_bytes(), path
 
 

@@ -9,14 +9,17 @@ import pytest
 
 from fql.agents.configs import AGENT_CONFIGS, EncoderConfig, FQLConfig, IQLConfig
 from fql.augmentation_config import AugmentationConfig
+from fql.envs.tasks import find_task
 from fql.errors import FQLError
 from fql.settings.bounds import BOUNDS
+from fql.settings.presets import default_config
 from fql.settings.train_config import (
     TrainConfig,
     config_from_dict,
     config_to_dict,
     differing_fields,
     validate_config,
+    with_settings,
 )
 
 CONFIG = TrainConfig(
@@ -73,6 +76,16 @@ def test_differing_fields_are_named_and_resumable_ones_are_not():
         'alpha: stored 7.5, asked 1',
         'hue: stored 0.1, asked 0.0',
     ]
+
+
+def test_an_alpha_that_is_given_holds_in_the_online_phase_too():
+    """Where the published settings have another one online."""
+    config = default_config(find_task('humanoidmaze-medium-navigate-singletask-task1-v0'))
+    assert (config.agent.alpha, config.online.alpha) == (30, 100)
+    for settings, alpha in (({}, 100), ({'alpha': 5.0}, None)):
+        assert with_settings(config, settings).online.alpha == alpha
+    both = with_settings(config, {'alpha': 5.0, 'online.alpha': 7.0})
+    assert (both.agent.alpha, both.online.alpha) == (5, 7)
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,7 @@ def test_the_ready_sweeps_are_those_of_the_paper():
         name: {run.config.task for run in read_sweep(find_sweep(name))} for name in ready_sweeps()
     }
     assert {name: len(found) for name, found in tasks.items()} == {
+        'maze': 1,
         'paper-d4rl': 18,
         'paper-online': 15,
         'paper-pixels': 5,
@@ -165,5 +166,7 @@ def test_the_example_of_the_docs(tmp_path):
 
 
 def test_a_name_that_is_no_file_is_answered_with_those_there_are():
-    with pytest.raises(FQLError, match='x is neither a file nor one of paper-d4rl, paper-online'):
+    with pytest.raises(
+        FQLError, match='x is neither a file nor one of maze, paper-d4rl, paper-online'
+    ):
         find_sweep('x')
