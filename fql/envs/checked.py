@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from data_pipeline.observations import named
+from data_pipeline.observations import named, unnamed
 from fql.errors import FQLError
 
 
@@ -92,12 +92,14 @@ def check_results(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
 
 
 def check_observation(env_id: str, space: Any, observation: Any) -> Any:
-    """The observation, if it has the form of its space, a box or several by name.
+    """A copy of the observation, if it has the form of its space, a box or several by name.
+
+    A copy, as an environment may write its next observation into the same array.
 
     Raises:
         FQLError: an array is missing, has another shape, or holds what is not a finite number.
     """
-    given = named(observation)
+    given, copies = named(observation), {}
     for name, box in named(space).items():
         which = f'{env_id}: observation {name}'.rstrip()
         if name not in given:
@@ -114,4 +116,5 @@ def check_observation(env_id: str, space: Any, observation: Any) -> Any:
                 array = array.astype(box.dtype)
             if not np.isfinite(array).all():
                 raise FQLError(f'{which} holds values that are not finite')
-    return observation
+        copies[name] = np.array(given[name])
+    return unnamed(copies)

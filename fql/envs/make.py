@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     import gymnasium
 
 
-_DICT_HINT = (
-    '; the data need arrays of these names: fql prepare --observation-key NAME=KEY, for each'
-)
-
-
 @dataclass(frozen=True)
 class EnvSpec:
     """What `make_env` makes.
@@ -163,14 +158,20 @@ def _check_spaces(spec: EnvSpec, env: 'gymnasium.Env') -> None:
     from gymnasium.spaces import Box, Dict
 
     observations, actions = env.observation_space, env.action_space
-    several = boxes_of(observations) if spec.observations else observations
-    for name, space in named(several).items():
+    # gymnasium's Dict is a mapping, and so would be taken for several spaces.
+    if isinstance(observations, Dict) and not spec.observations:
+        raise FQLError(
+            f'{spec.env_id}: observations must be uint8 images (h, w, c) or float vectors (d,), '
+            f'not {observations}; the data need arrays of these names: fql prepare '
+            '--observation-key NAME=KEY, for each'
+        )
+    for name, space in named(boxes_of(observations)).items():
         image = isinstance(space, Box) and space.dtype == np.uint8
         if not isinstance(space, Box) or len(space.shape) != (3 if image else 1):
             which = f'observation {name}' if name else 'observations'
             raise FQLError(
                 f'{spec.env_id}: {which} must be uint8 images (h, w, c) or float vectors (d,), '
-                f'not {space}{_DICT_HINT if isinstance(space, Dict) else ""}'
+                f'not {space}'
             )
     if not (
         isinstance(actions, Box)

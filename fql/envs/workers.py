@@ -1,5 +1,6 @@
 """Environments in worker processes, one in each, which never import TensorFlow or JAX."""
 
+import random
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing, suppress
@@ -38,6 +39,7 @@ class _Spaces(NamedTuple):
     observation_dtype: Any
     action_dim: int
     hides_goal: bool
+    max_episode_steps: int | None
 
 
 class EnvWorkers:
@@ -56,6 +58,7 @@ class EnvWorkers:
         observation_dtype: uint8 for images, float32 for vectors; of several, by name.
         action_dim: the width of an action.
         hides_goal: images do not show the goal, which pictures do.
+        max_episode_steps: gymnasium's time limit; None where there is none.
         lost: why a worker was replaced the last time, by its index: `died (...)`, for example.
     """
 
@@ -94,7 +97,13 @@ class EnvWorkers:
         except BaseException:
             self._group.kill()
             raise
-        self.observation_shape, self.observation_dtype, self.action_dim, self.hides_goal = spaces[0]
+        (
+            self.observation_shape,
+            self.observation_dtype,
+            self.action_dim,
+            self.hides_goal,
+            self.max_episode_steps,
+        ) = spaces[0]
 
     def __enter__(self) -> Self:
         return self
@@ -217,7 +226,8 @@ def _serve(connection: Connection, env: Any) -> None:
     observations, actions = boxes_of(env.observation_space), env.action_space
     shapes = map_named(lambda box: box.shape, observations)
     dtypes = map_named(lambda box: box.dtype, observations)
-    connection.send((None, _Spaces(shapes, dtypes, actions.shape[0], hides_goal(env))))
+    limit = None if env.spec is None else env.spec.max_episode_steps
+    connection.send((None, _Spaces(shapes, dtypes, actions.shape[0], hides_goal(env), limit)))
     painter = Painter(env)
     commands: dict[str, Callable[[Any], Any]] = {
         'reset': partial(_reset, env),
@@ -234,8 +244,9 @@ def _serve(connection: Connection, env: Any) -> None:
 
 def _reset(env: Any, seed: int) -> Any:
     # OGBench draws from NumPy's global state and from the action space as well as from the
-    # environment's own generator, and in its reset already.
+    # environment's own generator, and in its reset already; other environments from Python's.
     np.random.seed(seed)
+    random.seed(seed)
     env.action_space.seed(seed)
     observation, _ = env.reset(seed=seed)
     return observation

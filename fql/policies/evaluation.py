@@ -14,6 +14,7 @@ from fql.envs.make import EnvSpec
 from fql.envs.tasks import Task, find_task
 from fql.envs.workers import EnvWorkers
 from fql.errors import FQLError
+from fql.output import print_notice
 from fql.policies.rollouts import EvaluationResult, Policy, evaluate
 from fql.reports.video import save_video
 from fql.runs.measures import RETURN, SCORE, SUCCESS
@@ -67,6 +68,11 @@ def start_workers(
     )
     asked = num_workers or min(available_processors(), MAX_WORKERS)
     workers = EnvWorkers(env_spec, min(asked, episodes), config.env_step_seconds, while_waiting)
+    if workers.max_episode_steps is None:
+        print_notice(
+            f'environment {env_id} has no registered time limit: where it does not end its '
+            'episodes itself, set one with --max-episode-steps'
+        )
     given = _described(workers.observation_shape, workers.observation_dtype)
     wanted = _described(spec.observation_shape, spec.observation_dtype)
     differences = [

@@ -70,12 +70,12 @@ class LoadedPolicy:
         self.action_dim = spec.action_dim
         self._range = spec.action_range
         self._frames: deque[Any] = deque(maxlen=spec.config.frame_stack)
-        self._actions: deque[np.ndarray] = deque()
+        self._actions: list[deque[np.ndarray]] = []
         self.reset()
 
     @_settings_of_training()
     def reset(self, seed: int = 0) -> None:
-        """Begin an episode, or one in each row of a batch.
+        """Begin an episode, or one in each row of a batch; see also `begin_episodes`.
 
         Args:
             seed: in [0, 2**32); draws depend only on it, the row, and the steps since the reset.
@@ -88,8 +88,30 @@ class LoadedPolicy:
             raise ValueError(f'seed must lie in [0, 2**32), not {seed}')
         self._key = jax.random.key(seed)
         self._frames.clear()
-        self._actions.clear()
+        self._actions = []
+        self._begins = np.zeros(0, bool)
         self._step = 0
+
+    def begin_episodes(self, rows: Any) -> None:
+        """Begin an episode in some rows of a batch; the next observation is its first one there.
+
+        For environments that are reset by themselves, as gymnasium's vector environments are.
+
+        Args:
+            rows: (b,) bool.
+
+        Raises:
+            ValueError: no episode has begun since `reset`, or the batch has another size.
+        """
+        rows = np.asarray(rows)
+        if rows.dtype != bool or rows.shape != (len(self._actions),):
+            raise ValueError(
+                f'rows must be bool ({len(self._actions)},), as the episode began; got '
+                f'{rows.dtype} {rows.shape}'
+            )
+        for row in np.flatnonzero(rows):
+            self._actions[row].clear()
+        self._begins = self._begins | rows
 
     @_settings_of_training()
     def __call__(self, observation: Any) -> np.ndarray:
@@ -109,20 +131,28 @@ class LoadedPolicy:
             raise ValueError(
                 f'the episode began with {before} rows, not {size}; call reset() first'
             )
-        while len(self._frames) < self._frames.maxlen - 1:  # type: ignore[operator]
-            self._frames.append(rows)
+        if not self._frames:
+            self._actions = [deque() for _ in range(size)]
+            self._begins = np.ones(size, bool)
+            while len(self._frames) < self._frames.maxlen:  # type: ignore[operator]
+                self._frames.append(map_named(np.copy, rows))
         self._frames.append(rows)
-        if not self._actions:
+        for frame in self._frames:
+            for name, array in named(frame).items():
+                array[self._begins] = named(rows)[name][self._begins]
+        self._begins = np.zeros(size, bool)
+        if not all(self._actions):
             stacked = map_named(
                 lambda *frames: jnp.asarray(np.concatenate(frames, axis=-1)), *self._frames
             )
             episodes = jnp.arange(size, dtype=jnp.int32)
             steps = jnp.full(size, self._step, jnp.int32)
             actions = self._act(self._params, self._key, stacked, episodes, steps)
-            # A copy, as callers may write into what they get.
-            self._actions.extend(np.moveaxis(np.array(actions), 1, 0))
+            for queue, chunk in zip(self._actions, np.asarray(actions), strict=True):
+                if not queue:
+                    queue.extend(chunk)
         self._step += 1
-        action = self._actions.popleft()
+        action = np.stack([queue.popleft() for queue in self._actions])
         if self._range is not None:
             action = self._range.from_unit(action).astype(np.float32)
         return action if is_batch else action[0]

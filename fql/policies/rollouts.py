@@ -26,7 +26,8 @@ class EvaluationResult:
     Attributes:
         returns: (episodes,) float64 undiscounted sums of rewards.
         lengths: (episodes,) int32 steps.
-        successes: (episodes,) float64 `info['success']` of each episode's last step.
+        successes: (episodes,) float64 `info['success']` of each episode's last step; 0 where it
+            lacks one and other episodes have one, NaN where none has.
         seeds: (episodes,) int64 seeds that reset the environment.
         recordings: the first episodes; none where the environment cannot be drawn.
     """
@@ -44,7 +45,7 @@ class EvaluationResult:
 
 
 RENDER_EVERY = 5
-"""Steps between the pictures of an episode whose observations are not one image: on CPUs, rendering
+"""Steps between the pictures of an episode whose observations are no pictures: on CPUs, rendering
 one takes longer than a step on vectors."""
 
 
@@ -186,7 +187,7 @@ class _Rollouts:
         if worker not in self.running or self.running[worker] >= self._record_episodes:
             return False
         record = self._record(worker)
-        every = 1 if _shows_images(self._workers) else RENDER_EVERY
+        every = 1 if _shows_pictures(self._workers) else RENDER_EVERY
         return len(record.rewards) % every == 0 or record.has_ended
 
 
@@ -236,10 +237,18 @@ def evaluate(
     if rollouts.undrawn:
         notify(f'no video: {rollouts.undrawn}')
     records = rollouts.records
+    successes = np.array([record.success for record in records])
+    unknown = np.isnan(successes)
+    if unknown.any() and not unknown.all():
+        notify(
+            f'{workers.spec.env_id} reports no success in {unknown.sum()} of {episodes} episodes, '
+            'which count as failures'
+        )
+        successes[unknown] = 0.0
     return EvaluationResult(
         returns=np.array([sum(record.rewards) for record in records]),
         lengths=np.array([len(record.rewards) for record in records], np.int32),
-        successes=np.array([record.success for record in records]),
+        successes=successes,
         seeds=seed + np.arange(episodes),
         recordings=rollouts.recordings(),
     )
@@ -259,20 +268,24 @@ def random_policy(action_dim: int, seed: int) -> Policy:
     return policy
 
 
-def _shows_images(workers: EnvWorkers) -> bool:
-    """Whether an observation is an image, not a vector or several arrays."""
+def _shows_pictures(workers: EnvWorkers) -> bool:
+    """Whether an observation is an image, grey or RGB, that shows all there is to see."""
     shape = workers.observation_shape
-    return not isinstance(shape, dict) and len(shape) == 3
+    is_image = not isinstance(shape, dict) and len(shape) == 3
+    return is_image and shape[-1] // workers.spec.frame_stack in (1, 3) and not workers.hides_goal
 
 
 def _frames(
     workers: EnvWorkers, observations: Any, indices: list[int]
 ) -> Mapping[int, np.ndarray | str]:
-    """Pictures of the workers' states, or why there are none.
+    """Pictures (h, w, 3) uint8 of the workers' states, or why there are none.
 
     The newest image they sent, if that shows all there is to see; else one is rendered.
     """
-    if not _shows_images(workers) or workers.hides_goal:
+    if not _shows_pictures(workers):
         return workers.render(indices)
     channels = workers.observation_shape[-1] // workers.spec.frame_stack
-    return {index: observations[index, ..., -channels:].copy() for index in indices}
+    return {
+        index: observations[index, ..., -channels:].repeat(3 // channels, axis=-1)
+        for index in indices
+    }

@@ -56,6 +56,8 @@ def read_results(path: Path) -> tuple[Measure, dict[int, float]]:
     rows = read_csv(path, [measure.column])
     results = {int(row['step']): float(row[measure.column]) for row in rows}
     for step, value in results.items() if measure is SUCCESS else ():
-        if value < 0 or value > 1:  # It may be NaN.
+        if math.isnan(value):  # As in an evaluation: where others have one, it is none.
+            results[step] = 0.0
+        if value < 0 or value > 1:
             raise FQLError(f'{path}: the success of update {step:,} is {value:g}; repair that line')
     return measure, results

@@ -1,6 +1,7 @@
 """Small environments for the tests, found by gymnasium as 'fake_environments:<id>'."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -49,6 +50,58 @@ class ImageCounter(Counter):
 
     def observation(self):
         return np.full((4, 5, 3), self.timestep, np.uint8) + np.arange(3, dtype=np.uint8)
+
+
+class Grey(Counter):
+    """Shows the step in images of one channel."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (4, 5, 1), np.uint8)
+
+    def observation(self):
+        return np.full((4, 5, 1), self.timestep, np.uint8)
+
+
+class Depth(Counter):
+    """Shows the step in images of four channels."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (4, 5, 4), np.uint8)
+
+    def observation(self):
+        return np.full((4, 5, 4), self.timestep, np.uint8)
+
+
+class Reuses(Counter):
+    """Writes every observation into the same array."""
+
+    buffer = np.zeros(5)
+
+    def observation(self):
+        self.buffer[:] = super().observation()
+        return self.buffer
+
+
+class Named(Counter):
+    """Gives a dictionary."""
+
+    observation_space = gymnasium.spaces.Dict({'vector': Counter.observation_space})
+
+    def observation(self):
+        return {'vector': super().observation()}
+
+
+class PythonRandom(Counter):
+    """Shows a number of Python's own generator."""
+
+    def observation(self):
+        return np.array([self.timestep, 0, 0, 0, random.random()])
+
+
+class SaysSuccess(Counter):
+    """Reports success only where there is one, in episodes of odd length."""
+
+    def step(self, action):
+        *result, info = super().step(action)
+        return *result, info if info['success'] and result[2] else {}
 
 
 class Broken(Counter):

@@ -130,4 +130,6 @@ def test_observations_of_their_space():
         (VECTOR, np.arange(3)),
         (IMAGE, IMAGE.sample()),
     ):
-        assert check_observation('odd', space, observation) is observation
+        checked = check_observation('odd', space, observation)
+        np.testing.assert_array_equal(checked, observation)
+        assert not np.shares_memory(checked, observation)

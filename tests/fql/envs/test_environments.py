@@ -44,6 +44,33 @@ def rollout(workers, worker, seed, steps=6):
     return np.stack(seen)
 
 
+def test_an_environment_may_write_all_its_observations_into_one_array():
+    stacks = []
+    for name in ('Counter', 'Reuses'):
+        with EnvWorkers(fake(name, frame_stack=3), 1) as workers:
+            stacks.append(rollout(workers, 0, seed=1, steps=3))
+    np.testing.assert_array_equal(*stacks)
+
+
+def test_a_seed_determines_what_pythons_generator_draws():
+    with EnvWorkers(fake('PythonRandom'), 1) as workers:
+        first, again, other = (rollout(workers, 0, seed, steps=3) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_a_dictionary_needs_data_of_its_names():
+    with pytest.raises(FQLError, match='--observation-key NAME=KEY, for each') as caught:
+        EnvWorkers(fake('Named'), 1)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(('name', 'limit'), [('Counter', None), ('Grey', 4)])
+def test_the_time_limit_is_known(name, limit):
+    with EnvWorkers(fake(name, max_episode_steps=limit), 1) as workers:
+        assert workers.max_episode_steps == limit
+
+
 def test_scaled_actions_reach_the_environment_in_its_own_units():
     """`AddedActions` shows the sum of the actions that it was given."""
     scale = ActionRange((0.0, -4.0), (10.0, 8.0))

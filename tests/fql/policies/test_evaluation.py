@@ -12,7 +12,7 @@ import pytest
 from fql.envs.make import EnvSpec
 from fql.envs.workers import EnvWorkers
 from fql.errors import FQLError
-from fql.policies.rollouts import evaluate, random_policy
+from fql.policies.rollouts import RENDER_EVERY, evaluate, random_policy
 from fql.reports.video import Recording, save_video
 
 EPISODES = 7
@@ -146,6 +146,26 @@ def test_jax_actions_do_not_make_the_workers_import_jax():
     tensorflow, jax, flax, *_ = seen[-1][0]
     assert len(seen) >= 3
     assert (tensorflow, jax, flax) == (0, 0, 0)
+
+
+def test_grey_images_are_pictures_and_of_others_the_environment_draws_one():
+    for name, every in (('Grey', 1), ('Depth', RENDER_EVERY)):
+        with EnvWorkers(fake(name, frame_stack=2), 2) as workers:
+            result = evaluate(workers, random_policy(2, 0), 2, SEED, record_episodes=1)
+        (recording,) = result.recordings
+        assert recording.frames.shape[1:] == ((4, 5, 3) if name == 'Grey' else (6, 8, 3))
+        assert recording.frames[:, 0, 0, 0].tolist() == recording.steps
+        assert recording.steps[:2] == [0, min(every, int(result.lengths[0]))]
+
+
+def test_episodes_without_a_success_beside_others_with_one_are_failures():
+    lengths = run('Counter', 2)[0].lengths
+    notices = []
+    result, _ = run('SaysSuccess', 2, notify=notices.append)
+    assert result.successes.tolist() == (lengths % 2).tolist()
+    assert set(lengths % 2) == {0, 1}
+    (notice,) = notices
+    assert 'reports no success in' in notice
 
 
 def test_frames_of_images_are_the_observations_newest():

@@ -246,6 +246,31 @@ def test_chunks_are_executed_one_after_the_other():
     np.testing.assert_array_equal(policy(vectors[0]), actions[0])
 
 
+def test_a_row_that_begins_an_episode_forgets_the_last_one():
+    """Its frames and the rest of its chunk; the other row goes on."""
+    agent = QCFQLConfig(
+        horizon=3, hidden_dims=(8,), encoder=EncoderConfig(size='impala_debug'), flow_steps=2
+    )
+    spec = RunSpec(TrainConfig(task='', frame_stack=2, agent=agent), (10,), 'float32', 2)
+    params = agent_of(spec).init_params(jax.random.key(0))
+    vectors = np.random.default_rng(0).normal(size=(4, 2, 5)).astype(np.float32)
+    policy, unbroken = LoadedPolicy(spec, params), LoadedPolicy(spec, params)
+    seen = []
+    for step, rows in enumerate(vectors):
+        if step == 2:
+            policy.begin_episodes(np.array([True, False]))
+        seen.append(policy(rows))
+        np.testing.assert_array_equal(seen[-1][1], unbroken(rows)[1])
+    inner = make_policy(make_act(agent_of(spec)), params, 0)
+    stack = np.concatenate([vectors[2], vectors[2]], axis=-1)  # Its first observation, twice.
+    chunks = inner(stack, np.arange(2, dtype=np.int32), np.full(2, 2, np.int32))
+    np.testing.assert_allclose(seen[2][0], chunks[0][0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(seen[3][0], chunks[0][1], rtol=1e-5, atol=1e-6)
+    for wrong in (np.array([True]), np.array([1, 0])):
+        with pytest.raises(ValueError, match=r'rows must be bool \(2,\)'):
+            policy.begin_episodes(wrong)
+
+
 @pytest.mark.parametrize(
     'observation',
     [
