@@ -44,8 +44,9 @@ SHARED_ENCODER = {'critic/loss', 'value/loss', 'actor/bc_flow_loss'}
 
 @pytest.fixture(autouse=True, scope='module')
 def small_encoder():
+    """No convolutions: they are tested elsewhere, and take most of the time to compile."""
     with pytest.MonkeyPatch.context() as patch:
-        encoder = ImpalaEncoder(stack_sizes=(4,), hidden_dims=(8,))
+        encoder = ImpalaEncoder(stack_sizes=(), hidden_dims=(8,))
         patch.setitem(ENCODERS, 'impala_debug', encoder)
         yield
 
@@ -67,7 +68,7 @@ def make(config):
     steps = () if agent.horizon == 1 else (agent.horizon,)
 
     def images():
-        return jnp.asarray(rng.integers(0, 256, (BATCH, 8, 8, 3), np.uint8))
+        return jnp.asarray(rng.uniform(size=(BATCH, 8, 8, 3)), jnp.float32)
 
     def actions(*steps):
         return jnp.asarray(rng.uniform(-1, 1, (BATCH, *steps, ACTION_DIM)), jnp.float32)
@@ -130,7 +131,7 @@ def test_every_agent_is_here():
     assert HEADS.keys() == AGENTS.keys() == AGENT_CONFIGS.keys()
 
 
-@pytest.mark.parametrize('name', [quick_or_long(name) for name in HEADS])
+@pytest.mark.parametrize('name', HEADS)
 def test_each_part_of_the_loss_trains_its_head_and_perhaps_the_shared_encoder(name):
     parts = trained_parts(small(name))
     for loss, head in HEADS[name].items():
@@ -138,16 +139,14 @@ def test_each_part_of_the_loss_trains_its_head_and_perhaps_the_shared_encoder(na
         assert parts[loss] == {head, *(['encoder:shared'] if reaches else [])}, loss
 
 
-@pytest.mark.parametrize('name', [quick_or_long(name) for name in HEADS])
+@pytest.mark.parametrize('name', HEADS)
 def test_with_separate_encoders_each_part_trains_its_own(name):
     parts = trained_parts(small(name, sharing='separate'))
     for loss, head in HEADS[name].items():
         assert parts[loss] == {head, f'encoder:{head}'}, loss
 
 
-@pytest.mark.parametrize(
-    'name', [quick_or_long(n) for n in HEADS if 'bc_flow' in HEADS[n].values() and n != 'bc']
-)
+@pytest.mark.parametrize('name', [n for n in HEADS if 'bc_flow' in HEADS[n].values() and n != 'bc'])
 def test_flow_matching_can_be_kept_from_the_shared_encoder(name):
     parts = trained_parts(small(name, bc_flow_trains_encoder=False))
     loss = 'actor/loss' if name == 'fawac' else 'actor/bc_flow_loss'
@@ -155,7 +154,7 @@ def test_flow_matching_can_be_kept_from_the_shared_encoder(name):
     assert parts['critic/loss'] == {'critic', 'encoder:shared'}
 
 
-@pytest.mark.parametrize('const_std', [True, pytest.param(False, marks=pytest.mark.long)])
+@pytest.mark.parametrize('const_std', [True, False])
 def test_ddpgbc_trains_the_actor_alone(const_std):
     config = small('iql', actor_loss='ddpgbc', const_std=const_std)
     parts = trained_parts(config)
