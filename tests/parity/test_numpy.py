@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from encoders.impala import ENCODERS, ImpalaEncoder
 from fql.agents.configs import EncoderConfig, FAWACConfig, FBRACConfig, FQLConfig, QCConfig, Spec
 from fql.agents.fawac import FAWAC, MAX_WEIGHT
 from fql.agents.fbrac import FBRAC
@@ -253,9 +254,10 @@ def test_in_the_target_the_online_critics_choose_with_encoders_of_their_own(kind
     np.testing.assert_allclose(metrics['critic/loss'], np.mean((qs - y) ** 2), rtol=1e-4)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize('sharing', ['shared', 'separate'])
-def test_of_candidates_the_critics_best_acts(sharing):
+def test_of_candidates_the_critics_best_acts(sharing, monkeypatch):
+    encoder = ImpalaEncoder(stack_sizes=(), hidden_dims=(8,))
+    monkeypatch.setitem(ENCODERS, 'impala_debug', encoder)
     config = FQLConfig(
         **COMMON, candidates=CANDIDATES, encoder=EncoderConfig('impala_debug', sharing)
     )
@@ -263,13 +265,14 @@ def test_of_candidates_the_critics_best_acts(sharing):
     alone = FQL(dataclasses.replace(config, candidates=1), agent.spec)
     params = agent.init_params(jax.random.key(0))
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (BATCH, 8, 8, 3), np.uint8)
+    images = rng.random((BATCH, 8, 8, 3), np.float32)
     noise = rng.normal(size=(BATCH, *agent.noise_shape)).astype(np.float32)
     taken = np.asarray(agent.act(params, images, noise, 'one_step'))[:, 0]
     each = np.stack(
         [alone.act(params, images, noise[:, i], 'one_step')[:, 0] for i in range(CANDIDATES)]
     )
-    latents = agent.encoding.encode(params, 'critic', images)
+    critics = params['encoders']['shared' if sharing == 'shared' else 'critic']
+    latents = encoder.apply({'params': critics}, images)
     values = np.stack([agent.qs(params, latents, actions).mean(axis=0) for actions in each])
     best = values.argmax(axis=0)
     assert len(set(best.tolist())) > 1
