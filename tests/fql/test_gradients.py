@@ -1,4 +1,4 @@
-"""The parameters that receive a gradient from each part of each agent's loss."""
+"""Which encoder each part of each agent's loss reads, and the parameters that it trains."""
 
 import dataclasses
 import functools
@@ -44,8 +44,9 @@ SHARED_ENCODER = {'critic/loss', 'value/loss', 'actor/bc_flow_loss'}
 
 @pytest.fixture(autouse=True, scope='module')
 def small_encoder():
+    """No convolutions: they are tested elsewhere, and take most of the time to compile."""
     with pytest.MonkeyPatch.context() as patch:
-        encoder = ImpalaEncoder(stack_sizes=(4,), hidden_dims=(8,))
+        encoder = ImpalaEncoder(stack_sizes=(), hidden_dims=(8,))
         patch.setitem(ENCODERS, 'impala_debug', encoder)
         yield
 
@@ -67,7 +68,7 @@ def make(config):
     steps = () if agent.horizon == 1 else (agent.horizon,)
 
     def images():
-        return jnp.asarray(rng.integers(0, 256, (BATCH, 8, 8, 3), np.uint8))
+        return jnp.asarray(rng.uniform(size=(BATCH, 8, 8, 3)), jnp.float32)
 
     def actions(*steps):
         return jnp.asarray(rng.uniform(-1, 1, (BATCH, *steps, ACTION_DIM)), jnp.float32)
@@ -130,7 +131,7 @@ def test_every_agent_is_here():
     assert HEADS.keys() == AGENTS.keys() == AGENT_CONFIGS.keys()
 
 
-@pytest.mark.parametrize('name', [quick_or_long(name) for name in HEADS])
+@pytest.mark.parametrize('name', HEADS)
 def test_each_part_of_the_loss_trains_its_head_and_perhaps_the_shared_encoder(name):
     parts = trained_parts(small(name))
     for loss, head in HEADS[name].items():
@@ -138,16 +139,14 @@ def test_each_part_of_the_loss_trains_its_head_and_perhaps_the_shared_encoder(na
         assert parts[loss] == {head, *(['encoder:shared'] if reaches else [])}, loss
 
 
-@pytest.mark.parametrize('name', [quick_or_long(name) for name in HEADS])
+@pytest.mark.parametrize('name', HEADS)
 def test_with_separate_encoders_each_part_trains_its_own(name):
     parts = trained_parts(small(name, sharing='separate'))
     for loss, head in HEADS[name].items():
         assert parts[loss] == {head, f'encoder:{head}'}, loss
 
 
-@pytest.mark.parametrize(
-    'name', [quick_or_long(n) for n in HEADS if 'bc_flow' in HEADS[n].values() and n != 'bc']
-)
+@pytest.mark.parametrize('name', [n for n in HEADS if 'bc_flow' in HEADS[n].values() and n != 'bc'])
 def test_flow_matching_can_be_kept_from_the_shared_encoder(name):
     parts = trained_parts(small(name, bc_flow_trains_encoder=False))
     loss = 'actor/loss' if name == 'fawac' else 'actor/bc_flow_loss'
@@ -155,7 +154,60 @@ def test_flow_matching_can_be_kept_from_the_shared_encoder(name):
     assert parts['critic/loss'] == {'critic', 'encoder:shared'}
 
 
-@pytest.mark.parametrize('const_std', [True, pytest.param(False, marks=pytest.mark.long)])
+def encode(agent, params, images):
+    """By the one encoder that these parameters hold."""
+    return agent.encoder.apply({'params': params['encoders']['shared']}, images)
+
+
+def other_target(agent):
+    """Target parameters that differ from fresh ones in every leaf."""
+    fresh = agent.init_params(jax.random.key(1))
+    return jax.tree.map(lambda x: 1.1 * x + 0.05, agent.averaged(fresh))
+
+
+@pytest.mark.parametrize('name', [name for name in HEADS if name != 'bc'])
+def test_at_the_next_observation_every_head_reads_the_averaged_encoder(name):
+    """The losses are those of the agent on states, where the right encoders' latents are these."""
+    config = small(name)
+    learner, batch, state = make(config)
+    agent, params, draws = learner.agent, state.params, learner.draws(state, batch)
+    target = other_target(agent)
+    _, metrics = agent.loss(params, target, batch, draws, jnp.asarray(1))
+
+    def on_states(next_encoder):
+        latents = encode(agent, params, batch.observations)
+        states = batch._replace(
+            observations=latents,
+            next_observations=encode(agent, next_encoder, batch.next_observations),
+        )
+        bare = [{**tree, 'encoders': {}} for tree in (params, target)]
+        twin = make_agent(config, Spec(latents.shape[1:], ACTION_DIM))
+        return twin.loss(*bare, states, draws, jnp.asarray(1))[1]
+
+    expected = on_states(target)
+    for metric in metrics.keys() - {'value/loss'}:  # See below.
+        np.testing.assert_allclose(metrics[metric], expected[metric], rtol=1e-4, err_msg=metric)
+    assert abs(on_states(params)['critic/loss'] / metrics['critic/loss'] - 1) > 0.01
+
+
+@pytest.mark.parametrize('name', ['iql', 'ifql'])
+def test_a_value_regresses_to_what_target_critics_read_of_their_own_encoder(name):
+    learner, batch, state = make(small(name))
+    agent, params, draws = learner.agent, state.params, learner.draws(state, batch)
+    target = other_target(agent)
+    _, metrics = agent.loss(params, target, batch, draws, jnp.asarray(1))
+    v = agent.apply(params, 'value', encode(agent, params, batch.observations))
+
+    def value_loss(encoder):
+        latents = encode(agent, encoder, batch.observations)
+        difference = agent.qs(target, latents, batch.actions).min(axis=0) - v
+        return np.mean(np.where(difference >= 0, 0.9, 0.1) * difference**2)
+
+    np.testing.assert_allclose(metrics['value/loss'], value_loss(target), rtol=1e-4)
+    assert abs(value_loss(params) / metrics['value/loss'] - 1) > 0.01
+
+
+@pytest.mark.parametrize('const_std', [True, False])
 def test_ddpgbc_trains_the_actor_alone(const_std):
     config = small('iql', actor_loss='ddpgbc', const_std=const_std)
     parts = trained_parts(config)

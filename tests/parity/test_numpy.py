@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from encoders.impala import ENCODERS, ImpalaEncoder
 from fql.agents.configs import EncoderConfig, FAWACConfig, FBRACConfig, FQLConfig, QCConfig, Spec
 from fql.agents.fawac import FAWAC, MAX_WEIGHT
 from fql.agents.fbrac import FBRAC
@@ -215,6 +216,15 @@ def test_the_gradient_along_random_directions(case):
             assert sum(jax.tree.leaves(products)) == pytest.approx(expected, rel=2e-4, abs=1e-5)
 
 
+@pytest.fixture
+def tiny_encoder(monkeypatch):
+    """In place of `impala_debug`; convolutions take most of the time to compile."""
+    encoder = ImpalaEncoder(stack_sizes=(), hidden_dims=(8,))
+    monkeypatch.setitem(ENCODERS, 'impala_debug', encoder)
+    return encoder
+
+
+@pytest.mark.usefixtures('tiny_encoder')
 @pytest.mark.parametrize('kind', ['fql', 'qc'])
 def test_in_the_target_the_online_critics_choose_with_encoders_of_their_own(kind):
     """With separate encoders; the target critics, which evaluate, have other latents."""
@@ -228,7 +238,7 @@ def test_in_the_target_the_online_critics_choose_with_encoders_of_their_own(kind
     rng = np.random.default_rng(0)
     params, other = (agent.init_params(jax.random.key(seed)) for seed in (0, 1))
     target = agent.averaged(other)
-    images = [rng.integers(0, 256, (BATCH, 8, 8, 3), np.uint8) for _ in range(2)]
+    images = rng.random((2, BATCH, 8, 8, 3), np.float32)
     actions = rng.uniform(-1, 1, (BATCH, ACTION)).astype(np.float32)
     batch = Batch(images[0], actions, np.ones(BATCH), np.ones(BATCH), images[1])
     draws = agent.sample_draws(jax.random.key(1), batch)
@@ -253,9 +263,8 @@ def test_in_the_target_the_online_critics_choose_with_encoders_of_their_own(kind
     np.testing.assert_allclose(metrics['critic/loss'], np.mean((qs - y) ** 2), rtol=1e-4)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize('sharing', ['shared', 'separate'])
-def test_of_candidates_the_critics_best_acts(sharing):
+def test_of_candidates_the_critics_best_acts(sharing, tiny_encoder):
     config = FQLConfig(
         **COMMON, candidates=CANDIDATES, encoder=EncoderConfig('impala_debug', sharing)
     )
@@ -263,13 +272,14 @@ def test_of_candidates_the_critics_best_acts(sharing):
     alone = FQL(dataclasses.replace(config, candidates=1), agent.spec)
     params = agent.init_params(jax.random.key(0))
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (BATCH, 8, 8, 3), np.uint8)
+    images = rng.random((BATCH, 8, 8, 3), np.float32)
     noise = rng.normal(size=(BATCH, *agent.noise_shape)).astype(np.float32)
     taken = np.asarray(agent.act(params, images, noise, 'one_step'))[:, 0]
     each = np.stack(
         [alone.act(params, images, noise[:, i], 'one_step')[:, 0] for i in range(CANDIDATES)]
     )
-    latents = agent.encoding.encode(params, 'critic', images)
+    critics = params['encoders']['shared' if sharing == 'shared' else 'critic']
+    latents = tiny_encoder.apply({'params': critics}, images)
     values = np.stack([agent.qs(params, latents, actions).mean(axis=0) for actions in each])
     best = values.argmax(axis=0)
     assert len(set(best.tolist())) > 1

@@ -1,6 +1,7 @@
 """The online phase's exploration, and the changes of its learner."""
 
 import dataclasses
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import jax
@@ -15,6 +16,7 @@ from fql.agents.configs import AGENT_CONFIGS, EncoderConfig, FQLConfig
 from fql.batch import Batch
 from fql.compiled import abstract_state
 from fql.devices import one_device_mesh
+from fql.envs.workers import Step
 from fql.errors import FQLError
 from fql.policies.evaluation import start_workers
 from fql.runs.checkpoints import CheckpointWriter
@@ -30,10 +32,12 @@ from fql.training.online import (
     save_last_episode,
     saved_record,
     start_actors,
+    train_online,
 )
 
 IMAGES = ((16, 16, 3), 'uint8')
 STATES = ((5,), 'float32')
+SMALL_FQL = FQLConfig(hidden_dims=(8,), alpha=3.0, flow_steps=1)
 
 
 def make_spec(agent, observations=STATES, **online):
@@ -74,6 +78,129 @@ def test_what_explores_is_a_policy_of_the_agent(name):
     assert agent.exploring_policy in agent.policies
     random = {'iql': 'sample', 'sac': 'sample', 'rebrac': 'noisy'}
     assert agent.exploring_policy == random.get(name, agent.policies[0])
+
+
+@pytest.mark.parametrize(
+    ('name', 'policy'),
+    [('iql', 'sample'), ('sac', 'sample'), ('rebrac', 'noisy'), ('fql', 'one_step')],
+)
+def test_the_exploring_policy_is_what_acts(name, policy):
+    spec = make_spec(AGENT_CONFIGS[name](hidden_dims=(8,)))
+    agent = agent_of(spec)
+    params = jax.jit(agent.init_params)(jax.random.key(0))
+    observations = jax.random.normal(jax.random.key(1), (4, 5))
+    key, episodes, steps = jax.random.key(2), jnp.arange(4), jnp.asarray([0, 7, 2, 2])
+    taken = make_acting(spec)(params, key, observations, episodes, steps)
+    noise = jnp.stack(
+        [
+            jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, episode), step), (3,))
+            for episode, step in zip(episodes, steps, strict=True)
+        ]
+    )
+    expected = agent.act(params, observations, noise, policy)
+    np.testing.assert_allclose(taken, expected, rtol=1e-5, atol=1e-6)
+    silent = agent.act(params, observations, jnp.zeros_like(noise), policy)
+    assert not np.isclose(taken, silent).all(axis=-1).any()
+
+
+def test_a_step_is_chosen_before_the_updates_of_its_turn_and_made_during_them():
+    """Two environments, four updates a turn, two of them a call."""
+    events = []
+
+    def update(state, batches):
+        made = state.params + len(batches)
+        events.append(f'updates to {made}')
+        return SimpleNamespace(params=made)
+
+    phase = OnlinePhase(
+        TrainConfig(
+            task='',
+            steps=10,
+            online=OnlineConfig(online_steps=4, online_workers=2, updates_per_env_step=2),
+        ),
+        replay=None,
+        actors=SimpleNamespace(
+            choose=lambda params: f'by {params}',
+            begin=lambda chosen: events.append(f'steps begin {chosen}'),
+            finish=lambda: events.append('steps end'),
+        ),
+        batches=SimpleNamespace(
+            ask=lambda updates: events.append(f'batches of {list(updates)}'),
+            take=lambda: (None, None),
+        ),
+        per_call=2,
+        done=0,
+        log=None,
+        warmup=None,
+    )
+    state = SimpleNamespace(params=10)
+    while phase.done < phase.total:
+        state = phase.advance(state, update)
+    assert events == [
+        'batches of [10, 11, 12, 13]',
+        *('updates to 12', 'steps begin by 10', 'updates to 14', 'steps end'),
+        'batches of [14, 15, 16, 17]',
+        *('updates to 16', 'steps begin by 14', 'updates to 18', 'steps end'),
+        'batches of []',
+    ]
+
+
+class Pays:
+    """In place of workers: an environment that pays 0.25 for every step."""
+
+    spec = SimpleNamespace(env_id='pays')
+
+    def reset(self, seeds):
+        return {index: np.zeros(5, np.float32) for index in seeds}
+
+    def begin_steps(self, actions):
+        del actions
+
+    def finish_steps(self, indices):
+        return {i: Step(np.ones(5, np.float32), 0.25, False, False, 0.0) for i in indices}
+
+
+@pytest.mark.parametrize(
+    ('task', 'stored'),
+    [('antmaze-large-play-v2', -0.75), ('cube-single-play-singletask-task1-v0', 0.25)],
+)
+def test_what_is_added_to_the_datas_rewards_is_added_online(tmp_path, monkeypatch, task, stored):
+    spec = make_spec(FQLConfig(hidden_dims=(4,)), online_steps=1)
+    spec = dataclasses.replace(spec, config=dataclasses.replace(spec.config, task=task))
+    rewards = []
+
+    class Phase:
+        """Its first turn, without updates."""
+
+        done = 0
+
+        def __init__(self, config, replay, actors, *others):
+            del config, others
+            actors.begin(actors.choose(state.params))
+            actors.finish()
+            rewards.extend(replay.streams[0].read('rewards', 0, 1))
+
+    @dataclasses.dataclass(frozen=True)
+    class FakeTrainer:
+        folder = RunFolder(tmp_path)
+        train_step = SimpleNamespace(per_call=1)
+        evaluate: object = None
+
+        def run(self, state, phase, is_evaluation_missing):
+            del phase, is_evaluation_missing
+            return state, 0
+
+    for name, fake in [
+        ('OnlinePhase', Phase),
+        ('OnlineBatches', lambda *_: nullcontext()),
+        ('make_online_trainer', lambda trainer, *_: trainer),
+        ('loader_config', lambda *_: None),
+    ]:
+        monkeypatch.setattr(f'fql.training.online.{name}', fake)
+    data = SimpleNamespace(has_latents=False, split=None, rewards=None, masks=None)
+    state = make_learner(spec).init(0)
+    train_online(FakeTrainer(), state, spec, data, Pays(), False)
+    assert rewards == [stored]
 
 
 @pytest.mark.parametrize('done', [3, 4])
@@ -191,6 +318,35 @@ def some_batch(shape, dtype):
     actions = rng.uniform(-1, 1, (4, 3)).astype(np.float32)
     ones = np.ones(4, np.float32)
     return Batch(images[0], actions, -ones, ones, images[1])
+
+
+@pytest.mark.parametrize(('alpha', 'weight'), [(5.0, 5.0), (0.0, 0.0), (None, 3.0)])
+def test_the_online_loss_has_the_online_alpha(alpha, weight):
+    learner = make_online_learner(make_spec(SMALL_FQL, alpha=alpha))
+    state, batch = learner.init(0), some_batch(*STATES)
+    draws = learner.draws(state, batch)
+    _, metrics = learner.agent.loss(state.params, state.target_params, batch, draws, state.step)
+    flow, distill, q = (metrics[f'actor/{part}_loss'] for part in ('bc_flow', 'distill', 'q'))
+    np.testing.assert_allclose(metrics['actor/loss'], flow + weight * distill + q, rtol=1e-5)
+
+
+@pytest.mark.parametrize('mode', ['scratch', 'finetune'])
+def test_only_the_encoders_updates_are_scaled_online(mode):
+    encoder = EncoderConfig(mode=mode, source='x' * (mode != 'scratch'))
+    spec = make_spec(dataclasses.replace(SMALL_FQL, encoder=encoder), encoder_lr_multiplier=0.25)
+    grads = {'encoders': {'shared': jnp.asarray([0.5, -2.0])}, 'critic': jnp.asarray([3.0])}
+
+    def steps(learner):
+        first, state = learner.optimizer.update(grads, learner.optimizer.init(grads), grads)
+        second, _ = learner.optimizer.update(jax.tree.map(jnp.negative, grads), state, grads)
+        return first, second
+
+    for before, after in zip(
+        steps(make_learner(spec)), steps(make_online_learner(spec)), strict=True
+    ):
+        np.testing.assert_array_equal(after['critic'], before['critic'])
+        expected = 0.25 * before['encoders']['shared']
+        np.testing.assert_allclose(after['encoders']['shared'], expected, rtol=1e-6)
 
 
 @pytest.mark.long
