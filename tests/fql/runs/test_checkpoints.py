@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -191,6 +192,21 @@ def test_a_checkpoint_that_is_read_is_deleted_after_a_later_save(tmp_path, state
             assert finished_steps(tmp_path) == [1, 2]
         writer.save(state_at(3), {})
     assert finished_steps(tmp_path) == [3]
+
+
+def test_where_no_locks_are_checkpoints_are_read_and_deleted_all_the_same(
+    tmp_path, state_at, monkeypatch
+):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, 'flock', flock)
+    with CheckpointWriter(tmp_path, keep_latest=1) as writer:
+        for step in (1, 2):
+            writer.save(state_at(step), {})
+    with CheckpointReader(tmp_path).reading(None) as step:
+        assert step == 2
+    assert finished_steps(tmp_path) == [2]
 
 
 def test_a_step_is_saved_once_even_while_its_save_is_under_way(tmp_path, state_at):
