@@ -40,6 +40,27 @@ class LockedError(DataError):
         self.holder = holder
 
 
+def lock_file(file: IO[Any], *, shared: bool = False, wait: bool = False) -> bool:
+    """Lock an open file until it is closed; return False if another lock is in the way.
+
+    Args:
+        file: open for reading if `shared`, else for writing, as NFS demands.
+        wait: whether to wait for the other lock's end.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(file, operation if wait else operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # For instance, Lustre without the option `flock`.
+        reason = f'its file system has no locks ({error.strerror})'
+        raise OSError(error.errno, reason, str(file.name)) from error
+    return True
+
+
 @contextmanager
 def locked(path: Path, work: str, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock file `path` while active; the system releases it when the process dies.
@@ -54,21 +75,15 @@ def locked(path: Path, work: str, *, wait: bool = False) -> Iterator[None]:
         LockedError: another process holds it, and `wait` is not set.
     """
     with path.open('a+') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock_file(file):
             if not wait:
                 file.seek(0)
                 holder = file.read().strip()
-                message = f'{path}: another process {work}; wait for it'
-                raise LockedError(message, holder) from None
+                raise LockedError(f'{path}: another process {work}; wait for it', holder)
             from tqdm import tqdm  # Here, so that benchmarks run without it.
 
             tqdm.write(f'another process {work}; waiting for it')
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:  # For instance, Lustre without the option `flock`.
-            reason = f'its file system has no locks ({error.strerror})'
-            raise OSError(error.errno, reason, str(path)) from error
+            lock_file(file, wait=True)
         file.truncate(0)
         file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
         file.flush()
@@ -119,13 +134,13 @@ def _temporary_file(folder: Path, name: str) -> Iterator[Path]:
     for leftover in folder.iterdir():
         if ours.fullmatch(leftover.name) and leftover.is_file() and not leftover.is_symlink():
             with suppress(OSError), leftover.open('r+b') as file:  # It may be in use.
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                leftover.unlink()
+                if lock_file(file):
+                    leftover.unlink()
     while True:
         path = folder / f'.{name}.{secrets.token_hex(4)}{_TEMPORARY}'
         with path.open('x+b') as file:  # NFS has shared locks only of files open for reading.
             with suppress(OSError):  # Some file systems have no locks.
-                fcntl.flock(file, fcntl.LOCK_SH)
+                lock_file(file, shared=True, wait=True)
             if path.exists():  # Else another process took it for a leftover before it was locked.
                 yield path
                 return

@@ -97,3 +97,9 @@ def value_of(arguments: list[str], flag: str) -> str | None:
         elif argument.startswith(f'{flag}='):
             value = argument.removeprefix(f'{flag}=')
     return value
+
+
+def name_of(argument: str) -> str:
+    """The flag's name in an argument, without dashes before it; empty where it is none."""
+    flag = argument.partition('=')[0]
+    return flag.removeprefix('--').replace('_', '-') if flag.startswith('--') else ''

@@ -18,8 +18,8 @@ from fql.runs.run_spec import read_spec
 from fql.settings.dataset_paths import task_dataset_path
 from fql.settings.presets import PresetName, default_config, online_defaults
 from fql.settings.run_arguments import check_processes, choose_folder
-from fql.settings.train_config import Processes, TrainConfig, validate_config
-from scripts.shared_args import VerifyData, value_of
+from fql.settings.train_config import Processes, TrainConfig, check_given_flags, validate_config
+from scripts.shared_args import VerifyData, name_of, value_of
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class Train:
                 config = replace(config, online=replace(config.online, alpha=None))
         else:
             config = TrainConfig(task=tyro.MISSING, agent=AGENT_CONFIGS[agent]())
+        check_given_flags(config.online, [name_of(argument) for argument in arguments])
         return cls(config, agent=cast(AgentName, config.agent.name))
 
     @classmethod
@@ -88,15 +89,15 @@ class Train:
         if not value_of(arguments, '--resume') and not value_of(arguments, '--from'):
             known = {entry.name for entry in dataclasses.fields(agent)}
             for argument in arguments:
-                name = argument.partition('=')[0].removeprefix('--').replace('-', '_')
+                flag = name_of(argument)
+                name = flag.removeprefix('no-').replace('-', '_')
                 owners = [
                     other.name
                     for other in AGENT_CONFIGS.values()
                     if name in {entry.name for entry in dataclasses.fields(other)}
                 ]
-                if argument.startswith('--') and owners and name not in known:
-                    flag = f'--{name.replace("_", "-")}'
-                    text = f'{flag} is a setting of {", ".join(owners)}, not of {agent.name}'
+                if owners and name not in known:
+                    text = f'--{flag} is a setting of {", ".join(owners)}, not of {agent.name}'
                     print(f'fql: {text}', file=sys.stderr)
                     raise SystemExit(2)
         return [re.sub('^--encoder(?==|$)', '--encoder.size', argument) for argument in arguments]

@@ -45,6 +45,30 @@ else:
 gc.disable()
 
 
+REFERENCE_KEYS = {'step_0/batch/actions', 'batch/valid', 'added/rewards'}
+"""Each is in one kind of file of published values: of updates, of chunks, of a replay."""
+
+
+def pytest_configure() -> None:
+    """Refuses a `$FQL_REFERENCE` of no known kind, which all tests would pass over.
+
+    Raises:
+        pytest.UsageError: it is such a file, or none.
+    """
+    path = os.environ.get('FQL_REFERENCE')
+    if not path:
+        return
+    from data_pipeline.files import load_arrays
+
+    try:
+        is_known = not REFERENCE_KEYS.isdisjoint(load_arrays(Path(path)))
+    except (OSError, ValueError) as error:
+        raise pytest.UsageError(f'$FQL_REFERENCE: {path} cannot be read: {error}') from None
+    if not is_known:
+        keys = ', '.join(sorted(REFERENCE_KEYS))
+        raise pytest.UsageError(f'$FQL_REFERENCE: {path} has none of the arrays {keys}')
+
+
 def pytest_collection_finish() -> None:
     """What the imports made stays, and is not searched again."""
     gc.freeze()

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -29,15 +30,34 @@ ORDER = ('envs', 'settings', 'runs', 'sweeps', 'reports', 'policies', 'training'
 TENSORFLOW = {'tensorflow', 'tensorflow_datasets', 'tensorflow_probability', 'distrax', 'tfp'}
 
 
-def imported_modules(path: Path) -> set[str]:
-    modules = set()
+LIGHT = ('fql/envs', 'fql/settings', 'fql/agents/configs.py')
+"""What `--help` and the processes that render import, at once."""
+OF_ENCODERS = {'encoders', 'jax', 'flax', 'einops', 'numpy', *sys.stdlib_module_names}
+
+
+def imported_names(path: Path) -> set[str]:
+    """All that a file imports anywhere, by its full name: `a.b.c` of `from a.b import c`, too."""
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            modules |= {alias.name.split('.')[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f'{path}: relative import'
-            modules.add(str(node.module).split('.')[0])
-    return modules
+            names |= {f'{node.module}.{alias.name}' for alias in node.names}
+    return names
+
+
+def imported_packages(path: Path) -> set[str]:
+    return {name.split('.')[0] for name in imported_names(path)}
+
+
+def assert_none_imports(files: list[Path], packages: Iterable[str], at_least: int) -> None:
+    """No file imports one of the packages, such as `fql.runs`, or a module in it."""
+    assert len(files) >= at_least
+    prefixes = tuple(f'{package}.' for package in packages)
+    for path in files:
+        wrong = [name for name in imported_names(path) if f'{name}.'.startswith(prefixes)]
+        assert not wrong, path
 
 
 def room_of(path: Path) -> str:
@@ -48,7 +68,7 @@ def room_of(path: Path) -> str:
 @pytest.mark.parametrize('package', PACKAGES)
 def test_dependencies_run_one_way(package):
     for path in (ROOT / package).rglob('*.py'):
-        modules = imported_modules(path)
+        modules = imported_packages(path)
         assert modules & set(PACKAGES) <= ROOMS[room_of(path)], path
         if package != 'data_pipeline':
             assert not modules & TENSORFLOW, path
@@ -57,14 +77,24 @@ def test_dependencies_run_one_way(package):
 
 @pytest.mark.parametrize('package', ORDER)
 def test_the_packages_around_the_algorithm_import_only_those_before_them(package):
-    later = ORDER[ORDER.index(package) + 1 :]
-    files = list((ROOT / 'fql' / package).glob('*.py'))
-    assert len(files) > 3
+    later = [f'fql.{name}' for name in ORDER[ORDER.index(package) + 1 :]]
+    assert_none_imports(list((ROOT / 'fql' / package).glob('*.py')), later, at_least=4)
+
+
+@pytest.mark.parametrize('room', LIGHT)
+def test_light_modules_import_no_library_of_arrays_on_devices(room):
+    """Not in a function either."""
+    files = [ROOT / room] if room.endswith('.py') else list((ROOT / room).glob('*.py'))
+    assert_none_imports(files, {'jax', 'flax', 'optax', *TENSORFLOW}, at_least=1)
+
+
+def test_encoders_need_little_more_than_jax_and_flax():
+    """Whoever takes them elsewhere installs no more; reading saved ones takes Orbax."""
+    files = list((ROOT / 'encoders').rglob('*.py'))
+    assert len(files) > 10
     for path in files:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom):
-                _, _, name = str(node.module).partition('fql.')
-                assert name.split('.')[0] not in later, path
+        allowed = OF_ENCODERS | ({'orbax'} if path.name == 'saved.py' else set())
+        assert imported_packages(path) <= allowed, path
 
 
 @pytest.mark.parametrize(
@@ -91,20 +121,12 @@ def test_the_algorithm_knows_nothing_of_runs():
     """Agents, learner and networks can be read and run without the packages around them."""
     algorithm = [*(ROOT / 'fql').glob('*.py'), *(ROOT / 'fql' / 'agents').glob('*.py')]
     algorithm.remove(ROOT / 'fql' / '__init__.py')  # Its imports are lazy.
-    assert len(algorithm) > 15
-    for path in algorithm:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom):
-                assert not str(node.module).startswith(tuple(f'fql.{name}' for name in ORDER)), path
+    assert_none_imports(algorithm, [f'fql.{name}' for name in ORDER], at_least=16)
 
 
 def test_the_store_knows_nothing_of_sources():
     files = list((ROOT / 'data_pipeline' / 'store').glob('*.py'))
-    assert len(files) > 5
-    for path in files:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom):
-                assert not str(node.module).startswith('data_pipeline.sources'), path
+    assert_none_imports(files, ['data_pipeline.sources'], at_least=6)
 
 
 def test_updates_are_timed_where_little_more_than_jax_is_installed():

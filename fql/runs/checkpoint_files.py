@@ -1,13 +1,12 @@
 """The files of a written checkpoint: their checksums, what damage did to them, and their lock."""
 
-import fcntl
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.files import file_sha256, write_json
+from data_pipeline.files import file_sha256, lock_file, write_json
 from data_pipeline.schema import read_json
 from fql.errors import FQLError
 
@@ -77,24 +76,18 @@ def find_damage(step_folder: Path) -> str | None:
 
 
 @contextmanager
-def locked_checkpoint(step_folder: Path, operation: int) -> Iterator[bool]:
+def locked_checkpoint(step_folder: Path, *, shared: bool) -> Iterator[bool]:
     """Inside, a checkpoint is locked; yields False if another lock is in the way.
 
-    Without its checksums it is damaged, and needs none.
+    A shared lock is waited for. Without its checksums a checkpoint is damaged, and needs none.
     """
-    # NFS has exclusive locks only of files that are open for writing.
-    mode = 'rb' if operation == fcntl.LOCK_SH else 'r+b'
     try:
-        file = (step_folder / CHECKSUMS).open(mode)
+        file = (step_folder / CHECKSUMS).open('rb' if shared else 'r+b')
     except OSError:
         yield True
         return
     with file:
-        try:
-            fcntl.flock(file, operation)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError:  # Some file systems have no locks.
-            pass
-        yield True
+        is_locked = True
+        with suppress(OSError):  # Some file systems have no locks.
+            is_locked = lock_file(file, shared=shared, wait=shared)
+        yield is_locked

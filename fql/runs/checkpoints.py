@@ -7,7 +7,6 @@ is read, and the newest sound checkpoint is used instead.
 """
 
 import dataclasses
-import fcntl
 import json
 import logging
 import math
@@ -179,9 +178,7 @@ class CheckpointWriter:
         os.rename(unfinished, self._folder / str(step))
         sync_path(self._folder)
         for old in self._out_of_date():
-            with locked_checkpoint(
-                self._folder / str(old), fcntl.LOCK_EX | fcntl.LOCK_NB
-            ) as is_free:
+            with locked_checkpoint(self._folder / str(old), shared=False) as is_free:
                 if not is_free:  # It is deleted after a later save.
                     continue
                 # Renamed first, so that a half-deleted folder is no checkpoint.
@@ -291,7 +288,7 @@ class CheckpointReader:
         while True:
             found = self.find(step, notify)
             folder = self._folder / str(found)
-            with locked_checkpoint(folder, fcntl.LOCK_SH):
+            with locked_checkpoint(folder, shared=True):
                 if folder.exists():  # Else it was deleted before it was locked.
                     yield found
                     return

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -170,6 +170,7 @@ def validate_config(config: TrainConfig) -> None:
     check_environment(config)
     encoder = config.agent.encoder
     bc_flow_trains_encoder = getattr(config.agent, 'bc_flow_trains_encoder', True)
+    pessimism = getattr(config.agent, 'critic_pessimism', 0)
     checks = {
         'eval-episodes must be at least 1 (eval-interval 0 turns evaluation off)': (
             config.eval_episodes >= 1 or config.eval_interval == 0
@@ -196,8 +197,10 @@ def validate_config(config: TrainConfig) -> None:
         ),
         'hidden-dims must be one or more widths': len(config.agent.hidden_dims) > 0,
         'critic-pessimism needs --q-agg mean': (
-            getattr(config.agent, 'critic_pessimism', 0) == 0
-            or getattr(config.agent, 'q_agg', 'mean') == 'mean'
+            pessimism == 0 or getattr(config.agent, 'q_agg', 'mean') == 'mean'
+        ),
+        'critic-pessimism needs --num-critics of at least 2: one does not disagree': (
+            pessimism == 0 or getattr(config.agent, 'num_critics', 2) >= 2
         ),
         'steps must be at least 1, unless --online-steps is given': (
             config.steps >= 1 or config.online.online_steps >= 1
@@ -219,6 +222,9 @@ def check_online(config: TrainConfig) -> None:
         f'offline-ratio must be uniform or lie in [0, 1], not {ratio}': (
             ratio == 'uniform' or 0 <= float(ratio) <= 1
         ),
+        f'offline-ratio {ratio} is no row of a batch of {config.batch_size}: give more, or 0': (
+            ratio in ('uniform', 0) or config.batch_size * float(ratio) >= 1
+        ),
         f'online-steps and online-warmup must be multiples of online-workers '
         f'({online.online_workers})': (
             online.online_steps % online.online_workers == 0
@@ -229,11 +235,36 @@ def check_online(config: TrainConfig) -> None:
         'exploration ucb is of agent fql, whose one-step policy gives the candidates': (
             online.exploration == 'none' or agent.name == 'fql'
         ),
+        'exploration ucb needs --num-critics of at least 2: one does not disagree': (
+            online.exploration == 'none' or getattr(agent, 'num_critics', 2) >= 2
+        ),
+        'ucb-candidates and ucb-beta need --exploration ucb': (
+            online.exploration == 'ucb'
+            or (online.ucb_candidates, online.ucb_beta)
+            == (OnlineConfig.ucb_candidates, OnlineConfig.ucb_beta)
+        ),
+        'online.encoder-lr-multiplier is without effect on a frozen encoder': (
+            online.encoder_lr_multiplier == 1 or agent.encoder.mode != 'frozen'
+        ),
         f'online.alpha: agent {agent.name} has no alpha': (
             online.alpha is None or hasattr(agent, 'alpha')
         ),
     }
     raise_unless(checks)
+
+
+def check_given_flags(online: OnlineConfig, given: Collection[str]) -> None:
+    """Raise FQLError if a flag of the online phase was given, and there is none.
+
+    The configuration does not tell: a preset may have other values than `OnlineConfig`.
+
+    Args:
+        given: names of flags, without dashes before them.
+    """
+    flags = (flag_of(online, entry.name).replace('_', '-') for entry in dataclasses.fields(online))
+    for flag in flags:
+        if flag in given and online.online_steps == 0 and 'online-steps' not in given:
+            raise FQLError(f'{flag} is a setting of the online phase: give --online-steps too')
 
 
 def check_environment(config: TrainConfig) -> None:
@@ -318,6 +349,7 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
     except ValueError as error:
         raise FQLError(str(error)) from None
     validate_config(changed)
+    check_given_flags(changed.online, settings)
     return changed
 
 

@@ -5,7 +5,6 @@
 <folder>/TASK/AGENT/seed-N.log          the output of its process
 """
 
-import fcntl
 import os
 import shlex
 import time
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, get_args
 
-from data_pipeline.files import write_text
+from data_pipeline.files import lock_file, write_text
 from fql.errors import FQLError
 from fql.output import format_table
 from fql.runs.measures import read_results
@@ -133,18 +132,9 @@ def claimed_log(path: Path) -> Iterator[IO[bytes] | None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('ab') as file:
         deadline = time.monotonic() + _LOOK_SECONDS
-        while not (is_ours := _lock(file, fcntl.LOCK_EX)) and time.monotonic() < deadline:
+        while not (is_ours := lock_file(file)) and time.monotonic() < deadline:
             time.sleep(_LOOK_SECONDS / 10)  # `is_running` may have it, for a moment.
         yield file if is_ours else None
-
-
-def _lock(file: IO[bytes], operation: int) -> bool:
-    """Lock an open file, unless another lock is in the way; return whether it was locked."""
-    try:
-        fcntl.flock(file, operation | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def begin_attempt(log: IO[bytes], arguments: Sequence[str]) -> None:
@@ -162,7 +152,7 @@ def is_running(folder: SweepFolder, run: SweepRun) -> bool:
     if not log.is_file():
         return False
     with log.open('rb') as file:
-        return not _lock(file, fcntl.LOCK_SH)
+        return not lock_file(file, shared=True)
 
 
 def state_of(folder: SweepFolder, run: SweepRun, queued: bool = False) -> State:

@@ -285,11 +285,25 @@ def test_live_files_are_locked_where_shared_locks_need_reading(tmp_path, monkeyp
     assert path.read_text() == 'whole'
 
 
-def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+@pytest.fixture
+def no_locks(monkeypatch):
     def flock(*_: object) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(fcntl, 'flock', flock)
+
+
+@pytest.mark.usefixtures('no_locks')
+def test_where_no_locks_are_a_file_that_may_be_in_use_stays(tmp_path):
+    write_text(tmp_path / 'a.json', 'old')
+    with replacing(tmp_path / 'a.json') as live:
+        live.write_text('new')
+        write_text(tmp_path / 'a.json', 'other')
+    assert (tmp_path / 'a.json').read_text() == 'new'
+
+
+@pytest.mark.usefixtures('no_locks')
+def test_a_file_system_without_locks_is_named(tmp_path):
     with pytest.raises(OSError, match=r'has no locks \(Function not impl.*/lock') as caught:
         locked(tmp_path / 'lock', 'works').__enter__()
     assert caught.value.errno == errno.ENOSYS

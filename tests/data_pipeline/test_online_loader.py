@@ -234,7 +234,7 @@ def test_the_replay_holds_what_the_reference_buffer_does(tmp_path):
 
     The reference keeps both ends of each transition; here each is an episode of one step.
     """
-    arrays = load_arrays(Path(os.environ.get('FQL_REFERENCE', REFERENCE)))
+    arrays = load_arrays(Path(os.environ.get('FQL_REFERENCE') or REFERENCE))
     if 'added/rewards' not in arrays:
         pytest.skip('the reference that was named is of something else')
     added = {

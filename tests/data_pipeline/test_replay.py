@@ -1,10 +1,9 @@
-"""The growing store: against plain NumPy, against the reference's buffer, and against accidents."""
+"""The growing store: against plain NumPy, and against accidents."""
 
 import json
 import os
 import shutil
 from operator import itemgetter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +21,6 @@ SEVERAL = RowLayout(
     {'front': 'uint8', 'wrist': 'uint8', 'pose': 'float32'},
     2,
 )
-REFERENCE = Path(__file__).resolve().parents[1] / 'parity' / 'data' / 'replay_buffer.npz'
 
 
 def make_episodes(lengths, layout=LAYOUT, seed=0):

@@ -6,6 +6,7 @@ import pytest
 
 from fql.agents.configs import AGENT_CONFIGS
 from fql.envs.tasks import QUICKSTART_TASK
+from scripts import main
 
 SMALL = (
     *('--task', QUICKSTART_TASK, '--batch-size', 8, '--hidden-dims', 8, '--frame-stack', 2),
@@ -54,11 +55,19 @@ def test_a_killed_run_ends_as_one_that_was_not(fql, start_fql, wait_for_checkpoi
     assert digest(fql, whole) == digest(fql, killed)
 
 
-def test_another_agents_flag_is_refused_by_name(fql_process):
-    done = fql_process('train', '--agent', 'iql', *SMALL, '--flow-steps', 3)
-    assert done.returncode == 2
-    assert '--flow-steps is a setting of fql, ifql' in done.stderr
-    assert 'not of iql' in done.stderr
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (('--flow-steps', 3), '--flow-steps is a setting of fql, ifql, '),
+        (('--no-normalize-q-loss',), '--no-normalize-q-loss is a setting of fql, fbrac, not of'),
+    ],
+)
+def test_another_agents_flag_is_refused_by_name(capsys, flags, message):
+    with pytest.raises(SystemExit, match='2'):
+        main.run(['train', '--agent', 'iql', *map(str, flags)])
+    error = capsys.readouterr().err
+    assert message in error
+    assert 'not of iql' in error
 
 
 def test_help_shows_the_settings_of_one_agent(fql_process):

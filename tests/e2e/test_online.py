@@ -267,7 +267,25 @@ def rows_of(path):
         (('--agent', 'iql', '--online-steps', 5, '--exploration', 'ucb'), 'is of agent fql'),
         (('--agent', 'sac', '--online-steps', 5, '--online.alpha', 1), 'sac has no alpha'),
         (('--step', 5), '--step needs --from'),
+        *(
+            ((flag, value), f'{flag[2:]} is a setting of the online phase: give --online-steps too')
+            for flag, value in [
+                ('--online.alpha', 3),
+                ('--online-warmup', 3),
+                ('--offline-ratio', 0.5),
+                ('--online-workers', 2),
+            ]
+        ),
     ],
 )
-def test_settings_without_sense(fql, assert_one_line, flags, message):
-    assert_one_line(fql('train', '--task', QUICKSTART_TASK, *flags), message)
+def test_settings_without_sense(fql, assert_one_line, tmp_path, flags, message):
+    # Without data, so that nothing is trained should the settings be taken.
+    done = fql('train', '--task', QUICKSTART_TASK, '--data-dir', tmp_path, *flags)
+    assert_one_line(done, message)
+
+
+def test_presets_of_the_online_phase_are_not_taken_for_flags(fql, assert_one_line, tmp_path):
+    """An alpha and a ratio that the task's preset has, in runs without an online phase."""
+    for task, agent in (('pen-cloned-v1', 'fql'), ('antmaze-umaze-v2', 'sac')):
+        done = fql('train', '--task', task, '--agent', agent, '--data-dir', tmp_path)
+        assert_one_line(done, 'no dataset')

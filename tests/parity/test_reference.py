@@ -1,6 +1,7 @@
 """Parity with the reference implementations' numbers, in `separate` mode and on vectors.
 
-`data/README.md` describes the files. If `$FQL_REFERENCE` names a file, only that one is tested.
+`data/README.md` describes the files. If `$FQL_REFERENCE` names a file, only that one is tested:
+here, or in the tests of data, by what it contains.
 """
 
 import json
@@ -16,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 
+from data_pipeline.files import load_arrays
 from encoders.impala import ENCODERS, ImpalaEncoder
 from fql.agents.base import Agent
 from fql.agents.configs import AGENT_CONFIGS, AgentConfig, EncoderConfig, Spec
@@ -226,15 +228,18 @@ REFERENCES = {
 class File:
     """The contents of one file, in our names and layouts."""
 
-    def __init__(self, path: Path) -> None:
-        with np.load(path, allow_pickle=False) as file:
-            self.arrays = dict(file)
-        self.values: dict[str, Any] = json.loads(str(self.arrays['config']))
+    def __init__(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
+        self.arrays = arrays
+        self.values: dict[str, Any] = json.loads(str(arrays['config']))
         kind = [self.values.get('agent', 'fql')]
         if 'actor_type' in self.values:
             kind.append(self.values['actor_type'])
         if kind[1:] == ['distill-ddpg'] and not self.values['action_chunking']:
             kind.append('without chunks')
+        if ' '.join(kind) not in REFERENCES:
+            raise pytest.Collector.CollectError(
+                f'{path} is of agent {" ".join(kind)}; there are {", ".join(REFERENCES)}'
+            )
         self.reference = REFERENCES[' '.join(kind)]
         self.chunks = kind[0] == 'acfql'
         self.updates = self.values['updates']
@@ -380,21 +385,24 @@ def assert_same_shapes(got: Any, expected: Any) -> None:
     assert shapes[0] == shapes[1]
 
 
-def paths() -> list[Path]:
-    """All files."""
-    if path := os.environ.get('FQL_REFERENCE'):
-        return [Path(path)] if 'replay_buffer' not in path else []
-    others = ('chunk_sampling', 'replay_buffer')
-    found = [path for path in sorted(DATA.glob('*.npz')) if not path.name.startswith(others)]
-    assert found, f'no reference values in {DATA}'
-    return found
+def find_files() -> dict[str, File]:
+    """All files of an agent's updates, by name; the others are for the tests of data."""
+    named = os.environ.get('FQL_REFERENCE')
+    paths = [Path(named)] if named else sorted(DATA.glob('*.npz'))
+    assert paths, f'no reference values in {DATA}'
+    contents = {path: load_arrays(path) for path in paths}
+    return {
+        path.stem: File(path, arrays)
+        for path, arrays in contents.items()
+        if 'step_0/batch/actions' in arrays
+    }
 
 
-FILES = {path.stem: File(path) for path in paths()}
+FILES = find_files()
 COMPARED = [
     pytest.param(name, marks=pytest.mark.long)
     if name in ('acfql_distill_pixels', 'ifql_pixels', 'rebrac_pixels')
-    and 'FQL_REFERENCE' not in os.environ
+    and not os.environ.get('FQL_REFERENCE')
     else name
     for name in FILES
 ]

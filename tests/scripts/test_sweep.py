@@ -1,5 +1,6 @@
 """`fql sweep`: the runs that it starts and those that it keeps, and how it ends."""
 
+import errno
 import fcntl
 import json
 import os
@@ -248,6 +249,15 @@ def test_a_look_at_a_log_does_not_keep_its_run_from_starting(tmp_path, seconds, 
             assert (claimed is not None) == is_free
         timer.cancel()
         timer.join()
+
+
+def test_a_log_where_no_locks_are_is_named(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, 'flock', flock)
+    with pytest.raises(OSError, match=r'has no locks .*/run\.log'):
+        claimed_log(tmp_path / 'run.log').__enter__()
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 import dataclasses
 import errno
+import fcntl
 import hashlib
-import math
+import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import jax
@@ -85,12 +87,62 @@ def test_round_trip_is_bit_exact(saved, abstract, state_at):
 
 
 def test_kept_are_the_latest_the_best_and_every_nth(tmp_path, state_at):
-    successes = {1: 0.2, 2: 0.9, 3: math.nan, 5: 0.3, 6: 0.4, 7: math.nan}
+    # NaN, before and after the best; each its own object, as when read from a file.
+    nans = {step: float('nan') for step in (1, 3, 7)}
+    successes = {**nans, 2: 0.9, 5: 0.3, 6: 0.4}
     for resumed in (1, 5):  # A restart in between must not forget the best.
         with CheckpointWriter(tmp_path, 2, 5, lambda: successes) as writer:
             for step in range(resumed, resumed + 4):
                 writer.save(state_at(step), {})
     assert finished_steps(tmp_path) == [2, 5, 7, 8]
+
+
+def test_all_of_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, state_at, monkeypatch):
+    synced, before_rename = {}, {}
+    fsync, rename = os.fsync, os.rename
+
+    def note(descriptor):
+        fsync(descriptor)
+        status = os.fstat(descriptor)
+        synced[status.st_ino] = status.st_size
+
+    def note_rename(old, new):
+        if Path(new) == tmp_path / '1':
+            before_rename.update(synced)
+            synced.clear()
+        rename(old, new)
+
+    monkeypatch.setattr(os, 'fsync', note)
+    monkeypatch.setattr(os, 'rename', note_rename)
+    with CheckpointWriter(tmp_path, keep_latest=1) as writer:
+        writer.save(state_at(1), {})
+    monkeypatch.undo()
+    checkpoint = tmp_path / '1'
+    written = [checkpoint, *checkpoint.rglob('*')]
+    assert len(written) > 10
+    for path in written:
+        status = path.stat()
+        assert before_rename.get(status.st_ino) == status.st_size, path
+    assert tmp_path.stat().st_ino in synced  # The new name, after it.
+
+
+def test_metadata_are_those_at_the_time_of_the_save(tmp_path, state_at, monkeypatch):
+    """The trainer goes on counting rows while Orbax writes."""
+    changed = threading.Event()
+    dumps = json.dumps
+
+    def wait_and_dump(*args, **settings):
+        if threading.current_thread() is not threading.main_thread():
+            assert changed.wait(60)
+        return dumps(*args, **settings)
+
+    given = {'rows': {'train.csv': 1}}
+    monkeypatch.setattr(json, 'dumps', wait_and_dump)
+    with CheckpointWriter(tmp_path, keep_latest=1) as writer:
+        writer.save(state_at(1), given)
+        given['rows']['train.csv'] = 2
+        changed.set()
+    assert CheckpointReader(tmp_path).metadata(1) == {'rows': {'train.csv': 1}}
 
 
 def test_an_evaluation_that_ends_after_the_save_counts(tmp_path, state_at):
@@ -140,6 +192,21 @@ def test_a_checkpoint_that_is_read_is_deleted_after_a_later_save(tmp_path, state
             assert finished_steps(tmp_path) == [1, 2]
         writer.save(state_at(3), {})
     assert finished_steps(tmp_path) == [3]
+
+
+def test_where_no_locks_are_checkpoints_are_read_and_deleted_all_the_same(
+    tmp_path, state_at, monkeypatch
+):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, 'flock', flock)
+    with CheckpointWriter(tmp_path, keep_latest=1) as writer:
+        for step in (1, 2):
+            writer.save(state_at(step), {})
+    with CheckpointReader(tmp_path).reading(None) as step:
+        assert step == 2
+    assert finished_steps(tmp_path) == [2]
 
 
 def test_a_step_is_saved_once_even_while_its_save_is_under_way(tmp_path, state_at):

@@ -14,6 +14,7 @@ from fql.errors import FQLError
 from fql.settings.bounds import BOUNDS
 from fql.settings.presets import default_config
 from fql.settings.train_config import (
+    OnlineConfig,
     TrainConfig,
     config_from_dict,
     config_to_dict,
@@ -109,6 +110,10 @@ def test_an_alpha_that_is_given_holds_in_the_online_phase_too():
                 (FQLConfig(alpha=float('nan')), 'alpha must lie in [0, 1e+09], not nan'),
                 (FQLConfig(discount=1.1), 'discount must lie in [0, 1], not 1.1'),
                 (IQLConfig(expectile=1.5), 'expectile must lie in [0, 1], not 1.5'),
+                (
+                    FQLConfig(num_critics=1, critic_pessimism=0.5),
+                    'critic-pessimism needs --num-critics of at least 2',
+                ),
             ]
         ),
         *(
@@ -130,6 +135,44 @@ def test_senseless_values_are_refused(change, message):
     validate_config(CONFIG)
     with pytest.raises(FQLError, match=re.escape(message)):
         validate_config(dataclasses.replace(CONFIG, **change))
+
+
+@pytest.mark.parametrize(
+    ('online', 'agent', 'message'),
+    [
+        ({'exploration': 'ucb'}, {'num_critics': 1}, 'ucb needs --num-critics of at least 2'),
+        ({'ucb_beta': 2.0}, {}, 'ucb-candidates and ucb-beta need --exploration ucb'),
+        ({'ucb_candidates': 8}, {}, 'ucb-candidates and ucb-beta need --exploration ucb'),
+        (
+            {'encoder_lr_multiplier': 0.1},
+            {'encoder': EncoderConfig(mode='frozen', source='/e')},
+            'online.encoder-lr-multiplier is without effect on a frozen encoder',
+        ),
+        ({'offline_ratio': 0.003}, {}, 'offline-ratio 0.003 is no row of a batch of 256'),
+        ({'offline_ratio': float('nan')}, {}, 'offline-ratio must be uniform or lie in [0, 1]'),
+    ],
+)
+def test_what_would_be_without_effect_online_is_refused(online, agent, message):
+    config = dataclasses.replace(
+        CONFIG, online=OnlineConfig(online_steps=9, **online), agent=FQLConfig(**agent)
+    )
+    with pytest.raises(FQLError, match=re.escape(message)):
+        validate_config(config)
+
+
+@pytest.mark.parametrize(
+    ('online', 'agent'),
+    [
+        ({'exploration': 'ucb', 'ucb_beta': 2.0, 'ucb_candidates': 8}, {'num_critics': 2}),
+        ({'encoder_lr_multiplier': 0.1}, {'num_critics': 1}),
+        ({'offline_ratio': 0.0}, {}),
+        ({'offline_ratio': 1 / 256}, {}),
+        ({'offline_ratio': 1.0}, {'num_critics': 2, 'critic_pessimism': 0.5}),
+    ],
+)
+def test_what_has_an_effect_online_is_taken(online, agent):
+    online_config = OnlineConfig(online_steps=9, **online)
+    validate_config(dataclasses.replace(CONFIG, online=online_config, agent=FQLConfig(**agent)))
 
 
 def test_agents_differ_by_name_and_by_their_own_settings():

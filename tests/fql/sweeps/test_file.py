@@ -18,6 +18,7 @@ seeds = [3, 5]
 
 [settings]
 batch-size = 8
+online-steps = 9
 online.alpha = 7
 discount = 0.5
 
@@ -115,6 +116,7 @@ def test_the_ready_sweeps_are_those_of_the_paper():
         ('A\n[settings]\nexpectile = 0.5', "agent fql has no setting 'expectile'"),
         ('A\n[settings]\nsteps = "many"', "fql: steps must be int, not 'many'"),
         ('A\n[settings]\nsteps = -1', 'steps must lie in'),
+        ('A\n[settings]\nonline.alpha = 7', 'online.alpha is a setting of the online phase: give'),
         ('A\n[settings]\nencoder.size = "big"', 'encoder.size must be one of'),
         ('A\n[settings]\nseed = 1', 'settings: seed cannot be set here'),
         ('A\n[settings]\nsave-interval = 0', 'must be resumable'),
