@@ -337,9 +337,8 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
         nearest = difflib.get_close_matches(unknown[0], flags)
         hint = f'; the nearest are {", ".join(nearest)}' if nearest else ''
         raise FQLError(f'agent {config.agent.name} has no setting {unknown[0]!r}{hint}')
-    if 'alpha' in settings:
-        settings = {'online.alpha': None, **settings}
-    values = config_to_dict(_replaced(config, settings))
+    same_online = {'online.alpha': None} if 'alpha' in settings else {}
+    values = config_to_dict(_replaced(config, {**same_online, **settings}))
     agent = {name: value for name, value in values.pop('agent').items() if name != 'name'}
     # As after JSON, which turns tuples into lists; a date of TOML is text on a command line.
     values, agent = json.loads(json.dumps([values, agent], default=str))

@@ -85,7 +85,7 @@ def test_an_alpha_that_is_given_holds_in_the_online_phase_too():
     assert (config.agent.alpha, config.online.alpha) == (30, 100)
     for settings, alpha in (({}, 100), ({'alpha': 5.0}, None)):
         assert with_settings(config, settings).online.alpha == alpha
-    both = with_settings(config, {'alpha': 5.0, 'online.alpha': 7.0})
+    both = with_settings(config, {'alpha': 5.0, 'online.alpha': 7.0, 'online-steps': 9})
     assert (both.agent.alpha, both.online.alpha) == (5, 7)
 
 
