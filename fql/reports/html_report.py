@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fql.envs.tasks import find_task
+from fql.envs.tasks import OWN_TASK, find_task
 from fql.reports.published import PublishedResult
 from fql.reports.report_figures import colours, learning_curves, strip, strip_ends
 from fql.reports.run_results import (
@@ -78,7 +78,7 @@ def header(
         facts.insert(-1, f'{_count(len(missing), "run")} not finished')
     links = ''
     if len(by_task) > 1:
-        items = ''.join(f'<a href="#{escape(task)}">{escape(task)}</a>' for task in by_task)
+        items = ''.join(f'<a href="#{_anchor(task)}">{escape(task)}</a>' for task in by_task)
         links = f'<nav aria-label="Tasks">{items}</nav>'
     return (
         f'<header><h1>{escape(title)}</h1><p class="soft">{" · ".join(facts)}</p>{links}</header>'
@@ -208,7 +208,7 @@ def task_section(
         ]
         rows.append(row + ([published_text(published)] if has_published else []))
     return (
-        f'<section id="{escape(task)}"><h2>{escape(task)}</h2>{_table(heads, rows)}'
+        f'<section id="{_anchor(task)}"><h2>{escape(task)}</h2>{_table(heads, rows)}'
         f'<div class="pictures"><figure class="curve">{learning_curves(groups, colour_of)}'
         f'<figcaption>{_legend(groups, colour_of)}</figcaption></figure>'
         f'{videos.of(groups)}</div></section>'
@@ -302,7 +302,10 @@ def settings_section(groups: Sequence[Group]) -> str:
 def differences_from_defaults(group: Group) -> dict[str, tuple[str, str]]:
     """By flag, the value in these runs and the default of the task and agent, if they differ."""
     ours = group.runs[0].settings
-    defaults = settings_of_results(default_config(find_task(group.task), group.agent, ours['env']))
+    task = find_task(ours['task'])
+    defaults = settings_of_results(default_config(task, group.agent, ours['env']))
+    if task.name == OWN_TASK:  # The name of the group's task says it.
+        defaults['dataset'] = ours['dataset']
     return {
         flag: (setting_text(value), setting_text(defaults[flag]))
         for flag, value in ours.items()
@@ -398,6 +401,11 @@ def published_value(published: PublishedResult | None, measure: Measure) -> floa
 
 def _task_names(names: Sequence[str], total: int) -> str:
     return f'all {total}' if len(names) == total > 1 else '<br>'.join(map(escape, names))
+
+
+def _anchor(task: str) -> str:
+    """The id of a task's section, which must not have spaces."""
+    return escape(task.replace(' ', '-'))
 
 
 def _count(number: int, noun: str) -> str:

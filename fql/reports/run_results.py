@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fql.envs.tasks import OWN_TASK
 from fql.errors import FQLError
 from fql.reports.published import PublishedResult, published_result
 from fql.runs.measures import Measure, read_results
@@ -50,19 +51,16 @@ class Group:
     """Runs that differ only in their seeds.
 
     Attributes:
+        task: its name, of `task_names`.
         name: the agent, and what distinguishes the group from others of its task and agent.
         runs: by seed, those whose last evaluation is the latest.
         behind: the others, which do not count.
     """
 
+    task: str
     name: str
     runs: Sequence[Run]
     behind: Sequence[Run] = ()
-
-    @property
-    def task(self) -> str:
-        """The task of all runs."""
-        return str(self.runs[0].settings['task'])
 
     @property
     def agent(self) -> str:
@@ -126,28 +124,28 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     Raises:
         FQLError: two runs are the same, or the runs of a task are measured differently.
     """
+    runs = list(runs)
     together: dict[tuple[Any, ...], list[Run]] = {}
-    for run in runs:
-        key = (run.settings['task'], run.settings['agent'], *_compared(run.settings).items())
+    for task, run in zip(task_names([run.settings for run in runs]), runs, strict=True):
+        key = (task, run.settings['agent'], *_compared(run.settings).items())
         together.setdefault(key, []).append(run)
     by_task: dict[tuple[str, str], list[list[Run]]] = {}
-    for members in together.values():
+    for (task, agent, *_), members in together.items():
         members.sort(key=lambda run: run.seed)
         for one, other in itertools.pairwise(members):
             if one.seed == other.seed:
                 raise FQLError(
                     f'{one.folder.path} and {other.folder.path} have the same settings and seed'
                 )
-        first = members[0].settings
-        by_task.setdefault((first['task'], first['agent']), []).append(members)
+        by_task.setdefault((task, agent), []).append(members)
     groups = [
-        _group(name, members)
-        for (_, agent), alike in by_task.items()
+        _group(task, name, members)
+        for (task, agent), alike in by_task.items()
         for name, members in zip(_names(agent, alike), alike, strict=True)
     ]
     measured: dict[str, Run] = {}
-    for run in (run for members in together.values() for run in members):
-        other = measured.setdefault(run.settings['task'], run)
+    for task, run in ((key[0], run) for key, members in together.items() for run in members):
+        other = measured.setdefault(task, run)
         if run.measure != other.measure:
             raise FQLError(
                 f'{other.folder.path} and {run.folder.path} are measured differently: by '
@@ -156,9 +154,28 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     return groups
 
 
-def _group(name: str, runs: Sequence[Run]) -> Group:
+def task_names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of the tasks of runs with these settings.
+
+    Each dataset of task own is a task of its own; so is each environment that it is evaluated in.
+    """
+    envs: dict[str, set[str]] = {}
+    for of_run in settings:
+        if of_run['task'] == OWN_TASK:
+            envs.setdefault(of_run['dataset'], set()).add(of_run['env'])
+    return [
+        f'{OWN_TASK}: {of_run["dataset"]}'
+        + (f' in {of_run["env"]}' if len(envs[of_run['dataset']]) > 1 else '')
+        if of_run['task'] == OWN_TASK
+        else str(of_run['task'])
+        for of_run in settings
+    ]
+
+
+def _group(task: str, name: str, runs: Sequence[Run]) -> Group:
     last = max(max(run.results) for run in runs)
     return Group(
+        task,
         name,
         [run for run in runs if max(run.results) == last],
         [run for run in runs if max(run.results) < last],
@@ -188,7 +205,7 @@ def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _names(agent: str, alike: Sequence[Sequence[Run]]) -> list[str]:
     """The agent's name, with the settings in which the groups of one task and agent differ."""
-    varying = varying_settings([Group('', members) for members in alike])
+    varying = varying_settings([Group('', '', members) for members in alike])
     texts = [
         ', '.join(f'{flag} {setting_text(values[i])}' for flag, values in varying.items())
         for i in range(len(alike))

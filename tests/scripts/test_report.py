@@ -113,26 +113,64 @@ def test_what_cannot_be_is_refused(fql, assert_one_line, tmp_path):
     assert not (tmp_path / 'new.html').exists()
 
 
-def test_runs_on_other_data_are_other_groups(fql, tmp_path):
-    """And those that report other numbers cannot share a task's table."""
-    own = {'task': 'own', 'env': 'maze:maze-v0'}
-    runs = [
-        write_run(tmp_path / name, {10: success}, TrainConfig(dataset=name, seed=seed, **own))
-        for seed, (name, success) in enumerate((('play', 0.2), ('noisy', 0.8)))
+def own_runs(folder, *runs):
+    """Runs of task own: each of (dataset, environment, agent, success)."""
+    return [
+        write_run(
+            folder / str(i),
+            {10: success},
+            TrainConfig('own', dataset=dataset, env=env, agent=agent),
+        )
+        for i, (dataset, env, agent, success) in enumerate(runs)
     ]
-    out = ('--out', tmp_path / 'r.html')
-    done = fql('report', *runs, *out)
+
+
+def test_runs_on_other_data_are_other_groups(fql, tmp_path):
+    runs = [
+        write_run(tmp_path / name, {10: success}, TrainConfig(CUBE, dataset=name))
+        for name, success in (('play', 0.2), ('noisy', 0.8))
+    ]
+    done = fql('report', *runs, '--out', tmp_path / 'r.html')
     rows = [cells(line)[:4] for line in done.stdout.splitlines()[2:4]]
     assert rows == [
         ['fql (dataset play)', '1', '10', '20.0%'],
         ['fql (dataset noisy)', '1', '10', '80.0%'],
     ]
-    agent = IQLConfig()
-    other = write_run(
-        tmp_path / 'iql', {10: 'nan'}, TrainConfig(dataset='play', agent=agent, **own)
+
+
+def test_each_own_dataset_is_a_task_of_its_own(fql, tmp_path):
+    """Agents on other data are not compared, and may be measured by other numbers."""
+    maze, arm = 'maze:maze-v0', 'robots:arm/reach-v0'
+    runs = own_runs(tmp_path, ('m', maze, FQLConfig(), 0.2), ('a b', arm, IQLConfig(), 0.8))
+    done = fql('report', *runs, '--out', tmp_path / 'r.html')
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [lines[0], lines[3]] == ['own: m', 'own: a b']
+    page = (tmp_path / 'r.html').read_text()
+    assert 'href="#own:-a-b"' in page
+    assert 'id="own:-a-b"' in page
+    assert 'Probability of a better result' not in page
+    assert '--dataset</code>' not in page  # No setting that differs from a default.
+    runs[1:] = own_runs(tmp_path / 'returns', ('x', arm, IQLConfig(), 'nan'))
+    done = fql('report', *runs, '--out', tmp_path / 'n.html')
+    assert done.returncode == 0, done.stderr
+    assert [cells(line)[2] for line in done.stdout.splitlines()[1::3]] == ['success', 'return']
+
+
+def test_environments_of_one_own_dataset_are_told_apart(fql, tmp_path):
+    runs = own_runs(
+        tmp_path,
+        ('m', 'maze:maze-v0', FQLConfig(), 0.2),
+        ('m', 'maze:large/maze-v0', FQLConfig(), 0.8),
+        ('n', 'maze:maze-v0', FQLConfig(), 0.5),
     )
-    done = fql('report', runs[0], other, '--out', tmp_path / 'n.html')
-    assert 'are measured differently: by success and by return' in done.stderr
+    done = fql('report', *runs, '--out', tmp_path / 'r.html')
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[:9:3] == [
+        'own: m in maze:maze-v0',
+        'own: m in maze:large/maze-v0',
+        'own: n',
+    ]
 
 
 def test_tasks_of_one_dataset_are_averaged_beside_the_papers_average(fql, tmp_path):
