@@ -15,6 +15,7 @@ from fql.reports.run_results import (
     NOT_COMPARED,
     PROTOCOL_EVALUATIONS,
     Group,
+    MissingRun,
     is_on_one_scale,
     varying_settings,
 )
@@ -28,12 +29,12 @@ VIDEO_BYTES, ALL_VIDEO_BYTES = 3_000_000, 40_000_000
 """Limits for one embedded video, and for all of them together."""
 
 
-def html_report(title: str, groups: Sequence[Group], missing: Mapping[str, str]) -> str:
+def html_report(title: str, groups: Sequence[Group], missing: Sequence[MissingRun]) -> str:
     """The page.
 
     Args:
         groups: all groups to compare.
-        missing: why runs are not in the numbers, of `missing_runs`.
+        missing: the runs that are not in the numbers, of `missing_runs`.
     """
     names = list(dict.fromkeys(group.name for group in groups))
     colour_of = colours(names)
@@ -64,7 +65,7 @@ def header(
     title: str,
     groups: Sequence[Group],
     by_task: Mapping[str, Sequence[Group]],
-    missing: Mapping[str, str],
+    missing: Sequence[MissingRun],
 ) -> str:
     """The page's subject, and links to the tasks where there are several."""
     runs = sum(len(group.runs) for group in groups)
@@ -313,31 +314,32 @@ def differences_from_defaults(group: Group) -> dict[str, tuple[str, str]]:
     }
 
 
-def missing_runs(groups: Sequence[Group], not_run: Mapping[str, str]) -> dict[str, str]:
-    """Why runs are not in the numbers: `not_run`, and runs behind others of their group."""
-    behind = {
-        f'{group.task}/{group.name}/seed-{run.seed}': (
-            f'left out of the tables: evaluated up to update {max(run.results):,} only'
+def missing_runs(groups: Sequence[Group], not_run: Sequence[MissingRun]) -> list[MissingRun]:
+    """The runs that are not in the numbers: `not_run`, and those behind others of their group."""
+    behind = [
+        MissingRun(
+            group.task,
+            group.name,
+            str(run.seed),
+            f'left out of the tables: evaluated up to update {max(run.results):,} only',
         )
         for group in groups
         for run in group.behind
-    }
-    return {**not_run, **behind}
+    ]
+    return [*not_run, *behind]
 
 
-def missing_section(missing: Mapping[str, str], by_task: Iterable[str]) -> str:
+def missing_section(missing: Sequence[MissingRun], by_task: Iterable[str]) -> str:
     """What is not in the numbers above; runs that lack the same share a line."""
     seeds: dict[tuple[str, str, str], list[str]] = {}
-    for name, why in missing.items():
-        setting, _, seed = name.rpartition('/seed-')
-        task, _, agent = setting.partition('/')
-        seeds.setdefault((task, agent, why), []).append(seed)
+    for run in missing:
+        seeds.setdefault((run.task, run.agent, run.why), []).append(run.seed)
     tasks: dict[tuple[str, str, str], list[str]] = {}
     for (task, agent, why), numbers in seeds.items():
         tasks.setdefault((agent, ', '.join(numbers), why), []).append(task)
     if not tasks:
         return ''
-    total = len({*by_task, *(task for task, _, _ in seeds)})
+    total = len({*by_task, *(run.task for run in missing if run.task)})
     rows = [
         [escape(agent), escape(numbers), escape(why), _task_names(names, total)]
         for (agent, numbers, why), names in tasks.items()

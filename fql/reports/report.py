@@ -7,8 +7,18 @@ from data_pipeline.files import make_folder, write_text
 from fql.errors import FQLError
 from fql.output import format_table
 from fql.reports.html_report import html_report, missing_runs
-from fql.reports.run_results import PROTOCOL_EVALUATIONS, Group, Run, group_runs, read_run
+from fql.reports.run_results import (
+    PROTOCOL_EVALUATIONS,
+    Group,
+    MissingRun,
+    Run,
+    group_runs,
+    missing_run,
+    read_run,
+    task_names,
+)
 from fql.reports.statistics import estimate, interquartile_mean, mean
+from fql.settings.train_config import settings_of_results
 from fql.sweeps.file import read_sweep
 from fql.sweeps.folder import SweepFolder, failure, state_of, updates_made
 
@@ -16,20 +26,25 @@ from fql.sweeps.folder import SweepFolder, failure, state_of, updates_made
 def report(paths: Sequence[Path], out: Path) -> str:
     """Write the page of run folders and sweeps; return the table.
 
+    A folder that cannot be read is named on the page and does not hide the others.
+
     Raises:
-        FQLError: a folder is neither, there is no run with evaluations, or runs cannot be compared.
+        FQLError: there is no run with evaluations, or runs cannot be compared.
     """
     runs: list[Run] = []
-    not_run: dict[str, str] = {}
+    not_run: list[MissingRun] = []
     for path in paths:
         if SweepFolder(path).record.exists():
             found, unfinished = sweep_runs(SweepFolder(path))
             runs += found
-            not_run |= unfinished
-        else:
+            not_run += unfinished
+            continue
+        try:
             runs.append(read_run(path))
+        except FQLError as error:
+            not_run.append(missing_run(path, str(error)))
     if not runs:
-        why = next((f'; {name}: {fault}' for name, fault in not_run.items()), '')
+        why = next((f'; {run}' for run in not_run), '')
         raise FQLError(f'{", ".join(map(str, paths))}: no run with evaluations{why}')
     groups = group_runs(runs)
     names = ', '.join(path.absolute().name for path in paths[:3])
@@ -41,12 +56,12 @@ def report(paths: Sequence[Path], out: Path) -> str:
     return format_groups(groups) + note
 
 
-def sweep_runs(folder: SweepFolder) -> tuple[list[Run], dict[str, str]]:
-    """The runs of a sweep that have evaluations, and what unfinished ones lack, by name.
+def sweep_runs(folder: SweepFolder) -> tuple[list[Run], list[MissingRun]]:
+    """The runs of a sweep that have evaluations, and those that are unfinished.
 
     One that cannot be read is named among these and does not hide the others.
     """
-    found, missing = [], {}
+    found, missing = [], []
     for run in read_sweep(folder.record):
         state = state_of(folder, run)
         path = folder.run(run)
@@ -58,7 +73,10 @@ def sweep_runs(folder: SweepFolder) -> tuple[list[Run], dict[str, str]]:
                 fault = str(error)
         if state != 'done' or fault:
             made = f'{updates_made(path):,} of {run.config.total_updates:,} updates'
-            missing[run.name] = ': '.join(part for part in (f'{state}, {made}', fault) if part)
+            (task,) = task_names([settings_of_results(run.config)])
+            agent = '/'.join(run.name.split('/')[1:-1])  # And the variant.
+            why = ': '.join(part for part in (f'{state}, {made}', fault) if part)
+            missing.append(MissingRun(task, agent, str(run.config.seed), why))
     return found, missing
 
 

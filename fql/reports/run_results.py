@@ -14,7 +14,7 @@ from fql.envs.tasks import OWN_TASK
 from fql.errors import FQLError
 from fql.reports.published import PublishedResult, published_result
 from fql.runs.measures import Measure, read_results
-from fql.runs.run_folder import RunFolder
+from fql.runs.run_folder import RunFolder, check_is_run
 from fql.runs.run_spec import read_spec
 from fql.settings.train_config import setting_text, settings_of_results
 
@@ -104,6 +104,25 @@ class Group:
         return published_result(self.agent, self.task, online=is_online)
 
 
+@dataclass(frozen=True)
+class MissingRun:
+    """A run that is not in the numbers.
+
+    Attributes:
+        task, agent, seed: as they are printed; empty where they are not known.
+        why: what it lacks.
+    """
+
+    task: str
+    agent: str
+    seed: str
+    why: str
+
+    def __str__(self) -> str:
+        name = f'{self.task}, {self.agent}, seed {self.seed}: ' if self.task else ''
+        return f'{name}{self.why}'
+
+
 def read_run(path: Path) -> Run:
     """A run folder.
 
@@ -111,11 +130,24 @@ def read_run(path: Path) -> Run:
         FQLError: it is no run folder, or has no evaluations.
     """
     folder = RunFolder(path)
+    check_is_run(path)
+    if folder.pretrain_spec.exists():
+        raise FQLError(f'{path}: a pretraining, which has no evaluations')
     settings = settings_of_results(read_spec(folder).config)
     measure, results = read_results(folder.eval_csv)
     if not results:
         raise FQLError(f'{path}: a run folder without evaluations')
     return Run(folder, settings, measure, results)
+
+
+def missing_run(path: Path, why: str) -> MissingRun:
+    """A folder that `read_run` cannot read, named by its settings if these can be read."""
+    try:
+        settings = settings_of_results(read_spec(RunFolder(path)).config)
+    except FQLError:
+        return MissingRun('', '', '', why)
+    (task,) = task_names([settings])
+    return MissingRun(task, settings['agent'], str(settings['seed']), why)
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:

@@ -103,7 +103,8 @@ def test_what_cannot_be_is_refused(fql, assert_one_line, tmp_path):
     assert_one_line(fql('report', run, '--out', tmp_path / 'there.html'), 'there.html exists')
     assert (tmp_path / 'there.html').read_text() == 'mine'
     assert_one_line(fql('report', run, '--out', tmp_path / 'x.png'), 'only .html pages')
-    assert_one_line(fql('report', run, tmp_path, *out), 'is neither a run folder')
+    assert_one_line(fql('report', run, tmp_path / 'none', *out), 'none does not exist')
+    assert_one_line(fql('report', tmp_path, *out), 'no run with evaluations', 'is not a run folder')
     twin = write_run(tmp_path / 'twin', {10: 0.0})
     assert_one_line(fql('report', run, twin, *out), 'have the same settings and seed')
     scored = write_run(tmp_path / 'scored', {}, TrainConfig(task=CUBE, seed=1))
@@ -111,6 +112,43 @@ def test_what_cannot_be_is_refused(fql, assert_one_line, tmp_path):
     (scored / 'eval.csv').write_text(f'step,{columns}\n10,0.5,9.0,80.0\n')
     assert_one_line(fql('report', run, scored, *out), 'are measured differently')
     assert not (tmp_path / 'new.html').exists()
+
+
+def pretraining(path):
+    path.mkdir()
+    (path / 'pretraining.json').write_text('{}')
+
+
+def exported(path):
+    write_run(path, {})
+    (path / 'policy.json').write_text('{}')
+
+
+NOT_READY = {
+    'without evaluations yet': lambda path: write_run(path, {}, TrainConfig(CUBE, seed=7)),
+    'just started': lambda path: (path / 'checkpoints').mkdir(parents=True),
+    'a pretraining': pretraining,
+    'an exported policy': exported,
+    'damaged': lambda path: (write_run(path, {1: 0.5}) / 'config.json').write_text('{'),
+    'a page': lambda path: path.write_text('<p>'),
+}
+
+
+@pytest.mark.parametrize('state', NOT_READY)
+def test_a_folder_that_is_not_ready_does_not_hide_the_others(fql, assert_one_line, tmp_path, state):
+    """As where runs/* is given."""
+    run = write_run(tmp_path / 'run', {10: 0.5})
+    NOT_READY[state](tmp_path / 'new')
+    done = fql('report', tmp_path / 'new', run, '--out', tmp_path / 'r.html')
+    assert done.returncode == 0, done.stderr
+    assert '50.0%' in done.stdout
+    assert 'not finished, or left out: 1 (listed on the page)' in done.stdout
+    page = (tmp_path / 'r.html').read_text()
+    listed = page[page.index('Not run, or not to the end') :]
+    assert str(tmp_path / 'new') in listed
+    assert ('<span>7</span>' in listed) == (state == 'without evaluations yet')
+    done = fql('report', tmp_path / 'new', '--out', tmp_path / 'n.html')
+    assert_one_line(done, 'no run with evaluations', str(tmp_path / 'new'))
 
 
 def own_runs(folder, *runs):
@@ -227,7 +265,7 @@ def test_a_damaged_run_does_not_hide_the_others_of_a_sweep(fql, sweep, tmp_path,
 def test_a_sweep_whose_runs_cannot_be_read(fql, sweep, tmp_path, assert_one_line):
     (sweep / CUBE / 'fql' / 'seed-0' / 'config.json').write_text('{')
     done = fql('report', sweep, '--out', tmp_path / 'r.html')
-    assert_one_line(done, 'no run with evaluations', 'seed-0: ', 'config.json is not valid JSON')
+    assert_one_line(done, 'no run with evaluations', 'seed 0: ', 'config.json is not valid JSON')
     assert not (tmp_path / 'r.html').exists()
 
 
