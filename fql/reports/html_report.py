@@ -208,8 +208,9 @@ def task_section(
             spread_text(measure, group.by_protocol),
         ]
         rows.append(row + ([published_text(published)] if has_published else []))
+    note = f'<p class="soft">{escape(groups[0].note)}</p>' if groups[0].note else ''
     return (
-        f'<section id="{_anchor(task)}"><h2>{escape(task)}</h2>{_table(heads, rows)}'
+        f'<section id="{_anchor(task)}"><h2>{escape(task)}</h2>{note}{_table(heads, rows)}'
         f'<div class="pictures"><figure class="curve">{learning_curves(groups, colour_of)}'
         f'<figcaption>{_legend(groups, colour_of)}</figcaption></figure>'
         f'{videos.of(groups)}</div></section>'

@@ -110,6 +110,7 @@ def format_groups(groups: Sequence[Group]) -> str:
         header = ['', 'seeds', 'updates', measure.name, '95 % interval', 'IQM', last, 'paper']
         if not any(group.published for group in members):
             header, rows = header[:-1], [row[:-1] for row in rows]
-        lines += [task, format_table(header, rows)]
+        note = members[0].note
+        lines += [f'{task} ({note})' if note else task, format_table(header, rows)]
     sources = {group.published.source: None for group in groups if group.published}
     return '\n'.join([*lines, *(f'paper: {source}' for source in sources)])

@@ -1,5 +1,6 @@
 """Evaluations of runs, read from their folders; runs that differ only in the seed form a group."""
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from fql.envs.tasks import OWN_TASK
 from fql.errors import FQLError
 from fql.reports.published import PublishedResult, published_result
-from fql.runs.measures import Measure, read_results
+from fql.runs.measures import RETURN, Measure, read_results
 from fql.runs.run_folder import RunFolder, check_is_run
 from fql.runs.run_spec import read_spec
 from fql.settings.train_config import setting_text, settings_of_results
@@ -55,12 +56,14 @@ class Group:
         name: the agent, and what distinguishes the group from others of its task and agent.
         runs: by seed, those whose last evaluation is the latest.
         behind: the others, which do not count.
+        note: how the runs of the task are compared, where that is not by their own measure.
     """
 
     task: str
     name: str
     runs: Sequence[Run]
     behind: Sequence[Run] = ()
+    note: str = ''
 
     @property
     def agent(self) -> str:
@@ -99,7 +102,9 @@ class Group:
 
     @property
     def published(self) -> PublishedResult | None:
-        """What a paper reports of the agent on the task."""
+        """What a paper reports of the agent on the task; None where returns are compared."""
+        if self.measure == RETURN:
+            return None
         is_online = self.runs[0].settings['online-steps'] > 0
         return published_result(self.agent, self.task, online=is_online)
 
@@ -153,14 +158,20 @@ def missing_run(path: Path, why: str) -> MissingRun:
 def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Runs by task and settings, in the order given.
 
+    Where the runs of a task have different measures, all of them are compared by their returns.
+
     Raises:
-        FQLError: two runs are the same, or the runs of a task are measured differently.
+        FQLError: two runs are the same, or there is no return to compare by.
     """
     runs = list(runs)
+    tasks = task_names([run.settings for run in runs])
+    measures: dict[str, dict[Measure, None]] = {}
+    for task, run in zip(tasks, runs, strict=True):
+        measures.setdefault(task, {})[run.measure] = None
     together: dict[tuple[Any, ...], list[Run]] = {}
-    for task, run in zip(task_names([run.settings for run in runs]), runs, strict=True):
+    for task, run in zip(tasks, runs, strict=True):
         key = (task, run.settings['agent'], *_compared(run.settings).items())
-        together.setdefault(key, []).append(run)
+        together.setdefault(key, []).append(run if len(measures[task]) == 1 else _by_return(run))
     by_task: dict[tuple[str, str], list[list[Run]]] = {}
     for (task, agent, *_), members in together.items():
         members.sort(key=lambda run: run.seed)
@@ -170,20 +181,23 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
                     f'{one.folder.path} and {other.folder.path} have the same settings and seed'
                 )
         by_task.setdefault((task, agent), []).append(members)
-    groups = [
-        _group(task, name, members)
+    return [
+        _group(task, name, members, _note(measures[task]))
         for (task, agent), alike in by_task.items()
         for name, members in zip(_names(agent, alike), alike, strict=True)
     ]
-    measured: dict[str, Run] = {}
-    for task, run in ((key[0], run) for key, members in together.items() for run in members):
-        other = measured.setdefault(task, run)
-        if run.measure != other.measure:
-            raise FQLError(
-                f'{other.folder.path} and {run.folder.path} are measured differently: by '
-                f'{other.measure.name} and by {run.measure.name}'
-            )
-    return groups
+
+
+def _by_return(run: Run) -> Run:
+    measure, results = read_results(run.folder.eval_csv, RETURN)
+    return dataclasses.replace(run, measure=measure, results=results)
+
+
+def _note(measures: Iterable[Measure]) -> str:
+    names = [measure.name for measure in measures]
+    if len(names) == 1:
+        return ''
+    return f'runs are measured by {" or by ".join(names)}: their returns are compared'
 
 
 def task_names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -204,13 +218,14 @@ def task_names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _group(task: str, name: str, runs: Sequence[Run]) -> Group:
+def _group(task: str, name: str, runs: Sequence[Run], note: str) -> Group:
     last = max(max(run.results) for run in runs)
     return Group(
         task,
         name,
         [run for run in runs if max(run.results) == last],
         [run for run in runs if max(run.results) < last],
+        note,
     )
 
 

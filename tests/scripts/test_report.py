@@ -107,10 +107,6 @@ def test_what_cannot_be_is_refused(fql, assert_one_line, tmp_path):
     assert_one_line(fql('report', tmp_path, *out), 'no run with evaluations', 'is not a run folder')
     twin = write_run(tmp_path / 'twin', {10: 0.0})
     assert_one_line(fql('report', run, twin, *out), 'have the same settings and seed')
-    scored = write_run(tmp_path / 'scored', {}, TrainConfig(task=CUBE, seed=1))
-    columns = 'evaluation/success,evaluation/return,evaluation/score'
-    (scored / 'eval.csv').write_text(f'step,{columns}\n10,0.5,9.0,80.0\n')
-    assert_one_line(fql('report', run, scored, *out), 'are measured differently')
     assert not (tmp_path / 'new.html').exists()
 
 
@@ -228,6 +224,34 @@ def test_tasks_of_one_dataset_are_averaged_beside_the_papers_average(fql, tmp_pa
     assert [word for word in shown if word.endswith('%')] == ['5.0%', '48.5%', '25.0%', '88.0%']
     assert '<span>all 4</span>' in page  # None has other settings than the default.
     assert '68.2%' in page[: page.index('Tasks of one dataset together')]
+
+
+def test_runs_that_are_measured_differently_are_compared_by_their_returns(fql, tmp_path):
+    """Of one group, or of several of a task; other tasks keep their measure."""
+    scored = write_run(tmp_path / 'scored', {}, TrainConfig(task=CUBE, seed=2))
+    columns = 'evaluation/success,evaluation/return,evaluation/score'
+    (scored / 'eval.csv').write_text(f'step,{columns}\n10,0.5,9.0,80.0\n')
+    runs = [
+        write_run(tmp_path / 'a', {10: 0.5}),
+        write_run(tmp_path / 'b', {10: 'nan'}, TrainConfig(task=CUBE, seed=1)),
+        scored,
+        write_run(tmp_path / 'c', {10: 0.5}, TrainConfig(task=CUBE, agent=IQLConfig())),
+        write_run(tmp_path / 'd', {10: 0.5}, TrainConfig(task=QUICKSTART_TASK)),
+    ]
+    done = fql('report', *runs, '--out', tmp_path / 'r.html')
+    assert done.returncode == 0, done.stderr
+    note = 'runs are measured by success or by return or by score: their returns are compared'
+    lines = done.stdout.splitlines()
+    assert lines[0] == f'{CUBE} ({note})'
+    # The returns are -1.5, -1.5 and 9; the paper has none.
+    assert cells(lines[1])[-1] == 'last 3'
+    assert cells(lines[2])[:4] == ['fql', '3', '10', '2.0']
+    assert cells(lines[3])[:4] == ['iql', '1', '10', '-1.5']
+    assert lines[4] == QUICKSTART_TASK
+    assert cells(lines[6])[:4] == ['fql', '1', '10', '50.0%']
+    page = (tmp_path / 'r.html').read_text()
+    assert note in page
+    assert 'class="paper"' not in page
 
 
 @pytest.fixture
