@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipeline.files import write_json
 from fql.agents.configs import AGENT_CONFIGS
 from fql.augmentation_config import AugmentationConfig
 from fql.envs.tasks import QUICKSTART_TASK, find_task
@@ -16,7 +17,13 @@ from fql.runs.run_learner import batch_preparer
 from fql.runs.run_spec import RunSpec, write_spec
 from fql.settings.presets import default_config
 from fql.settings.train_config import OnlineConfig, TrainConfig
-from fql.training.training_data import load_training_data, loader_config, spec_of, training_batches
+from fql.training.training_data import (
+    load_training_data,
+    loader_config,
+    spec_of,
+    store_of,
+    training_batches,
+)
 
 PAD = 3
 
@@ -143,6 +150,7 @@ def test_the_batch_of_a_run_has_its_settings(fql, tmp_path, name, settings):
     run, out = RunFolder(tmp_path / 'run'), tmp_path / 'batch.npz'
     run.path.mkdir()
     write_spec(run, spec)
+    write_json(run.data, store_of({'train': data}).checksums)
     done = fql('inspect', 'batch', run.path, '--step', 2, '--out', out)
     assert done.returncode == 0, done.stderr
     arrays = next(training_batches(data, config, 2))
@@ -159,6 +167,25 @@ def test_the_batch_of_a_run_has_its_settings(fql, tmp_path, name, settings):
     loader = loader_config(data, config)
     assert (loader.horizon, loader.discount) == (settings.get('horizon', 1), agent.discount)
     assert (loader.shift_probability, loader.seed, loader.frame_stack) == (0.25, 5, 2)
+
+
+@pytest.mark.usefixtures('prepared')
+def test_the_batch_of_a_run_is_of_its_data(fql, assert_one_line, tmp_path):
+    """Not of others that were prepared under the same name since."""
+    config = TrainConfig(QUICKSTART_TASK, batch_size=8)
+    data = load_training_data(config)['train']
+    run, out = RunFolder(tmp_path / 'run'), tmp_path / 'batch.npz'
+    run.path.mkdir()
+    write_spec(run, spec_of(data, config))
+    done = fql('inspect', 'batch', run.path, '--out', out)
+    assert_one_line(done, 'has no data.json, which says what data it was trained on')
+    checksums = {name: {**files} for name, files in store_of({'train': data}).checksums.items()}
+    split = next(iter(checksums.values()))
+    split[next(iter(split))] = '0' * 64
+    write_json(run.data, checksums)
+    done = fql('inspect', 'batch', run.path, '--out', out)
+    assert_one_line(done, 'was trained on other data than')
+    assert not out.exists()
 
 
 def test_a_run_or_a_task_is_named(fql, assert_one_line, tmp_path):
