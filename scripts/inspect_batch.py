@@ -26,7 +26,7 @@ def run(args: InspectBatch) -> None:
     if args.run is not None:
         path = task_dataset_path(config.task, config.dataset, config.data_dir)
         check_data(RunFolder(args.run), open_store(path))
-    arrays, batch, offsets = batch_of_update(config, args.step)
+    arrays, batch, offsets = batch_of_update(config, args.step - 1)  # Updates made before it.
     fields = {name: value for name, value in batch._asdict().items() if value is not None}
     provenance = {'indices': arrays['indices'], 'shifts': arrays['shifts']}
     if args.out is not None:

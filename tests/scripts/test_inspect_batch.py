@@ -42,7 +42,7 @@ def test_batch_is_what_the_source_gives(fql, maze_npz, tmp_path):
         out = tmp_path / f'{step}.npz'
         done = fql(
             *('inspect', 'batch', *arguments, '--shift-probability', 0.5, '--horizon', 1),
-            *('--step', step, '--out', out, '--png', tmp_path / f'{step}.png'),
+            *('--step', step + 1, '--out', out, '--png', tmp_path / f'{step}.png'),
         )
         assert done.returncode == 0, done.stderr
         assert (tmp_path / f'{step}.png').stat().st_size > 10_000
@@ -98,7 +98,7 @@ def test_augmented_batch_is_what_the_update_sees(fql, tmp_path):
     seed, step = 5, 2
     flags = ('--brightness', 0.2, '--hue', 0.1, '--blur-probability', 0.5)
     flags = (*flags, '--cutout-probability', 0.5)
-    arguments = ('inspect', 'batch', '--task', QUICKSTART_TASK, '--seed', seed, '--step', step)
+    arguments = ('inspect', 'batch', '--task', QUICKSTART_TASK, '--seed', seed, '--step', step + 1)
     arguments = (*arguments, '--batch-size', 8, '--frame-stack', 3)
     plain, augmented = tmp_path / 'plain.npz', tmp_path / 'augmented.npz'
     done = fql(*arguments, *flags, '--out', augmented, '--png', tmp_path / 'batch.png')
@@ -151,7 +151,7 @@ def test_the_batch_of_a_run_has_its_settings(fql, tmp_path, name, settings):
     run.path.mkdir()
     write_spec(run, spec)
     write_json(run.data, store_of({'train': data}).checksums)
-    done = fql('inspect', 'batch', run.path, '--step', 2, '--out', out)
+    done = fql('inspect', 'batch', run.path, '--step', 3, '--out', out)
     assert done.returncode == 0, done.stderr
     arrays = next(training_batches(data, config, 2))
     seen = jax.jit(batch_preparer(spec))(arrays, split_seed(5)[1], jnp.asarray(2))
@@ -199,8 +199,12 @@ def test_a_run_or_a_task_is_named(fql, assert_one_line, tmp_path):
     assert_one_line(done, 'name a run folder, or a task')
     done = fql('inspect', 'batch', run.path, '--seed', 1, '--hue', 0.1, *out)
     assert_one_line(done, 'leave out seed, augmentation')
-    done = fql('inspect', 'batch', run.path, '--step', 5, *out)
-    assert_one_line(done, 'update 5 is of the online phase', 'are 0 to 4')
+    done = fql('inspect', 'batch', run.path, '--step', 6, *out)
+    assert_one_line(done, 'update 6 is of the online phase', 'the number of updates before it is 5')
+    done = fql('inspect', 'batch', run.path, '--step', 5, *out)  # The last one before it.
+    assert 'of the online phase' not in done.stderr
+    done = fql('inspect', 'batch', run.path, '--step', 0, *out)
+    assert_one_line(done, '--step 0 is before the first update, which is 1')
 
 
 @pytest.mark.usefixtures('prepared')
