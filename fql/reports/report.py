@@ -1,6 +1,6 @@
 """A report of runs and of sweeps: a text table, and the page of `html_report`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_pipeline.files import make_folder, write_text
@@ -45,15 +45,20 @@ def report(paths: Sequence[Path], out: Path) -> str:
             not_run.append(missing_run(path, str(error)))
     if not runs:
         why = next((f'; {run}' for run in not_run), '')
-        raise FQLError(f'{", ".join(map(str, paths))}: no run with evaluations{why}')
+        raise FQLError(f'{_first_three(map(str, paths))}: no run with evaluations{why}')
     groups = group_runs(runs)
-    names = ', '.join(path.absolute().name for path in paths[:3])
-    title = f'{names} and {len(paths) - 3} more' if len(paths) > 3 else names
+    title = _first_three(path.absolute().name for path in paths)
     make_folder(out.parent)
     missing = missing_runs(groups, not_run)
     write_text(out, html_report(title, groups, missing))
     note = f'\nnot finished, or left out: {len(missing)} (listed on the page)' if missing else ''
     return format_groups(groups) + note
+
+
+def _first_three(names: Iterable[str]) -> str:
+    listed = list(names)
+    others = len(listed) - 3
+    return ', '.join(listed[:3]) + (f' and {others} more' if others > 0 else '')
 
 
 def sweep_runs(folder: SweepFolder) -> tuple[list[Run], list[MissingRun]]:

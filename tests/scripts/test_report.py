@@ -120,6 +120,14 @@ def exported(path):
     (path / 'policy.json').write_text('{}')
 
 
+def test_many_folders_without_results_are_named_in_short(fql, assert_one_line, tmp_path):
+    folders = [tmp_path / str(i) for i in range(5)]
+    for folder in folders:
+        folder.mkdir()
+    done = fql('report', *folders, '--out', tmp_path / 'r.html')
+    assert_one_line(done, f'{folders[2]} and 2 more: no run with evaluations; {folders[0]} is not')
+
+
 NOT_READY = {
     'without evaluations yet': lambda path: write_run(path, {}, TrainConfig(CUBE, seed=7)),
     'just started': lambda path: (path / 'checkpoints').mkdir(parents=True),
