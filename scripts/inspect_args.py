@@ -63,8 +63,8 @@ class InspectBatch:
     """Run folder of fql train, whose settings are taken."""
     task: str = ''
     """The task, in place of a run."""
-    step: int = 0
-    """Which update; the first one is update 0."""
+    step: int = 1
+    """Which update, as in train.csv; the first one is update 1."""
     out: Path | None = None
     """Where to write the arrays, .npz; an existing file is not overwritten."""
     png: Path | None = None
@@ -99,6 +99,8 @@ class InspectBatch:
             raise FQLError('nothing to write: give --out batch.npz, --png batch.png, or both')
         check_new(self.out)
         check_new_picture(self.png)
+        if self.step == 0:
+            raise FQLError('--step 0 is before the first update, which is 1')
         if (self.run is None) == (not self.task):
             raise FQLError('name a run folder, or a task with --task, and not both')
         if self.run is None:
@@ -108,10 +110,10 @@ class InspectBatch:
             given = ', '.join(name.replace('_', '-') for name in self.settings)
             raise FQLError(f'the settings of {self.run} are taken; leave out {given}')
         config = read_spec(RunFolder(self.run)).config
-        if config.online.online_steps and self.step >= config.steps:
+        if config.online.online_steps and self.step > config.steps:
             raise FQLError(
                 f'update {self.step:,} is of the online phase, whose batches are also of its '
-                f'replay; the updates before it are 0 to {config.steps - 1:,}'
+                f'replay; the number of updates before it is {config.steps:,}'
             )
         task_dataset_path(config.task, config.dataset, self.data_dir or config.data_dir)
 

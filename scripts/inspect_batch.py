@@ -6,11 +6,14 @@ import numpy as np
 
 from data_pipeline.files import replacing
 from data_pipeline.observations import flattened
+from data_pipeline.store.frame_store import open_store
 from fql.agents.configs import FQLConfig
 from fql.envs.tasks import find_task
 from fql.reports.plots import plot_batch
 from fql.runs.run_folder import RunFolder
 from fql.runs.run_spec import read_spec
+from fql.runs.run_start import check_data
+from fql.settings.dataset_paths import task_dataset_path
 from fql.settings.presets import default_config
 from fql.settings.train_config import TrainConfig, validate_config
 from fql.training.training_data import batch_of_update
@@ -20,7 +23,10 @@ from scripts.inspect_args import InspectBatch
 def run(args: InspectBatch) -> None:
     """Make the batch and write what was asked for."""
     config = config_of(args)
-    arrays, batch, offsets = batch_of_update(config, args.step)
+    if args.run is not None:
+        path = task_dataset_path(config.task, config.dataset, config.data_dir)
+        check_data(RunFolder(args.run), open_store(path))
+    arrays, batch, offsets = batch_of_update(config, args.step - 1)  # Updates made before it.
     fields = {name: value for name, value in batch._asdict().items() if value is not None}
     provenance = {'indices': arrays['indices'], 'shifts': arrays['shifts']}
     if args.out is not None:

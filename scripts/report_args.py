@@ -7,8 +7,6 @@ import tyro
 
 from fql.errors import FQLError
 from fql.output import check_new
-from fql.runs.run_folder import RunFolder
-from fql.sweeps.file import RECORD
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,8 @@ class Report:
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders of fql train, and folders of fql sweep."""
+    """Run folders of fql train, and folders of fql sweep. Those without evaluations are listed at
+    the end of the page."""
     out: Path = Path('report.html')
     """The page to write; must not exist, unless --overwrite is given."""
     overwrite: bool = False
@@ -38,5 +37,5 @@ class Report:
         if not self.overwrite:
             check_new(self.out)
         for run in self.runs:
-            if not (run / RECORD).exists() and not RunFolder(run).eval_csv.exists():
-                raise FQLError(f'{run} is neither a run folder with evaluations nor a sweep')
+            if not run.exists():
+                raise FQLError(f'{run} does not exist')

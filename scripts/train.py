@@ -29,9 +29,21 @@ def run(args: Train) -> int:
         )
     config = dataclasses.replace(args.config, data_dir=data_dir, agent=agent)
     if args.source is not None:
-        if config.steps != read_spec(RunFolder(args.source)).config.steps:
-            raise FQLError('--steps cannot be set with --from; choose a checkpoint with --step')
-        steps = CheckpointReader(RunFolder(args.source).checkpoints).find(args.step, print_notice)
-        config = dataclasses.replace(config, steps=steps)
+        config = dataclasses.replace(config, steps=offline_steps(args))
     folder = choose_folder(args.run_dir, args.resume, config.task)
     return train(config, *folder, verify_data=args.verify_data)
+
+
+def offline_steps(args: Train) -> int:
+    """The update of the run --from after which the online phase begins, or has begun."""
+    settings_from = args.run_dir if args.is_begun else args.source
+    assert settings_from is not None
+    assert args.source is not None
+    steps = args.config.steps
+    if steps != read_spec(RunFolder(settings_from)).config.steps:
+        raise FQLError('--steps cannot be set with --from; choose a checkpoint with --step')
+    if not args.is_begun:
+        return CheckpointReader(RunFolder(args.source).checkpoints).find(args.step, print_notice)
+    if args.step not in (None, steps):
+        raise FQLError(f'{args.run_dir} started from update {steps:,}: --step cannot be changed')
+    return steps

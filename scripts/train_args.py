@@ -50,7 +50,7 @@ class Train:
     schedulers)."""
     source: Annotated[Path | None, tyro.conf.arg(name='from', metavar='RUN')] = None
     """Finished offline run, which is not changed: this run takes its settings and continues with
-    --online-steps."""
+    --online-steps. It is read only when this run starts."""
     step: int | None = None
     """With --from: the checkpoint to start from; default: its newest."""
     verify_data: VerifyData = 'once'
@@ -65,7 +65,11 @@ class Train:
         if resume and resume != 'auto':
             config = read_spec(RunFolder(Path(resume))).config
         elif source := value_of(arguments, '--from'):
-            config = started_from(Path(source))
+            run_dir = Path(value_of(arguments, '--run-dir') or '')
+            if resume == 'auto' and RunFolder(run_dir).spec.exists():
+                config = begun_from(Path(source), run_dir)
+            else:
+                config = started_from(Path(source))
         elif agent not in AGENT_CONFIGS or preset not in get_args(PresetName):
             config = TrainConfig(task=tyro.MISSING)  # The parser says what they may be.
         elif task:
@@ -102,14 +106,22 @@ class Train:
                     raise SystemExit(2)
         return [re.sub('^--encoder(?==|$)', '--encoder.size', argument) for argument in arguments]
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether the run of --from has begun: --resume auto continues it, without that source."""
+        return (
+            self.source is not None
+            and self.resume == Path('auto')
+            and self.run_dir is not None
+            and RunFolder(self.run_dir).spec.exists()
+        )
+
     def check(self) -> None:
         """Raise FQLError, DataError or EncoderError if the arguments make no sense."""
         agent = self.config.agent.name
         if self.agent != agent:
-            raise FQLError(
-                f'{self.source or self.resume} trains agent {agent}, not {self.agent}: '
-                'leave out --agent'
-            )
+            run = self.run_dir if self.is_begun else self.source or self.resume
+            raise FQLError(f'{run} trains agent {agent}, not {self.agent}: leave out --agent')
         if self.preset != 'default' and (self.source or self.resume not in (None, Path('auto'))):
             raise FQLError('--preset chooses the settings of a new run: leave it out')
         if self.step is not None and self.source is None:
@@ -125,6 +137,12 @@ class Train:
         encoder = self.config.agent.encoder.source
         if encoder and self.resume is None and self.source is None:
             read_encoder(Path(encoder))
+
+
+def begun_from(source: Path, run_dir: Path) -> TrainConfig:
+    """The stored settings of a run, which must be compared with the `source` that is named now."""
+    config = read_spec(RunFolder(run_dir)).config
+    return replace(config, online=replace(config.online, source=str(source.absolute())))
 
 
 def started_from(source: Path) -> TrainConfig:

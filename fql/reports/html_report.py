@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from fql.envs.tasks import find_task
+from fql.envs.tasks import OWN_TASK, find_task
 from fql.reports.published import PublishedResult
 from fql.reports.report_figures import colours, learning_curves, strip, strip_ends
 from fql.reports.run_results import (
     NOT_COMPARED,
     PROTOCOL_EVALUATIONS,
     Group,
+    MissingRun,
     is_on_one_scale,
     varying_settings,
 )
@@ -28,12 +29,12 @@ VIDEO_BYTES, ALL_VIDEO_BYTES = 3_000_000, 40_000_000
 """Limits for one embedded video, and for all of them together."""
 
 
-def html_report(title: str, groups: Sequence[Group], missing: Mapping[str, str]) -> str:
+def html_report(title: str, groups: Sequence[Group], missing: Sequence[MissingRun]) -> str:
     """The page.
 
     Args:
         groups: all groups to compare.
-        missing: why runs are not in the numbers, of `missing_runs`.
+        missing: the runs that are not in the numbers, of `missing_runs`.
     """
     names = list(dict.fromkeys(group.name for group in groups))
     colour_of = colours(names)
@@ -64,7 +65,7 @@ def header(
     title: str,
     groups: Sequence[Group],
     by_task: Mapping[str, Sequence[Group]],
-    missing: Mapping[str, str],
+    missing: Sequence[MissingRun],
 ) -> str:
     """The page's subject, and links to the tasks where there are several."""
     runs = sum(len(group.runs) for group in groups)
@@ -78,7 +79,7 @@ def header(
         facts.insert(-1, f'{_count(len(missing), "run")} not finished')
     links = ''
     if len(by_task) > 1:
-        items = ''.join(f'<a href="#{escape(task)}">{escape(task)}</a>' for task in by_task)
+        items = ''.join(f'<a href="#{_anchor(task)}">{escape(task)}</a>' for task in by_task)
         links = f'<nav aria-label="Tasks">{items}</nav>'
     return (
         f'<header><h1>{escape(title)}</h1><p class="soft">{" · ".join(facts)}</p>{links}</header>'
@@ -207,8 +208,9 @@ def task_section(
             spread_text(measure, group.by_protocol),
         ]
         rows.append(row + ([published_text(published)] if has_published else []))
+    note = f'<p class="soft">{escape(groups[0].note)}</p>' if groups[0].note else ''
     return (
-        f'<section id="{escape(task)}"><h2>{escape(task)}</h2>{_table(heads, rows)}'
+        f'<section id="{_anchor(task)}"><h2>{escape(task)}</h2>{note}{_table(heads, rows)}'
         f'<div class="pictures"><figure class="curve">{learning_curves(groups, colour_of)}'
         f'<figcaption>{_legend(groups, colour_of)}</figcaption></figure>'
         f'{videos.of(groups)}</div></section>'
@@ -302,7 +304,10 @@ def settings_section(groups: Sequence[Group]) -> str:
 def differences_from_defaults(group: Group) -> dict[str, tuple[str, str]]:
     """By flag, the value in these runs and the default of the task and agent, if they differ."""
     ours = group.runs[0].settings
-    defaults = settings_of_results(default_config(find_task(group.task), group.agent, ours['env']))
+    task = find_task(ours['task'])
+    defaults = settings_of_results(default_config(task, group.agent, ours['env']))
+    if task.name == OWN_TASK:  # The name of the group's task says it.
+        defaults['dataset'] = ours['dataset']
     return {
         flag: (setting_text(value), setting_text(defaults[flag]))
         for flag, value in ours.items()
@@ -310,31 +315,32 @@ def differences_from_defaults(group: Group) -> dict[str, tuple[str, str]]:
     }
 
 
-def missing_runs(groups: Sequence[Group], not_run: Mapping[str, str]) -> dict[str, str]:
-    """Why runs are not in the numbers: `not_run`, and runs behind others of their group."""
-    behind = {
-        f'{group.task}/{group.name}/seed-{run.seed}': (
-            f'left out of the tables: evaluated up to update {max(run.results):,} only'
+def missing_runs(groups: Sequence[Group], not_run: Sequence[MissingRun]) -> list[MissingRun]:
+    """The runs that are not in the numbers: `not_run`, and those behind others of their group."""
+    behind = [
+        MissingRun(
+            group.task,
+            group.name,
+            str(run.seed),
+            f'left out of the tables: evaluated up to update {max(run.results):,} only',
         )
         for group in groups
         for run in group.behind
-    }
-    return {**not_run, **behind}
+    ]
+    return [*not_run, *behind]
 
 
-def missing_section(missing: Mapping[str, str], by_task: Iterable[str]) -> str:
+def missing_section(missing: Sequence[MissingRun], by_task: Iterable[str]) -> str:
     """What is not in the numbers above; runs that lack the same share a line."""
     seeds: dict[tuple[str, str, str], list[str]] = {}
-    for name, why in missing.items():
-        setting, _, seed = name.rpartition('/seed-')
-        task, _, agent = setting.partition('/')
-        seeds.setdefault((task, agent, why), []).append(seed)
+    for run in missing:
+        seeds.setdefault((run.task, run.agent, run.why), []).append(run.seed)
     tasks: dict[tuple[str, str, str], list[str]] = {}
     for (task, agent, why), numbers in seeds.items():
         tasks.setdefault((agent, ', '.join(numbers), why), []).append(task)
     if not tasks:
         return ''
-    total = len({*by_task, *(task for task, _, _ in seeds)})
+    total = len({*by_task, *(run.task for run in missing if run.task)})
     rows = [
         [escape(agent), escape(numbers), escape(why), _task_names(names, total)]
         for (agent, numbers, why), names in tasks.items()
@@ -398,6 +404,11 @@ def published_value(published: PublishedResult | None, measure: Measure) -> floa
 
 def _task_names(names: Sequence[str], total: int) -> str:
     return f'all {total}' if len(names) == total > 1 else '<br>'.join(map(escape, names))
+
+
+def _anchor(task: str) -> str:
+    """The id of a task's section, which must not have spaces."""
+    return escape(task.replace(' ', '-'))
 
 
 def _count(number: int, noun: str) -> str:

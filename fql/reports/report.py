@@ -1,14 +1,24 @@
 """A report of runs and of sweeps: a text table, and the page of `html_report`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_pipeline.files import make_folder, write_text
 from fql.errors import FQLError
 from fql.output import format_table
 from fql.reports.html_report import html_report, missing_runs
-from fql.reports.run_results import PROTOCOL_EVALUATIONS, Group, Run, group_runs, read_run
+from fql.reports.run_results import (
+    PROTOCOL_EVALUATIONS,
+    Group,
+    MissingRun,
+    Run,
+    group_runs,
+    missing_run,
+    read_run,
+    task_names,
+)
 from fql.reports.statistics import estimate, interquartile_mean, mean
+from fql.settings.train_config import settings_of_results
 from fql.sweeps.file import read_sweep
 from fql.sweeps.folder import SweepFolder, failure, state_of, updates_made
 
@@ -16,24 +26,28 @@ from fql.sweeps.folder import SweepFolder, failure, state_of, updates_made
 def report(paths: Sequence[Path], out: Path) -> str:
     """Write the page of run folders and sweeps; return the table.
 
+    A folder that cannot be read is named on the page and does not hide the others.
+
     Raises:
-        FQLError: a folder is neither, there is no run with evaluations, or runs cannot be compared.
+        FQLError: there is no run with evaluations, or runs cannot be compared.
     """
     runs: list[Run] = []
-    not_run: dict[str, str] = {}
+    not_run: list[MissingRun] = []
     for path in paths:
         if SweepFolder(path).record.exists():
             found, unfinished = sweep_runs(SweepFolder(path))
             runs += found
-            not_run |= unfinished
-        else:
+            not_run += unfinished
+            continue
+        try:
             runs.append(read_run(path))
+        except FQLError as error:
+            not_run.append(missing_run(path, str(error)))
     if not runs:
-        why = next((f'; {name}: {fault}' for name, fault in not_run.items()), '')
-        raise FQLError(f'{", ".join(map(str, paths))}: no run with evaluations{why}')
+        why = next((f'; {run}' for run in not_run), '')
+        raise FQLError(f'{_first_three(map(str, paths))}: no run with evaluations{why}')
     groups = group_runs(runs)
-    names = ', '.join(path.absolute().name for path in paths[:3])
-    title = f'{names} and {len(paths) - 3} more' if len(paths) > 3 else names
+    title = _first_three(path.absolute().name for path in paths)
     make_folder(out.parent)
     missing = missing_runs(groups, not_run)
     write_text(out, html_report(title, groups, missing))
@@ -41,12 +55,18 @@ def report(paths: Sequence[Path], out: Path) -> str:
     return format_groups(groups) + note
 
 
-def sweep_runs(folder: SweepFolder) -> tuple[list[Run], dict[str, str]]:
-    """The runs of a sweep that have evaluations, and what unfinished ones lack, by name.
+def _first_three(names: Iterable[str]) -> str:
+    listed = list(names)
+    others = len(listed) - 3
+    return ', '.join(listed[:3]) + (f' and {others} more' if others > 0 else '')
+
+
+def sweep_runs(folder: SweepFolder) -> tuple[list[Run], list[MissingRun]]:
+    """The runs of a sweep that have evaluations, and those that are unfinished.
 
     One that cannot be read is named among these and does not hide the others.
     """
-    found, missing = [], {}
+    found, missing = [], []
     for run in read_sweep(folder.record):
         state = state_of(folder, run)
         path = folder.run(run)
@@ -58,7 +78,10 @@ def sweep_runs(folder: SweepFolder) -> tuple[list[Run], dict[str, str]]:
                 fault = str(error)
         if state != 'done' or fault:
             made = f'{updates_made(path):,} of {run.config.total_updates:,} updates'
-            missing[run.name] = ': '.join(part for part in (f'{state}, {made}', fault) if part)
+            (task,) = task_names([settings_of_results(run.config)])
+            agent = '/'.join(run.name.split('/')[1:-1])  # And the variant.
+            why = ': '.join(part for part in (f'{state}, {made}', fault) if part)
+            missing.append(MissingRun(task, agent, str(run.config.seed), why))
     return found, missing
 
 
@@ -92,6 +115,7 @@ def format_groups(groups: Sequence[Group]) -> str:
         header = ['', 'seeds', 'updates', measure.name, '95 % interval', 'IQM', last, 'paper']
         if not any(group.published for group in members):
             header, rows = header[:-1], [row[:-1] for row in rows]
-        lines += [task, format_table(header, rows)]
+        note = members[0].note
+        lines += [f'{task} ({note})' if note else task, format_table(header, rows)]
     sources = {group.published.source: None for group in groups if group.published}
     return '\n'.join([*lines, *(f'paper: {source}' for source in sources)])

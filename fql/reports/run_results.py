@@ -1,5 +1,6 @@
 """Evaluations of runs, read from their folders; runs that differ only in the seed form a group."""
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from fql.envs.tasks import OWN_TASK
 from fql.errors import FQLError
 from fql.reports.published import PublishedResult, published_result
-from fql.runs.measures import Measure, read_results
-from fql.runs.run_folder import RunFolder
+from fql.runs.measures import RETURN, Measure, read_results
+from fql.runs.run_folder import RunFolder, check_is_run
 from fql.runs.run_spec import read_spec
 from fql.settings.train_config import setting_text, settings_of_results
 
@@ -50,19 +52,18 @@ class Group:
     """Runs that differ only in their seeds.
 
     Attributes:
+        task: its name, of `task_names`.
         name: the agent, and what distinguishes the group from others of its task and agent.
         runs: by seed, those whose last evaluation is the latest.
         behind: the others, which do not count.
+        note: how the runs of the task are compared, where that is not by their own measure.
     """
 
+    task: str
     name: str
     runs: Sequence[Run]
     behind: Sequence[Run] = ()
-
-    @property
-    def task(self) -> str:
-        """The task of all runs."""
-        return str(self.runs[0].settings['task'])
+    note: str = ''
 
     @property
     def agent(self) -> str:
@@ -101,9 +102,30 @@ class Group:
 
     @property
     def published(self) -> PublishedResult | None:
-        """What a paper reports of the agent on the task."""
+        """What a paper reports of the agent on the task; None where returns are compared."""
+        if self.measure == RETURN:
+            return None
         is_online = self.runs[0].settings['online-steps'] > 0
         return published_result(self.agent, self.task, online=is_online)
+
+
+@dataclass(frozen=True)
+class MissingRun:
+    """A run that is not in the numbers.
+
+    Attributes:
+        task, agent, seed: as they are printed; empty where they are not known.
+        why: what it lacks.
+    """
+
+    task: str
+    agent: str
+    seed: str
+    why: str
+
+    def __str__(self) -> str:
+        name = f'{self.task}, {self.agent}, seed {self.seed}: ' if self.task else ''
+        return f'{name}{self.why}'
 
 
 def read_run(path: Path) -> Run:
@@ -113,6 +135,9 @@ def read_run(path: Path) -> Run:
         FQLError: it is no run folder, or has no evaluations.
     """
     folder = RunFolder(path)
+    check_is_run(path)
+    if folder.pretrain_spec.exists():
+        raise FQLError(f'{path}: a pretraining, which has no evaluations')
     settings = settings_of_results(read_spec(folder).config)
     measure, results = read_results(folder.eval_csv)
     if not results:
@@ -120,48 +145,87 @@ def read_run(path: Path) -> Run:
     return Run(folder, settings, measure, results)
 
 
+def missing_run(path: Path, why: str) -> MissingRun:
+    """A folder that `read_run` cannot read, named by its settings if these can be read."""
+    try:
+        settings = settings_of_results(read_spec(RunFolder(path)).config)
+    except FQLError:
+        return MissingRun('', '', '', why)
+    (task,) = task_names([settings])
+    return MissingRun(task, settings['agent'], str(settings['seed']), why)
+
+
 def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Runs by task and settings, in the order given.
 
+    Where the runs of a task have different measures, all of them are compared by their returns.
+
     Raises:
-        FQLError: two runs are the same, or the runs of a task are measured differently.
+        FQLError: two runs are the same, or there is no return to compare by.
     """
+    runs = list(runs)
+    tasks = task_names([run.settings for run in runs])
+    measures: dict[str, dict[Measure, None]] = {}
+    for task, run in zip(tasks, runs, strict=True):
+        measures.setdefault(task, {})[run.measure] = None
     together: dict[tuple[Any, ...], list[Run]] = {}
-    for run in runs:
-        key = (run.settings['task'], run.settings['agent'], *_compared(run.settings).items())
-        together.setdefault(key, []).append(run)
+    for task, run in zip(tasks, runs, strict=True):
+        key = (task, run.settings['agent'], *_compared(run.settings).items())
+        together.setdefault(key, []).append(run if len(measures[task]) == 1 else _by_return(run))
     by_task: dict[tuple[str, str], list[list[Run]]] = {}
-    for members in together.values():
+    for (task, agent, *_), members in together.items():
         members.sort(key=lambda run: run.seed)
         for one, other in itertools.pairwise(members):
             if one.seed == other.seed:
                 raise FQLError(
                     f'{one.folder.path} and {other.folder.path} have the same settings and seed'
                 )
-        first = members[0].settings
-        by_task.setdefault((first['task'], first['agent']), []).append(members)
-    groups = [
-        _group(name, members)
-        for (_, agent), alike in by_task.items()
+        by_task.setdefault((task, agent), []).append(members)
+    return [
+        _group(task, name, members, _note(measures[task]))
+        for (task, agent), alike in by_task.items()
         for name, members in zip(_names(agent, alike), alike, strict=True)
     ]
-    measured: dict[str, Run] = {}
-    for run in (run for members in together.values() for run in members):
-        other = measured.setdefault(run.settings['task'], run)
-        if run.measure != other.measure:
-            raise FQLError(
-                f'{other.folder.path} and {run.folder.path} are measured differently: by '
-                f'{other.measure.name} and by {run.measure.name}'
-            )
-    return groups
 
 
-def _group(name: str, runs: Sequence[Run]) -> Group:
+def _by_return(run: Run) -> Run:
+    measure, results = read_results(run.folder.eval_csv, RETURN)
+    return dataclasses.replace(run, measure=measure, results=results)
+
+
+def _note(measures: Iterable[Measure]) -> str:
+    names = [measure.name for measure in measures]
+    if len(names) == 1:
+        return ''
+    return f'runs are measured by {" or by ".join(names)}: their returns are compared'
+
+
+def task_names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of the tasks of runs with these settings.
+
+    Each dataset of task own is a task of its own; so is each environment that it is evaluated in.
+    """
+    envs: dict[str, set[str]] = {}
+    for of_run in settings:
+        if of_run['task'] == OWN_TASK:
+            envs.setdefault(of_run['dataset'], set()).add(of_run['env'])
+    return [
+        f'{OWN_TASK}: {of_run["dataset"]}'
+        + (f' in {of_run["env"]}' if len(envs[of_run['dataset']]) > 1 else '')
+        if of_run['task'] == OWN_TASK
+        else str(of_run['task'])
+        for of_run in settings
+    ]
+
+
+def _group(task: str, name: str, runs: Sequence[Run], note: str) -> Group:
     last = max(max(run.results) for run in runs)
     return Group(
+        task,
         name,
         [run for run in runs if max(run.results) == last],
         [run for run in runs if max(run.results) < last],
+        note,
     )
 
 
@@ -188,7 +252,7 @@ def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _names(agent: str, alike: Sequence[Sequence[Run]]) -> list[str]:
     """The agent's name, with the settings in which the groups of one task and agent differ."""
-    varying = varying_settings([Group('', members) for members in alike])
+    varying = varying_settings([Group('', '', members) for members in alike])
     texts = [
         ', '.join(f'{flag} {setting_text(values[i])}' for flag, values in varying.items())
         for i in range(len(alike))

@@ -46,13 +46,16 @@ def measure_of(rows: Sequence[Mapping[str, str]]) -> Measure:
     return SUCCESS
 
 
-def read_results(path: Path) -> tuple[Measure, dict[int, float]]:
+def read_results(path: Path, measure: Measure | None = None) -> tuple[Measure, dict[int, float]]:
     """The measure of an `eval.csv`, and its value in each evaluation, by step.
+
+    Args:
+        measure: in place of the file's own.
 
     Raises:
         FQLError: the file is damaged, or a success lies outside [0, 1].
     """
-    measure = measure_of(read_csv(path, [SUCCESS.column]))
+    measure = measure or measure_of(read_csv(path, [SUCCESS.column]))
     rows = read_csv(path, [measure.column])
     results = {int(row['step']): float(row[measure.column]) for row in rows}
     for step, value in results.items() if measure is SUCCESS else ():

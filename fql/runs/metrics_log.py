@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ Mirror = Callable[[int, Mapping[str, float]], None]
 
 
 class MetricsLog:
-    """Writer of rows to a CSV file, and of the same scalars to TensorBoard.
+    """Writer of rows to a CSV file, and of those of its scalars that are finite to TensorBoard.
 
     A log opened at step n first drops the rows of later steps, which a killed run may have
     written after its last checkpoint, and writes new event files of the rows that remain: a resumed
@@ -121,7 +122,8 @@ class MetricsLog:
     def _write_events(self, row: Mapping[str, str]) -> None:
         with naming(self._tensorboard):
             for name, value in row.items():
-                if name != 'step':
+                # TensorBoard draws no others, and its writer warns of each.
+                if name != 'step' and math.isfinite(float(value)):
                     self._write_event(step=int(row['step']), summary=scalar(name, float(value)))
             self._events.flush()
 

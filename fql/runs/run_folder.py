@@ -139,11 +139,23 @@ class RunFolder:
 
 
 def finished_steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in `folder`, ascending; some may have been damaged since."""
+    """Steps of the checkpoints in `folder`, ascending; some may have been damaged since.
+
+    An empty folder is none: the checkpoint of its step can be written there.
+    """
     if not folder.is_dir():
         return []
-    names = (path.name for path in folder.iterdir() if path.is_dir())
+    names = (path.name for path in folder.iterdir() if path.is_dir() and not _is_empty(path))
     return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+
+
+def _is_empty(folder: Path) -> bool:
+    try:
+        return not any(folder.iterdir())
+    except FileNotFoundError:  # Deleted by its trainer meanwhile.
+        return True
+    except OSError:  # Who reads what is in it will say why that fails.
+        return False
 
 
 def check_path(path: Path) -> None:
@@ -157,9 +169,10 @@ def check_path(path: Path) -> None:
 def check_new_folder(out: Path) -> None:
     """Raise FQLError if a new folder `out` cannot be written, or would lie among checkpoints."""
     check_path(out)
-    run = RunFolder(out.absolute().parent.parent)
-    if run.exists and out.absolute().parent == run.checkpoints:
-        raise FQLError(f'{out.parent} is for checkpoints alone; name another --out')
+    for parent in out.absolute().parents:
+        run = RunFolder(parent.parent)
+        if run.exists and parent == run.checkpoints:
+            raise FQLError(f'{parent} is for checkpoints alone; name another folder')
 
 
 def steps_to_read(folder: Path, step: int | None) -> list[int]:

@@ -19,7 +19,13 @@ from fql.command import command
 from fql.devices import differing_processes, wait_for_all_processes
 from fql.errors import FQLError
 from fql.runs.metrics_log import MetricsLog, Mirror, read_csv
-from fql.runs.run_folder import RunFolder, check_is_run, check_path, finished_steps
+from fql.runs.run_folder import (
+    RunFolder,
+    check_is_run,
+    check_new_folder,
+    check_path,
+    finished_steps,
+)
 from fql.runs.run_lock import lock_run
 from fql.runs.run_spec import read_object
 from fql.settings.run_arguments import Resume, check_processes
@@ -48,6 +54,8 @@ def check_run_folder(
     is_new = not folder.path.exists() or all(
         path in (folder.lock, folder.data) or is_temporary(path) for path in folder.path.iterdir()
     )
+    if is_new:
+        check_new_folder(folder.path)
     if resume == 'never' and not is_new:
         resumed = command(name, '--resume', folder.path)
         way = f'continue it with {resumed}, or ' if folder.exists else ''

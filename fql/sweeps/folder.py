@@ -17,7 +17,7 @@ from typing import IO, Literal, get_args
 from data_pipeline.files import lock_file, write_text
 from fql.errors import FQLError
 from fql.output import format_table
-from fql.runs.measures import read_results
+from fql.runs.measures import Measure, read_results
 from fql.runs.run_folder import RunFolder, finished_steps
 from fql.sweeps.file import RECORD, SweepRun, read_sweep
 
@@ -203,16 +203,22 @@ def sweep_table(folder: SweepFolder, runs: list[SweepRun], states: Mapping[str, 
 
 
 def _last_results(folder: SweepFolder, runs: list[SweepRun]) -> str:
-    """The mean of the last evaluation of each run that has one, and how many cannot be read."""
+    """The mean of the last evaluation of each run that has one, and how many cannot be read.
+
+    Runs with another measure have a mean of their own.
+    """
     found = []
     for run in runs:
         with suppress(FQLError):
             found.append(read_results(folder.run(run).eval_csv))
-    last = [results[max(results)] for _, results in found if results]
-    parts = []
-    if last:
-        measure = next(measure for measure, results in found if results)
-        parts.append(f'{measure.name} {measure.text(sum(last) / len(last))} of {len(last)}')
+    last: dict[Measure, list[float]] = {}
+    for measure, results in found:
+        if results:
+            last.setdefault(measure, []).append(results[max(results)])
+    parts = [
+        f'{measure.name} {measure.text(sum(values) / len(values))} of {len(values)}'
+        for measure, values in last.items()
+    ]
     if len(found) < len(runs):
         parts.append(f'{len(runs) - len(found)} damaged')
     return ', '.join(parts)

@@ -93,7 +93,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(run_fql, tmp_path):
     assert max(finished_steps(run / 'checkpoints'), default=0) < step
     with np.load(losses.with_suffix('.npz')) as written:
         out = tmp_path / 'batch.npz'
-        flags = ('--task', QUICKSTART_TASK, '--batch-size', 8, '--step', step - 1, '--out', out)
+        flags = ('--task', QUICKSTART_TASK, '--batch-size', 8, '--step', step, '--out', out)
         assert run_fql('inspect', 'batch', *flags).returncode == 0
         with np.load(out) as expected:
             np.testing.assert_array_equal(written['inputs'][:, 1], expected['next_observations'])

@@ -170,6 +170,25 @@ def test_an_online_phase_from_another_run(fql, assert_one_line, tmp_path):
     assert_one_line(done, '--steps cannot be changed to 30')
 
 
+def test_a_requeued_run_needs_its_source_no_more(fql, assert_one_line, tmp_path):
+    """It continues with its stored settings, and must still be the one that the command names."""
+    source, run = tmp_path / 'source', tmp_path / 'run'
+    settings = (*OF_FQL, '--steps', 2, '--run-dir', source)
+    assert fql('train', *settings).returncode == 0
+    command = ('train', '--from', source, '--run-dir', run, '--resume', 'auto', '--online-steps')
+    done = fql(*command, 4)
+    assert done.returncode == 0, done.stderr
+    source.rename(tmp_path / 'moved')
+    done = fql(*command, 8)
+    assert done.returncode == 0, done.stderr
+    assert digest(fql, run)['step'] == 2 + 8
+    assert_one_line(fql(*command, 8, '--step', 3), 'started from update 2: --step cannot be')
+    assert_one_line(fql(*command, 8, '--steps', 3), '--steps cannot be set with --from')
+    assert_one_line(fql(*command, 8, '--batch-size', 9), 'batch_size: stored 8, asked 9')
+    assert_one_line(fql(*command, 8, '--from', tmp_path / 'moved'), 'online.from: stored')
+    assert_one_line(fql(*command, 8, '--agent', 'iql'), f'{run} trains agent fql, not iql')
+
+
 ONLINE_AGENTS = {
     'fql': ('--exploration', 'ucb', '--num-critics', 3, '--online.alpha', 0.1),
     'iql': (),

@@ -125,6 +125,23 @@ def test_an_existing_run_is_not_overwritten(assert_one_line, fql, finished_run):
     assert (finished_run / 'config.json').read_text() == before
 
 
+@pytest.mark.parametrize('place', ['700', '700/deeper'])
+def test_a_run_among_the_checkpoints_of_another_is_refused(
+    assert_one_line, fql, finished_run, tmp_path, place
+):
+    """It would be taken for a checkpoint, and the other run could not be continued."""
+    at = finished_run / 'checkpoints'
+    for command in (
+        ('train', '--task', QUICKSTART_TASK, *SMALL, '--run-dir'),
+        ('train', '--task', QUICKSTART_TASK, *SMALL, '--resume', 'auto', '--run-dir'),
+        ('pretrain', '--dataset', 'visual-pointmaze-quickstart-navigate-v0', '--run-dir'),
+        ('export-policy', finished_run, '--out'),
+    ):
+        done = fql(*command, at / place)
+        assert_one_line(done, f'{at} is for checkpoints alone; name another folder')
+    assert not (at / '700').exists()
+
+
 def test_a_folder_of_something_else_is_not_continued(assert_one_line, fql, tmp_path):
     (tmp_path / 'notes.txt').touch()
     done = fql('train', '--task', QUICKSTART_TASK, *SMALL, '--run-dir', tmp_path)

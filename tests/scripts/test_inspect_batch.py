@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipeline.files import write_json
 from fql.agents.configs import AGENT_CONFIGS
 from fql.augmentation_config import AugmentationConfig
 from fql.envs.tasks import QUICKSTART_TASK, find_task
@@ -16,7 +17,13 @@ from fql.runs.run_learner import batch_preparer
 from fql.runs.run_spec import RunSpec, write_spec
 from fql.settings.presets import default_config
 from fql.settings.train_config import OnlineConfig, TrainConfig
-from fql.training.training_data import load_training_data, loader_config, spec_of, training_batches
+from fql.training.training_data import (
+    load_training_data,
+    loader_config,
+    spec_of,
+    store_of,
+    training_batches,
+)
 
 PAD = 3
 
@@ -35,7 +42,7 @@ def test_batch_is_what_the_source_gives(fql, maze_npz, tmp_path):
         out = tmp_path / f'{step}.npz'
         done = fql(
             *('inspect', 'batch', *arguments, '--shift-probability', 0.5, '--horizon', 1),
-            *('--step', step, '--out', out, '--png', tmp_path / f'{step}.png'),
+            *('--step', step + 1, '--out', out, '--png', tmp_path / f'{step}.png'),
         )
         assert done.returncode == 0, done.stderr
         assert (tmp_path / f'{step}.png').stat().st_size > 10_000
@@ -91,7 +98,7 @@ def test_augmented_batch_is_what_the_update_sees(fql, tmp_path):
     seed, step = 5, 2
     flags = ('--brightness', 0.2, '--hue', 0.1, '--blur-probability', 0.5)
     flags = (*flags, '--cutout-probability', 0.5)
-    arguments = ('inspect', 'batch', '--task', QUICKSTART_TASK, '--seed', seed, '--step', step)
+    arguments = ('inspect', 'batch', '--task', QUICKSTART_TASK, '--seed', seed, '--step', step + 1)
     arguments = (*arguments, '--batch-size', 8, '--frame-stack', 3)
     plain, augmented = tmp_path / 'plain.npz', tmp_path / 'augmented.npz'
     done = fql(*arguments, *flags, '--out', augmented, '--png', tmp_path / 'batch.png')
@@ -143,7 +150,8 @@ def test_the_batch_of_a_run_has_its_settings(fql, tmp_path, name, settings):
     run, out = RunFolder(tmp_path / 'run'), tmp_path / 'batch.npz'
     run.path.mkdir()
     write_spec(run, spec)
-    done = fql('inspect', 'batch', run.path, '--step', 2, '--out', out)
+    write_json(run.data, store_of({'train': data}).checksums)
+    done = fql('inspect', 'batch', run.path, '--step', 3, '--out', out)
     assert done.returncode == 0, done.stderr
     arrays = next(training_batches(data, config, 2))
     seen = jax.jit(batch_preparer(spec))(arrays, split_seed(5)[1], jnp.asarray(2))
@@ -161,6 +169,25 @@ def test_the_batch_of_a_run_has_its_settings(fql, tmp_path, name, settings):
     assert (loader.shift_probability, loader.seed, loader.frame_stack) == (0.25, 5, 2)
 
 
+@pytest.mark.usefixtures('prepared')
+def test_the_batch_of_a_run_is_of_its_data(fql, assert_one_line, tmp_path):
+    """Not of others that were prepared under the same name since."""
+    config = TrainConfig(QUICKSTART_TASK, batch_size=8)
+    data = load_training_data(config)['train']
+    run, out = RunFolder(tmp_path / 'run'), tmp_path / 'batch.npz'
+    run.path.mkdir()
+    write_spec(run, spec_of(data, config))
+    done = fql('inspect', 'batch', run.path, '--out', out)
+    assert_one_line(done, 'has no data.json, which says what data it was trained on')
+    checksums = {name: {**files} for name, files in store_of({'train': data}).checksums.items()}
+    split = next(iter(checksums.values()))
+    split[next(iter(split))] = '0' * 64
+    write_json(run.data, checksums)
+    done = fql('inspect', 'batch', run.path, '--out', out)
+    assert_one_line(done, 'was trained on other data than')
+    assert not out.exists()
+
+
 def test_a_run_or_a_task_is_named(fql, assert_one_line, tmp_path):
     out = ('--out', tmp_path / 'batch.npz')
     assert_one_line(fql('inspect', 'batch', *out), 'name a run folder, or a task with --task')
@@ -172,8 +199,12 @@ def test_a_run_or_a_task_is_named(fql, assert_one_line, tmp_path):
     assert_one_line(done, 'name a run folder, or a task')
     done = fql('inspect', 'batch', run.path, '--seed', 1, '--hue', 0.1, *out)
     assert_one_line(done, 'leave out seed, augmentation')
-    done = fql('inspect', 'batch', run.path, '--step', 5, *out)
-    assert_one_line(done, 'update 5 is of the online phase', 'are 0 to 4')
+    done = fql('inspect', 'batch', run.path, '--step', 6, *out)
+    assert_one_line(done, 'update 6 is of the online phase', 'the number of updates before it is 5')
+    done = fql('inspect', 'batch', run.path, '--step', 5, *out)  # The last one before it.
+    assert 'of the online phase' not in done.stderr
+    done = fql('inspect', 'batch', run.path, '--step', 0, *out)
+    assert_one_line(done, '--step 0 is before the first update, which is 1')
 
 
 @pytest.mark.usefixtures('prepared')

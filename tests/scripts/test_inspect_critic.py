@@ -111,7 +111,9 @@ def test_every_state_lies_in_one_bin():
 
 def test_an_agent_without_critics_is_refused(fql, assert_one_line, prepared, tmp_path):
     config = TrainConfig(task=QUICKSTART_TASK, agent=BCConfig())
-    (tmp_path / 'bc' / 'checkpoints' / '1').mkdir(parents=True)
+    checkpoint = tmp_path / 'bc' / 'checkpoints' / '1'
+    checkpoint.mkdir(parents=True)
+    (checkpoint / 'checksums.json').touch()
     write_spec(RunFolder(tmp_path / 'bc'), RunSpec(config, (32, 32, 3), 'uint8', 2))
     done = fql('inspect', 'critic', tmp_path / 'bc')
     assert_one_line(done, 'agent bc has no critics')

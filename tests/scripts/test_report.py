@@ -103,36 +103,116 @@ def test_what_cannot_be_is_refused(fql, assert_one_line, tmp_path):
     assert_one_line(fql('report', run, '--out', tmp_path / 'there.html'), 'there.html exists')
     assert (tmp_path / 'there.html').read_text() == 'mine'
     assert_one_line(fql('report', run, '--out', tmp_path / 'x.png'), 'only .html pages')
-    assert_one_line(fql('report', run, tmp_path, *out), 'is neither a run folder')
+    assert_one_line(fql('report', run, tmp_path / 'none', *out), 'none does not exist')
+    assert_one_line(fql('report', tmp_path, *out), 'no run with evaluations', 'is not a run folder')
     twin = write_run(tmp_path / 'twin', {10: 0.0})
     assert_one_line(fql('report', run, twin, *out), 'have the same settings and seed')
-    scored = write_run(tmp_path / 'scored', {}, TrainConfig(task=CUBE, seed=1))
-    columns = 'evaluation/success,evaluation/return,evaluation/score'
-    (scored / 'eval.csv').write_text(f'step,{columns}\n10,0.5,9.0,80.0\n')
-    assert_one_line(fql('report', run, scored, *out), 'are measured differently')
     assert not (tmp_path / 'new.html').exists()
 
 
-def test_runs_on_other_data_are_other_groups(fql, tmp_path):
-    """And those that report other numbers cannot share a task's table."""
-    own = {'task': 'own', 'env': 'maze:maze-v0'}
-    runs = [
-        write_run(tmp_path / name, {10: success}, TrainConfig(dataset=name, seed=seed, **own))
-        for seed, (name, success) in enumerate((('play', 0.2), ('noisy', 0.8)))
+def pretraining(path):
+    path.mkdir()
+    (path / 'pretraining.json').write_text('{}')
+
+
+def exported(path):
+    write_run(path, {})
+    (path / 'policy.json').write_text('{}')
+
+
+def test_many_folders_without_results_are_named_in_short(fql, assert_one_line, tmp_path):
+    folders = [tmp_path / str(i) for i in range(5)]
+    for folder in folders:
+        folder.mkdir()
+    done = fql('report', *folders, '--out', tmp_path / 'r.html')
+    assert_one_line(done, f'{folders[2]} and 2 more: no run with evaluations; {folders[0]} is not')
+
+
+NOT_READY = {
+    'without evaluations yet': lambda path: write_run(path, {}, TrainConfig(CUBE, seed=7)),
+    'just started': lambda path: (path / 'checkpoints').mkdir(parents=True),
+    'a pretraining': pretraining,
+    'an exported policy': exported,
+    'damaged': lambda path: (write_run(path, {1: 0.5}) / 'config.json').write_text('{'),
+    'a page': lambda path: path.write_text('<p>'),
+}
+
+
+@pytest.mark.parametrize('state', NOT_READY)
+def test_a_folder_that_is_not_ready_does_not_hide_the_others(fql, assert_one_line, tmp_path, state):
+    """As where runs/* is given."""
+    run = write_run(tmp_path / 'run', {10: 0.5})
+    NOT_READY[state](tmp_path / 'new')
+    done = fql('report', tmp_path / 'new', run, '--out', tmp_path / 'r.html')
+    assert done.returncode == 0, done.stderr
+    assert '50.0%' in done.stdout
+    assert 'not finished, or left out: 1 (listed on the page)' in done.stdout
+    page = (tmp_path / 'r.html').read_text()
+    listed = page[page.index('Not run, or not to the end') :]
+    assert str(tmp_path / 'new') in listed
+    assert ('<span>7</span>' in listed) == (state == 'without evaluations yet')
+    done = fql('report', tmp_path / 'new', '--out', tmp_path / 'n.html')
+    assert_one_line(done, 'no run with evaluations', str(tmp_path / 'new'))
+
+
+def own_runs(folder, *runs):
+    """Runs of task own: each of (dataset, environment, agent, success)."""
+    return [
+        write_run(
+            folder / str(i),
+            {10: success},
+            TrainConfig('own', dataset=dataset, env=env, agent=agent),
+        )
+        for i, (dataset, env, agent, success) in enumerate(runs)
     ]
-    out = ('--out', tmp_path / 'r.html')
-    done = fql('report', *runs, *out)
+
+
+def test_runs_on_other_data_are_other_groups(fql, tmp_path):
+    runs = [
+        write_run(tmp_path / name, {10: success}, TrainConfig(CUBE, dataset=name))
+        for name, success in (('play', 0.2), ('noisy', 0.8))
+    ]
+    done = fql('report', *runs, '--out', tmp_path / 'r.html')
     rows = [cells(line)[:4] for line in done.stdout.splitlines()[2:4]]
     assert rows == [
         ['fql (dataset play)', '1', '10', '20.0%'],
         ['fql (dataset noisy)', '1', '10', '80.0%'],
     ]
-    agent = IQLConfig()
-    other = write_run(
-        tmp_path / 'iql', {10: 'nan'}, TrainConfig(dataset='play', agent=agent, **own)
+
+
+def test_each_own_dataset_is_a_task_of_its_own(fql, tmp_path):
+    """Agents on other data are not compared, and may be measured by other numbers."""
+    maze, arm = 'maze:maze-v0', 'robots:arm/reach-v0'
+    runs = own_runs(tmp_path, ('m', maze, FQLConfig(), 0.2), ('a b', arm, IQLConfig(), 0.8))
+    done = fql('report', *runs, '--out', tmp_path / 'r.html')
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [lines[0], lines[3]] == ['own: m', 'own: a b']
+    page = (tmp_path / 'r.html').read_text()
+    assert 'href="#own:-a-b"' in page
+    assert 'id="own:-a-b"' in page
+    assert 'Probability of a better result' not in page
+    assert '--dataset</code>' not in page  # No setting that differs from a default.
+    runs[1:] = own_runs(tmp_path / 'returns', ('x', arm, IQLConfig(), 'nan'))
+    done = fql('report', *runs, '--out', tmp_path / 'n.html')
+    assert done.returncode == 0, done.stderr
+    assert [cells(line)[2] for line in done.stdout.splitlines()[1::3]] == ['success', 'return']
+
+
+def test_environments_of_one_own_dataset_are_told_apart(fql, tmp_path):
+    runs = own_runs(
+        tmp_path,
+        ('m', 'maze:maze-v0', FQLConfig(), 0.2),
+        ('m', 'maze:large/maze-v0', FQLConfig(), 0.8),
+        ('n', 'maze:maze-v0', FQLConfig(), 0.5),
     )
-    done = fql('report', runs[0], other, '--out', tmp_path / 'n.html')
-    assert 'are measured differently: by success and by return' in done.stderr
+    done = fql('report', *runs, '--out', tmp_path / 'r.html')
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[:9:3] == [
+        'own: m in maze:maze-v0',
+        'own: m in maze:large/maze-v0',
+        'own: n',
+    ]
 
 
 def test_tasks_of_one_dataset_are_averaged_beside_the_papers_average(fql, tmp_path):
@@ -152,6 +232,34 @@ def test_tasks_of_one_dataset_are_averaged_beside_the_papers_average(fql, tmp_pa
     assert [word for word in shown if word.endswith('%')] == ['5.0%', '48.5%', '25.0%', '88.0%']
     assert '<span>all 4</span>' in page  # None has other settings than the default.
     assert '68.2%' in page[: page.index('Tasks of one dataset together')]
+
+
+def test_runs_that_are_measured_differently_are_compared_by_their_returns(fql, tmp_path):
+    """Of one group, or of several of a task; other tasks keep their measure."""
+    scored = write_run(tmp_path / 'scored', {}, TrainConfig(task=CUBE, seed=2))
+    columns = 'evaluation/success,evaluation/return,evaluation/score'
+    (scored / 'eval.csv').write_text(f'step,{columns}\n10,0.5,9.0,80.0\n')
+    runs = [
+        write_run(tmp_path / 'a', {10: 0.5}),
+        write_run(tmp_path / 'b', {10: 'nan'}, TrainConfig(task=CUBE, seed=1)),
+        scored,
+        write_run(tmp_path / 'c', {10: 0.5}, TrainConfig(task=CUBE, agent=IQLConfig())),
+        write_run(tmp_path / 'd', {10: 0.5}, TrainConfig(task=QUICKSTART_TASK)),
+    ]
+    done = fql('report', *runs, '--out', tmp_path / 'r.html')
+    assert done.returncode == 0, done.stderr
+    note = 'runs are measured by success or by return or by score: their returns are compared'
+    lines = done.stdout.splitlines()
+    assert lines[0] == f'{CUBE} ({note})'
+    # The returns are -1.5, -1.5 and 9; the paper has none.
+    assert cells(lines[1])[-1] == 'last 3'
+    assert cells(lines[2])[:4] == ['fql', '3', '10', '2.0']
+    assert cells(lines[3])[:4] == ['iql', '1', '10', '-1.5']
+    assert lines[4] == QUICKSTART_TASK
+    assert cells(lines[6])[:4] == ['fql', '1', '10', '50.0%']
+    page = (tmp_path / 'r.html').read_text()
+    assert note in page
+    assert 'class="paper"' not in page
 
 
 @pytest.fixture
@@ -189,7 +297,7 @@ def test_a_damaged_run_does_not_hide_the_others_of_a_sweep(fql, sweep, tmp_path,
 def test_a_sweep_whose_runs_cannot_be_read(fql, sweep, tmp_path, assert_one_line):
     (sweep / CUBE / 'fql' / 'seed-0' / 'config.json').write_text('{')
     done = fql('report', sweep, '--out', tmp_path / 'r.html')
-    assert_one_line(done, 'no run with evaluations', 'seed-0: ', 'config.json is not valid JSON')
+    assert_one_line(done, 'no run with evaluations', 'seed 0: ', 'config.json is not valid JSON')
     assert not (tmp_path / 'r.html').exists()
 
 

@@ -26,6 +26,7 @@ from fql.sweeps.folder import (
     claimed_log,
     is_done,
     is_running,
+    sweep_table,
     train_command,
     updates_made,
 )
@@ -136,6 +137,17 @@ def test_damage_of_one_run_stops_no_other(fql, sweep, tmp_path):
     assert done.stderr.splitlines()[-1] == (
         'fql: 1 of 2 runs failed; run the same command to try them again'
     )
+
+
+def test_different_measures_are_not_averaged(tmp_path):
+    folder = SweepFolder(tmp_path)
+    runs = read_sweep(write_file(tmp_path, 2, '[0, 1, 2]'))
+    for run, success in zip(runs, (1.0, 'nan', 0.5), strict=True):
+        path = folder.run(run).eval_csv
+        path.parent.mkdir(parents=True)
+        path.write_text(f'step,evaluation/success,evaluation/return\n1,{success},-15\n')
+    table = sweep_table(folder, runs, dict.fromkeys((run.name for run in runs), 'done'))
+    assert table.splitlines()[1].endswith('success 75.0% of 2, return -15.0 of 1')
 
 
 def test_commands_are_listed_before_anything_is_there(fql, tmp_path):

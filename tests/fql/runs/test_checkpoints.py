@@ -229,6 +229,16 @@ def test_only_folders_named_by_a_step_are_checkpoints(saved):
         assert not (saved / '.unfinished-5').exists()  # What a killed process has left.
 
 
+def test_an_empty_folder_is_no_checkpoint_and_blocks_none(saved, state_at, abstract, tmp_path):
+    (saved / '9').mkdir()
+    assert finished_steps(saved) == [1, 2, 3]
+    state, notices = restored(tmp_path, abstract)
+    assert (int(state.step), notices) == (3, [])
+    with CheckpointWriter(saved, keep_latest=3) as writer:
+        writer.save(state_at(9), {})
+    assert CheckpointReader(saved).find(None) == 9
+
+
 def test_no_checkpoints(tmp_path, abstract):
     with pytest.raises(FQLError, match='no checkpoints in'):
         CheckpointReader(tmp_path / 'none').find(None)

@@ -152,20 +152,37 @@ def test_event_files_name_neither_the_machine_nor_a_folder(tmp_path):
         assert text.encode() not in path.read_bytes()
 
 
-def test_event_files_hold_the_same_scalars(tmp_path):
+def scalars_of(folder):
+    """The values in event files, by name and step."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-    write_rows(tmp_path, 0, [1, 2])
-    (path,) = (tmp_path / 'tensorboard').iterdir()
-    scalars = {
+    (path,) = (folder / 'tensorboard').iterdir()
+    return {
         (value.tag, event.step): value.tensor.float_val[0]
         if value.HasField('tensor')
         else value.simple_value
         for event in EventFileLoader(str(path)).Load()
         for value in event.summary.value
     }
+
+
+def test_event_files_hold_the_same_scalars(tmp_path):
+    write_rows(tmp_path, 0, [1, 2])
+    scalars = scalars_of(tmp_path)
     assert abs(scalars[('actor/loss', 1)] - 1 / 3) < 1e-6
     assert abs(scalars[('critic/loss', 2)] - 0.2) < 1e-6
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+def test_event_files_hold_no_value_that_is_not_finite(tmp_path, caplog, value):
+    """Of which tensorboardX would warn, also when a resumed run writes them again."""
+    with open_log(tmp_path, 0) as log:
+        log.write(1, {'evaluation/success': value, 'evaluation/return': 2.0})
+    with open_log(tmp_path, 1):
+        pass
+    assert scalars_of(tmp_path) == {('evaluation/return', 1): 2.0}
+    assert not caplog.records
+    assert read_csv(tmp_path / 'train.csv')[0]['evaluation/success'] == repr(value)
 
 
 def test_rows_that_a_checkpoint_counts_and_are_gone_are_named(tmp_path, capsys):
