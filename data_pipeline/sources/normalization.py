@@ -71,11 +71,17 @@ def _normalized(split: SourceSplit, action_range: ActionRange) -> SourceSplit:
 
 
 def _with_ends(split: SourceSplit, note: Note) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """The blocks of a split; for those of actions, also which rows end a trajectory."""
+    """The blocks of a split; for those of actions, also which rows end a trajectory.
+
+    Raises:
+        DataError: it is not known which rows end one, as actions have more rows, or come first.
+    """
     ends = np.zeros(0, bool)
     for name, block in split.read(note):
         if name == 'terminals':
             ends = np.concatenate([ends, block.astype(bool)])
         rows = len(block) if name == 'actions' else 0
+        if rows > len(ends):
+            raise DataError(f'{split.origin}: actions has more rows than terminals')
         yield name, block, ends[:rows]
         ends = ends[rows:]

@@ -25,9 +25,10 @@ def replay_splits(path: Path) -> dict[str, SourceSplit]:
     streams = list(open_replay(path).splits.values())
     verify_replay(path)
     rows = sum(len(stream.terminals) for stream in streams)
-    arrays = {
-        name: ArraySpec(array.shape[1:], array.dtype) for name, array in streams[0].arrays.items()
-    }
+    # See `SourceSplit.read` for the order.
+    first = streams[0].arrays
+    names = sorted(first, key=lambda name: name != 'terminals')
+    arrays = {name: ArraySpec(first[name].shape[1:], first[name].dtype) for name in names}
     description = {
         'path': str(path.resolve()),
         'bytes': rows * sum(spec.row_bytes for spec in arrays.values()),
@@ -39,7 +40,7 @@ def replay_splits(path: Path) -> dict[str, SourceSplit]:
         del note
         for stream in streams:
             for start in range(0, len(stream.terminals), _BLOCK_ROWS):
-                for name, array in stream.arrays.items():
-                    yield name, np.asarray(array[start : start + _BLOCK_ROWS])
+                for name in names:
+                    yield name, np.asarray(stream.arrays[name][start : start + _BLOCK_ROWS])
 
     return {'train': SourceSplit(str(path), description, arrays, rows, read)}

@@ -1,7 +1,9 @@
 """Actions of other ranges than [-1, 1], scaled on the way to the store and back."""
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -9,8 +11,10 @@ import pytest
 
 from data_pipeline.action_range import ActionRange, action_range_from_json
 from data_pipeline.errors import DataError
+from data_pipeline.replay import Replay, RowLayout
 from data_pipeline.sources.file_formats import file_splits
 from data_pipeline.sources.normalization import normalize_actions
+from data_pipeline.sources.replay import replay_splits
 from data_pipeline.store.frame_store import FrameStore, open_store
 from data_pipeline.store.writer import write_store
 
@@ -117,6 +121,54 @@ def test_demonstrations(tmp_path):
     split = store.splits['train']
     back = range_of(store).from_unit(split.actions[split.valid_rows])
     np.testing.assert_allclose(back, flat, rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def fill_replay():
+    """fill_replay(path, steps, ...): a replay of two environments, of an episode and a half each.
+
+    Returns the actions that were taken.
+    """
+
+    def fill(path: Path, steps: int, high: float = 1, **arguments: Any) -> np.ndarray:
+        rng = np.random.default_rng(0)
+        actions = rng.uniform(-high, high, (2, 2 * steps, 2)).astype(np.float32)
+        actions[0, :2] = [[-high], [high]]
+        with Replay(path, 'env', RowLayout((3,), 'float32', 2), 2, **arguments) as replay:
+            for stream, taken in zip(replay.streams, actions, strict=True):
+                stream.start(np.zeros(3, np.float32))
+                for step, action in enumerate(taken):
+                    stream.step(action, 0.0, 1.0, np.ones(3, np.float32), step == steps)
+                    if step == steps:
+                        stream.start(np.zeros(3, np.float32))
+        return actions.reshape(-1, 2)
+
+    return fill
+
+
+@pytest.mark.parametrize('steps', [3, 1_500])
+def test_the_actions_of_a_replay(tmp_path, fill_replay, steps):
+    """Those of every block are scaled, and those that lead nowhere do not count."""
+    taken = fill_replay(tmp_path / 'replay', steps, high=0.25)
+    splits = normalize_actions(replay_splits(tmp_path / 'replay'))
+    store = write_store(tmp_path / 'store', 'd', splits)
+    assert range_of(store) == ActionRange(
+        tuple(taken.min(axis=0).tolist()), tuple(taken.max(axis=0).tolist())
+    )
+    split = store.splits['train']
+    back = range_of(store).from_unit(split.actions[split.valid_rows])
+    np.testing.assert_allclose(back, taken, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('names', [('actions', 'terminals'), ('terminals', 'actions')])
+def test_actions_whose_ends_are_not_known_are_refused(tmp_path, arrays, names):
+    """A source that gives them too late, or has fewer."""
+    np.savez(tmp_path / 'd.npz', **arrays)
+    source = file_splits(tmp_path / 'd.npz', 'd')['train']
+    blocks = {'actions': arrays['actions'], 'terminals': arrays['terminals'][:-1]}
+    late = dataclasses.replace(source, read=lambda note: iter((n, blocks[n]) for n in names))
+    with pytest.raises(DataError, match='actions has more rows than terminals'):
+        normalize_actions({'train': late})
 
 
 def test_the_range_goes_with_the_run(run_fql, assert_one_line, tmp_path, arrays):
