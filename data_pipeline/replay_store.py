@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.action_range import ActionRange
 from data_pipeline.array_names import LABEL_ARRAYS
 from data_pipeline.data_dir import check_name, dataset_folder
 from data_pipeline.errors import DataError
@@ -38,6 +39,7 @@ class _Record:
     format_version: int
     origin: str
     layout: RowLayout
+    action_range: ActionRange | None
     streams: Mapping[str, _StreamRecord]
     created: str
 
@@ -50,6 +52,10 @@ class _Record:
             raise ValueError(f'shapes of {list(shapes)}, types of {list(dtypes)}')
         for name in filter(None, shapes):
             check_name(name)
+        if self.action_range is not None and len(self.action_range.low) != self.layout.action_dim:
+            raise ValueError(
+                f'a range of {len(self.action_range.low)} actions, of {self.layout.action_dim}'
+            )
 
 
 def is_replay(path: Path) -> bool:
@@ -97,11 +103,13 @@ def open_replay(path: Path) -> FrameStore:
         )
         for name, split in splits.items()
     }
+    scaled = {'action_range': record.action_range.json} if record.action_range else {}
     sources = {
         name: {
             'path': record.origin,
             'bytes': sum(array.nbytes for array in split.arrays.values()),
             'sha256': '',
+            **scaled,
         }
         for name, split in splits.items()
     }

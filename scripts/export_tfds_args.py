@@ -21,7 +21,8 @@ class ExportTfds:
     tfds.data_source('ogbench/visual-cube-single-play-v0')
 
     Rewards are 0 and discounts 1, as the data have no goal, except where the dataset has its own
-    rewards. Where an observation is several arrays, a step's observation is a dictionary of them.
+    rewards. Actions are in the data's own units, also if --normalize-actions has scaled them. Where
+    an observation is several arrays, a step's observation is a dictionary of them.
     """
 
     dataset: tyro.conf.Positional[str]

@@ -214,6 +214,7 @@ def train_online(
                 replay_layout(data, spec),
                 online.online_workers,
                 record.streams if record else None,
+                spec.action_range,
             )
         )
         actors = Actors(
