@@ -507,7 +507,7 @@ def gather_transitions(columns: Columns, rows: tf.Tensor) -> Tensors:
     """The columns of rows (b,), actions clipped."""
     return {
         'actions': clipped(tf.gather(columns.actions, rows)),
-        'rewards': tf.gather(columns.rewards, rows),
+        'rewards': tf.gather(columns.rewards, rows) + columns.reward_offset,
         'masks': tf.gather(columns.masks, rows),
     }
 
@@ -516,7 +516,8 @@ def gather_chunks(columns: Columns, samples: Samples, horizon: int, discount: fl
     """The columns of the `horizon` rows from t on, accumulated; see `make_batches`."""
     steps = steps_from(samples.rows, samples.last - samples.rows, horizon)
     discounts = tf.constant(discount ** np.arange(horizon), tf.float32)
-    rewards = gather_inside(columns.rewards, steps, 0) * discounts
+    offset = columns.reward_offset
+    rewards = (gather_inside(columns.rewards, steps, -offset) + offset) * discounts
     return {
         'actions': clipped(gather_inside(columns.actions, steps, 0)),
         'rewards': accumulated(rewards, tf.add),

@@ -4,9 +4,9 @@
     <replay>/<split>/<array>.npy  split: `train` of the first environment, `train_1`, ... of others
 
 A split is the stream of one environment, episode after episode. Row t holds an observation, of one
-array or several, and the action that was taken there with its reward and mask. The last row of an
-episode has `terminals` set and leads nowhere. The newest row of a stream holds an observation only,
-until its action is taken.
+array or several, and the action that was taken there with its mask and the environment's reward.
+The last row of an episode has `terminals` set and leads nowhere. The newest row of a stream holds
+an observation only, until its action is taken.
 
 Files are longer than their contents, by up to EXTENT rows that take no disk space, so that a loader
 can map them before they are filled. A row is written before it is counted, and what lies behind the
