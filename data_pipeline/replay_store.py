@@ -78,7 +78,8 @@ def open_replay(path: Path) -> FrameStore:
     """Open a replay as a frame store, with the rows of its last `commit`.
 
     A stream's unfinished episode ends at its newest row; if it has only one row, and so no
-    transition, it is left out. Checksums are not compared; see `verify_replay`.
+    transition, it is left out. The dataset's name is RUN-replay, of the replay RUN/replay.
+    Checksums are not compared; see `verify_replay`.
 
     Raises:
         DataError: it is damaged, or holds no transition.
@@ -114,7 +115,8 @@ def open_replay(path: Path) -> FrameStore:
         for name, split in splits.items()
     }
     versions = {'numpy': np.__version__}
-    manifest = Manifest(FORMAT_VERSION, 'replay', sources, entries, versions, record.created)
+    name = _name_of(path)
+    manifest = Manifest(FORMAT_VERSION, name, sources, entries, versions, record.created)
     return FrameStore(path, manifest, splits)
 
 
@@ -148,6 +150,14 @@ def _crcs(path: Path, shape: tuple[int, ...], dtype: np.dtype, counts: set[int])
         begin = end
         found.append(crc)
     return found
+
+
+def _name_of(path: Path) -> str:
+    """The name of a replay as a dataset, by which those of several runs can be told apart."""
+    try:
+        return check_name(f'{path.resolve().parent.name}-replay')
+    except DataError:  # Folders of runs may have any name.
+        return 'replay'
 
 
 def _closed_split(folder: Path, layout: RowLayout, rows: int) -> Split | None:

@@ -28,7 +28,8 @@ class ExportTfds:
     dataset: tyro.conf.Positional[str]
     """Name of the prepared dataset; or the folder of a run's replay, RUN/replay."""
     out: Path
-    """TFDS's data folder; the dataset goes to OUT/ogbench/DATASET/1.0.0."""
+    """TFDS's data folder; the dataset goes to OUT/ogbench/DATASET/1.0.0; a replay, to
+    OUT/ogbench/RUN-replay/1.0.0."""
     data_dir: DataDir = ''
 
     def check(self) -> None:
