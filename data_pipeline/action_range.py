@@ -23,6 +23,11 @@ class ActionRange:
         if not all(np.isfinite(pair).all() and pair[0] <= pair[1] for pair in pairs):
             raise ValueError(f'no range of actions: {self.low} to {self.high}')
 
+    @property
+    def json(self) -> dict[str, list[float]]:
+        """The range as JSON values, see `action_range_from_json`."""
+        return {'low': list(self.low), 'high': list(self.high)}
+
     def to_unit(self, actions: np.ndarray) -> np.ndarray:
         """The user's actions (..., a) scaled to [-1, 1]; 0 where a dimension has only one value."""
         low, high = np.array(self.low), np.array(self.high)
@@ -37,7 +42,7 @@ class ActionRange:
 
 
 def action_range_from_json(values: Any) -> ActionRange | None:
-    """The range that a manifest or a run has stored, if any.
+    """The range that a manifest, a replay or a run has stored, if any.
 
     Raises:
         ValueError: it is damaged.

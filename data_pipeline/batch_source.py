@@ -28,11 +28,16 @@ def map_inputs(split: Split) -> Any:
 
 
 class Columns(NamedTuple):
-    """The other columns of a split besides observations: (n, a), (n,) and (n,) float32."""
+    """The other columns of a split besides observations: (n, a), (n,) and (n,) float32.
+
+    Attributes:
+        reward_offset: added to the rewards of a batch.
+    """
 
     actions: tf.Tensor
     rewards: tf.Tensor
     masks: tf.Tensor
+    reward_offset: float = 0.0
 
 
 class Source(NamedTuple):

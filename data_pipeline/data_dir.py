@@ -5,6 +5,7 @@ from pathlib import Path
 
 from data_pipeline.errors import DataError
 
+_COLLECTED, _DOWNLOADS, _COMPILED = 'collected', 'downloads', 'compilation-cache'
 _LONGEST_NAME = 200  # less than the usual 255, as locks and temporary folders add to it
 
 
@@ -34,8 +35,13 @@ def dataset_folder(data_dir: str, name: str) -> Path:
     """The folder of a dataset's store, inside `resolve_data_dir(data_dir)`.
 
     Raises:
-        DataError: the name is not valid; see `check_name`.
+        DataError: the name is not valid, see `check_name`, or of a folder with another use.
     """
+    if name in (_COLLECTED, _DOWNLOADS, _COMPILED):
+        raise DataError(
+            f'{name!r} cannot be the name of a dataset: the data folder has a folder of this name '
+            'with another use; choose another name'
+        )
     return resolve_data_dir(data_dir) / check_name(name)
 
 
@@ -45,7 +51,12 @@ def collected_file(data_dir: str, name: str) -> Path:
     Raises:
         DataError: the name is not valid; see `check_name`.
     """
-    return resolve_data_dir(data_dir) / 'collected' / f'{check_name(name)}.npz'
+    return resolve_data_dir(data_dir) / _COLLECTED / f'{check_name(name)}.npz'
+
+
+def downloads_folder(data_dir: str) -> Path:
+    """The folder, inside `resolve_data_dir(data_dir)`, of downloaded files."""
+    return resolve_data_dir(data_dir) / _DOWNLOADS
 
 
 def check_name(name: str) -> str:
@@ -73,7 +84,7 @@ def compilation_cache_dir() -> Path:
 
     They are machine code, and other users may be able to write to a data folder.
     """
-    return _user_cache_dir() / 'compilation-cache'
+    return _user_cache_dir() / _COMPILED
 
 
 def _user_cache_dir() -> Path:

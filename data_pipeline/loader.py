@@ -231,14 +231,21 @@ def as_batches(
 def check_batches(split: Split, config: LoaderConfig) -> None:
     """Raise DataError if such batches cannot be made.
 
-    Chunks may begin in fewer transitions than `batch_size`, or images are not larger than
-    `SHIFT_PAD`.
+    Chunks may begin in fewer transitions than `batch_size`, none of them lies within its
+    trajectory, so that no value could be learnt, or images are not larger than `SHIFT_PAD`.
     """
     if config.batch_size > num_starts(split, config):
         chunks = f' and chunks of {config.horizon}' if config.horizon > 1 else ''
         raise DataError(
             f'{split.path}: {split.num_transitions} transitions are too few for batch_size '
             f'{config.batch_size}{chunks}'
+        )
+    if num_whole(split, config) == 0:
+        longest = int(split.lengths.max()) - 1
+        raise DataError(
+            f'{split.path}: no trajectory has the {config.horizon} transitions of --horizon '
+            f'{config.horizon}, without which no value is learnt; the longest has {longest}: give '
+            f'a --horizon of at most {longest}'
         )
     for observations in named(split.observations).values():
         shape = observations.shape[1:]
@@ -263,6 +270,11 @@ def check_windows(split: Split, config: LoaderConfig) -> None:
 def num_starts(split: Split, config: LoaderConfig) -> int:
     """The number of transitions where a chunk may begin, which are the first ones of the split."""
     return split.num_transitions - config.horizon + 1
+
+
+def num_whole(split: Split, config: LoaderConfig) -> int:
+    """The number of chunks that lie within their trajectory; see `num_starts`."""
+    return int(np.maximum(split.lengths - config.horizon, 0).sum())
 
 
 def batch_maker(
@@ -507,7 +519,7 @@ def gather_transitions(columns: Columns, rows: tf.Tensor) -> Tensors:
     """The columns of rows (b,), actions clipped."""
     return {
         'actions': clipped(tf.gather(columns.actions, rows)),
-        'rewards': tf.gather(columns.rewards, rows),
+        'rewards': tf.gather(columns.rewards, rows) + columns.reward_offset,
         'masks': tf.gather(columns.masks, rows),
     }
 
@@ -516,7 +528,8 @@ def gather_chunks(columns: Columns, samples: Samples, horizon: int, discount: fl
     """The columns of the `horizon` rows from t on, accumulated; see `make_batches`."""
     steps = steps_from(samples.rows, samples.last - samples.rows, horizon)
     discounts = tf.constant(discount ** np.arange(horizon), tf.float32)
-    rewards = gather_inside(columns.rewards, steps, 0) * discounts
+    offset = columns.reward_offset
+    rewards = (gather_inside(columns.rewards, steps, -offset) + offset) * discounts
     return {
         'actions': clipped(gather_inside(columns.actions, steps, 0)),
         'rewards': accumulated(rewards, tf.add),

@@ -103,11 +103,19 @@ class OnlineBatches:
         replay: Replay,
         share: float | None,
         config: LoaderConfig,
+        reward_offset: float = 0.0,
     ) -> None:
-        """Map the data; `rewards` and `masks` are the data's, for `share` see `draw_samples`."""
+        """Map the data.
+
+        Args:
+            rewards, masks: of the data.
+            share: see `draw_samples`.
+            reward_offset: added to the rewards of the replay; those of the data have it already.
+        """
         self._data = split_source(split, rewards, masks)
         self._episodes = Episodes(np.flatnonzero(split.terminals), len(split.terminals))
         self._replay, self._share, self._config = replay, share, config
+        self._reward_offset = reward_offset
         self._capacity = 0
         self._queue: tf.queue.FIFOQueue | None = None
         self._batches: Iterator[dict[str, np.ndarray]] = iter(())
@@ -144,7 +152,8 @@ class OnlineBatches:
         """Map the replay as it is now."""
         self._stop()
         streams = self._replay.streams
-        sources = [self._data, *(stream_source(stream, self._data.inputs) for stream in streams)]
+        sources = [self._data]
+        sources += [stream_source(each, self._data.inputs, self._reward_offset) for each in streams]
         size = self._config.local_size
         types = [tf.int64, tf.int32] + [tf.int64] * 4
         shapes: list[list[int]] = [[]] + [[size]] * 5
@@ -165,11 +174,12 @@ class OnlineBatches:
         gc.collect()
 
 
-def stream_source(stream: Stream, like: Any) -> Source:
+def stream_source(stream: Stream, like: Any, reward_offset: float) -> Source:
     """The rows of a stream as tensors, including rows that will be appended.
 
     Args:
         like: the data's inputs, see `map_inputs`; the stream's have the same names and shapes.
+        reward_offset: see `Columns`.
     """
 
     def column(name: str) -> tf.Tensor:
@@ -183,6 +193,7 @@ def stream_source(stream: Stream, like: Any) -> Source:
         column('actions'),
         tf.reshape(column('rewards'), [-1]),
         tf.reshape(column('masks'), [-1]),
+        reward_offset,
     )
     return Source(
         unnamed({name: inputs(name, array.shape) for name, array in named(like).items()}), columns

@@ -4,9 +4,9 @@
     <replay>/<split>/<array>.npy  split: `train` of the first environment, `train_1`, ... of others
 
 A split is the stream of one environment, episode after episode. Row t holds an observation, of one
-array or several, and the action that was taken there with its reward and mask. The last row of an
-episode has `terminals` set and leads nowhere. The newest row of a stream holds an observation only,
-until its action is taken.
+array or several, and the action that was taken there with its mask and the environment's reward.
+The last row of an episode has `terminals` set and leads nowhere. The newest row of a stream holds
+an observation only, until its action is taken.
 
 Files are longer than their contents, by up to EXTENT rows that take no disk space, so that a loader
 can map them before they are filled. A row is written before it is counted, and what lies behind the
@@ -30,6 +30,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from data_pipeline.action_range import ActionRange
 from data_pipeline.errors import DataError
 from data_pipeline.files import read_npy_header, sync_file, write_json, write_npy_header
 from data_pipeline.observations import array_name, is_observation, named, unnamed
@@ -404,6 +405,7 @@ class Replay:
         layout: RowLayout,
         streams: int,
         records: Sequence[Mapping[str, Any]] | None = None,
+        action_range: ActionRange | None = None,
     ) -> None:
         """Make an empty replay, replacing an existing one, or open one as of a checkpoint.
 
@@ -411,12 +413,13 @@ class Replay:
             origin: where the data come from, for the record.
             streams: number of streams.
             records: of each stream, as `commit` returned them; later rows are dropped.
+            action_range: what the actions stand for, where that is not [-1, 1]; for the record.
 
         Raises:
             DataError: the replay of the records is missing, damaged or of another shape.
         """
         self.path = path
-        self._origin, self._layout = origin, layout
+        self._origin, self._layout, self._action_range = origin, layout, action_range
         if records is None and path.exists():
             shutil.rmtree(path)
         if records is not None and not path.is_dir():
@@ -464,6 +467,7 @@ class Replay:
             'format_version': FORMAT_VERSION,
             'origin': self._origin,
             'layout': asdict(self._layout),
+            'action_range': self._action_range.json if self._action_range else None,
             'streams': records,
             'created': datetime.now(UTC).isoformat(timespec='seconds'),
         }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.action_range import ActionRange
 from data_pipeline.array_names import LABEL_ARRAYS
 from data_pipeline.data_dir import check_name, dataset_folder
 from data_pipeline.errors import DataError
@@ -38,6 +39,7 @@ class _Record:
     format_version: int
     origin: str
     layout: RowLayout
+    action_range: ActionRange | None
     streams: Mapping[str, _StreamRecord]
     created: str
 
@@ -50,6 +52,10 @@ class _Record:
             raise ValueError(f'shapes of {list(shapes)}, types of {list(dtypes)}')
         for name in filter(None, shapes):
             check_name(name)
+        if self.action_range is not None and len(self.action_range.low) != self.layout.action_dim:
+            raise ValueError(
+                f'a range of {len(self.action_range.low)} actions, of {self.layout.action_dim}'
+            )
 
 
 def is_replay(path: Path) -> bool:
@@ -72,7 +78,8 @@ def open_replay(path: Path) -> FrameStore:
     """Open a replay as a frame store, with the rows of its last `commit`.
 
     A stream's unfinished episode ends at its newest row; if it has only one row, and so no
-    transition, it is left out. Checksums are not compared; see `verify_replay`.
+    transition, it is left out. The dataset's name is RUN-replay, of the replay RUN/replay.
+    Checksums are not compared; see `verify_replay`.
 
     Raises:
         DataError: it is damaged, or holds no transition.
@@ -97,16 +104,19 @@ def open_replay(path: Path) -> FrameStore:
         )
         for name, split in splits.items()
     }
+    scaled = {'action_range': record.action_range.json} if record.action_range else {}
     sources = {
         name: {
             'path': record.origin,
             'bytes': sum(array.nbytes for array in split.arrays.values()),
             'sha256': '',
+            **scaled,
         }
         for name, split in splits.items()
     }
     versions = {'numpy': np.__version__}
-    manifest = Manifest(FORMAT_VERSION, 'replay', sources, entries, versions, record.created)
+    name = _name_of(path)
+    manifest = Manifest(FORMAT_VERSION, name, sources, entries, versions, record.created)
     return FrameStore(path, manifest, splits)
 
 
@@ -140,6 +150,14 @@ def _crcs(path: Path, shape: tuple[int, ...], dtype: np.dtype, counts: set[int])
         begin = end
         found.append(crc)
     return found
+
+
+def _name_of(path: Path) -> str:
+    """The name of a replay as a dataset, by which those of several runs can be told apart."""
+    try:
+        return check_name(f'{path.resolve().parent.name}-replay')
+    except DataError:  # Folders of runs may have any name.
+        return 'replay'
 
 
 def _closed_split(folder: Path, layout: RowLayout, rows: int) -> Split | None:

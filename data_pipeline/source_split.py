@@ -13,7 +13,7 @@ import numpy as np
 
 from data_pipeline.action_range import ACTION_TOLERANCE
 from data_pipeline.errors import DataError
-from data_pipeline.observations import OBSERVATIONS, is_observation
+from data_pipeline.observations import is_observation
 
 SPLIT_NAMES = {'train': ('train',), 'val': ('val', 'validation')}
 """The possible names of each split in a dataset of TFDS or LeRobot."""
@@ -76,13 +76,14 @@ def checked_blocks(split: SourceSplit, note: Note) -> Iterator[tuple[str, np.nda
     for one block and two bytes a row.
 
     Args:
-        note: called with the lines of the source, and with the number of clipped actions.
+        note: called with the lines of the source, and with the numbers of clipped actions and of
+            trajectories that are black in one of several arrays of images.
 
     Raises:
         DataError: arrays of different lengths, terminals other than 0 and 1, no end of a
             trajectory, a last row that does not end one, a trajectory of one row or of only black
-            images, an action further out, a mask outside [0, 1], a number that is not finite in
-            the store's type.
+            images, an array of images that is black in most, an action further out, a mask outside
+            [0, 1], a number that is not finite in the store's type.
     """
     origin = split.origin
     clipped = 0
@@ -117,8 +118,8 @@ def checked_blocks(split: SourceSplit, note: Note) -> Iterator[tuple[str, np.nda
         raise DataError(f'{origin}: arrays differ in length: {rows}')
     terminals = np.concatenate(ends or [np.zeros(0, bool)])
     _check_lengths(origin, terminals)
-    for name, parts in blank.items():
-        _check_images(split, name, terminals, np.concatenate(parts))
+    images = {name: np.concatenate(parts) for name, parts in blank.items()}
+    _check_images(split, terminals, images, note)
     if clipped:
         note(f'actions just beyond [-1, 1] were clipped in {clipped} rows')
 
@@ -164,16 +165,34 @@ def _check_block(split: SourceSplit, name: str, block: np.ndarray, first_row: in
             )
 
 
-def _check_images(split: SourceSplit, name: str, terminals: np.ndarray, blank: np.ndarray) -> None:
-    """Refuse a trajectory that was never rendered; single black frames are accepted."""
+def _check_images(
+    split: SourceSplit, terminals: np.ndarray, blank: Mapping[str, np.ndarray], note: Note
+) -> None:
+    """Refuse images that were never rendered; single black frames are accepted.
+
+    These are trajectories without any picture, and an array that has none in most trajectories. Of
+    several arrays, one may be black in a trajectory, as that of a camera that was covered.
+
+    Args:
+        blank: whether an image is black, (n,) bool, of each array of images.
+        note: called with the number of such trajectories.
+    """
     ends = np.flatnonzero(terminals)
     firsts = np.concatenate([[0], ends[:-1] + 1])
-    black = np.flatnonzero(np.logical_and.reduceat(blank, firsts))
-    if len(black):
-        first = black[0]
+
+    def refuse(black: np.ndarray, place: str, remedy: str) -> None:
+        first = int(np.argmax(black))
         rows = f'rows {split.row_of(firsts[first])} to {split.row_of(ends[first])}'
-        of_which = '' if name == OBSERVATIONS else f' in {name}'
         raise DataError(
-            f'{split.origin}: all images of trajectory {first} ({rows}) are zero{of_which}, '
-            f'the same in {len(black)} of {len(ends)} trajectories; render them again'
+            f'{split.origin}: all images of trajectory {first} ({rows}) are zero{place}, '
+            f'the same in {black.sum()} of {len(ends)} trajectories; {remedy}'
         )
+
+    found = {name: np.logical_and.reduceat(rows, firsts) for name, rows in blank.items()}
+    if found and (black := np.logical_and.reduce(list(found.values()))).any():
+        refuse(black, '', 'render them again')
+    for name, black in found.items():
+        if black.mean() > 0.5:
+            refuse(black, f' in {name}', 'render them again, or leave this array out')
+        if black.any():
+            note(f'{name}: all images of {black.sum()} of {len(ends)} trajectories are zero')

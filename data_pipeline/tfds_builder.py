@@ -12,8 +12,9 @@ Any store can be exported, and so every OGBench dataset. A step's `observation` 
 dictionary of several by name. An episode's last step is its last row: an observation, and an action
 that is not used. OGBench's data have no goals: rewards are 0, discounts 1, and no step is terminal;
 a task's rewards follow from qpos (see `data_pipeline.store.labels`). If a store has rewards and
-masks, these are the rewards and discounts. The environments of a replay, each a split of its own,
-become one split `train`.
+masks, these are the rewards and discounts. Actions that the store has scaled from another range are
+scaled back, so that readers need to know no range. The environments of a replay, each a split of
+its own, become one split `train`.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
+from data_pipeline.action_range import ActionRange, action_range_from_json
 from data_pipeline.errors import DataError, first_line
 from data_pipeline.files import atomic_folder, has_text_name
 from data_pipeline.observations import map_named, named
@@ -40,7 +42,7 @@ def export_tfds(store: FrameStore, out: Path, progress: Progress | None = None) 
     """Write all splits of a store as `<out>/ogbench/<dataset>/1.0.0`, which is returned.
 
     Only a few episodes are in memory at a time. Arrays are stored as raw bytes, so that reading
-    restores them exactly.
+    restores them exactly; actions that are scaled back, as float32.
 
     Args:
         store: an open store.
@@ -122,6 +124,14 @@ def _write(store: FrameStore, folder: Path, progress: Progress | None) -> None:
     splits = store.splits
     first = next(iter(splits.values()))
     names = common_info(store)
+    sources = {split: dict(source) for split, source in store.manifest.sources.items()}
+    ranges = {
+        split: action_range_from_json(source.pop('action_range', None))
+        for split, source in sources.items()
+    }
+    for split_name, source in sources.items():
+        if ranges[split_name] is not None:  # The store's notes say that actions are scaled.
+            source['notes'] = [*source.get('notes', []), 'actions are scaled back here']
     info = tfds.core.DatasetInfo(
         builder=DatasetIdentity(
             name=DATASET,
@@ -131,8 +141,8 @@ def _write(store: FrameStore, folder: Path, progress: Progress | None) -> None:
             config_name=name,
         ),
         description=(
-            f"{name} in RLDS form. An episode's last action leads nowhere. Without a task of the "
-            "data's own, rewards are 0 and discounts 1."
+            f"{name} in RLDS form. An episode's last action leads nowhere. Actions are in the "
+            "data's own units. Without a task of the data's own, rewards are 0 and discounts 1."
         ),
         features=tfds.features.FeaturesDict(
             {'steps': tfds.features.Dataset(step_features(first, names))}
@@ -141,7 +151,7 @@ def _write(store: FrameStore, folder: Path, progress: Progress | None) -> None:
         metadata=tfds.core.MetadataDict(
             sources={
                 split: {**source, 'path': Path(source['path']).name}
-                for split, source in store.manifest.sources.items()
+                for split, source in sources.items()
             }
         ),
     )
@@ -156,12 +166,16 @@ def _write(store: FrameStore, folder: Path, progress: Progress | None) -> None:
     written_as = {split: 'val' if split == 'val' else 'train' for split in splits}
     writer.initialize_splits(sorted(set(written_as.values())))
     for split_name, split in splits.items():
-        writer.add_examples({written_as[split_name]: _episodes(split, names, advance)})
+        episodes = _episodes(split, names, ranges[split_name], advance)
+        writer.add_examples({written_as[split_name]: episodes})
     writer.close_all()
 
 
 def _episodes(
-    split: Split, info: Iterable[str], advance: Callable[[int], None]
+    split: Split,
+    info: Iterable[str],
+    action_range: ActionRange | None,
+    advance: Callable[[int], None],
 ) -> Iterator[dict[str, Any]]:
     """RLDS episodes, of T + 1 steps each."""
     ends = np.cumsum(split.lengths)
@@ -172,9 +186,12 @@ def _episodes(
     )
     for steps, end in zip(split.lengths, ends, strict=True):
         places = np.arange(steps)
+        stored = map_steps(itemgetter(slice(end - steps, end)), split, info)
+        if action_range is not None:
+            stored['action'] = action_range.from_unit(stored['action']).astype(np.float32)
         yield {
             'steps': {
-                **map_steps(itemgetter(slice(end - steps, end)), split, info),
+                **stored,
                 'reward': rewards[end - steps : end],
                 'discount': discounts[end - steps : end],
                 'is_first': places == 0,

@@ -21,13 +21,15 @@ class ExportTfds:
     tfds.data_source('ogbench/visual-cube-single-play-v0')
 
     Rewards are 0 and discounts 1, as the data have no goal, except where the dataset has its own
-    rewards. Where an observation is several arrays, a step's observation is a dictionary of them.
+    rewards. Actions are in the data's own units, also if --normalize-actions has scaled them. Where
+    an observation is several arrays, a step's observation is a dictionary of them.
     """
 
     dataset: tyro.conf.Positional[str]
     """Name of the prepared dataset; or the folder of a run's replay, RUN/replay."""
     out: Path
-    """TFDS's data folder; the dataset goes to OUT/ogbench/DATASET/1.0.0."""
+    """TFDS's data folder; the dataset goes to OUT/ogbench/DATASET/1.0.0; a replay, to
+    OUT/ogbench/RUN-replay/1.0.0."""
     data_dir: DataDir = ''
 
     def check(self) -> None:

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Mapping
 
-from data_pipeline.data_dir import collected_file, dataset_folder, resolve_data_dir
+from data_pipeline.data_dir import collected_file, dataset_folder, downloads_folder
 from data_pipeline.observations import observation_keys, unnamed
 from data_pipeline.replay_store import is_replay
 from data_pipeline.source_split import SourceSplit
@@ -76,7 +76,7 @@ def find_source(args: Prepare) -> Mapping[str, SourceSplit]:
             f'{collected} was collected under this name; add --source {source}, or move it away to '
             "download OGBench's file"
         )
-    folder = resolve_data_dir(args.data_dir) / 'downloads'
+    folder = downloads_folder(args.data_dir)
     notes: list[str] = []
     with progress_bar('download', 'B') as bar:
         path = download_dataset(

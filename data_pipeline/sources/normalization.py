@@ -19,8 +19,15 @@ def normalize_actions(splits: Mapping[str, SourceSplit]) -> dict[str, SourceSpli
     `action_range`, with `low` and `high`.
 
     Raises:
-        DataError: an action is not finite; see also `SourceSplit.read`.
+        DataError: an action is not finite, or actions have been scaled already; see also
+            `SourceSplit.read`.
     """
+    for split in splits.values():
+        if 'action_range' in split.description:
+            raise DataError(
+                f'{split.origin}: its actions are scaled already, and their range is known; leave '
+                'out --normalize-actions'
+            )
     ranges = [_range_of(split) for split in splits.values()]
     low = np.minimum.reduce([low for low, _ in ranges])
     high = np.maximum.reduce([high for _, high in ranges])
@@ -65,17 +72,23 @@ def _normalized(split: SourceSplit, action_range: ActionRange) -> SourceSplit:
     description = {
         **split.description,
         'sha256': digest,
-        'action_range': {'low': list(action_range.low), 'high': list(action_range.high)},
+        'action_range': action_range.json,
     }
     return dataclasses.replace(split, description=description, read=read)
 
 
 def _with_ends(split: SourceSplit, note: Note) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """The blocks of a split; for those of actions, also which rows end a trajectory."""
+    """The blocks of a split; for those of actions, also which rows end a trajectory.
+
+    Raises:
+        DataError: it is not known which rows end one, as actions have more rows, or come first.
+    """
     ends = np.zeros(0, bool)
     for name, block in split.read(note):
         if name == 'terminals':
             ends = np.concatenate([ends, block.astype(bool)])
         rows = len(block) if name == 'actions' else 0
+        if rows > len(ends):
+            raise DataError(f'{split.origin}: actions has more rows than terminals')
         yield name, block, ends[:rows]
         ends = ends[rows:]

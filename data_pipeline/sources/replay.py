@@ -1,11 +1,13 @@
 """The replay of an online phase as the source of a frame store: all its streams in sequence.
 
-The store's rewards and masks are those of the environment.
+The store's rewards and masks are those of the environment. If the run's data have a range of
+actions, the store has it too.
 """
 
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,24 +24,28 @@ def replay_splits(path: Path) -> dict[str, SourceSplit]:
     Raises:
         DataError: it is damaged, or holds no transition.
     """
-    streams = list(open_replay(path).splits.values())
+    store = open_replay(path)
+    streams = list(store.splits.values())
     verify_replay(path)
     rows = sum(len(stream.terminals) for stream in streams)
-    arrays = {
-        name: ArraySpec(array.shape[1:], array.dtype) for name, array in streams[0].arrays.items()
-    }
-    description = {
+    # See `SourceSplit.read` for the order.
+    first = streams[0].arrays
+    names = sorted(first, key=lambda name: name != 'terminals')
+    arrays = {name: ArraySpec(first[name].shape[1:], first[name].dtype) for name in names}
+    description: dict[str, Any] = {
         'path': str(path.resolve()),
         'bytes': rows * sum(spec.row_bytes for spec in arrays.values()),
         # The record has the checksums of all rows.
         'sha256': hashlib.sha256((path / RECORD).read_bytes()).hexdigest(),
     }
+    if scaled := next(iter(store.manifest.sources.values())).get('action_range'):
+        description['action_range'] = scaled
 
     def read(note: Note) -> Iterator[tuple[str, np.ndarray]]:
         del note
         for stream in streams:
             for start in range(0, len(stream.terminals), _BLOCK_ROWS):
-                for name, array in stream.arrays.items():
-                    yield name, np.asarray(array[start : start + _BLOCK_ROWS])
+                for name in names:
+                    yield name, np.asarray(stream.arrays[name][start : start + _BLOCK_ROWS])
 
     return {'train': SourceSplit(str(path), description, arrays, rows, read)}

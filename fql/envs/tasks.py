@@ -60,7 +60,7 @@ class Task:
         label_env_id: the same for the state-based twin, which defines rewards and masks and
             needs no OpenGL; empty where the dataset has them itself.
         returns: the environment's returns that D4RL scores as 0 and as 100, if it does.
-        reward_offset: added to the rewards of the dataset and, online, of the environment.
+        reward_offset: added to the rewards of the dataset and of the replay in every batch.
     """
 
     name: str

@@ -68,7 +68,6 @@ class Actors:
         key: jax.Array,
         seed: int,
         report: Report,
-        reward_offset: float = 0.0,
         encode: EncodeObservations | None = None,
     ) -> None:
         """Take over `workers`, one for each stream of the replay.
@@ -77,13 +76,12 @@ class Actors:
             key: of the policy's draws.
             seed: of the environments' resets.
             report: called with the metrics of each episode that has ended.
-            reward_offset: added to the environments' rewards, as to those of the data.
             encode: gives the latents of observations, which are stored beside them, and which the
                 policy reads in their place.
         """
         self._workers, self._streams = workers, replay.streams
         self._act, self._key, self._seed, self._report = act, key, seed, report
-        self._reward_offset, self._encode = reward_offset, encode
+        self._encode = encode
         self._episodes: dict[int, _Episode] = {}
         self._replaced = 0
 
@@ -214,10 +212,9 @@ class Actors:
                 continue
             step = steps[index]
             ends = step.terminated or step.truncated
-            reward = float(np.float32(step.reward + self._reward_offset))
             stream.step(
                 self._acting[index],
-                reward,
+                step.reward,
                 float(not step.terminated),
                 self._newest_frame(index, step.observation),
                 ends,

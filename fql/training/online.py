@@ -214,6 +214,7 @@ def train_online(
                 replay_layout(data, spec),
                 online.online_workers,
                 record.streams if record else None,
+                spec.action_range,
             )
         )
         actors = Actors(
@@ -223,7 +224,6 @@ def train_online(
             jax.random.fold_in(state.key, _ACTING),
             config.seed,
             lambda metrics: log.write(phase.done + online.online_workers, metrics),
-            find_task(config.task).reward_offset,
             make_encode_observations(spec, state.params) if data.has_latents else None,
         )
         if record:
@@ -232,7 +232,13 @@ def train_online(
             actors.start()
         batches = stack.enter_context(
             OnlineBatches(
-                data.split, data.rewards, data.masks, replay, share, loader_config(data, config)
+                data.split,
+                data.rewards,
+                data.masks,
+                replay,
+                share,
+                loader_config(data, config),
+                find_task(config.task).reward_offset,
             )
         )
 

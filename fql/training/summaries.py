@@ -6,7 +6,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from data_pipeline.loader import LoaderConfig, num_starts, num_whole
 from data_pipeline.observations import describe_observations
+from data_pipeline.store.frame_store import Split
 from encoders.description import read_encoder
 from encoders.errors import EncoderError
 from fql.agents.configs import AgentConfig
@@ -22,7 +24,7 @@ from fql.settings.train_config import setting_text
 from fql.training.comparability import comparability
 from fql.training.latent_cache import describe_cache
 from fql.training.online import describe_online
-from fql.training.training_data import LabelledSplit
+from fql.training.training_data import LabelledSplit, loader_config
 
 
 def encoder_text(spec: RunSpec, state: TrainState) -> str:
@@ -57,6 +59,17 @@ def describe_agent(agent: AgentConfig) -> str:
     return ', '.join([agent.name, f'discount {agent.discount:g}', *shown])
 
 
+def describe_chunks(split: Split, loader: LoaderConfig) -> str:
+    """From which share of the samples the critics learn; empty if from all."""
+    share = num_whole(split, loader) / num_starts(split, loader)
+    if round(share, 4) == 1:
+        return ''
+    return (
+        f'of {loader.horizon} steps: {share:.2%} lie within their trajectory, and critics learn '
+        'from no others'
+    )
+
+
 def start_summary(
     spec: RunSpec,
     data: dict[str, LabelledSplit],
@@ -83,6 +96,7 @@ def start_summary(
     if getattr(agent, 'normalize_q_loss', False):
         advice = 'try --alpha 0.03, 0.1, 0.3, 1, 3 and 10'
     hint = '' if is_tuned else f'  (no published settings for this agent and task: {advice})'
+    chunks = describe_chunks(split, loader_config(data['train'], config))
     lines = {
         'task': config.task,
         'agent': describe_agent(agent),
@@ -94,6 +108,7 @@ def start_summary(
             f'{describe_observations(spec.observation_shape, spec.observation_dtype)}, '
             f'actions {spec.action_dim}'
         ),
+        **({'chunks': chunks} if chunks else {}),
         'parameters': (
             f'{sum(counts.values()):,} ('
             + ', '.join(f'{name} {count:,}' for name, count in counts.items())

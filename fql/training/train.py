@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from data_pipeline.loader import num_starts
+from data_pipeline.loader import num_starts, num_whole
 from data_pipeline.store.latents import stored_latents
 from data_pipeline.store.verification import Verification, VerifyMode
 from fql.command import command
@@ -184,11 +184,16 @@ def checkpoint_writer(run: CheckedRun) -> CheckpointWriter:
 def validation_batches(
     run: CheckedRun, data: dict[str, LabelledSplit], start: int
 ) -> Batches | None:
-    """The batches of the `val` split from update `start` on; None where it has too few."""
+    """The batches of the `val` split from update `start` on; None where it has too few.
+
+    Also where none of its chunks lies within a trajectory: its losses would be those of no value.
+    """
     config = run.config
     # Chunks begin in fewer places than there are transitions.
     loader = loader_config(run.data['train'], config)
     if 'val' not in data or num_starts(data['val'].split, loader) < config.batch_size:
+        return None
+    if not num_whole(data['val'].split, loader):
         return None
     logged = rows_logged(config, min(start, config.steps))
     if start > config.steps:

@@ -17,6 +17,8 @@ from data_pipeline.loader import (
     batch_maker,
     find_trajectories,
     make_batches,
+    num_starts,
+    num_whole,
 )
 from data_pipeline.sample_layout import frame_offsets
 from data_pipeline.sources.ogbench import npz_splits
@@ -186,6 +188,23 @@ def test_what_cannot_be_loaded(make_split):
         take(split, 1, horizon=2, discount=1.1)
     with pytest.raises(DataError, match='next_actions'):
         take(split, 1, horizon=2, next_actions=True)
+
+
+@pytest.mark.parametrize('horizon', [2, 6, 8])
+def test_which_chunks_lie_within_their_trajectory(make_split, horizon):
+    split, config = make_split(), LoaderConfig(8, horizon=horizon)
+    starts = split.valid_rows[: num_starts(split, config)]
+    ends = np.flatnonzero(split.terminals)
+    last = ends[np.searchsorted(ends, starts)]
+    assert num_whole(split, config) == np.count_nonzero(starts + horizon <= last)
+
+
+def test_data_without_a_whole_chunk_are_refused(make_split):
+    """A critic that learns from whole chunks only would learn nothing."""
+    split = make_split()
+    assert take(split, 1, horizon=8)[0]['valid'].shape == (8, 8)
+    with pytest.raises(DataError, match=r'the 9 transitions.*--horizon of at most 8'):
+        take(split, 1, horizon=9)
 
 
 def rows_of_states(reference):

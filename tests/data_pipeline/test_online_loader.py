@@ -15,6 +15,7 @@ from data_pipeline.sources.ogbench import npz_splits
 from data_pipeline.store.writer import write_store
 
 SHAPE = (8, 9, 3)
+OFFSET = -1.5
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ class Plain:
 
 
 class World:
-    """Two streams that are filled step by step, and the same rows as lists."""
+    """Two streams that are filled step by step, and the same rows as lists, rewards with OFFSET."""
 
     def __init__(self, path, split):
         self.rng = np.random.default_rng(0)
@@ -108,7 +109,7 @@ class World:
             frame = self.frame()
             stream.step(action, reward, mask, frame, ends)
             _, actions, rewards, masks, _ = self.lists[index]
-            actions[-1], rewards[-1], masks[-1] = action, reward, mask
+            actions[-1], rewards[-1], masks[-1] = action, reward + OFFSET, mask
             self.add(index, frame, ends)
             if ends:
                 self.begin(index)
@@ -133,7 +134,9 @@ def test_batches_are_what_plain_numpy_makes(tmp_path, split, share, horizon):
     seen, shifted = set(), set()
     with (
         world.replay,
-        OnlineBatches(split, world.rewards, world.masks, world.replay, share, config) as batches,
+        OnlineBatches(
+            split, world.rewards, world.masks, world.replay, share, config, OFFSET
+        ) as batches,
     ):
         for step in range(25):
             sources = world.sources

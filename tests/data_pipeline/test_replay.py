@@ -13,6 +13,7 @@ from data_pipeline.observations import map_named
 from data_pipeline.replay import EXTENT, READ_BYTES, Episodes, Replay, RowLayout
 from data_pipeline.replay_store import open_replay, verify_replay
 from data_pipeline.sources.replay import replay_splits
+from data_pipeline.tfds_builder import export_tfds
 
 LAYOUT = RowLayout((4, 5, 3), 'uint8', 2)
 STATES = RowLayout((3,), 'float32', 2)
@@ -365,6 +366,16 @@ def test_a_record_that_is_not_that_of_its_files(tmp_path, place, value):
     with pytest.raises(DataError, match=r'replay: ') as caught:
         replay_splits(tmp_path / 'replay')
     assert '\n' not in str(caught.value)
+
+
+def test_replays_of_two_runs_can_be_exported_to_one_folder(tmp_path):
+    folders = []
+    for run in ('a', 'b', '.hidden'):  # The last cannot be the name of a dataset.
+        with Replay(tmp_path / run / 'replay', 'env', LAYOUT, 1) as replay:
+            append(replay.streams[0], next(make_episodes((5,))))
+        folders.append(export_tfds(open_replay(tmp_path / run / 'replay'), tmp_path / 'tfds'))
+    names = [folder.relative_to(tmp_path / 'tfds').parts[1] for folder in folders]
+    assert names == ['a-replay', 'b-replay', 'replay']
 
 
 def test_names_lead_to_no_other_folder(tmp_path):

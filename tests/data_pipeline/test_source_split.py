@@ -58,6 +58,58 @@ def test_a_black_trajectory_is_named(make_arrays, trajectory):
             list(checked_blocks(as_source(blocks, rows=14), no_note))
 
 
+LENGTHS = (2, 3, 7, 2)
+
+
+def two_cameras(make_arrays, black: dict[str, tuple[int, ...]]) -> SourceSplit:
+    """Images `observations.front` and `.wrist`, black in these trajectories."""
+    arrays = make_arrays(LENGTHS)
+    front = arrays.pop('observations')
+    images = {'front': front, 'wrist': front[..., :1].copy()}
+    ends = np.cumsum(LENGTHS)
+    for name, trajectories in black.items():
+        for i in trajectories:
+            images[name][ends[i] - LENGTHS[i] : ends[i]] = 0
+    arrays |= {f'observations.{name}': array for name, array in images.items()}
+    return as_source(list(arrays.items()), rows=14)
+
+
+@pytest.mark.parametrize(
+    ('black', 'lines'),
+    [
+        ({}, []),
+        ({'wrist': (0,)}, ['observations.wrist: all images of 1 of 4 trajectories are zero']),
+        (
+            {'front': (1,), 'wrist': (0, 3)},
+            [
+                'observations.front: all images of 1 of 4 trajectories are zero',
+                'observations.wrist: all images of 2 of 4 trajectories are zero',
+            ],
+        ),
+    ],
+)
+def test_one_of_several_cameras_may_be_black(make_arrays, black, lines):
+    notes: list[str] = []
+    list(checked_blocks(two_cameras(make_arrays, black), notes.append))
+    assert notes == lines
+
+
+@pytest.mark.parametrize(
+    ('black', 'message'),
+    [
+        (
+            {'wrist': (1, 2, 3)},
+            r'of trajectory 1 \(rows 2 to 4\) are zero in observations\.wrist, the same in 3 of 4',
+        ),
+        ({'front': (1, 2), 'wrist': (2, 3)}, r'trajectory 2 \(rows 5 to 11\) are zero, .* 1 of 4'),
+    ],
+)
+def test_cameras_that_were_never_rendered(make_arrays, black, message):
+    """One of them in most trajectories, or all of them in one."""
+    with pytest.raises(DataError, match=message):
+        list(checked_blocks(two_cameras(make_arrays, black), no_note))
+
+
 def test_black_frames_and_zero_vectors_are_let_pass(make_arrays):
     arrays = make_arrays((2, 3))
     arrays['observations'][[0, 2, 3]] = 0

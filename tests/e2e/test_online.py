@@ -148,12 +148,12 @@ def test_an_online_phase_from_another_run(fql, assert_one_line, tmp_path):
     assert '30 transitions in 4 trajectories of 3 to 9' in done.stdout
     done = fql('inspect', 'data', online / 'replay', '--verify')
     assert 'every array is as it was written' in done.stdout
-    done = fql('prepare', 'collected', '--source', online / 'replay')
+    done = fql('prepare', 'replayed', '--source', online / 'replay')
     assert done.returncode == 0, done.stderr
     assert '30 transitions in 4 trajectories' in done.stdout
     done = fql('export-tfds', online / 'replay', '--out', tmp_path / 'tfds')
     assert done.returncode == 0, done.stderr
-    own = ('--task', 'own', '--dataset', 'collected', '--batch-size', 8, '--hidden-dims', 8)
+    own = ('--task', 'own', '--dataset', 'replayed', '--batch-size', 8, '--hidden-dims', 8)
     assert fql('train', *own, '--steps', 2, '--run-dir', tmp_path / 'own').returncode == 0
 
     # The replay must exist and be complete.

@@ -211,7 +211,7 @@ def test_a_replay_is_data(run_fql, assert_one_line, environment, online, tmp_pat
     assert done.returncode == 0, done.stderr
     assert 'observations.wrist' in done.stdout
     assert 'every array is as it was written' in done.stdout
-    done = run_fql('prepare', 'collected', '--source', replay)
+    done = run_fql('prepare', 'replayed', '--source', replay)
     assert done.returncode == 0, done.stderr
     assert 'agentview_image 12x16x3 uint8, eef_pos 2 float32, wrist 8x9x3 uint8' in done.stdout
     done = run_fql('prepare', 'twice', '--source', replay, '--observation-key', 'wrist')

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.environment import construct
+from data_pipeline.online_loader import OnlineBatches
 from data_pipeline.replay_store import open_replay
 from fql.envs.tasks import ADROIT_TASKS, ANTMAZE_TASKS, find_task
 from fql.training.comparability import D4RL_FILES
@@ -52,14 +53,32 @@ def test_rewards_of_antmaze_are_one_less(fql, tmp_path):
 
 
 @pytest.mark.long
-def test_so_they_are_online(fql, tmp_path):
+def test_so_they_are_online_and_in_data_made_of_a_replay(fql, tmp_path, monkeypatch):
+    """The replay has the environment's own."""
+    taken = []
+
+    class Noted(OnlineBatches):
+        def take(self):
+            taken.append(super().take())
+            return taken[-1]
+
+    monkeypatch.setattr('fql.training.online.OnlineBatches', Noted)
     task, run, data = 'antmaze-umaze-v2', tmp_path / 'run', tmp_path / 'data'
     prepare(fql, tmp_path, task)
-    online = ('--online-steps', 4, '--eval-interval', 0, '--run-dir', run)
+    online = ('--online-steps', 4, '--offline-ratio', 0.5, '--eval-interval', 0, '--run-dir', run)
     done = fql('train', '--task', task, '--data-dir', data, *SMALL, *online)
     assert done.returncode == 0, done.stderr
     rewards = open_replay(run / 'replay').splits['train'].labels['rewards']
-    assert rewards[:4].tolist() == [-1] * 4
+    assert rewards[:4].tolist() == [0] * 4
+    online = [batch['rewards'][batch['sources'] == 1] for _, batch in taken]
+    assert set(np.concatenate(online)) == {-1}
+    again, out = tmp_path / 'again', tmp_path / 'batch.npz'
+    done = fql('prepare', task, '--source', run / 'replay', '--data-dir', again)
+    assert done.returncode == 0, done.stderr
+    batch = ('--task', task, '--data-dir', again, '--batch-size', 4, '--out', out)
+    assert fql('inspect', 'batch', *batch).returncode == 0
+    with np.load(out) as batch:
+        assert batch['rewards'].tolist() == [-1] * 4
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from data_pipeline.data_dir import collected_file, compilation_cache_dir
 from data_pipeline.store.manifest import FORMAT_VERSION
 from fql.envs.tasks import QUICKSTART_TASK
 
@@ -95,6 +96,18 @@ def test_names_stay_within_the_data_folder(assert_one_line, fql, maze_npz, tmp_p
         assert_one_line(fql(*command, '--data-dir', data), fault)
     assert list(tmp_path.iterdir()) == [data]
     assert list(data.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    'name', [collected_file('', 'x').parent.name, 'downloads', compilation_cache_dir().name]
+)
+def test_names_of_folders_with_another_use_are_refused(
+    assert_one_line, fql, maze_npz, tmp_path, name
+):
+    data = ('--data-dir', tmp_path / 'data')
+    done = fql('prepare', name, '--source', maze_npz, *data)
+    assert_one_line(done, f'{name!r} cannot be the name of a dataset')
+    assert not (tmp_path / 'data').exists()
 
 
 def test_the_name_in_a_manifest_is_no_way_out(assert_one_line, fql, maze_npz, tmp_path):

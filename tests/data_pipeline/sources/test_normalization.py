@@ -1,18 +1,26 @@
 """Actions of other ranges than [-1, 1], scaled on the way to the store and back."""
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from data_pipeline.action_range import ActionRange, action_range_from_json
 from data_pipeline.errors import DataError
+from data_pipeline.replay import Replay, RowLayout
+from data_pipeline.replay_store import open_replay
 from data_pipeline.sources.file_formats import file_splits
 from data_pipeline.sources.normalization import normalize_actions
+from data_pipeline.sources.replay import replay_splits
+from data_pipeline.sources.rlds import RldsKeys, rlds_splits
 from data_pipeline.store.frame_store import FrameStore, open_store
 from data_pipeline.store.writer import write_store
+from data_pipeline.tfds_builder import export_tfds
 
 LOW, HIGH = np.array([-3, 10, 0.25, -2e-3]), np.array([5, 20, 0.5, 4e-3])
 
@@ -119,6 +127,99 @@ def test_demonstrations(tmp_path):
     np.testing.assert_allclose(back, flat, rtol=0, atol=1e-5)
 
 
+@pytest.fixture
+def fill_replay():
+    """fill_replay(path, steps, ...): a replay of two environments, of an episode and a half each.
+
+    Returns the actions that were taken.
+    """
+
+    def fill(path: Path, steps: int, high: float = 1, **arguments: Any) -> np.ndarray:
+        rng = np.random.default_rng(0)
+        actions = rng.uniform(-high, high, (2, 2 * steps, 2)).astype(np.float32)
+        actions[0, :2] = [[-high], [high]]
+        with Replay(path, 'env', RowLayout((3,), 'float32', 2), 2, **arguments) as replay:
+            for stream, taken in zip(replay.streams, actions, strict=True):
+                stream.start(np.zeros(3, np.float32))
+                for step, action in enumerate(taken):
+                    stream.step(action, 0.0, 1.0, np.ones(3, np.float32), step == steps)
+                    if step == steps:
+                        stream.start(np.zeros(3, np.float32))
+        return actions.reshape(-1, 2)
+
+    return fill
+
+
+@pytest.mark.parametrize('steps', [3, 1_500])
+def test_the_actions_of_a_replay(tmp_path, fill_replay, steps):
+    """Those of every block are scaled, and those that lead nowhere do not count."""
+    taken = fill_replay(tmp_path / 'replay', steps, high=0.25)
+    splits = normalize_actions(replay_splits(tmp_path / 'replay'))
+    store = write_store(tmp_path / 'store', 'd', splits)
+    assert range_of(store) == ActionRange(
+        tuple(taken.min(axis=0).tolist()), tuple(taken.max(axis=0).tolist())
+    )
+    split = store.splits['train']
+    back = range_of(store).from_unit(split.actions[split.valid_rows])
+    np.testing.assert_allclose(back, taken, rtol=0, atol=1e-6)
+
+
+def test_the_range_goes_through_a_replay(tmp_path, fill_replay):
+    """Opened again as of a checkpoint, and made a store of."""
+    scale = ActionRange((-3.0, 0.1), (5.0, 0.3))
+    fill_replay(tmp_path / 'replay', 3, action_range=scale)
+    assert range_of(open_replay(tmp_path / 'replay')) == scale
+    splits = replay_splits(tmp_path / 'replay')
+    assert range_of(write_store(tmp_path / 'store', 'd', splits)) == scale
+    with pytest.raises(DataError, match=r'scaled already.*leave out --normalize-actions'):
+        normalize_actions(splits)
+
+
+def test_a_replays_range_is_checked(tmp_path, fill_replay):
+    fill_replay(tmp_path / 'replay', 3, action_range=ActionRange((-3.0,), (5.0,)))
+    with pytest.raises(DataError, match='damaged replay: a range of 1 actions, of 2'):
+        open_replay(tmp_path / 'replay')
+
+
+@pytest.mark.parametrize('source', ['file', 'replay'])
+def test_an_export_has_the_users_units(tmp_path, arrays, fill_replay, source):
+    """What reads an RLDS dataset knows no range; prepared again, the data are the same."""
+    if source == 'file':
+        store = prepared(tmp_path, arrays)
+        split = store.splits['train']
+        expected = arrays['actions'][split.valid_rows]
+    else:
+        scale = ActionRange((-3.0, 0.1), (5.0, 0.3))
+        expected = scale.from_unit(fill_replay(tmp_path / 'replay', 3, action_range=scale))
+        store = open_replay(tmp_path / 'replay')
+    folder = export_tfds(store, tmp_path / 'tfds')
+    steps = [
+        step
+        for episode in tfds.builder_from_directory(folder).as_data_source('train')
+        for step in episode['steps']
+    ]
+    found = np.array([step['action'] for step in steps if not step['is_last']])
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    again = write_store(
+        tmp_path / 'again', 'd', normalize_actions(rlds_splits(str(folder), RldsKeys()))
+    )
+    back = range_of(again).from_unit(again.splits['train'].actions)
+    is_start = ~again.splits['train'].terminals
+    np.testing.assert_allclose(back[is_start], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('names', [('actions', 'terminals'), ('terminals', 'actions')])
+def test_actions_whose_ends_are_not_known_are_refused(tmp_path, arrays, names):
+    """A source that gives them too late, or has fewer."""
+    np.savez(tmp_path / 'd.npz', **arrays)
+    source = file_splits(tmp_path / 'd.npz', 'd')['train']
+    blocks = {'actions': arrays['actions'], 'terminals': arrays['terminals'][:-1]}
+    late = dataclasses.replace(source, read=lambda note: iter((n, blocks[n]) for n in names))
+    with pytest.raises(DataError, match='actions has more rows than terminals'):
+        normalize_actions({'train': late})
+
+
 def test_the_range_goes_with_the_run(run_fql, assert_one_line, tmp_path, arrays):
     labels = {'rewards': np.arange(40.0), 'masks': np.ones(40)}
     np.savez(tmp_path / 'd.npz', **arrays, **labels)
@@ -135,6 +236,27 @@ def test_the_range_goes_with_the_run(run_fql, assert_one_line, tmp_path, arrays)
     assert stored['action_range'] == {'low': LOW.tolist(), 'high': HIGH.tolist()}
     done = run_fql('train', '--resume', tmp_path / 'run', '--steps', 2)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_range_goes_through_an_online_phase(fql, tmp_path, monkeypatch, make_arrays):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / 'fql' / 'envs')
+    rng = np.random.default_rng(0)
+    arrays = make_arrays((20, 20), (2,), dtype=np.float32)
+    arrays['actions'] = rng.uniform([0, -4], [20, 6], (40, 2)).astype(np.float32)
+    np.savez(tmp_path / 'd.npz', **arrays, rewards=np.zeros(40), masks=np.ones(40))
+    data, run = ('--data-dir', tmp_path / 'data'), tmp_path / 'run'
+    env, small = 'fake_environments:AddedActions-v0', ('--batch-size', 4, '--hidden-dims', 8)
+    small = (*small, '--steps', 1, '--online-steps', 3, '--flow-steps', 1, '--eval-interval', 0)
+    again, scaled = ('prepare', 'again', '--source', run / 'replay', *data), '--normalize-actions'
+    for arguments in (
+        ('prepare', '--source', tmp_path / 'd.npz', *data, scaled),
+        ('train', '--task', 'own', '--dataset', 'd', '--env', env, *data, '--run-dir', run, *small),
+        again,
+    ):
+        done = fql(*arguments)
+        assert done.returncode == 0, done.stderr
+    stores = [open_store(tmp_path / 'data' / name) for name in ('d', 'again')]
+    assert range_of(stores[0]) == range_of(stores[1])
 
 
 @pytest.mark.filterwarnings('error')

@@ -14,7 +14,7 @@ from fql.envs.workers import EnvWorkers, Step
 from fql.errors import FQLError
 from fql.training.actors import MAX_REPLACED, Actors
 
-STACK, OFFSET = 2, -1.0
+STACK = 2
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,6 @@ class World:
             jax.random.key(0),
             7,
             self.episodes.append,
-            OFFSET,
         )
 
     def __enter__(self):
@@ -100,7 +99,7 @@ def test_the_replay_holds_what_the_environments_have_shown(tmp_path):
                 for row in range(first, first + length - 1):
                     step = workers.step({0: split.actions[row]})[0]
                     np.testing.assert_array_equal(split.observations[row + 1], step.observation)
-                    assert split.labels['rewards'][row] == np.float32(step.reward + OFFSET)
+                    assert split.labels['rewards'][row] == np.float32(step.reward)
                     assert split.labels['masks'][row] == float(not step.terminated)
                 if step.truncated and not step.terminated:
                     masks_of_limit.add(split.labels['masks'][row])
