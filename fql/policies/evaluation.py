@@ -68,11 +68,6 @@ def start_workers(
     )
     asked = num_workers or min(available_processors(), MAX_WORKERS)
     workers = EnvWorkers(env_spec, min(asked, episodes), config.env_step_seconds, while_waiting)
-    if workers.max_episode_steps is None:
-        print_notice(
-            f'environment {env_id} has no registered time limit: where it does not end its '
-            'episodes itself, set one with --max-episode-steps'
-        )
     given = _described(workers.observation_shape, workers.observation_dtype)
     wanted = _described(spec.observation_shape, spec.observation_dtype)
     differences = [
@@ -88,6 +83,11 @@ def start_workers(
         workers.close()
         raise FQLError(
             f'the data are not of environment {env_id}: its {"; its ".join(differences)}'
+        )
+    if workers.max_episode_steps is None:
+        print_notice(
+            f'environment {env_id} has no registered time limit: where it does not end its '
+            'episodes itself, set one with --max-episode-steps'
         )
     return workers
 

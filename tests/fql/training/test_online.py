@@ -1,6 +1,7 @@
 """The online phase's exploration, and the changes of its learner."""
 
 import dataclasses
+import inspect
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.files import write_json
+from data_pipeline.online_loader import OnlineBatches
 from data_pipeline.replay import Replay, RowLayout
 from data_pipeline.schema import read_json
 from fql.agents.configs import AGENT_CONFIGS, EncoderConfig, FQLConfig
@@ -161,13 +163,19 @@ class Pays:
 
 
 @pytest.mark.parametrize(
-    ('task', 'stored'),
-    [('antmaze-large-play-v2', -0.75), ('cube-single-play-singletask-task1-v0', 0.25)],
+    ('task', 'offset'),
+    [('antmaze-large-play-v2', -1.0), ('cube-single-play-singletask-task1-v0', 0.0)],
 )
-def test_what_is_added_to_the_datas_rewards_is_added_online(tmp_path, monkeypatch, task, stored):
+def test_the_environments_rewards_are_stored_and_batches_add_what_the_datas_have_added(
+    tmp_path, monkeypatch, task, offset
+):
     spec = make_spec(FQLConfig(hidden_dims=(4,)), online_steps=1)
     spec = dataclasses.replace(spec, config=dataclasses.replace(spec.config, task=task))
-    rewards = []
+    rewards, offsets = [], []
+
+    def make_batches(*arguments, **given):
+        offsets.append(inspect.signature(OnlineBatches).bind(*arguments, **given).arguments)
+        return nullcontext()
 
     class Phase:
         """Its first turn, without updates."""
@@ -192,7 +200,7 @@ def test_what_is_added_to_the_datas_rewards_is_added_online(tmp_path, monkeypatc
 
     for name, fake in [
         ('OnlinePhase', Phase),
-        ('OnlineBatches', lambda *_: nullcontext()),
+        ('OnlineBatches', make_batches),
         ('make_online_trainer', lambda trainer, *_: trainer),
         ('loader_config', lambda *_: None),
     ]:
@@ -200,7 +208,8 @@ def test_what_is_added_to_the_datas_rewards_is_added_online(tmp_path, monkeypatc
     data = SimpleNamespace(has_latents=False, split=None, rewards=None, masks=None)
     state = make_learner(spec).init(0)
     train_online(FakeTrainer(), state, spec, data, Pays(), False)
-    assert rewards == [stored]
+    assert rewards == [0.25]
+    assert [given['reward_offset'] for given in offsets] == [offset]
 
 
 @pytest.mark.parametrize('done', [3, 4])
