@@ -170,6 +170,7 @@ def test_an_online_phase_from_another_run(fql, assert_one_line, tmp_path):
     assert_one_line(done, '--steps cannot be changed to 30')
 
 
+@pytest.mark.long
 def test_a_requeued_run_needs_its_source_no_more(fql, assert_one_line, tmp_path):
     """It continues with its stored settings, and must still be the one that the command names."""
     source, run = tmp_path / 'source', tmp_path / 'run'

@@ -225,7 +225,7 @@ def tiny_encoder(monkeypatch):
 
 
 @pytest.mark.usefixtures('tiny_encoder')
-@pytest.mark.parametrize('kind', ['fql', 'qc'])
+@pytest.mark.parametrize('kind', [pytest.param('fql', marks=pytest.mark.long), 'qc'])
 def test_in_the_target_the_online_critics_choose_with_encoders_of_their_own(kind):
     """With separate encoders; the target critics, which evaluate, have other latents."""
     encoder = EncoderConfig('impala_debug', 'separate')

@@ -88,11 +88,14 @@ def test_results_do_not_depend_on_the_number_of_workers(num_workers):
     }
 
 
-@pytest.mark.parametrize('num_workers', [1, 2])
-@pytest.mark.parametrize('where', ['step', 'reset'])
 @pytest.mark.parametrize(
-    ('how', 'fault'),
-    [(signal.SIGSTOP, 'took longer than 0.6 s'), (signal.SIGKILL, 'died (exit code -9;')],
+    ('num_workers', 'where', 'how', 'fault'),
+    [
+        (1, 'step', signal.SIGSTOP, 'took longer than 0.6 s'),
+        (2, 'reset', signal.SIGSTOP, 'took longer than 0.6 s'),
+        (2, 'step', signal.SIGKILL, 'died (exit code -9;'),
+        (1, 'reset', signal.SIGKILL, 'died (exit code -9;'),
+    ],
 )
 def test_an_episode_whose_worker_is_lost_is_repeated(tmp_path, num_workers, where, how, fault):
     expected, _ = run('Counter', 1, record_episodes=2)
