@@ -330,4 +330,4 @@ def test_a_job_saves_before_it_is_queued_again(environment, monkeypatch, tmp_pat
     thread.join(timeout=60)
     assert ended == [f'exit code {EXIT_CODE}; see {log}']
     assert (again.function.arguments, again.function.log) == (tuple(arguments), str(log))
-    assert re.search(r'stopped; step [\d,]+ is saved', log.read_text())
+    assert re.search(r'stopped; update [\d,]+ is saved', log.read_text())
