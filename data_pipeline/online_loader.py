@@ -169,9 +169,9 @@ class OnlineBatches:
         if self._queue is not None:
             # A thread that waits for the next request would prevent the process from ending.
             self._queue.close(cancel_pending_enqueues=True)
-        self._queue, self._batches = None, iter(())
-        # The old mappings, each of which holds a file open, are in reference cycles.
-        gc.collect()
+            self._queue, self._batches = None, iter(())
+            # The old mappings, each of which holds a file open, are in reference cycles.
+            gc.collect()
 
 
 def stream_source(stream: Stream, like: Any, reward_offset: float) -> Source:

@@ -233,10 +233,9 @@ class Stream:
     def read(self, name: str, start: int, end: int) -> np.ndarray:
         """A copy of the rows from `start` to `end` of an array."""
         shape, dtype = self._arrays[name]
-        size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
         data = np.empty((end - start, *shape), dtype)
         rest = data.reshape(-1).view(np.uint8).data
-        place = self._starts[name] + start * size
+        place = self._starts[name] + start * self._row_bytes(name)
         while len(rest):  # Linux reads at most 2 GiB at once.
             read = os.preadv(self._files[name].fileno(), [rest[:READ_BYTES]], place)
             if not read:

@@ -18,7 +18,13 @@ from fql.runs.run_spec import read_spec
 from fql.settings.dataset_paths import task_dataset_path
 from fql.settings.presets import PresetName, default_config, online_defaults
 from fql.settings.run_arguments import check_processes, choose_folder
-from fql.settings.train_config import Processes, TrainConfig, check_given_flags, validate_config
+from fql.settings.train_config import (
+    Processes,
+    TrainConfig,
+    check_given_flags,
+    validate_config,
+    with_one_alpha,
+)
 from scripts.shared_args import VerifyData, name_of, value_of
 
 
@@ -76,7 +82,7 @@ class Train:
             env = value_of(arguments, '--env') or ''
             config = default_config(find_task(task), agent, env, preset)
             if value_of(arguments, '--alpha'):  # It holds in the online phase too.
-                config = replace(config, online=replace(config.online, alpha=None))
+                config = with_one_alpha(config)
         else:
             config = TrainConfig(task=tyro.MISSING, agent=AGENT_CONFIGS[agent]())
         check_given_flags(config.online, [name_of(argument) for argument in arguments])

@@ -133,14 +133,16 @@ class LoadedPolicy:
             )
         if not self._frames:
             self._actions = [deque() for _ in range(size)]
-            self._begins = np.ones(size, bool)
-            while len(self._frames) < self._frames.maxlen:  # type: ignore[operator]
+            self._begins = np.zeros(size, bool)
+            # Copies, as `begin_episodes` changes rows of each frame.
+            while len(self._frames) < self._frames.maxlen - 1:  # type: ignore[operator]
                 self._frames.append(map_named(np.copy, rows))
         self._frames.append(rows)
-        for frame in self._frames:
-            for name, array in named(frame).items():
-                array[self._begins] = named(rows)[name][self._begins]
-        self._begins = np.zeros(size, bool)
+        if self._begins.any():
+            for frame in self._frames:
+                for name, array in named(frame).items():
+                    array[self._begins] = named(rows)[name][self._begins]
+            self._begins = np.zeros(size, bool)
         if not all(self._actions):
             stacked = map_named(
                 lambda *frames: jnp.asarray(np.concatenate(frames, axis=-1)), *self._frames

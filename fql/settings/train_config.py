@@ -322,6 +322,11 @@ def differing_fields(stored: Any, asked: Any) -> list[str]:
     ]
 
 
+def with_one_alpha(config: TrainConfig) -> TrainConfig:
+    """The configuration whose online phase has the alpha of the offline updates."""
+    return dataclasses.replace(config, online=dataclasses.replace(config.online, alpha=None))
+
+
 def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
     """The configuration with other values, by flag: `{'batch-size': 8, 'encoder.size': 'impala'}`.
 
@@ -337,8 +342,9 @@ def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConf
         nearest = difflib.get_close_matches(unknown[0], flags)
         hint = f'; the nearest are {", ".join(nearest)}' if nearest else ''
         raise FQLError(f'agent {config.agent.name} has no setting {unknown[0]!r}{hint}')
-    same_online = {'online.alpha': None} if 'alpha' in settings else {}
-    values = config_to_dict(_replaced(config, {**same_online, **settings}))
+    if 'alpha' in settings:
+        config = with_one_alpha(config)
+    values = config_to_dict(_replaced(config, settings))
     agent = {name: value for name, value in values.pop('agent').items() if name != 'name'}
     # As after JSON, which turns tuples into lists; a date of TOML is text on a command line.
     values, agent = json.loads(json.dumps([values, agent], default=str))

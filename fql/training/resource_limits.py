@@ -20,17 +20,14 @@ def check_open_files() -> None:
 
     Orbax fails at any place then, with many tracebacks.
     """
-    soft, hard = (
-        MOST_OPEN_FILES if limit == resource.RLIM_INFINITY else limit
-        for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
-    )
-    if hard < OPEN_FILES:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
+    if most < OPEN_FILES:
         raise FQLError(
             f'only {hard} files may be open at once (ulimit -n): a run needs {OPEN_FILES}'
         )
-    if soft < min(hard, MOST_OPEN_FILES):
-        _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, MOST_OPEN_FILES), hard_limit))
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def check_memory(learner: Learner, abstract: TrainState, batch_bytes: int) -> None:

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from fql.errors import FQLError
-from fql.runs.measures import read_results
+from fql.runs.measures import SUCCESS, read_results
 from fql.runs.metrics_log import MetricsLog, read_csv
 
 
@@ -194,3 +194,9 @@ def test_rows_that_a_checkpoint_counts_and_are_gone_are_named(tmp_path, capsys):
             assert bool(line) == (written > 3)
             log.write(4, {'critic/loss': 3.0, 'actor/loss': 4.0})
             assert log.rows == {'train.csv': 4}
+
+
+def test_an_evaluation_without_a_success_beside_others_with_one_has_none(tmp_path):
+    rows = 'step,evaluation/success,evaluation/return\n2,nan,-9\n4,0.5,-3\n6,nan,-8\n'
+    (tmp_path / 'eval.csv').write_text(rows)
+    assert read_results(tmp_path / 'eval.csv') == (SUCCESS, {2: 0.0, 4: 0.5, 6: 0.0})
